@@ -1,0 +1,198 @@
+import { createHash, createPrivateKey, createPublicKey, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
+import { isIP } from 'node:net'
+import type { Extension, JsonGeneralName } from '@peculiar/x509'
+
+// The library's dependency container asks for the reflect-metadata API at import, but no class it builds takes a
+// parameter, so there is never any metadata to find: an API that finds none is enough.
+if (!('getMetadata' in Reflect)) {
+  const none = () => undefined
+  Object.assign(Reflect, { getMetadata: none, getOwnMetadata: none, defineMetadata: none })
+}
+const x509 = await import('@peculiar/x509')
+
+/** A certificate and its private key (PKCS#8), both PEM. */
+export interface Issued {
+  readonly certificate: string
+  readonly key: string
+}
+
+export interface AuthorityRequest {
+  readonly name?: string | undefined
+  /** DNS names, IP addresses, e-mail addresses and URIs. */
+  readonly san?: readonly string[] | undefined
+  /** From now; `notBefore` and `notAfter` are exact and go before it. */
+  readonly days?: number | undefined
+  readonly notBefore?: Date | undefined
+  readonly notAfter?: Date | undefined
+}
+
+export interface CertificateRequest extends AuthorityRequest {
+  /** Also an alternative name: a server's has to be a possible one, a client's is one if it is a DNS name. */
+  readonly name: string
+  readonly usage: 'server' | 'client'
+  /** An existing private key, for a renewal that keeps the pin of its public key; absent: a new P-256 key. */
+  readonly key?: string | undefined
+}
+
+const DAY_MS = 86_400_000
+const CLOCK_SKEW_MS = 5 * 60_000 // a peer whose clock is a little behind takes a new certificate at once
+const AUTHORITY_DAYS = 3650 // replacing a private CA means touching every client
+const LEAF_DAYS = 397 // the longest that browsers take from public CAs: a year, and time to renew
+const REVOCATION_LIST_DAYS = 30 // an expired list locks everyone out, so it should outlast a holiday
+const P256 = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }
+
+/** Makes a CA for leaf certificates only. Throws a RangeError for an impossible name or lifetime. */
+export async function createAuthority(request: AuthorityRequest = {}): Promise<Issued> {
+  // Two CAs of one name could not be told apart in a bundle or by their revocation lists.
+  const name = commonName(request.name ?? `Postern CA ${randomBytes(4).toString('hex')}`)
+  const key = await newKey()
+  const certificate = await x509.X509CertificateGenerator.create({
+    serialNumber: newSerial(),
+    subject: name,
+    issuer: name,
+    ...validity(request, AUTHORITY_DAYS),
+    publicKey: publicKeyOf(key),
+    signingKey: await signingKey(key),
+    extensions: [
+      new x509.BasicConstraintsExtension(true, 0, true),
+      new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
+      new x509.SubjectKeyIdentifierExtension(keyIdentifier(key)),
+      ...alternativeNames(request.san ?? []),
+    ],
+  })
+  return { certificate: pem(certificate.rawData, 'CERTIFICATE'), key }
+}
+
+/**
+ * Issues a leaf certificate, which ends no later than its CA unless `notAfter` says so.
+ * Throws a RangeError for an impossible name or lifetime, and for a CA that cannot sign.
+ */
+export async function issueCertificate(authority: Issued, request: CertificateRequest): Promise<Issued> {
+  const { name, usage, san = [], key = await newKey() } = request
+  const ca = await signer(authority)
+  const certificate = await x509.X509CertificateGenerator.create({
+    serialNumber: newSerial(),
+    subject: commonName(name),
+    issuer: ca.name,
+    ...validity(request, LEAF_DAYS, ca.notAfter),
+    publicKey: publicKeyOf(key),
+    signingKey: ca.key,
+    extensions: [
+      new x509.BasicConstraintsExtension(false, undefined, true),
+      new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
+      new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage[usage === 'server' ? 'serverAuth' : 'clientAuth']]),
+      ca.identifier,
+      new x509.SubjectKeyIdentifierExtension(keyIdentifier(key)),
+      ...alternativeNames(usage === 'server' || isDnsName(name) ? [name, ...san] : san),
+    ],
+  })
+  return { certificate: pem(certificate.rawData, 'CERTIFICATE'), key }
+}
+
+/** Makes the CA's revocation list (RFC 5280 §5): serial numbers in hex, as `X509Certificate.serialNumber` has them. */
+export async function createRevocationList(
+  authority: Issued,
+  serials: readonly string[],
+  dates: { readonly thisUpdate?: Date; readonly nextUpdate?: Date } = {},
+): Promise<string> {
+  const ca = await signer(authority)
+  const thisUpdate = dates.thisUpdate ?? new Date(Date.now() - CLOCK_SKEW_MS)
+  const reason = x509.X509CrlReason.privilegeWithdrawn
+  const number = Buffer.alloc(8, '0206', 'hex') // a DER INTEGER that grows with time, as the list's number must
+  number.writeUIntBE(Date.now(), 2, 6)
+  const list = await x509.X509CrlGenerator.create({
+    issuer: ca.name,
+    thisUpdate,
+    nextUpdate: dates.nextUpdate ?? new Date(Date.now() + REVOCATION_LIST_DAYS * DAY_MS),
+    signingAlgorithm: P256,
+    signingKey: ca.key,
+    // Without a reason the library would write an empty list of entry extensions, which RFC 5280 §5.3 has no room for.
+    entries: [...new Set(serials)].map((serialNumber) => ({ serialNumber, revocationDate: thisUpdate, reason })),
+    extensions: [ca.identifier, new x509.Extension('2.5.29.20', false, number)],
+  })
+  return pem(list.rawData, 'X509 CRL') // Node reads no other label
+}
+
+async function signer({ certificate, key }: Issued) {
+  const authority = new x509.X509Certificate(certificate)
+  const own = new X509Certificate(certificate)
+  if (!own.ca) throw new RangeError('the CA certificate is not that of a CA')
+  if (!own.checkPrivateKey(createPrivateKey(key))) {
+    throw new RangeError('the CA certificate and the CA key do not belong together')
+  }
+  const keyId = authority.getExtension(x509.SubjectKeyIdentifierExtension)?.keyId ?? keyIdentifier(key)
+  return {
+    name: authority.subjectName,
+    notAfter: authority.notAfter,
+    identifier: new x509.AuthorityKeyIdentifierExtension(keyId),
+    key: await signingKey(key),
+  }
+}
+
+function validity(request: AuthorityRequest, usualDays: number, latest?: Date) {
+  const now = Date.now()
+  const wished = now + (request.days ?? usualDays) * DAY_MS
+  const notBefore = request.notBefore ?? new Date(now - CLOCK_SKEW_MS)
+  const notAfter = request.notAfter ?? new Date(Math.min(wished, latest?.getTime() ?? wished))
+  if (notAfter > notBefore) return { notBefore, notAfter }
+  throw new RangeError('the certificate would end before it begins: its lifetime is too short, or its CA has expired')
+}
+
+function commonName(name: string) {
+  // 64 is the upper bound of RFC 5280 appendix A.1. The signs are those that RFC 4514 escapes: a tool that prints or
+  // splits a subject without doing so would read another name.
+  if (name !== name.trim() || !/^[^\p{C},=+"\\<>;#]{1,64}$/u.test(name)) {
+    const rule = 'it takes 1 to 64 characters, none of them a control character or one of , = + " \\ < > ; #'
+    throw new RangeError(`${JSON.stringify(name)} cannot be the name in a certificate: ${rule}`)
+  }
+  return [{ CN: [name] }]
+}
+
+function alternativeNames(names: readonly string[]): Extension[] {
+  return names.length === 0 ? [] : [new x509.SubjectAlternativeNameExtension([...new Set(names)].map(generalName))]
+}
+
+function generalName(value: string): JsonGeneralName {
+  if (isIP(value) !== 0 && !value.includes('%')) return { type: 'ip', value }
+  if (isDnsName(value)) return { type: 'dns', value }
+  if (/^(urn:|[a-z][a-z0-9+.-]*:\/\/)[!-~]+$/i.test(value)) return { type: 'url', value }
+  const [local = '', domain = ''] = value.split(/@(.*)/s)
+  if (/^[\w.+-]+$/.test(local) && isDnsName(domain)) return { type: 'email', value }
+  throw new RangeError(`${JSON.stringify(value)} is not a DNS name, an IP address, an e-mail address or a URI`)
+}
+
+function isDnsName(value: string): boolean {
+  const labels = value.replace(/^\*\./, '').split('.')
+  const sound = labels.every((label) => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/i.test(label))
+  return sound && value.length <= 253 && isIP(value) === 0
+}
+
+async function newKey(): Promise<string> {
+  const { privateKey } = await webcrypto.subtle.generateKey(P256, true, ['sign', 'verify'])
+  return pem(await webcrypto.subtle.exportKey('pkcs8', privateKey), 'PRIVATE KEY')
+}
+
+function newSerial(): string {
+  const serial = randomBytes(16)
+  serial.writeUInt8((serial.readUInt8() & 0x7f) | 0x40) // positive, and 16 bytes long whatever was drawn
+  return serial.toString('hex')
+}
+
+function signingKey(pkcs8: string) {
+  const key = createPrivateKey(pkcs8)
+  if (key.asymmetricKeyDetails?.namedCurve !== 'prime256v1') throw new RangeError('the CA key is not an EC P-256 key')
+  return webcrypto.subtle.importKey('pkcs8', key.export({ type: 'pkcs8', format: 'der' }), P256, false, ['sign'])
+}
+
+function publicKeyOf(key: string): Buffer {
+  return createPublicKey(key).export({ type: 'spki', format: 'der' })
+}
+
+/** RFC 7093 §2, method 4. */
+function keyIdentifier(key: string): string {
+  return createHash('sha256').update(publicKeyOf(key)).digest('hex').slice(0, 40)
+}
+
+function pem(der: ArrayBuffer, label: string): string {
+  return `${x509.PemConverter.encode(der, label)}\n`
+}

@@ -1,0 +1,101 @@
+import { access } from 'node:fs/promises'
+import { join } from 'node:path'
+import PostalMime from 'postal-mime'
+import { readConfig } from '../config.ts'
+import { type Inbox, openInbox, type ReceivedMessage } from '../inbox.ts'
+import { start } from '../server.ts'
+import { cert } from './cert.ts'
+import { createLogger, loadAll, untilSignalled } from './serve.ts'
+import type { Io } from './usage.ts'
+
+const CERTS = 'certs'
+const CLIENT = 'app'
+const INBOX = join('.postern', 'inbox')
+const EXCERPT_LINES = 20
+
+/** `postern dev`: certificates, an SMTP inbox and the gateway, all on this machine. Resolves with the exit status. */
+export async function dev(io: Io): Promise<number> {
+  await makeCertificates(io)
+  const inbox = await openInbox({
+    directory: INBOX,
+    cert: join(CERTS, 'server.crt'),
+    key: join(CERTS, 'server.key'),
+    onMessage: (message) => void readable(message).then((lines) => lines.forEach(io.print)),
+  })
+  try {
+    return await serveInto(inbox, io)
+  } finally {
+    await inbox.close()
+  }
+}
+
+async function serveInto(inbox: Inbox, io: Io): Promise<number> {
+  const { config, loaded } = loadAll(
+    readConfig({
+      POSTERN_HOST: '127.0.0.1',
+      ...io.env,
+      POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}`,
+      POSTERN_SMTP_TLS: 'required',
+      POSTERN_SMTP_CA: join(CERTS, 'ca.crt'),
+    }),
+  )
+  const logger = createLogger(config)
+  const gateway = await start(config, loaded, logger)
+  io.print('')
+  io.print(`The gateway listens on https://localhost:${gateway.port}; mail goes to an inbox in this process and to ${INBOX}/.`)
+  io.print('Send a message:')
+  io.print('')
+  io.print(curlLine(gateway.port))
+  io.print('')
+  return untilSignalled(gateway, logger, config)
+}
+
+/** Makes what is missing in certs/ and leaves what is there. */
+async function makeCertificates(io: Io): Promise<void> {
+  const wanted = [
+    ['ca.crt', ['ca']],
+    ['server.crt', ['server']],
+    [`${CLIENT}.crt`, ['client', CLIENT, '--register', '--from', '*']],
+  ] as const
+  for (const [file, args] of wanted) {
+    if (!(await exists(join(CERTS, file)))) await cert([...args, '--dir', CERTS], io)
+  }
+}
+
+function curlLine(port: number): string {
+  const message = { from: 'App <app@corp.example>', to: 'you@corp.example', subject: 'Hello from Postern', text: 'It works.' }
+  return [
+    `curl --cacert ${CERTS}/ca.crt --cert ${CERTS}/${CLIENT}.crt --key ${CERTS}/${CLIENT}.key`,
+    `https://localhost:${port}/v1/messages -H 'Content-Type: application/json' -d '${JSON.stringify(message)}'`,
+  ].join(' ')
+}
+
+async function readable({ number, from, to, content, file }: ReceivedMessage): Promise<readonly string[]> {
+  const { subject, text, html, attachments } = await PostalMime.parse(content)
+  const body = (text ?? html ?? '').trimEnd().split('\n')
+  return [
+    `--- message ${number} ---`,
+    `From:    ${from}`,
+    `To:      ${to.join(', ')}`,
+    `Subject: ${subject ?? ''}`,
+    ...attachments.map((attachment) => `Attached: ${attachment.filename ?? '(no name)'} (${attachment.mimeType})`),
+    '',
+    ...body.slice(0, EXCERPT_LINES),
+    ...(body.length > EXCERPT_LINES ? [`… ${body.length - EXCERPT_LINES} more lines`] : []),
+    '',
+    `Kept in ${file}`,
+    `--- end of message ${number} ---`,
+  ].map(printable)
+}
+
+/** Mail is anybody's text: control characters in it could rewrite what the terminal shows. */
+function printable(line: string): string {
+  return line.replace(/[\p{Cc}\p{Cf}]/gu, '\ufffd')
+}
+
+async function exists(file: string): Promise<boolean> {
+  return access(file).then(
+    () => true,
+    () => false,
+  )
+}

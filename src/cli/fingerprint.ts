@@ -1,0 +1,58 @@
+import { X509Certificate } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf } from '../fingerprint.ts'
+import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
+
+/**
+ * `postern fingerprint FILE…`: prints what to paste into the clients file for each certificate, PEM or DER.
+ * Throws one UsageError with a line for each file that holds none, after the others are printed.
+ */
+export async function fingerprint(args: readonly string[], io: Pick<Io, 'print'>): Promise<void> {
+  const { positionals: files } = parseCommandLine({ args: [...args], allowPositionals: true, options: {} })
+  if (files.length === 0) throw new UsageError('Name the certificates to read: postern fingerprint FILE…')
+  const faults: string[] = []
+  for (const file of files) {
+    try {
+      const certificate = await readCertificate(file)
+      io.print(`# ${printable(file)}: ${printable(certificate.subject)}, ${lifetime(certificate)}`)
+      for (const line of listItems(certificate)) io.print(line)
+    } catch (error) {
+      if (!(error instanceof UsageError)) throw error
+      faults.push(error.message)
+    }
+  }
+  if (faults.length > 0) throw new UsageError(faults.join('\n'))
+}
+
+/** The two ways to list a certificate under `fingerprints`, as YAML list items: itself, or any with its public key. */
+export function listItems(certificate: X509Certificate): [fingerprint: string, pin: string] {
+  return [`- ${formatFingerprint(fingerprintOf(certificate))}`, `- ${formatKeyPin(keyPinOf(certificate))}`]
+}
+
+/** "valid until 2027-01-31", in UTC. */
+export function lifetime(certificate: X509Certificate): string {
+  const end = new Date(certificate.validTo)
+  return `${end.getTime() < Date.now() ? 'EXPIRED on' : 'valid until'} ${end.toISOString().slice(0, 10)}`
+}
+
+/** Reads the leaf, which is the first certificate of a PEM file. Throws a UsageError that names the file. */
+export async function readCertificate(file: string): Promise<X509Certificate> {
+  const content = await readFile(file).catch(refusal(`${printable(file)} cannot be read`))
+  try {
+    return new X509Certificate(content)
+  } catch (cause) {
+    throw new UsageError(`${printable(file)} ${whatItIs(content.toString('latin1'))}`, { cause })
+  }
+}
+
+function whatItIs(text: string): string {
+  if (text.includes('-----BEGIN CERTIFICATE-----')) return 'holds a certificate that is damaged.'
+  if (text.includes('PRIVATE KEY-----')) return 'holds a private key and no certificate: name the .crt file.'
+  if (text.includes('CERTIFICATE REQUEST-----')) return 'holds a request for a certificate: have it signed first.'
+  return 'is not a certificate: it should be PEM (-----BEGIN CERTIFICATE-----) or DER.'
+}
+
+/** On one line, so that neither a file's name nor a subject can add a line to what will be pasted. */
+function printable(text: string): string {
+  return text.replace(/\n/g, ', ').replace(/\p{C}|\p{Zl}|\p{Zp}/gu, '?')
+}

@@ -1,0 +1,59 @@
+import { type Logger, pino } from 'pino'
+import { type Config, type ConfigResult, readConfig } from '../config.ts'
+import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../load.ts'
+import { type Gateway, type Loaded, start } from '../server.ts'
+
+/** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */
+export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
+  const { config, loaded, warnings } = loadAll(readConfig(env))
+  const logger = createLogger(config)
+  for (const warning of warnings) logger.warn(warning)
+  if (loaded.clients.clients.size === 0) logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
+  const gateway = await start(config, loaded, logger)
+  return untilSignalled(gateway, logger, config)
+}
+
+/** Everything the gateway needs from outside. Throws a LoadError with all faults of the configuration at once. */
+export function loadAll({ config, faults, warnings }: ConfigResult): { config: Config; loaded: Loaded; warnings: readonly string[] } {
+  const all = [...faults]
+  const secureContext = collect(() => loadSecureContext(config), all)
+  const clients = collect(() => loadClients(config), all)
+  const relayCa = collect(() => loadRelayCa(config), all)
+  if (secureContext === undefined || clients === undefined || all.length > 0) throw new LoadError(all)
+  return { config, loaded: { secureContext, clients, relayCa }, warnings }
+}
+
+export function createLogger({ log }: Pick<Config, 'log'>): Logger {
+  return pino({ level: log.level, base: null, timestamp: pino.stdTimeFunctions.isoTime, formatters: { level: (label) => ({ level: label }) } })
+}
+
+/**
+ * Waits for SIGTERM or SIGINT, stops the gateway and resolves with the exit status: 0 when all was finished, 1 when the
+ * grace period ended first. A second signal ends the wait at once. As PID 1 a process has no default signal handlers.
+ */
+export function untilSignalled(gateway: Gateway, logger: Logger, config: Pick<Config, 'shutdownGrace'>): Promise<number> {
+  return new Promise((resolve) => {
+    let stopping = false
+    const onSignal = (signal: NodeJS.Signals): void => {
+      if (stopping) {
+        logger.warn({ signal }, 'stopped at once by a second signal')
+        return resolve(1)
+      }
+      stopping = true
+      logger.info({ signal, grace_ms: config.shutdownGrace }, 'shutting down')
+      gateway.stop().then(
+        (cut) => {
+          if (cut > 0) logger.error({ cut }, 'the grace period ended with messages in progress: their connections were cut')
+          else logger.info('stopped')
+          resolve(cut > 0 ? 1 : 0)
+        },
+        (error: unknown) => {
+          logger.error({ error: error instanceof Error ? error.message : 'unknown' }, 'stopping failed')
+          resolve(1)
+        },
+      )
+    }
+    process.on('SIGTERM', onSignal)
+    process.on('SIGINT', onSignal)
+  })
+}

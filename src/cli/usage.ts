@@ -1,0 +1,35 @@
+import { getSystemErrorMap, parseArgs, type ParseArgsConfig } from 'node:util'
+
+/** A command cannot do what was asked. Each line of the message is a plain sentence for the person who asked. */
+export class UsageError extends Error {}
+
+/** What a command has of the process that runs it. */
+export interface Io {
+  readonly env: NodeJS.ProcessEnv
+  print(line: string): void
+}
+
+/** `parseArgs`, strict, with its complaints as a UsageError. */
+export function parseCommandLine<const T extends ParseArgsConfig>(config: T): ReturnType<typeof parseArgs<T>> {
+  try {
+    return parseArgs<T>(config)
+  } catch (cause) {
+    if (!isSystemError(cause) || !cause.code.startsWith('ERR_PARSE_ARGS_')) throw cause
+    const [complaint = ''] = cause.message.split(/[.\n]/) // Node's advice about "--" that follows fits no command here
+    throw new UsageError(`${complaint}.`, { cause })
+  }
+}
+
+/** For `catch`: turns a refusal of the operating system into "WHAT: no such file or directory." */
+export function refusal(what: string): (error: unknown) => never {
+  return (error) => {
+    const errno = isSystemError(error) ? error.errno : undefined
+    const reason = errno === undefined ? undefined : getSystemErrorMap().get(errno)?.[1]
+    if (reason === undefined) throw error
+    throw new UsageError(`${what}: ${reason}.`, { cause: error })
+  }
+}
+
+export function isSystemError(error: unknown): error is NodeJS.ErrnoException & { readonly code: string } {
+  return error instanceof Error && 'code' in error && typeof error.code === 'string'
+}

@@ -1,0 +1,276 @@
+import { readFileSync } from 'node:fs'
+import { isIP } from 'node:net'
+import { hostname } from 'node:os'
+import type { SecureVersion } from 'node:tls'
+import { parseDuration, parseSize } from './units.ts'
+
+/** One SMTP server to hand messages to. `label` is what logs and answers call it: it never holds a secret. */
+export interface RelayAddress {
+  readonly host: string
+  readonly port: number
+  /** TLS from the first byte (smtps://) instead of STARTTLS. */
+  readonly secure: boolean
+  readonly user: string | undefined
+  readonly password: string | undefined
+  readonly label: string
+}
+
+export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'
+export type LogRecipients = 'full' | 'domain' | 'none'
+
+/** The whole configuration as the environment states it. Sizes are bytes, times milliseconds. */
+export interface Config {
+  readonly host: string
+  readonly port: number
+  readonly tls: {
+    readonly cert: string
+    readonly key: string
+    readonly clientCa: string
+    readonly crl: string | undefined
+    readonly minVersion: SecureVersion
+    readonly maxVersion: SecureVersion
+  }
+  readonly clients: string
+  readonly smtp: {
+    readonly relays: readonly RelayAddress[]
+    readonly tls: SmtpTlsMode
+    readonly ca: string | undefined
+    readonly connections: number
+    readonly timeout: number
+    readonly name: string
+  }
+  readonly maxSize: number
+  readonly maxRecipients: number
+  readonly maxPending: number
+  readonly maxInflight: number
+  readonly requestTimeout: number
+  readonly shutdownGrace: number
+  readonly redisUrl: string | undefined
+  readonly ops: { readonly host: string; readonly port: number }
+  readonly http: { readonly port: number | undefined; readonly webroot: string | undefined; readonly publicUrl: string | undefined }
+  readonly log: { readonly level: string; readonly recipients: LogRecipients }
+}
+
+export interface ConfigResult {
+  /** Complete even when there are faults, so that the files it names can be checked in the same run. */
+  readonly config: Config
+  /** One plain sentence each. Empty: the configuration can be used. */
+  readonly faults: readonly string[]
+  readonly warnings: readonly string[]
+}
+
+// Values that hold a password: each may be given as a file instead, and none is ever quoted in a fault.
+const SECRETS = ['POSTERN_SMTP_URL', 'POSTERN_REDIS_URL'] as const
+const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
+const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
+
+/** Reads `POSTERN_*` from an environment, and the files that `NAME_FILE` variables point to. Never throws. */
+export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
+  const reader = new EnvironmentReader(env)
+  const { text, secret, choice, number, parsed } = reader
+  const config: Config = {
+    host: text('POSTERN_HOST', '0.0.0.0'),
+    port: number('POSTERN_PORT', 8443, 0, 65_535),
+    tls: {
+      cert: text('POSTERN_TLS_CERT', 'certs/server.crt'),
+      key: text('POSTERN_TLS_KEY', 'certs/server.key'),
+      clientCa: text('POSTERN_TLS_CLIENT_CA', 'certs/ca.crt'),
+      crl: text('POSTERN_TLS_CRL', undefined),
+      minVersion: choice('POSTERN_TLS_MIN_VERSION', 'TLSv1.2', TLS_VERSIONS),
+      maxVersion: choice('POSTERN_TLS_MAX_VERSION', 'TLSv1.3', TLS_VERSIONS),
+    },
+    clients: text('POSTERN_CLIENTS', 'certs/clients.yaml'),
+    smtp: {
+      relays: secret('POSTERN_SMTP_URL', parseRelays) ?? [],
+      tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
+      ca: text('POSTERN_SMTP_CA', undefined),
+      connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
+      timeout: parsed('POSTERN_SMTP_TIMEOUT', '60s', parseDuration),
+      name: parsed('POSTERN_SMTP_NAME', hostname(), parseEhloName),
+    },
+    maxSize: parsed('POSTERN_MAX_SIZE', '25MB', parseSize),
+    maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
+    maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
+    maxInflight: parsed('POSTERN_MAX_INFLIGHT', '256MB', parseSize),
+    requestTimeout: parsed('POSTERN_REQUEST_TIMEOUT', '30s', parseDuration),
+    shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', '30s', parseDuration),
+    redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
+    ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },
+    http: {
+      port: number('POSTERN_HTTP_PORT', undefined, 0, 65_535),
+      webroot: text('POSTERN_ACME_WEBROOT', undefined),
+      publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parsePublicUrl),
+    },
+    log: {
+      level: choice('POSTERN_LOG_LEVEL', 'info', LOG_LEVELS),
+      recipients: choice('POSTERN_LOG_RECIPIENTS', 'full', ['full', 'domain', 'none']),
+    },
+  }
+  if (config.smtp.relays.length === 0 && !reader.failed('POSTERN_SMTP_URL')) {
+    reader.fault('POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.')
+  }
+  if (config.tls.minVersion > config.tls.maxVersion) {
+    reader.fault(`POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`)
+  }
+  reader.refuseUnknown()
+  return { config, faults: reader.faults, warnings: plaintextWarnings(config.smtp) }
+}
+
+class EnvironmentReader {
+  readonly faults: string[] = []
+  readonly #env: Readonly<Record<string, string | undefined>>
+  readonly #known = new Set<string>()
+  readonly #failed = new Set<string>()
+
+  constructor(env: Readonly<Record<string, string | undefined>>) {
+    this.#env = env
+  }
+
+  fault(sentence: string): void {
+    this.faults.push(sentence)
+  }
+
+  failed(name: string): boolean {
+    return this.#failed.has(name)
+  }
+
+  // An empty value counts as absent: that is what an unset variable of a compose file becomes.
+  text = <T extends string | undefined>(name: string, fallback: T): string | T => {
+    this.#known.add(name)
+    const value = this.#env[name]?.trim()
+    return value === undefined || value === '' ? fallback : value
+  }
+
+  parsed = <T, F extends string | undefined>(name: string, fallback: F, parse: (text: string) => T): T | (F & undefined) => {
+    const value = this.text(name, fallback)
+    if (value === undefined) return undefined as F & undefined
+    return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? parse(fallback ?? '')
+  }
+
+  number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F => {
+    const value = this.text(name, undefined)
+    if (value === undefined) return fallback
+    if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value)
+    this.fault(`${name} "${value}" is not a whole number from ${least} to ${most}.`)
+    return fallback
+  }
+
+  choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
+    const value = this.text(name, undefined)
+    const chosen = choices.find((choice) => choice === (value ?? fallback))
+    if (chosen === undefined) this.fault(`${name} "${value}" is none of ${choices.join(', ')}.`)
+    return chosen ?? fallback
+  }
+
+  /** The variable itself or the file that NAME_FILE points to; its value never appears in a fault. */
+  secret = <T>(name: (typeof SECRETS)[number], parse: (text: string) => T): T | undefined => {
+    const direct = this.text(name, undefined)
+    const file = this.text(`${name}_FILE`, undefined)
+    if (direct !== undefined && file !== undefined) {
+      this.#failed.add(name)
+      this.fault(`${name} and ${name}_FILE are both set: set one of them.`)
+      return undefined
+    }
+    const value = file === undefined ? direct : this.#attempt(`${name}_FILE`, ` ${file}`, () => readSecret(file))
+    if (value === undefined) {
+      if (file !== undefined) this.#failed.add(name)
+      return undefined
+    }
+    return this.#attempt(name, '', () => parse(value))
+  }
+
+  refuseUnknown(): void {
+    for (const name of Object.keys(this.#env)) {
+      if (!name.startsWith('POSTERN_') || this.#known.has(name)) continue
+      this.fault(`${name} is not a setting of Postern: check its spelling.`)
+    }
+  }
+
+  #attempt<T>(name: string, shown: string, parse: () => T): T | undefined {
+    try {
+      return parse()
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error
+      this.#failed.add(name)
+      this.fault(`${name}${shown} ${error.message}.`)
+      return undefined
+    }
+  }
+}
+
+function readSecret(file: string): string {
+  try {
+    return readFileSync(file, 'utf8').trim()
+  } catch (error) {
+    throw new RangeError(`cannot be read (${codeOf(error)})`)
+  }
+}
+
+function parseRelays(text: string): readonly RelayAddress[] {
+  return text.split(/\s+/).filter(Boolean).map(parseRelay)
+}
+
+function parseRelay(text: string): RelayAddress {
+  let url: URL
+  try {
+    url = new URL(text)
+  } catch {
+    throw new RangeError('is not a URL such as smtp://user:password@mail.internal:587')
+  }
+  if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:') throw new RangeError('should begin with smtp:// or smtps://')
+  if (url.hostname === '') throw new RangeError('names no host')
+  if (!['', '/'].includes(url.pathname) || url.search !== '' || url.hash !== '') {
+    throw new RangeError('should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)')
+  }
+  if ((url.username === '') !== (url.password === '')) throw new RangeError('should name both a user and a password, or neither')
+  const secure = url.protocol === 'smtps:'
+  const host = decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
+  const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)
+  return {
+    host,
+    port,
+    secure,
+    user: url.username === '' ? undefined : decode(url.username),
+    password: url.password === '' ? undefined : decode(url.password),
+    label: `${isIP(host) === 6 ? `[${host}]` : host}:${port}`,
+  }
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    throw new RangeError('has a percent sign that encodes nothing: write % as %25')
+  }
+}
+
+function parseRedisUrl(text: string): string {
+  if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol)) throw new RangeError('should be a redis:// or rediss:// URL')
+  return text
+}
+
+function parsePublicUrl(text: string): string {
+  if (!URL.canParse(text) || new URL(text).protocol !== 'https:') throw new RangeError('should be an https:// URL')
+  return text
+}
+
+function parseEhloName(text: string): string {
+  if (!/^[A-Za-z0-9.:[\]_-]{1,255}$/.test(text)) throw new RangeError('is not a host name or [address]')
+  return text
+}
+
+function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
+  if (tls === 'required') return []
+  return relays
+    .filter((relay) => !relay.secure && !isLoopback(relay.host))
+    .map((relay) => `POSTERN_SMTP_TLS is ${tls}: messages and passwords may cross the network to ${relay.label} unencrypted.`)
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
+}
+
+/** The system's error code (`ENOENT`, …) for a sentence: messages of the system hold paths, codes do not. */
+export function codeOf(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
+}

@@ -1,0 +1,132 @@
+/** What is known about a message when the answer is not a 200: contract promise 1. */
+export type Outcome = 'not_sent' | 'unknown'
+
+/** The closed list of problem codes: status, title and whether the same request may succeed later. */
+export const PROBLEMS = {
+  malformed_json: { status: 400, title: 'The body is not valid JSON', retryable: false },
+  invalid_message: { status: 400, title: 'The message is not valid', retryable: false },
+  invalid_header: { status: 400, title: 'A header is not valid', retryable: false },
+  malformed_mime: { status: 400, title: 'The message is not well-formed MIME', retryable: false },
+  client_certificate_required: { status: 401, title: 'A client certificate is required', retryable: false },
+  unknown_certificate: { status: 403, title: 'The client certificate is not known here', retryable: false },
+  certificate_expired: { status: 403, title: 'The client certificate is not valid now', retryable: false },
+  certificate_revoked: { status: 403, title: 'The client certificate has been revoked', retryable: false },
+  sender_not_allowed: { status: 403, title: 'The sender is not allowed for this client', retryable: false },
+  recipient_not_allowed: { status: 403, title: 'A recipient is not allowed for this client', retryable: false },
+  raw_not_allowed: { status: 403, title: 'Raw messages are not allowed for this client', retryable: false },
+  not_found: { status: 404, title: 'There is nothing at this path', retryable: false },
+  method_not_allowed: { status: 405, title: 'This path does not take this method', retryable: false },
+  not_acceptable: { status: 406, title: 'The answer cannot be given in an accepted media type', retryable: false },
+  request_timeout: { status: 408, title: 'The request came too slowly', retryable: true },
+  idempotency_in_progress: { status: 409, title: 'A request with this idempotency key is still running', retryable: true },
+  message_too_large: { status: 413, title: 'The message is too large', retryable: false },
+  too_many_recipients: { status: 413, title: 'The message has too many recipients', retryable: false },
+  unsupported_media_type: { status: 415, title: 'This path does not take this media type', retryable: false },
+  idempotency_key_reused: { status: 422, title: 'The idempotency key was used for another request', retryable: false },
+  invalid_idempotency_key: { status: 422, title: 'The idempotency key is not valid', retryable: false },
+  smtputf8_unsupported: { status: 422, title: 'The relay does not take non-ASCII local parts', retryable: false },
+  rejected_by_relay: { status: 422, title: 'The relay refused the message', retryable: false },
+  rate_limited: { status: 429, title: 'The client sends faster than its rate allows', retryable: true },
+  quota_exceeded: { status: 429, title: 'The client has used up its quota', retryable: true },
+  internal: { status: 500, title: 'The gateway failed', retryable: false },
+  relay_unavailable: { status: 503, title: 'No relay could be reached', retryable: true },
+  deferred_by_relay: { status: 503, title: 'The relay put the message off', retryable: true },
+  overloaded: { status: 503, title: 'The gateway has as much in progress as it may', retryable: true },
+  shutting_down: { status: 503, title: 'The gateway is shutting down', retryable: true },
+  store_unavailable: { status: 503, title: 'The shared store cannot be reached', retryable: true },
+  delivery_unknown: { status: 504, title: 'The message was handed over and no reply came', retryable: false },
+} as const satisfies Record<string, { status: number; title: string; retryable: boolean }>
+
+export type ProblemCode = keyof typeof PROBLEMS
+
+/** Seconds a caller should wait where the cause itself does not say: every 409, 429 and 503 names some. */
+const DEFAULT_RETRY_AFTER_S = 5
+
+/** One fault of the input: a JSON pointer (RFC 6901) and a sentence. */
+export interface Fault {
+  readonly path: string
+  readonly message: string
+}
+
+/** A recipient that the relay refused, with its reply (RFC 5321 §4.2, RFC 3463). */
+export interface RejectedRecipient {
+  readonly email: string
+  readonly code: number
+  readonly enhanced: string | null
+  readonly message: string
+}
+
+/** The relay's part in an answer. */
+export interface SmtpReply {
+  readonly relay: string
+  readonly code?: number
+  readonly enhanced?: string
+  readonly response?: string
+  readonly rejected?: readonly RejectedRecipient[]
+}
+
+export interface ProblemDetails {
+  readonly errors?: readonly Fault[]
+  readonly smtp?: SmtpReply
+  /** Seconds. */
+  readonly retryAfter?: number
+  readonly headers?: Readonly<Record<string, string>>
+  readonly cause?: unknown
+}
+
+/** An answer that is not a 200, thrown anywhere and put on the wire in plugins/problems.ts. `message` is the detail. */
+export class Problem extends Error {
+  readonly code: ProblemCode
+  readonly status: number
+  readonly outcome: Outcome
+  readonly errors: readonly Fault[] | undefined
+  readonly smtp: SmtpReply | undefined
+  readonly headers: Readonly<Record<string, string>>
+
+  constructor(code: ProblemCode, detail: string, details: ProblemDetails = {}) {
+    super(detail, details.cause === undefined ? undefined : { cause: details.cause })
+    this.name = 'Problem'
+    this.code = code
+    this.status = PROBLEMS[code].status
+    this.outcome = code === 'delivery_unknown' ? 'unknown' : 'not_sent'
+    this.errors = details.errors
+    this.smtp = details.smtp
+    this.headers = takesRetryAfter(this.status)
+      ? { 'retry-after': String(Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))), ...details.headers }
+      : { ...details.headers }
+  }
+
+  /** The body of the answer (RFC 9457). */
+  toBody(requestId: string): ProblemBody {
+    const { title, retryable } = PROBLEMS[this.code]
+    return {
+      type: `urn:postern:problem:${this.code}`,
+      title,
+      status: this.status,
+      detail: this.message,
+      code: this.code,
+      retryable,
+      outcome: this.outcome,
+      request_id: requestId,
+      ...(this.errors && { errors: this.errors }),
+      ...(this.smtp && { smtp: this.smtp }),
+    }
+  }
+}
+
+export interface ProblemBody {
+  readonly type: string
+  readonly title: string
+  readonly status: number
+  readonly detail: string
+  readonly code: ProblemCode
+  readonly retryable: boolean
+  readonly outcome: Outcome
+  readonly request_id: string
+  readonly errors?: readonly Fault[]
+  readonly smtp?: SmtpReply
+}
+
+function takesRetryAfter(status: number): boolean {
+  return status === 409 || status === 429 || status === 503
+}

@@ -1,0 +1,104 @@
+import { domainToASCII } from 'node:url'
+
+/** One address with an optional display name, parsed once: header and envelope are both built from this value. */
+export interface Mailbox {
+  /** `local@domain` as it goes into the envelope, the domain lower-case and as A-labels. */
+  readonly address: string
+  readonly local: string
+  readonly domain: string
+  /** Display name, plain text; empty when there is none. */
+  readonly name: string
+}
+
+export type MailboxInput = string | { readonly email: string; readonly name?: string }
+
+// RFC 5321 §4.5.3.1, in octets.
+const MAX_LOCAL = 64
+const MAX_DOMAIN = 255
+const MAX_NAME = 256
+
+const LOCAL_PART = /^[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+(?:\.[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+)*$/u
+const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/
+// Controls, line and paragraph separators, and the marks that reorder text on screen to fake another address.
+const FORBIDDEN = /[\p{Cc}\p{Cs}\u2028\u2029\ufeff]/u
+const FORBIDDEN_IN_ADDRESS = /[\p{Cc}\p{Cf}\p{Cs}\p{Z}\p{Cn}]/u
+
+/**
+ * Reads exactly one mailbox: `a@b`, `<a@b>`, `Name <a@b>`, `"Name, Jr." <a@b>` or `{ email, name }`.
+ * What RFC 5322 §3.4 allows beyond that (lists, groups, comments, routes, quoted local parts, domain literals) is
+ * refused, since two parsers can read it as different recipients. Time is linear in the input.
+ * Throws a RangeError with a sentence that follows the field's name.
+ */
+export function parseMailbox(input: MailboxInput): Mailbox {
+  if (typeof input !== 'string') {
+    return { ...parseAddress(input.email), name: checkName(input.name ?? '') }
+  }
+  if (FORBIDDEN.test(input)) throw new RangeError('contains a control character or line break')
+  const text = input.trim()
+  if (!text.endsWith('>')) return { ...parseAddress(text), name: '' }
+  const open = text.lastIndexOf('<')
+  if (open === -1) throw new RangeError('has ">" without "<"')
+  return { ...parseAddress(text.slice(open + 1, -1)), name: checkName(parseDisplayName(text.slice(0, open).trim())) }
+}
+
+/**
+ * Reads a bare `local@domain` (RFC 5321 §4.1.2 without quoted strings and literals; RFC 6531 for non-ASCII).
+ * Throws a RangeError with a sentence that follows the field's name.
+ */
+export function parseAddress(text: string): Omit<Mailbox, 'name'> {
+  if (FORBIDDEN.test(text)) throw new RangeError('contains a control character or line break')
+  if (text === '') throw new RangeError('is empty where an address like user@example.com is expected')
+  const at = text.lastIndexOf('@')
+  if (at === -1) throw new RangeError('has no "@": an address like user@example.com is expected')
+  const local = text.slice(0, at).normalize('NFC')
+  if (local.startsWith('"')) throw new RangeError('has a quoted local part, which is not accepted')
+  if (/[,;:<>()[\]\\"@\s]/.test(local)) {
+    throw new RangeError('is not exactly one address: lists, groups, comments, routes and quotes are not accepted')
+  }
+  if (!LOCAL_PART.test(local) || FORBIDDEN_IN_ADDRESS.test(local)) throw new RangeError('has a local part that is not valid')
+  if (Buffer.byteLength(local) > MAX_LOCAL) throw new RangeError(`has a local part of more than ${MAX_LOCAL} octets`)
+  const domain = parseDomain(text.slice(at + 1))
+  return { address: `${local}@${domain}`, local, domain }
+}
+
+/**
+ * Reads a domain name and gives it in lower case, U-labels turned into A-labels (RFC 5891).
+ * Throws a RangeError with a sentence that follows the field's name.
+ */
+export function parseDomain(text: string): string {
+  const ascii = /^[\x21-\x7e]*$/.test(text)
+  // Anything but letters, digits, dots and hyphens never reaches the IDNA mapping, which would percent-decode it.
+  if (!/^[\w.\u0080-\u{10ffff}-]+$/u.test(text) || FORBIDDEN_IN_ADDRESS.test(text)) {
+    throw new RangeError('has a domain that is not valid')
+  }
+  const domain = ascii ? text.toLowerCase() : domainToASCII(text)
+  const labels = domain.split('.')
+  if (domain === '' || !labels.every((label) => LABEL.test(label)) || /^\d+$/.test(labels.at(-1) ?? '')) {
+    throw new RangeError('has a domain that is not valid')
+  }
+  if (domain.length > MAX_DOMAIN) throw new RangeError(`has a domain of more than ${MAX_DOMAIN} octets`)
+  return domain
+}
+
+/** Whether the address needs the SMTPUTF8 extension (RFC 6531). */
+export function needsSmtpUtf8(address: string): boolean {
+  return /[^\x00-\x7f]/.test(address)
+}
+
+function parseDisplayName(text: string): string {
+  if (text.startsWith('"')) {
+    const quoted = /^"((?:[^"\\]|\\.)*)"$/u.exec(text)
+    if (quoted?.[1] === undefined) throw new RangeError('has a quoted name that is not closed')
+    return quoted[1].replace(/\\(.)/gu, '$1')
+  }
+  if (/[,;:<>()[\]\\"@]/.test(text)) {
+    throw new RangeError('is not exactly one address: put a name with special characters in double quotes')
+  }
+  return text
+}
+
+function checkName(name: string): string {
+  if (FORBIDDEN.test(name)) throw new RangeError('has a name with a control character or line break')
+  if (Buffer.byteLength(name) > MAX_NAME) throw new RangeError(`has a name of more than ${MAX_NAME} octets`)
+  return name.trim()
+}

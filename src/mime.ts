@@ -1,0 +1,108 @@
+import { encode as encodeQuotedPrintable, wrap as wrapQuotedPrintable } from 'nodemailer/lib/qp'
+import { buildHeaderValue, encodeWord, foldLines, hasLongerLines, isPlainText } from 'nodemailer/lib/mime-funcs'
+import { type Mailbox, needsSmtpUtf8 } from './mailbox.ts'
+
+// RFC 2045 §6.8 and RFC 5322 §2.1.1: encoded lines and folded headers stay within these many characters.
+const BASE64_LINE = 76
+const HEADER_LINE = 76
+/** RFC 5322 §2.1.1: no line of a message may be longer, without its CRLF. */
+const MAX_LINE = 998
+const ENCODED_WORD = 52
+
+const CRLF = '\r\n'
+
+const STRUCTURED = /^(?:list-.*|in-reply-to|references|auto-submitted|precedence|importance|priority|feedback-id|content-language)$/i
+
+/** A MIME entity as the buffers that make it up, in order. */
+export type Entity = readonly Buffer[]
+
+/** One header field, folded, with its CRLF. `value` must already be safe for a header. */
+export function field(name: string, value: string): string {
+  return foldLines(`${name}: ${value}`, HEADER_LINE) + CRLF
+}
+
+/** Fields that are no place for encoded words (RFC 2047 §5): their values go out as they are, in ASCII or not at all. */
+export function isStructured(name: string): boolean {
+  return STRUCTURED.test(name)
+}
+
+/** Whether a value can be folded into lines of legal length (RFC 5322 §2.1.1), whatever the field is called. */
+export function isFoldable(value: string): boolean {
+  return longestWord(value) < MAX_LINE - 80
+}
+
+/** An unstructured header value (RFC 5322 §3.2.5): text that could be taken for something else is encoded (RFC 2047). */
+export function unstructured(text: string): string {
+  const plain = /^[\x20-\x7e]*$/.test(text) && !text.includes('=?') && text === text.trim() && isFoldable(text)
+  return plain ? text : encodeWord(text, wordEncoding(text), ENCODED_WORD)
+}
+
+/** A mailbox for From, To, Cc and Reply-To, from the parsed value alone. */
+export function mailbox({ address, name }: Mailbox): string {
+  if (name === '') return address
+  return `${phrase(name)} <${address}>`
+}
+
+export function mailboxes(list: readonly Mailbox[]): string {
+  return list.map(mailbox).join(', ')
+}
+
+/** A header with parameters, such as a content type: non-ASCII values go out as RFC 2231 continuations. */
+export function parameterized(value: string, params: Readonly<Record<string, string>>): string {
+  return buildHeaderValue({ value, params: { ...params } })
+}
+
+/**
+ * A text part (RFC 2045): 7bit where it can be, otherwise whichever of quoted-printable and base64 is shorter.
+ * Line breaks of every kind become CRLF.
+ */
+export function textEntity(contentType: string, text: string, headers = ''): Entity {
+  const normalized = text.replace(/\r\n|\r|\n/g, CRLF)
+  const [encoding, body] = encodeText(normalized)
+  return [Buffer.from(`${headers}Content-Type: ${contentType}${CRLF}Content-Transfer-Encoding: ${encoding}${CRLF}${CRLF}${body}${CRLF}`)]
+}
+
+/** A part whose content is already strict base64: only the line breaks are added, nothing is decoded. */
+export function base64Entity(headers: string, base64: string): Entity {
+  return [Buffer.from(`${headers}Content-Transfer-Encoding: base64${CRLF}${CRLF}`), wrapBase64(base64)]
+}
+
+/** A multipart entity (RFC 2046 §5.1). The boundary has to be one that no part can contain. */
+export function multipart(subtype: string, boundary: string, parts: readonly Entity[], params = '', headers = ''): Entity {
+  const delimiter = Buffer.from(`--${boundary}${CRLF}`)
+  const head = `${headers}Content-Type: multipart/${subtype}; boundary="${boundary}"${params}${CRLF}${CRLF}`
+  return [Buffer.from(head), ...parts.flatMap((part) => [delimiter, ...part]), Buffer.from(`--${boundary}--${CRLF}`)]
+}
+
+function encodeText(text: string): [encoding: string, body: string] {
+  if (isPlainText(text) && !hasLongerLines(text, BASE64_LINE)) return ['7bit', text]
+  if (wordEncoding(text) === 'Q') return ['quoted-printable', wrapQuotedPrintable(encodeQuotedPrintable(text))]
+  return ['base64', Buffer.from(text).toString('base64').replace(/.{76}(?!$)/g, `$&${CRLF}`)]
+}
+
+function phrase(name: string): string {
+  if (needsSmtpUtf8(name)) return encodeWord(name, wordEncoding(name), ENCODED_WORD)
+  if (/^[\w !#$%&'*+/^`{|}~-]+$/.test(name)) return name
+  return `"${name.replace(/["\\]/g, '\\$&')}"`
+}
+
+/** Q costs three characters for each byte outside ASCII, B a third more for all of them. */
+function wordEncoding(text: string): 'Q' | 'B' {
+  const encoded = Buffer.byteLength(text) - text.length + (text.match(/[^\x20-\x7e\r\n]/g)?.length ?? 0)
+  return encoded * 6 > text.length ? 'B' : 'Q'
+}
+
+function wrapBase64(base64: string): Buffer {
+  const lines = Math.max(1, Math.ceil(base64.length / BASE64_LINE))
+  const wrapped = Buffer.allocUnsafe(base64.length + lines * 2)
+  let at = 0
+  for (let line = 0; line < lines; line++) {
+    at += wrapped.write(base64.slice(line * BASE64_LINE, (line + 1) * BASE64_LINE), at, 'latin1')
+    at += wrapped.write(CRLF, at, 'latin1')
+  }
+  return wrapped
+}
+
+function longestWord(text: string): number {
+  return text.split(' ').reduce((longest, word) => Math.max(longest, word.length), 0)
+}

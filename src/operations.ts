@@ -1,0 +1,50 @@
+import { createServer, type Server } from 'node:http'
+
+/** One answer of the operations port. */
+export interface OperationsAnswer {
+  readonly status: number
+  readonly type: string
+  readonly body: string
+}
+
+export type OperationsRoutes = Readonly<Record<string, () => OperationsAnswer | Promise<OperationsAnswer>>>
+
+const REQUEST_TIMEOUT_MS = 5_000
+const MAX_HEAD_BYTES = 8 * 1024
+
+/** Why the gateway should get no traffic now; nothing when it should. */
+export type Readiness = () => string | undefined
+
+/** The plain HTTP server for probes and metrics. It knows no mail route and shares nothing with the listener that does. */
+export function operationsServer(routes: OperationsRoutes): Server {
+  const server = createServer({ requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS, maxHeaderSize: MAX_HEAD_BYTES }, (request, response) => {
+    request.resume()
+    const path = (request.url ?? '').split('?', 1)[0] ?? ''
+    const route = Object.hasOwn(routes, path) ? routes[path] : undefined
+    const readable = request.method === 'GET' || request.method === 'HEAD'
+    const respond = ({ status, type, body }: OperationsAnswer): void => {
+      response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff', 'content-length': Buffer.byteLength(body) })
+      response.end(request.method === 'HEAD' ? undefined : body)
+    }
+    if (route === undefined) return respond(plain(404, 'There is nothing at this path.'))
+    if (!readable) return respond(plain(405, 'This path takes GET.'))
+    Promise.resolve(route()).then(respond, () => respond(plain(500, 'failed')))
+  })
+  server.unref()
+  return server
+}
+
+/** `/livez` says that the process answers, `/readyz` whether it should get traffic. */
+export function probeRoutes(notReady: Readiness): OperationsRoutes {
+  return {
+    '/livez': () => plain(200, 'ok'),
+    '/readyz': () => {
+      const reason = notReady()
+      return reason === undefined ? plain(200, 'ok') : plain(503, reason)
+    },
+  }
+}
+
+export function plain(status: number, text: string): OperationsAnswer {
+  return { status, type: 'text/plain; charset=utf-8', body: `${text}\n` }
+}

@@ -1,0 +1,22 @@
+import type { TypedApp } from '../app.ts'
+import { formatFingerprint } from '../fingerprint.ts'
+import { callerOf } from '../plugins/identity.ts'
+import { problemResponses, WhoamiSchema } from '../schemas.ts'
+
+/** GET /v1/whoami: what the caller is to the gateway. */
+export function whoamiRoute(app: TypedApp): void {
+  app.get(
+    '/v1/whoami',
+    { schema: { summary: 'Who am I', response: { 200: WhoamiSchema, ...problemResponses(['unknown_certificate']) } } },
+    async (request) => {
+      const { client, peer } = callerOf(request)
+      return {
+        client: client.name,
+        fingerprint: formatFingerprint(peer.fingerprint),
+        not_before: peer.notBefore.toISOString(),
+        not_after: peer.notAfter.toISOString(),
+        policy: { ...client.stated },
+      }
+    },
+  )
+}

@@ -1,0 +1,143 @@
+import { constants, createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
+import { createSecureContext, type SecureContextOptions, type SecureVersion, type TlsOptions } from 'node:tls'
+
+/** The PEM texts that a listener is made of, as read from their files. */
+export interface TlsMaterial {
+  readonly cert: string
+  readonly key: string
+  readonly clientCa: string
+  readonly crl: string | undefined
+  readonly minVersion: SecureVersion
+  readonly maxVersion: SecureVersion
+}
+
+/** Key material that must not be put into service. Each fault begins with the part that it is about. */
+export class TlsMaterialError extends Error {
+  readonly faults: readonly string[]
+  constructor(faults: readonly string[]) {
+    super(faults.join('\n'))
+    this.name = 'TlsMaterialError'
+    this.faults = faults
+  }
+}
+
+// Forward secrecy and authenticated encryption only. Security level 2 refuses RSA keys under 2048 bits, clients' too.
+const CIPHERS = [
+  'TLS_AES_256_GCM_SHA384',
+  'TLS_CHACHA20_POLY1305_SHA256',
+  'TLS_AES_128_GCM_SHA256',
+  'ECDHE-ECDSA-AES256-GCM-SHA384',
+  'ECDHE-RSA-AES256-GCM-SHA384',
+  'ECDHE-ECDSA-CHACHA20-POLY1305',
+  'ECDHE-RSA-CHACHA20-POLY1305',
+  'ECDHE-ECDSA-AES128-GCM-SHA256',
+  'ECDHE-RSA-AES128-GCM-SHA256',
+  '@SECLEVEL=2',
+].join(':')
+
+// A resumed session skips the check of the certificate's dates and of the CRL; renegotiation is work for nothing.
+const SECURE_OPTIONS = constants.SSL_OP_NO_TICKET | constants.SSL_OP_NO_RENEGOTIATION | constants.SSL_OP_CIPHER_SERVER_PREFERENCE
+
+const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent peers hold a socket no longer
+
+/**
+ * The complete secure context for a start or a reload, from texts alone. Complete matters: a context without `ca` trusts
+ * every public CA, and one without `minVersion` falls back to the runtime's own.
+ * Throws a TlsMaterialError that lists every fault.
+ */
+export function secureContextOptions(material: TlsMaterial, now = new Date()): SecureContextOptions {
+  const faults: string[] = []
+  const chain = readCertificates(material.cert, 'the server certificate', faults)
+  const key = readKey(material.key, faults)
+  const authorities = readCertificates(material.clientCa, 'the client CA', faults)
+  const leaf = chain[0]
+  if (leaf !== undefined) {
+    faults.push(...validityFaults(leaf, 'the server certificate', now))
+    if (key !== undefined && !leaf.checkPrivateKey(key)) faults.push('the server key does not belong to the server certificate')
+  }
+  for (const authority of authorities) {
+    if (!authority.ca) faults.push(`the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate`)
+  }
+  const crl = readRevocationLists(material.crl, faults)
+  const options: SecureContextOptions = {
+    cert: material.cert,
+    key: material.key,
+    ca: authorities.map((authority) => authority.toString()),
+    ...(crl.length > 0 && { crl: [...crl] }),
+    minVersion: material.minVersion,
+    maxVersion: material.maxVersion,
+    ciphers: CIPHERS,
+    secureOptions: SECURE_OPTIONS,
+  }
+  if (faults.length === 0) faults.push(...contextFaults(options))
+  if (faults.length > 0) throw new TlsMaterialError(faults)
+  return options
+}
+
+/** What the listener needs beside the secure context: a peer without a good client certificate gets no HTTP at all. */
+export const LISTENER_OPTIONS = {
+  requestCert: true,
+  rejectUnauthorized: true,
+  handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
+} as const satisfies TlsOptions
+
+/** The certificates of a PEM text, in order. Text between them is ignored, as openssl does. Throws for a broken one. */
+export function parseCertificates(pem: string): X509Certificate[] {
+  return (pem.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? []).map((block) => new X509Certificate(block))
+}
+
+/** `validTo` of a certificate as a date; Node 20 has it only as a text. */
+export function notAfter(certificate: X509Certificate): Date {
+  return new Date(certificate.validTo)
+}
+
+export function notBefore(certificate: X509Certificate): Date {
+  return new Date(certificate.validFrom)
+}
+
+function readCertificates(pem: string, what: string, faults: string[]): X509Certificate[] {
+  try {
+    const certificates = parseCertificates(pem)
+    if (certificates.length === 0) faults.push(`${what} file holds no certificate in PEM form`)
+    return certificates
+  } catch {
+    faults.push(`${what} file holds a certificate that cannot be read`)
+    return []
+  }
+}
+
+function readKey(pem: string, faults: string[]): KeyObject | undefined {
+  try {
+    return createPrivateKey(pem)
+  } catch {
+    faults.push('the server key file holds no private key in PEM form (an encrypted key is not supported)')
+    return undefined
+  }
+}
+
+function readRevocationLists(pem: string | undefined, faults: string[]): readonly string[] {
+  if (pem === undefined) return []
+  // OpenSSL loads only the first list of a text, so each is handed over alone.
+  const lists = pem.match(/-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g) ?? []
+  if (lists.length === 0) faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
+  return lists
+}
+
+function validityFaults(certificate: X509Certificate, what: string, now: Date): string[] {
+  if (notAfter(certificate) < now) return [`${what} has expired on ${notAfter(certificate).toISOString()}`]
+  if (notBefore(certificate) > now) return [`${what} is not valid before ${notBefore(certificate).toISOString()}`]
+  return []
+}
+
+function contextFaults(options: SecureContextOptions): string[] {
+  try {
+    createSecureContext(options)
+    return []
+  } catch (error) {
+    return [`the TLS library refuses the certificates: ${error instanceof Error ? error.message : 'unknown reason'}`]
+  }
+}
+
+function subjectOf(certificate: X509Certificate): string {
+  return `"${certificate.subject.replaceAll('\n', ', ')}"`
+}

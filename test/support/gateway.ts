@@ -1,0 +1,119 @@
+import { once } from 'node:events'
+import { Agent, request as httpsRequest, type RequestOptions } from 'node:https'
+import type { IncomingHttpHeaders } from 'node:http'
+import { pino } from 'pino'
+import type { Test } from 'tap'
+import { parseClients } from '../../src/clients.ts'
+import { type Config, readConfig } from '../../src/config.ts'
+import { type Gateway, start } from '../../src/server.ts'
+import { secureContextOptions } from '../../src/tls.ts'
+import { type Leaf, makePki, type Pki } from './pki.ts'
+import { startRelay, type TestRelay } from './relay.ts'
+
+export interface TestGateway {
+  readonly gateway: Gateway
+  readonly port: number
+  readonly relay: TestRelay
+  readonly pki: Pki
+  /** A listed client, named billing, that may do everything unless `clients` says otherwise. */
+  readonly client: Leaf
+  /** Parsed log lines, in order. */
+  readonly log: readonly Record<string, unknown>[]
+  readonly logText: () => string
+  /** Sends a request as `client` unless told otherwise, on a connection of its own unless an agent is given. */
+  request(options?: TestRequest): Promise<TestAnswer>
+  /** POST /v1/messages with a body in JSON. */
+  post(body: unknown, options?: TestRequest): Promise<TestAnswer>
+}
+
+export interface TestRequest extends Omit<RequestOptions, 'headers'> {
+  readonly as?: { readonly certificate: string; readonly key: string } | null
+  readonly headers?: Record<string, string | string[]>
+  readonly body?: string | Buffer
+}
+
+export interface TestAnswer {
+  readonly status: number
+  readonly headers: IncomingHttpHeaders
+  readonly text: string
+  // Answers are looked at freely in tests.
+  readonly json: Record<string, any>
+}
+
+export interface GatewayOptions {
+  /** Environment on top of the defaults of the tests. */
+  readonly env?: Record<string, string>
+  /** The clients file; `FINGERPRINT` stands for the fingerprint of the client. */
+  readonly clients?: string
+  readonly relay?: TestRelay
+}
+
+export const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] } }'
+
+export const MESSAGE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello', text: 'Hi.' } as const
+
+/** A gateway with real TLS in front and a real SMTP server behind, on loopback, stopped at the end of the test. */
+export async function startGateway(t: Test, options: GatewayOptions = {}): Promise<TestGateway> {
+  const pki = await makePki()
+  const relay = options.relay ?? (await startRelay(t))
+  const client = await pki.client('billing')
+  const config = testConfig({ POSTERN_SMTP_URL: relay.url, ...options.env })
+  const lines: string[] = []
+  const logger = pino({ level: config.log.level, base: null }, { write: (line: string) => void lines.push(line) })
+  const loaded = {
+    secureContext: secureContextOptions({ cert: pki.server.certificate, key: pki.server.key, clientCa: pki.ca.certificate, crl: undefined, minVersion: config.tls.minVersion, maxVersion: config.tls.maxVersion }),
+    clients: parseClients((options.clients ?? ANYTHING).replaceAll('FINGERPRINT', client.fingerprint), 'clients.yaml'),
+    relayCa: pki.ca.certificate,
+  }
+  const gateway = await start(config, loaded, logger)
+  t.teardown(() => gateway.stop())
+  const request = (asked: TestRequest = {}): Promise<TestAnswer> => ask(gateway.port, pki, client, asked)
+  return {
+    gateway,
+    port: gateway.port,
+    relay,
+    pki,
+    client,
+    get log() {
+      return lines.map((line): Record<string, unknown> => JSON.parse(line))
+    },
+    logText: () => lines.join(''),
+    request,
+    post: (body, asked = {}) =>
+      request({ method: 'POST', path: '/v1/messages', body: JSON.stringify(body), ...asked, headers: { 'content-type': 'application/json', ...asked.headers } }),
+  }
+}
+
+export function testConfig(env: Record<string, string>): Config {
+  const { config, faults } = readConfig({
+    POSTERN_HOST: '127.0.0.1',
+    POSTERN_PORT: '0',
+    POSTERN_OPS_PORT: '0',
+    POSTERN_SMTP_TIMEOUT: '5s',
+    POSTERN_SMTP_NAME: 'gateway.test',
+    POSTERN_SHUTDOWN_GRACE: '3s',
+    ...env,
+  })
+  if (faults.length > 0) throw new Error(faults.join('\n'))
+  return config
+}
+
+async function ask(port: number, pki: Pki, client: Leaf, { as = client, body, ...options }: TestRequest): Promise<TestAnswer> {
+  const outgoing = httpsRequest({
+    host: '127.0.0.1',
+    servername: 'localhost',
+    port,
+    path: '/v1/whoami',
+    ca: pki.ca.certificate,
+    ...(as && { cert: as.certificate, key: as.key }),
+    agent: options.agent ?? new Agent({ maxCachedSessions: 0 }),
+    ...options,
+  })
+  outgoing.end(body)
+  const [answer] = await once(outgoing, 'response')
+  const pieces: Buffer[] = []
+  for await (const piece of answer) pieces.push(piece)
+  const text = Buffer.concat(pieces).toString()
+  const isJson = /json/.test(String(answer.headers['content-type']))
+  return { status: answer.statusCode, headers: answer.headers, text, json: isJson ? JSON.parse(text) : {} }
+}
