@@ -9,6 +9,7 @@ import type { Admission } from './admission.ts'
 import { logRefusal, writeAudit } from './audit.ts'
 import type { Config } from './config.ts'
 import { Problem } from './errors.ts'
+import type { Metrics } from './metrics.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
 import { type ProblemEvents, problems, rawProblem, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
@@ -27,6 +28,7 @@ export interface AppOptions {
   readonly clients: ClientSource
   readonly relays: Pick<Relays, 'send'>
   readonly admission: Admission
+  readonly metrics: Metrics
   readonly logger: FastifyBaseLogger
   /** Read on each request: once true, messages are refused with `shutting_down`. */
   readonly shuttingDown: () => boolean
@@ -43,6 +45,7 @@ export function build(options: AppOptions): TypedApp {
   const { config, clients } = options
   const events: ProblemEvents = {
     answered: (problem, request, reply) => {
+      options.metrics.rejections.inc({ code: problem.code })
       if (request.method === 'POST' && !request.is404) return writeAudit(request, reply, { outcome: problem.outcome, problem }, config.log.recipients)
       const client = request.caller?.client.name ?? null
       logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })

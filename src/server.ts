@@ -7,6 +7,7 @@ import { build } from './app.ts'
 import type { ClientDirectory } from './clients.ts'
 import { codeOf, type Config } from './config.ts'
 import { LoadError } from './load.ts'
+import { Metrics } from './metrics.ts'
 import { operationsServer, probeRoutes } from './operations.ts'
 import { AttemptFailed } from './relay.ts'
 import { Relays } from './relays.ts'
@@ -34,15 +35,19 @@ const POLL_MS = 10
 /** Starts the gateway. Throws a LoadError when a port cannot be had. */
 export async function start(config: Config, loaded: Loaded, logger: FastifyBaseLogger): Promise<Gateway> {
   let shuttingDown = false
+  const metrics = new Metrics()
   const clients = { current: loaded.clients }
   const admission = new Admission(config.maxPending, config.maxInflight)
   const relays = new Relays(config.smtp, loaded.relayCa, {
     changed: (relay, up, reason) => {
+      metrics.relayUp.set({ relay }, up ? 1 : 0)
       if (up) logger.info({ relay }, 'relay is back')
       else logger.warn({ relay, error: errorText(reason) }, 'relay is down')
     },
   })
-  const app = build({ config, secureContext: loaded.secureContext, clients, relays, admission, logger, shuttingDown: () => shuttingDown })
+  for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
+  metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
+  const app = build({ metrics, config, secureContext: loaded.secureContext, clients, relays, admission, logger, shuttingDown: () => shuttingDown })
   const sockets = trackSockets(app.server)
   const operations = operationsServer(
     probeRoutes(() => {

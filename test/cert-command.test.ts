@@ -7,9 +7,10 @@ import t, { type Test } from 'tap'
 import { cert } from '../src/cli/cert.ts'
 import { UsageError } from '../src/cli/usage.ts'
 import { parseClients } from '../src/clients.ts'
-import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf } from '../src/fingerprint.ts'
+import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf, parseFingerprint, parseKeyPin } from '../src/fingerprint.ts'
 
 const LISTED = 'AB:'.repeat(31) + 'CD'
+const NO_PIN = `spki:sha256/${Buffer.alloc(32).toString('base64')}`
 
 /** A directory with a CA, and the command at work in it. */
 async function workshop(t: Test, files: Record<string, string> = {}) {
@@ -70,7 +71,8 @@ t.test('the server is localhost unless it is named; a name that is an address be
   }
   const loopback = 'DNS:localhost, IP Address:127.0.0.1, IP Address:0:0:0:0:0:0:0:1'
   t.equal(await names(), loopback)
-  t.equal(await names('localhost', '--san', 'postern', '--san', '192.0.2.7'), `${loopback}, DNS:postern, IP Address:192.0.2.7`)
+  const more = 'DNS:postern, IP Address:192.0.2.7'
+  t.equal(await names('localhost', '--san', 'postern', '--san', '192.0.2.7'), `${loopback}, ${more}`)
   t.equal(await names('mail.corp.example', '--san', 'postern'), 'DNS:mail.corp.example, DNS:postern')
   t.equal(await names('192.0.2.7'), 'IP Address:192.0.2.7')
 })
@@ -166,7 +168,9 @@ t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
     [['client', 'a', '--register', '--from', 'corp.example'], /^--from "corp\.example" has no "@"/],
     [['client', 'a', '--register', '--from', 'a@*.example'], /^--from "a@\*\.example" is not/],
   ]
-  for (const [args, message] of bad) await t.rejects(make(...args), { constructor: UsageError, message }, args.join(' '))
+  for (const [args, message] of bad) {
+    await t.rejects(make(...args), { constructor: UsageError, message }, args.join(' '))
+  }
   t.strictSame((await readdir(dir)).sort(), ['ca.crt', 'ca.key'])
 })
 
@@ -194,20 +198,18 @@ clients:
 
 
     # the edge
-    edge:   {fingerprints: ["spki:sha256/${Buffer.alloc(32).toString('base64')}"], role: proxy}
+    edge:   {fingerprints: ["${NO_PIN}"], role: proxy}
 # the end
 `
 
 t.test('--register adds a new client at the end and leaves every other byte of the file alone', async (t) => {
   const { make, read, fingerprint } = await workshop(t, { 'clients.yaml': COMMENTED })
   await make('client', 'hr', '--register', '--from', 'hr@corp.example')
-  t.equal(
-    await read('clients.yaml'),
-    `${COMMENTED}    hr:\n      fingerprints:\n        - ${await fingerprint('hr')}\n      from:\n        - hr@corp.example\n`,
-  )
+  const lines = ['hr:', '  fingerprints:', `    - ${await fingerprint('hr')}`, '  from:', '    - hr@corp.example']
+  t.equal(await read('clients.yaml'), COMMENTED + lines.map((line) => `    ${line}\n`).join(''))
 })
 
-t.test('--register of a listed client adds the fingerprint, needs no --from, and leaves every other byte alone', async (t) => {
+t.test('--register of a listed client needs no --from, adds the fingerprint and leaves every other byte alone', async (t) => {
   const { make, read, fingerprint } = await workshop(t, { 'clients.yaml': COMMENTED })
   await make('client', 'billing', '--register')
   const line = `          - ${LISTED}   # until March\n`
@@ -239,28 +241,33 @@ t.test('other layouts lose their layout at most, never a comment, a client or a 
     const { make, read, fingerprint } = await workshop(t, { 'clients.yaml': text })
     for (const name of ['billing', '7', 'new']) await make('client', name, '--register', '--from', '*@new.example')
     const after = await read('clients.yaml')
-    const { clients } = parseClients(after, 'clients.yaml')
+    const directory = parseClients(after, 'clients.yaml')
+    const { clients } = directory
     t.strictSame([...clients.keys()].sort(), ['7', 'billing', 'new'], JSON.stringify(text))
     for (const name of clients.keys()) t.match(after, await fingerprint(name))
-    if (text.includes(LISTED)) t.match(after, LISTED)
+    if (text.includes(LISTED)) {
+      const owner = directory.find({ fingerprint: parseFingerprint(LISTED), keyPin: parseKeyPin(NO_PIN) })
+      t.equal(owner, clients.get(owner?.name ?? ''), 'the old certificate is still that of the client')
+    }
     for (const comment of text.match(/# .*/g) ?? []) t.match(after, comment)
   }
 })
 
 t.test('a clients file that is JSON stays JSON', async (t) => {
-  const json = JSON.stringify({ clients: { billing: { fingerprints: [LISTED], from: ['*@a.example'], raw: true } } }, null, 2)
+  const billing = { fingerprints: [LISTED], from: ['*@a.example'], raw: true }
+  const json = JSON.stringify({ clients: { billing } }, null, 2)
   const { make, read, fingerprint } = await workshop(t, { 'clients.yaml': json })
   await make('client', 'billing', '--register')
   await make('client', 'hr', '--register', '--from', '*')
   t.strictSame(JSON.parse(await read('clients.yaml')), {
     clients: {
-      billing: { fingerprints: [LISTED, await fingerprint('billing')], from: ['*@a.example'], raw: true },
+      billing: { ...billing, fingerprints: [LISTED, await fingerprint('billing')] },
       hr: { fingerprints: [await fingerprint('hr')], from: ['*'] },
     },
   })
 })
 
-t.test('a clients file the gateway would refuse is left as it is, and neither key nor certificate is left behind', async (t) => {
+t.test('a clients file the gateway would refuse is left as it is, and no key or certificate is made', async (t) => {
   for (const text of ['clients: [', 'clients:\n  billing: {from: ["*"]}\n', 'users: {}\n']) {
     const { dir, make, read } = await workshop(t, { 'clients.yaml': text })
     const refused = { constructor: UsageError, message: /clients\.yaml:\d+: / }

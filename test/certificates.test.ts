@@ -81,8 +81,8 @@ t.test('alternative names may be DNS names, IP addresses, e-mail addresses and U
 })
 
 t.test('what is none of these is refused, in a sentence that quotes it', async (t) => {
-  const names = ['', 'a b', '-a', 'a..b', 'a.', '*', 'a.*.b', 'a,b', 'a\nb', 'é', 'x'.repeat(64), 'a.'.repeat(127) + 'com']
-  const others = ['host:8443', 'fe80::1%eth0', 'a@', 'a@b@c', 'http://a b', 'http:a']
+  const names = ['', 'a b', '-a', 'a..b', 'a.', '*', 'a.*.b', 'a,b', 'a\nb', 'é', 'x'.repeat(64)]
+  const others = ['a.'.repeat(127) + 'com', 'host:8443', 'fe80::1%eth0', 'a@', 'a@b@c', 'http://a b', 'http:a']
   for (const san of [...names, ...others]) {
     const issuing = issueCertificate(pki.ca, { name: 'b', usage: 'client', san: [san] })
     const refused = { name: 'RangeError', message: `${JSON.stringify(san)} is not a DNS name` }
@@ -227,7 +227,8 @@ async function handshake(serverOptions: TlsOptions, client: Issued, clientOption
     })
   })
   const address = { port, host: '127.0.0.1', servername: 'localhost' }
-  const socket = connect({ ...address, ca: pki.ca.certificate, cert: client.certificate, key: client.key, ...clientOptions })
+  const identity = { cert: client.certificate, key: client.key }
+  const socket = connect({ ...address, ca: pki.ca.certificate, ...identity, ...clientOptions })
   const atClient = new Promise<string>((resolve) => {
     socket.on('secureConnect', () => resolve('welcome'))
     socket.on('error', (error: NodeJS.ErrnoException) => resolve(error.code ?? error.message))

@@ -49,7 +49,7 @@ t.test('a certificate that has expired says so', async (t) => {
   t.match((await run(`${dir}/old`)).lines[0], /CN=billing, EXPIRED on \d{4}-\d\d-\d\d$/)
 })
 
-t.test('the faults of all files are reported at once, each with its file, and the good files are printed', async (t) => {
+t.test('the faults of all files are reported at once, each with its file, and the good ones are printed', async (t) => {
   const dir = t.testdir({
     key: client.key,
     request: '-----BEGIN CERTIFICATE REQUEST-----\nMIIB\n-----END CERTIFICATE REQUEST-----\n',

@@ -28,8 +28,9 @@ t.test('a fingerprint is written as openssl prints it, and reads back as itself'
 })
 
 t.test('a SHA-1 or MD5 fingerprint is refused by its name', async (t) => {
-  t.throws(() => parseFingerprint('ab'.repeat(20)), { name: 'RangeError', message: /40 hex digits instead of 64.*SHA-1/ })
-  t.throws(() => parseFingerprint('AB:'.repeat(19) + 'AB'), { name: 'RangeError', message: /SHA-1/ })
+  const sha1 = { name: 'RangeError', message: /40 hex digits instead of 64.*SHA-1/ }
+  t.throws(() => parseFingerprint('ab'.repeat(20)), sha1)
+  t.throws(() => parseFingerprint('AB:'.repeat(19) + 'AB'), sha1)
   t.throws(() => parseFingerprint('ab'.repeat(16)), { name: 'RangeError', message: /MD5/ })
 })
 
