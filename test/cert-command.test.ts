@@ -7,7 +7,14 @@ import t, { type Test } from 'tap'
 import { cert } from '../src/cli/cert.ts'
 import { UsageError } from '../src/cli/usage.ts'
 import { parseClients } from '../src/clients.ts'
-import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf, parseFingerprint, parseKeyPin } from '../src/fingerprint.ts'
+import {
+  fingerprintOf,
+  formatFingerprint,
+  formatKeyPin,
+  keyPinOf,
+  parseFingerprint,
+  parseKeyPin,
+} from '../src/fingerprint.ts'
 
 const LISTED = 'AB:'.repeat(31) + 'CD'
 const NO_PIN = `spki:sha256/${Buffer.alloc(32).toString('base64')}`
@@ -209,7 +216,7 @@ t.test('--register adds a new client at the end and leaves every other byte of t
   t.equal(await read('clients.yaml'), COMMENTED + lines.map((line) => `    ${line}\n`).join(''))
 })
 
-t.test('--register of a listed client needs no --from, adds the fingerprint and leaves every other byte alone', async (t) => {
+t.test('--register of a listed client needs no --from, adds the fingerprint and keeps every other byte', async (t) => {
   const { make, read, fingerprint } = await workshop(t, { 'clients.yaml': COMMENTED })
   await make('client', 'billing', '--register')
   const line = `          - ${LISTED}   # until March\n`
