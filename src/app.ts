@@ -8,12 +8,12 @@ import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyRequ
 import type { Admission } from './admission.ts'
 import { logRefusal, writeAudit } from './audit.ts'
 import type { Config } from './config.ts'
+import type { Dispatcher } from './dispatch.ts'
 import { Problem } from './errors.ts'
 import type { Metrics } from './metrics.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
 import { type ProblemEvents, problems, rawProblem, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
-import type { Relays } from './relays.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { whoamiRoute } from './routes/whoami.ts'
 import { ProblemSchema } from './schemas.ts'
@@ -26,7 +26,7 @@ export interface AppOptions {
   readonly config: Pick<Config, 'maxSize' | 'maxRecipients' | 'requestTimeout'> & { readonly log: Pick<Config['log'], 'recipients'> }
   readonly secureContext: SecureContextOptions
   readonly clients: ClientSource
-  readonly relays: Pick<Relays, 'send'>
+  readonly dispatcher: Dispatcher
   readonly admission: Admission
   readonly metrics: Metrics
   readonly logger: FastifyBaseLogger
@@ -95,7 +95,7 @@ export function build(options: AppOptions): TypedApp {
   intake(app, { admission: options.admission, maxSize: config.maxSize, requestTimeout: config.requestTimeout })
   problems(app, events)
   app.addSchema(ProblemSchema)
-  messageRoutes(app, { relays: options.relays, maxSize: config.maxSize, maxRecipients: config.maxRecipients, logRecipients: config.log.recipients })
+  messageRoutes(app, { dispatcher: options.dispatcher, maxSize: config.maxSize, maxRecipients: config.maxRecipients })
   whoamiRoute(app)
   return app
 }

@@ -3,12 +3,17 @@ import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
 import type { SecureContextOptions } from 'node:tls'
 import type { FastifyBaseLogger } from 'fastify'
 import { Admission } from './admission.ts'
+import { Allowances } from './allowances.ts'
 import { build } from './app.ts'
 import type { ClientDirectory } from './clients.ts'
 import { codeOf, type Config } from './config.ts'
+import { Dispatcher } from './dispatch.ts'
+import { MemoryIdempotencyStore } from './idempotency-memory.ts'
+import { RedisIdempotencyStore } from './idempotency-redis.ts'
 import { LoadError } from './load.ts'
 import { Metrics } from './metrics.ts'
 import { operationsServer, probeRoutes } from './operations.ts'
+import { connectRedis } from './redis.ts'
 import { AttemptFailed } from './relay.ts'
 import { Relays } from './relays.ts'
 
@@ -47,7 +52,13 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
   metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
-  const app = build({ metrics, config, secureContext: loaded.secureContext, clients, relays, admission, logger, shuttingDown: () => shuttingDown })
+  const redis = config.redisUrl === undefined ? undefined : connectRedis(config.redisUrl, (up, reason) => {
+    if (up) logger.info('the shared store is there')
+    else logger.error({ error: reason?.message }, 'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone')
+  })
+  const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
+  const dispatcher = new Dispatcher({ relays, store, allowances: new Allowances(redis), metrics, logRecipients: config.log.recipients })
+  const app = build({ dispatcher, metrics, config, secureContext: loaded.secureContext, clients, admission, logger, shuttingDown: () => shuttingDown })
   const sockets = trackSockets(app.server)
   const operations = operationsServer(
     probeRoutes(() => {
@@ -61,6 +72,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     operations.close()
     operations.closeAllConnections()
     await Promise.all([app.close(), relays.close()])
+    await store.close()
   }
   try {
     // Not app.listen(): for "localhost" it opens a second server, which no reload of certificates would reach.

@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Admission, Place } from '../admission.ts'
 import { decodeUtf8, readBody, tooLarge } from '../body.ts'
@@ -9,6 +10,8 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** Where the message stands among those in progress; null on routes that take no message. */
     place: Place | null
+    /** SHA-256 of the body, where an Idempotency-Key asks for it. */
+    bodyHash: string
   }
 }
 
@@ -26,6 +29,7 @@ const LINGER_MS = 2_000
 /** Decides from the head of a request whether its body is read at all, and reads JSON bodies within bounds. */
 export function intake(app: FastifyInstance, { admission, maxSize, requestTimeout }: IntakeOptions): void {
   app.decorateRequest('place', null)
+  app.decorateRequest('bodyHash', '')
   app.addHook('onSend', async (request, reply) => linger(request, reply))
 
   app.addHook('onRequest', async (request, reply) => {
@@ -50,6 +54,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, requestTimeou
       declared: declaredLength(request),
       place,
     })
+    if (request.headers['idempotency-key'] !== undefined) request.bodyHash = createHash('sha256').update(body).digest('base64url')
     const text = decodeUtf8(body)
     return new Promise((resolve, reject) => {
       parseJson(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))

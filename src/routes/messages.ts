@@ -1,30 +1,24 @@
-import type { FastifyReply, FastifyRequest } from 'fastify'
-import { writeAudit } from '../audit.ts'
 import { tooLarge } from '../body.ts'
 import type { Client } from '../clients.ts'
-import type { LogRecipients } from '../config.ts'
+import type { Dispatcher } from '../dispatch.ts'
 import { type Fault, Problem } from '../errors.ts'
 import { ContentStream } from '../handover.ts'
 import type { Mailbox } from '../mailbox.ts'
 import { composeMessage, type Message, parseMessage } from '../message.ts'
-import { callerOf } from '../plugins/identity.ts'
 import { sizeLimit } from '../plugins/intake.ts'
 import { refused } from '../policy.ts'
-import type { Delivery } from '../relay.ts'
-import type { Relays } from '../relays.ts'
-import { DryRunQuery, MessageSchema, problemResponses, type Receipt, ReceiptSchema } from '../schemas.ts'
+import { DryRunQuery, MessageSchema, problemResponses, ReceiptSchema } from '../schemas.ts'
 import type { TypedApp } from '../app.ts'
 
 export interface MessageRouteOptions {
-  readonly relays: Pick<Relays, 'send'>
+  readonly dispatcher: Dispatcher
   /** Bytes. */
   readonly maxSize: number
   readonly maxRecipients: number
-  readonly logRecipients: LogRecipients
 }
 
 /** POST /v1/messages: a message in JSON, checked, composed and handed to a relay before the answer. */
-export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void {
+export function messageRoutes(app: TypedApp, { dispatcher, maxSize, maxRecipients }: MessageRouteOptions): void {
   app.route({
     method: 'POST',
     url: '/v1/messages',
@@ -37,34 +31,26 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         ...problemResponses(['invalid_message', 'unknown_certificate', 'message_too_large', 'unsupported_media_type', 'rejected_by_relay', 'relay_unavailable', 'delivery_unknown']),
       },
     },
-    handler: async (request, reply): Promise<Receipt> => {
-      const { client } = callerOf(request)
-      const message = parseMessage(request.body, request.id)
-      request.audit = {
-        messageId: message.messageId,
-        from: message.from.address,
-        recipients: message.recipients.map(({ address }) => address),
-        ...(request.body.tags && { tags: request.body.tags }),
-      }
-      checkPolicy(message, client, options.maxRecipients)
-      const composed = composeMessage(message, new Date())
-      request.audit.bytes = composed.envelope.size
-      const limit = sizeLimit(client, options.maxSize)
-      if (composed.envelope.size > limit) throw tooLarge(limit)
-      if (request.query.dry_run === 'true') {
-        writeAudit(request, reply, { outcome: 'validated' }, options.logRecipients)
-        return { id: request.id, message_id: message.messageId, status: 'validated', accepted: [...composed.envelope.to], rejected: [] }
-      }
-      const delivery = await holdingPlace(request, () =>
-        options.relays.send(
-          { envelope: composed.envelope, messageId: composed.messageId, open: () => new ContentStream(composed.content) },
-          callerLeft(reply),
-        ),
-      )
-      const status = delivery.rejected.length > 0 ? 'partial' : 'accepted'
-      writeAudit(request, reply, { outcome: status, ...delivery }, options.logRecipients)
-      return receipt(request.id, message.messageId, status, delivery)
-    },
+    handler: (request, reply) =>
+      dispatcher.dispatch(request, reply, {
+        bodyHash: request.bodyHash,
+        dryRun: request.query.dry_run === 'true',
+        prepare: (id, client) => {
+          const message = parseMessage(request.body, id)
+          request.audit = {
+            messageId: message.messageId,
+            from: message.from.address,
+            recipients: message.recipients.map(({ address }) => address),
+            ...(request.body.tags && { tags: request.body.tags }),
+          }
+          checkPolicy(message, client, maxRecipients)
+          const { envelope, messageId, content } = composeMessage(message, new Date())
+          request.audit.bytes = envelope.size
+          const limit = sizeLimit(client, maxSize)
+          if (envelope.size > limit) throw tooLarge(limit)
+          return { envelope, messageId, open: () => new ContentStream(content) }
+        },
+      }),
   })
 }
 
@@ -97,28 +83,4 @@ function pathOf(address: string, message: Message, fields: { readonly to: unknow
     return Array.isArray(fields[field]) ? `/${field}/${index}` : `/${field}`
   }
   return at('to', message.to) ?? at('cc', message.cc) ?? '/bcc'
-}
-
-/** Holds the message's place until the relay is done with it, even where the caller has gone away meanwhile. */
-async function holdingPlace({ place }: FastifyRequest, send: () => Promise<Delivery>): Promise<Delivery> {
-  place?.retain()
-  try {
-    return await send()
-  } finally {
-    place?.release()
-  }
-}
-
-/** Aborts when the connection closes before the answer: a message that still waits in the queue is then not sent. */
-function callerLeft({ raw }: FastifyReply): AbortSignal {
-  const left = new AbortController()
-  raw.once('close', () => {
-    if (!raw.writableFinished) left.abort()
-  })
-  return left.signal
-}
-
-function receipt(id: string, messageId: string, status: 'accepted' | 'partial', delivery: Delivery): Receipt {
-  const { relay, code, response, accepted, rejected } = delivery
-  return { id, message_id: messageId, status, accepted: [...accepted], rejected: [...rejected], smtp: { relay, code, response } }
 }

@@ -1,0 +1,141 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { Allowances } from './allowances.ts'
+import { writeAudit } from './audit.ts'
+import type { Client } from './clients.ts'
+import type { LogRecipients } from './config.ts'
+import { Problem } from './errors.ts'
+import type { Outgoing } from './handover.ts'
+import { type Claim, derivedId, type IdempotencyStore, isFinal, parseIdempotencyKey } from './idempotency.ts'
+import type { Metrics } from './metrics.ts'
+import { callerOf } from './plugins/identity.ts'
+import type { Delivery } from './relay.ts'
+import type { Relays } from './relays.ts'
+import type { Receipt } from './schemas.ts'
+
+export interface DispatchOptions {
+  readonly relays: Pick<Relays, 'send'>
+  readonly store: IdempotencyStore
+  readonly allowances: Allowances
+  readonly metrics: Metrics
+  readonly logRecipients: LogRecipients
+}
+
+/** A request for one message, as a route has read it. */
+export interface Job {
+  /** Tells this body from another under the same idempotency key. */
+  readonly bodyHash: string
+  readonly dryRun: boolean
+  /**
+   * Checks the message against the client's policy and makes it ready. `id` is what its message id is made of where the
+   * caller gave none. Throws the Problem that refuses it.
+   */
+  prepare(id: string, client: Client): Outgoing | Promise<Outgoing>
+}
+
+/**
+ * Takes a message from the route to the relay: idempotency key, policy, allowances, hand-over, log line. All routes that
+ * take messages go through here, so that each promise is kept in one place.
+ */
+export class Dispatcher {
+  readonly #options: DispatchOptions
+
+  constructor(options: DispatchOptions) {
+    this.#options = options
+  }
+
+  /** Answers the request, with a receipt or with what was answered before. Throws the Problem that stands instead. */
+  async dispatch(request: FastifyRequest, reply: FastifyReply, job: Job): Promise<void> {
+    const { client } = callerOf(request)
+    const header = request.headers['idempotency-key']
+    const key = header === undefined ? undefined : parseIdempotencyKey(String(header))
+    if (key === undefined || job.dryRun) return answer(reply, 200, JSON.stringify(await this.#run(request, reply, job, request.id)))
+
+    const claim = await this.#claim(client.name, key, job.bodyHash, request, reply)
+    if (claim === undefined) return
+    try {
+      const body = JSON.stringify(await this.#run(request, reply, job, derivedId(client.name, key)))
+      await claim.finish({ status: 200, body })
+      answer(reply, 200, body)
+    } catch (error) {
+      if (error instanceof Problem && isFinal(error)) await claim.finish({ status: error.status, body: JSON.stringify(error.toBody(request.id)) })
+      else await claim.free()
+      throw error
+    }
+  }
+
+  /** The claim of a new request; a finished one is answered here. Throws the Problem for a key that is taken. */
+  async #claim(client: string, key: string, bodyHash: string, request: FastifyRequest, reply: FastifyReply): Promise<Claim | undefined> {
+    const { store, metrics } = this.#options
+    const claimed = await store.claim(client, key, bodyHash).catch((error: unknown) => {
+      metrics.idempotency.inc({ result: 'unavailable' })
+      throw error
+    })
+    metrics.idempotency.inc({ result: claimed.state })
+    switch (claimed.state) {
+      case 'new':
+        return claimed.claim
+      case 'running':
+        throw new Problem('idempotency_in_progress', 'The first request with this Idempotency-Key is still running.', { retryAfter: 2 })
+      case 'reused':
+        throw new Problem('idempotency_key_reused', 'This Idempotency-Key was used with another body.')
+      case 'lost':
+        throw new Problem('delivery_unknown', 'The gateway that took this message was lost: it may have been delivered.', { headers: REPLAYED })
+      case 'finished': {
+        const { status, body } = claimed.answer
+        void reply.headers(REPLAYED)
+        request.log.info({ client, status }, 'answer replayed')
+        answer(reply, status, body)
+        return undefined
+      }
+    }
+  }
+
+  async #run(request: FastifyRequest, reply: FastifyReply, job: Job, id: string): Promise<Receipt> {
+    const { client } = callerOf(request)
+    const outgoing = await job.prepare(id, client)
+    const { messageId, envelope } = outgoing
+    if (job.dryRun) {
+      writeAudit(request, reply, { outcome: 'validated' }, this.#options.logRecipients)
+      return { id: request.id, message_id: messageId, status: 'validated', accepted: [...envelope.to], rejected: [] }
+    }
+    const delivery = await this.#handOver(request, reply, client, outgoing)
+    const { relay, code, response, accepted, rejected } = delivery
+    const status = rejected.length > 0 ? 'partial' : 'accepted'
+    writeAudit(request, reply, { outcome: status, ...delivery }, this.#options.logRecipients)
+    return { id: request.id, message_id: messageId, status, accepted: [...accepted], rejected: [...rejected], smtp: { relay, code, response } }
+  }
+
+  /** Holds the message's place until the relay is done with it, even where the caller has gone away meanwhile. */
+  async #handOver({ place }: FastifyRequest, reply: FastifyReply, client: Client, outgoing: Outgoing): Promise<Delivery> {
+    const recipients = outgoing.envelope.to.length
+    const taken = await this.#options.allowances.take(client, recipients)
+    place?.retain()
+    try {
+      const delivery = await this.#options.relays.send(outgoing, callerLeft(reply))
+      await taken.refund(delivery.rejected.length)
+      return delivery
+    } catch (error) {
+      // What is not known to be a refusal may have been sent.
+      if (!(error instanceof Problem)) throw new Problem('delivery_unknown', 'The gateway failed while it handed the message over.', { cause: error })
+      if (error.outcome === 'not_sent') await taken.refund(recipients)
+      throw error
+    } finally {
+      place?.release()
+    }
+  }
+}
+
+const REPLAYED = { 'idempotency-replayed': 'true' } as const
+
+function answer(reply: FastifyReply, status: number, body: string): void {
+  void reply.code(status).type(status === 200 ? 'application/json; charset=utf-8' : 'application/problem+json').send(body)
+}
+
+/** Aborts when the connection closes before the answer: a message that still waits in the queue is then not sent. */
+function callerLeft({ raw }: FastifyReply): AbortSignal {
+  const left = new AbortController()
+  raw.once('close', () => {
+    if (!raw.writableFinished) left.abort()
+  })
+  return left.signal
+}

@@ -1,0 +1,114 @@
+import { createHash, randomUUID } from 'node:crypto'
+import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
+import { askRedis, type RedisConnection } from './redis.ts'
+
+// A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
+const LEASE_MS = 15_000
+const RENEW_MS = 5_000
+const FINISH_TRIES = 5
+const FINISH_RETRY_MS = 1_000
+
+// Redis runs a script as one step, and its own clock is the only one that all replicas share.
+const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)`
+
+const CLAIM = `${NOW}
+local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body')
+if not known[1] then
+  redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'token', ARGV[2], 'lease', now + ARGV[3])
+  redis.call('PEXPIRE', KEYS[1], ARGV[4])
+  return {'new'}
+end
+if known[1] ~= ARGV[1] then return {'reused'} end
+if known[4] then return {'finished', known[4], known[5]} end
+if tonumber(known[3]) > now then return {'running'} end
+return {'lost'}`
+
+const RENEW = `${NOW}
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'lease', now + ARGV[2])
+return 1`
+
+const FINISH = `
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'status', ARGV[2], 'body', ARGV[3])
+return 1`
+
+const FREE = `
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+if redis.call('HEXISTS', KEYS[1], 'status') == 1 then return 0 end
+return redis.call('DEL', KEYS[1])`
+
+/**
+ * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone,
+ * the key answers `lost` for the rest of its life, and the message is never sent again without the caller knowing.
+ */
+export class RedisIdempotencyStore implements IdempotencyStore {
+  readonly #redis: RedisConnection
+
+  constructor(redis: RedisConnection) {
+    this.#redis = redis
+  }
+
+  async claim(scope: string, key: string, bodyHash: string): Promise<Claimed> {
+    const name = `postern:idempotency:${scope}:${createHash('sha256').update(key).digest('base64url')}`
+    const token = randomUUID()
+    const command = this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS))
+    let reply: unknown
+    try {
+      reply = await askRedis(command)
+    } catch (error) {
+      // The claim may be made after all, by a store that is slow and not gone: nobody would ever answer for it.
+      command.then(() => this.#run(FREE, name, token)).catch(() => {})
+      throw error
+    }
+    const [state, status, body] = Array.isArray(reply) ? reply.map(String) : []
+    if (state === 'finished') return { state, answer: { status: Number(status), body: body ?? '' } }
+    if (state === 'running' || state === 'lost' || state === 'reused') return { state }
+    return { state: 'new', claim: this.#claim(name, token) }
+  }
+
+  async close(): Promise<void> {
+    this.#redis.destroy()
+  }
+
+  #claim(name: string, token: string): Claim {
+    const renewal = setInterval(() => {
+      this.#run(RENEW, name, token, String(LEASE_MS)).catch(() => {})
+    }, RENEW_MS)
+    renewal.unref()
+    return {
+      finish: async (answer) => {
+        try {
+          await askRedis(this.#finish(name, token, answer))
+          clearInterval(renewal)
+        } catch {
+          // The caller gets its answer now; the lease is renewed meanwhile, so the key says `running` and not `lost`.
+          void this.#finishLater(name, token, answer).finally(() => clearInterval(renewal))
+        }
+      },
+      free: async () => {
+        clearInterval(renewal)
+        await askRedis(this.#run(FREE, name, token)).catch(() => {})
+      },
+    }
+  }
+
+  async #finishLater(name: string, token: string, answer: StoredAnswer): Promise<void> {
+    for (let attempt = 0; attempt < FINISH_TRIES; attempt++) {
+      await new Promise((resolve) => setTimeout(resolve, FINISH_RETRY_MS).unref())
+      try {
+        await askRedis(this.#finish(name, token, answer))
+        return
+      } catch {}
+    }
+  }
+
+  #finish(name: string, token: string, { status, body }: StoredAnswer): Promise<unknown> {
+    return this.#run(FINISH, name, token, String(status), body)
+  }
+
+  // A command on a closed connection throws before there is a promise.
+  async #run(script: string, key: string, ...args: string[]): Promise<unknown> {
+    return this.#redis.eval(script, { keys: [key], arguments: args })
+  }
+}
