@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Server } from 'node:https'
 import type { Socket } from 'node:net'
-import type { SecureContextOptions } from 'node:tls'
+import { type SecureContextOptions, TLSSocket } from 'node:tls'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyRequest, LogController } from 'fastify'
 import type { Admission } from './admission.ts'
@@ -10,6 +10,7 @@ import { logRefusal, writeAudit } from './audit.ts'
 import type { Config } from './config.ts'
 import type { Dispatcher } from './dispatch.ts'
 import { Problem } from './errors.ts'
+import { watchHandshakes } from './handshakes.ts'
 import type { Metrics } from './metrics.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
@@ -72,6 +73,7 @@ export function build(options: AppOptions): TypedApp {
     bodyLimit: config.maxSize,
     ajv: AJV_OPTIONS,
     clientErrorHandler(error, socket) {
+      if (socket instanceof TLSSocket && !socket.authorized) return // a handshake that failed: handshakes.ts has it
       answerBrokenRequest(error, socket, clients, options.logger)
     },
     frameworkErrors: (error, request, reply) => {
@@ -80,6 +82,7 @@ export function build(options: AppOptions): TypedApp {
     },
   }).withTypeProvider<TypeBoxTypeProvider>()
 
+  watchHandshakes(app.server, options.metrics, options.logger)
   app.decorateRequest('audit', null)
   app.addHook('onRequest', async (request, reply) => {
     void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
