@@ -1,0 +1,150 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { Agent, request as httpsRequest } from 'node:https'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import type { Test } from 'tap'
+import type { TestAnswer } from '../support/gateway.ts'
+import { type Leaf, makePki } from '../support/pki.ts'
+
+/** The gateway as it is shipped: `node dist/cli.js serve` in a process of its own. */
+export interface GatewayProcess {
+  readonly port: number
+  readonly directory: string
+  readonly client: Leaf
+  readonly child: ChildProcess
+  /** Everything it wrote to stdout, in order. */
+  readonly log: readonly Record<string, unknown>[]
+  post(body: unknown, headers?: Record<string, string>): Promise<TestAnswer>
+  /** Sends SIGTERM and resolves with the exit status. */
+  stop(): Promise<number | null>
+}
+
+const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] } }'
+
+/** Starts the built gateway against a relay and stops it at the end of the test. */
+export async function serve(t: Test, env: Record<string, string>, clients: string = ANYTHING): Promise<GatewayProcess> {
+  const pki = await makePki()
+  const client = await pki.client('billing')
+  const directory = await temporaryDirectory(t)
+  await writeFiles(directory, {
+    'ca.crt': pki.ca.certificate,
+    'server.crt': pki.server.certificate,
+    'server.key': pki.server.key,
+    'client.crt': client.certificate,
+    'client.key': client.key,
+    'clients.yaml': clients.replaceAll('FINGERPRINT', client.fingerprint),
+  })
+  const child = spawn(process.execPath, ['dist/cli.js', 'serve'], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+    env: { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', ...env },
+  })
+  const log: Record<string, unknown>[] = []
+  const exited = once(child, 'exit')
+  const stop = async (): Promise<number | null> => {
+    if (child.exitCode === null && child.signalCode === null) {
+      child.kill('SIGTERM')
+      await exited
+    }
+    return child.exitCode
+  }
+  t.teardown(stop)
+  const listening = new Promise<number>((resolve, reject) => {
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      const entry: Record<string, unknown> = JSON.parse(line)
+      log.push(entry)
+      if (entry['msg'] === 'listening') resolve(Number(entry['port']))
+    })
+    child.once('exit', (status) => reject(new Error(`the gateway ended with ${status} instead of listening`)))
+  })
+  const port = await listening
+  const agent = new Agent({ keepAlive: true, maxCachedSessions: 0, maxSockets: 50 })
+  t.teardown(() => agent.destroy())
+  return {
+    port,
+    directory,
+    client,
+    child,
+    log,
+    stop,
+    post: (body, headers = {}) => post({ port, agent, client, ca: pki.ca.certificate }, JSON.stringify(body), headers),
+  }
+}
+
+/** Where the gateway finds its files when they lie in one directory under their usual names. */
+export function settings(directory: string): Record<string, string> {
+  return {
+    POSTERN_TLS_CERT: join(directory, 'server.crt'),
+    POSTERN_TLS_KEY: join(directory, 'server.key'),
+    POSTERN_TLS_CLIENT_CA: join(directory, 'ca.crt'),
+    POSTERN_SMTP_CA: join(directory, 'ca.crt'),
+    POSTERN_CLIENTS: join(directory, 'clients.yaml'),
+  }
+}
+
+/** A directory that everyone on the machine may enter (daemons drop their privileges), gone at the end of the test. */
+export async function temporaryDirectory(t: Test): Promise<string> {
+  const directory = await mkdtemp(join(tmpdir(), 'postern-'))
+  t.teardown(() => rm(directory, { recursive: true, force: true }))
+  return directory
+}
+
+export async function writeFiles(directory: string, files: Readonly<Record<string, string>>): Promise<void> {
+  for (const [name, content] of Object.entries(files)) await writeFile(join(directory, name), content, { mode: name.endsWith('.key') ? 0o600 : 0o644 })
+}
+
+/** A loopback port that nobody had a moment ago, for servers that cannot choose one themselves. */
+export async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const address = server.address()
+  server.close()
+  await once(server, 'close')
+  return typeof address === 'object' && address !== null ? address.port : 0
+}
+
+/** Runs a program to its end and resolves with its stdout. Throws with its stderr when its exit status is not 0. */
+export async function run(command: string, args: readonly string[], { input, cwd }: { input?: Buffer; cwd?: string } = {}): Promise<string> {
+  const child = spawn(command, args, { stdio: 'pipe', ...(cwd !== undefined && { cwd }) })
+  const output: Buffer[] = []
+  const errors: Buffer[] = []
+  child.stdout.on('data', (piece: Buffer) => output.push(piece))
+  child.stderr.on('data', (piece: Buffer) => errors.push(piece))
+  child.stdin.on('error', () => {}) // a program that ends without reading its input says why on stderr
+  child.stdin.end(input)
+  const [status] = await once(child, 'close')
+  if (status !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${status}: ${Buffer.concat(errors)}${Buffer.concat(output)}`)
+  return Buffer.concat(output).toString()
+}
+
+interface Target {
+  readonly port: number
+  readonly agent: Agent
+  readonly client: Leaf
+  readonly ca: string
+}
+
+/** POST /v1/messages as the client, on a kept-alive connection. */
+export async function post({ port, agent, client, ca }: Target, body: string, headers: Record<string, string>): Promise<TestAnswer> {
+  const outgoing = httpsRequest({
+    host: '127.0.0.1',
+    servername: 'localhost',
+    port,
+    agent,
+    ca,
+    cert: client.certificate,
+    key: client.key,
+    method: 'POST',
+    path: '/v1/messages',
+    headers: { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body), ...headers },
+  })
+  outgoing.end(body)
+  const [answer] = await once(outgoing, 'response')
+  const pieces: Buffer[] = []
+  for await (const piece of answer) pieces.push(piece)
+  const text = Buffer.concat(pieces).toString()
+  return { status: answer.statusCode, headers: answer.headers, text, json: JSON.parse(text) }
+}
