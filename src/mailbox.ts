@@ -16,11 +16,14 @@ export type MailboxInput = string | { readonly email: string; readonly name?: st
 const MAX_LOCAL = 64
 const MAX_DOMAIN = 255
 const MAX_NAME = 256
+// A quoted name escapes each of its characters at most once. Checked before any pattern runs: some of them need memory
+// for each character, and a domain of megabytes would keep IDNA busy for seconds.
+const MAX_TEXT = 2 * MAX_NAME + MAX_LOCAL + MAX_DOMAIN + 16
 
 const LOCAL_PART = /^[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+(?:\.[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+)*$/u
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/
-// Controls, line and paragraph separators, and the marks that reorder text on screen to fake another address.
 const FORBIDDEN = /[\p{Cc}\p{Cs}\u2028\u2029\ufeff]/u
+// Also what is invisible or reorders text on screen, and so can make one address look like another.
 const FORBIDDEN_IN_ADDRESS = /[\p{Cc}\p{Cf}\p{Cs}\p{Z}\p{Cn}]/u
 
 /**
@@ -31,14 +34,15 @@ const FORBIDDEN_IN_ADDRESS = /[\p{Cc}\p{Cf}\p{Cs}\p{Z}\p{Cn}]/u
  */
 export function parseMailbox(input: MailboxInput): Mailbox {
   if (typeof input !== 'string') {
-    return { ...parseAddress(input.email), name: checkName(input.name ?? '') }
+    return { ...parseAddress(input.email), name: parseName(input.name ?? '') }
   }
+  checkLength(input, MAX_TEXT)
   if (FORBIDDEN.test(input)) throw new RangeError('contains a control character or line break')
   const text = input.trim()
   if (!text.endsWith('>')) return { ...parseAddress(text), name: '' }
   const open = text.lastIndexOf('<')
   if (open === -1) throw new RangeError('has ">" without "<"')
-  return { ...parseAddress(text.slice(open + 1, -1)), name: checkName(parseDisplayName(text.slice(0, open).trim())) }
+  return { ...parseAddress(text.slice(open + 1, -1)), name: parseName(unquote(text.slice(0, open).trim())) }
 }
 
 /**
@@ -46,6 +50,7 @@ export function parseMailbox(input: MailboxInput): Mailbox {
  * Throws a RangeError with a sentence that follows the field's name.
  */
 export function parseAddress(text: string): Omit<Mailbox, 'name'> {
+  checkLength(text, MAX_TEXT)
   if (FORBIDDEN.test(text)) throw new RangeError('contains a control character or line break')
   if (text === '') throw new RangeError('is empty where an address like user@example.com is expected')
   const at = text.lastIndexOf('@')
@@ -66,6 +71,7 @@ export function parseAddress(text: string): Omit<Mailbox, 'name'> {
  * Throws a RangeError with a sentence that follows the field's name.
  */
 export function parseDomain(text: string): string {
+  if (text.length > MAX_DOMAIN) throw new RangeError(`has a domain of more than ${MAX_DOMAIN} octets`)
   const ascii = /^[\x21-\x7e]*$/.test(text)
   // Anything but letters, digits, dots and hyphens never reaches the IDNA mapping, which would percent-decode it.
   if (!/^[\w.\u0080-\u{10ffff}-]+$/u.test(text) || FORBIDDEN_IN_ADDRESS.test(text)) {
@@ -80,12 +86,22 @@ export function parseDomain(text: string): string {
   return domain
 }
 
+/**
+ * Reads a display name: plain text of one line, at most 256 characters, without the space around it.
+ * Throws a RangeError with a sentence that follows the field's name.
+ */
+export function parseName(text: string): string {
+  checkLength(text, MAX_NAME)
+  if (FORBIDDEN.test(text)) throw new RangeError('has a name with a control character or line break')
+  return text.trim()
+}
+
 /** Whether the address needs the SMTPUTF8 extension (RFC 6531). */
 export function needsSmtpUtf8(address: string): boolean {
   return /[^\x00-\x7f]/.test(address)
 }
 
-function parseDisplayName(text: string): string {
+function unquote(text: string): string {
   if (text.startsWith('"')) {
     const quoted = /^"((?:[^"\\]|\\.)*)"$/u.exec(text)
     if (quoted?.[1] === undefined) throw new RangeError('has a quoted name that is not closed')
@@ -97,8 +113,6 @@ function parseDisplayName(text: string): string {
   return text
 }
 
-function checkName(name: string): string {
-  if (FORBIDDEN.test(name)) throw new RangeError('has a name with a control character or line break')
-  if (Buffer.byteLength(name) > MAX_NAME) throw new RangeError(`has a name of more than ${MAX_NAME} octets`)
-  return name.trim()
+function checkLength(text: string, most: number): void {
+  if (text.length > most) throw new RangeError(`has more than ${most} characters`)
 }

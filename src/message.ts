@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { detectMimeType } from 'nodemailer/lib/mime-funcs'
 import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
-import { base64Entity, type Entity, field, isStructured, mailbox, mailboxes, multipart, parameterized, textEntity, unstructured } from './mime.ts'
+import { base64Entity, type Entity, field, isStructured, mailbox, mailboxes, mayBeBase64, multipart, parameterized, textEntity, unstructured } from './mime.ts'
 import type { AttachmentInput, MessageInput } from './schemas.ts'
 
 /** What the SMTP dialogue says of a message (RFC 5321 §2.3.1), apart from its content. */
@@ -28,6 +28,8 @@ export interface Message {
   readonly from: Mailbox
   readonly to: readonly Mailbox[]
   readonly cc: readonly Mailbox[]
+  /** For the envelope alone: no field of the message is ever made from it. */
+  readonly bcc: readonly Mailbox[]
   readonly replyTo: readonly Mailbox[]
   /** Everyone in to, cc and bcc, each address once. */
   readonly recipients: readonly Mailbox[]
@@ -46,12 +48,14 @@ export function parseMessage(input: MessageInput, id: string): Message {
   const from = parseMailbox(input.from)
   const to = parseMailboxes(input.to)
   const cc = parseMailboxes(input.cc)
-  const recipients = new Map([...to, ...cc, ...parseMailboxes(input.bcc)].map((recipient) => [recipient.address, recipient]))
+  const bcc = parseMailboxes(input.bcc)
+  const recipients = new Map([...to, ...cc, ...bcc].map((recipient) => [recipient.address, recipient]))
   return {
     input,
     from,
     to,
     cc,
+    bcc,
     replyTo: parseMailboxes(input.reply_to),
     recipients: [...recipients.values()],
     messageId: input.message_id ?? `<${id}@${from.domain}>`,
@@ -121,7 +125,7 @@ function compose(input: MessageInput, fields: string): Entity {
 type EntityMaker = (headers: string) => Entity
 
 function attachmentEntity({ filename, content, content_type, content_id }: AttachmentInput): EntityMaker {
-  const type = content_type ?? detectMimeType(filename.includes('.') ? filename.slice(filename.lastIndexOf('.') + 1) : '')
+  const type = content_type ?? typeOf(filename)
   const disposition = content_id === undefined ? 'attachment' : 'inline'
   return (headers) =>
     base64Entity(
@@ -131,6 +135,11 @@ function attachmentEntity({ filename, content, content_type, content_id }: Attac
         (content_id === undefined ? '' : field('Content-ID', `<${content_id.replace(/^<|>$/g, '')}>`)),
       content,
     )
+}
+
+function typeOf(filename: string): string {
+  const type = detectMimeType(filename.includes('.') ? filename.slice(filename.lastIndexOf('.') + 1) : '')
+  return mayBeBase64(type) ? type : 'application/octet-stream'
 }
 
 /** Boundaries that nobody can have put into a part beforehand. */

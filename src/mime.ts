@@ -26,9 +26,17 @@ export function isStructured(name: string): boolean {
   return STRUCTURED.test(name)
 }
 
-/** Whether a value can be folded into lines of legal length (RFC 5322 §2.1.1), whatever the field is called. */
+/**
+ * Whether a value can be folded into lines of legal length (RFC 5322 §2.1.1), whatever the field is called, and none of
+ * them blank: some servers take a blank line, spaces or not, for the end of the header.
+ */
 export function isFoldable(value: string): boolean {
-  return longestWord(value) < MAX_LINE - 80
+  return longestWord(value) < MAX_LINE - 80 && !/ {30}/.test(value)
+}
+
+/** Whether an entity of this media type may be sent in base64 (RFC 2045 §6.4). */
+export function mayBeBase64(mediaType: string): boolean {
+  return !/^(?:multipart|message)\//i.test(mediaType)
 }
 
 /** An unstructured header value (RFC 5322 §3.2.5): text that could be taken for something else is encoded (RFC 2047). */
@@ -81,8 +89,9 @@ function encodeText(text: string): [encoding: string, body: string] {
 }
 
 function phrase(name: string): string {
-  if (needsSmtpUtf8(name)) return encodeWord(name, wordEncoding(name), ENCODED_WORD)
-  if (/^[\w !#$%&'*+/^`{|}~-]+$/.test(name)) return name
+  // Many readers decode encoded words in quoted names too, and some look for addresses in what comes out.
+  if (needsSmtpUtf8(name) || name.includes('=?') || !isFoldable(name)) return encodeWord(name, wordEncoding(name), ENCODED_WORD)
+  if (/^[\w!#$%&'*+/^`{|}~-]+(?: [\w!#$%&'*+/^`{|}~-]+)*$/.test(name)) return name
   return `"${name.replace(/["\\]/g, '\\$&')}"`
 }
 

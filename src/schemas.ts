@@ -76,7 +76,7 @@ export const MessageSchema = Type.Object(
           notify: Type.Optional(
             Type.Array(
               Type.Union([Type.Literal('never'), Type.Literal('success'), Type.Literal('failure'), Type.Literal('delay')]),
-              { minItems: 1, maxItems: 3, uniqueItems: true },
+              { minItems: 1, maxItems: 3 },
             ),
           ),
           return: Type.Optional(Type.Union([Type.Literal('full'), Type.Literal('headers')])),

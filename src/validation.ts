@@ -1,7 +1,7 @@
 import type { FastifySchemaValidationError, FastifyServerOptions } from 'fastify'
 import type { Fault } from './errors.ts'
-import { parseAddress, parseMailbox } from './mailbox.ts'
-import { isFoldable, isStructured } from './mime.ts'
+import { parseAddress, parseMailbox, parseName } from './mailbox.ts'
+import { isFoldable, isStructured, mayBeBase64 } from './mime.ts'
 
 /** Past this many faults the rest is noise, and building the answer would cost more than the request. */
 const MAX_FAULTS = 100
@@ -24,7 +24,7 @@ const ALLOWED_HEADERS = new Set([
 const FORMATS: Readonly<Record<string, (text: string) => string | undefined>> = {
   mailbox: (text) => reasonOf(() => parseMailbox(text)),
   'email-address': (text) => reasonOf(() => parseAddress(text)),
-  'display-name': oneLine,
+  'display-name': (text) => reasonOf(() => parseName(text)),
   'one-line': oneLine,
   unicode: wellFormed,
   'file-name': oneLine,
@@ -156,17 +156,23 @@ function hasRecipientAndContent(_schema: unknown, message: Readonly<Record<strin
   const { dsn, attachments, headers } = message
   for (const [name, value] of Object.entries(isRecord(headers) ? headers : {})) {
     if (typeof value !== 'string' || !isStructured(name)) continue
-    if (!/^[\x20-\x7e]+$/.test(value)) fault('should be ASCII and not empty', below('/headers', name))
-    else if (!isFoldable(value)) fault('has a word that is too long for a header line', below('/headers', name))
+    if (!/^ *[\x21-\x7e][\x20-\x7e]*$/.test(value)) fault('should be ASCII and not empty', below('/headers', name))
+    else if (!isFoldable(value)) fault('has a word or a gap that is too long for a header line', below('/headers', name))
   }
-  if (isRecord(dsn) && Array.isArray(dsn['notify']) && dsn['notify'].length > 1 && dsn['notify'].includes('never')) {
-    fault('should be "never" alone or any of success, failure and delay (RFC 3461 §4.1)', '/dsn/notify')
+  const notify: unknown = isRecord(dsn) ? dsn['notify'] : undefined
+  if (Array.isArray(notify)) {
+    if (new Set(notify).size < notify.length) fault('names an event twice', '/dsn/notify')
+    if (notify.length > 1 && notify.includes('never')) {
+      fault('should be "never" alone or any of success, failure and delay (RFC 3461 §4.1)', '/dsn/notify')
+    }
   }
   if (Array.isArray(attachments)) {
     const seen = new Set<unknown>()
     attachments.forEach((attachment: unknown, index) => {
-      const id = isRecord(attachment) ? attachment['content_id'] : undefined
-      if (id !== undefined && seen.has(id)) fault('is used by another attachment', `/attachments/${index}/content_id`)
+      const given = isRecord(attachment) ? attachment['content_id'] : undefined
+      if (typeof given !== 'string') return
+      const id = given.replace(/^<|>$/g, '')
+      if (seen.has(id)) fault('is used by another attachment', `/attachments/${index}/content_id`)
       seen.add(id)
     })
   }
@@ -189,12 +195,10 @@ function wellFormed(text: string): string | undefined {
 }
 
 function mediaType(text: string): string | undefined {
-  if (!/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?:\s*;\s*[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(text)) {
+  if (!/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(text)) {
     return 'is not a media type such as application/pdf'
   }
-  return /^(?:multipart|message)\//i.test(text)
-    ? 'cannot be sent in base64 (RFC 2046 §5): use application/octet-stream, or send the message raw'
-    : undefined
+  return mayBeBase64(text) ? undefined : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
 }
 
 function reasonOf(parse: () => unknown): string | undefined {

@@ -3,7 +3,6 @@ import type { Client } from '../clients.ts'
 import type { Dispatcher } from '../dispatch.ts'
 import { type Fault, Problem } from '../errors.ts'
 import { ContentStream } from '../handover.ts'
-import type { Mailbox } from '../mailbox.ts'
 import { composeMessage, type Message, parseMessage } from '../message.ts'
 import { sizeLimit } from '../plugins/intake.ts'
 import { refused } from '../policy.ts'
@@ -63,10 +62,10 @@ export function checkPolicy(message: Message, client: Client, maxRecipients: num
   const senders = refused(client.from, [message.from])
   const recipients = refused(client.to, message.recipients)
   if (senders.length + recipients.length === 0) return
-  const { to, cc, bcc } = message.input
+  const places = placesOf(message)
   const errors = [
     ...senders.map(({ address }): Fault => ({ path: '/from', message: `${address} is not a sender that ${client.name} may use` })),
-    ...recipients.map(({ address }): Fault => ({ path: pathOf(address, message, { to, cc, bcc }), message: `${address} is not a recipient that ${client.name} may write to` })),
+    ...recipients.map(({ address }): Fault => ({ path: places.get(address) ?? '', message: `${address} is not a recipient that ${client.name} may write to` })),
   ]
   throw new Problem(
     senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
@@ -75,12 +74,14 @@ export function checkPolicy(message: Message, client: Client, maxRecipients: num
   )
 }
 
-/** Where in the body an address first stands. */
-function pathOf(address: string, message: Message, fields: { readonly to: unknown; readonly cc: unknown; readonly bcc: unknown }): string {
-  const at = (field: 'to' | 'cc', list: readonly Mailbox[]): string | undefined => {
-    const index = list.findIndex((mailbox) => mailbox.address === address)
-    if (index === -1) return undefined
-    return Array.isArray(fields[field]) ? `/${field}/${index}` : `/${field}`
+/** Where in the body each address first stands. */
+function placesOf(message: Message): ReadonlyMap<string, string> {
+  const places = new Map<string, string>()
+  for (const field of ['to', 'cc', 'bcc'] as const) {
+    const listed = Array.isArray(message.input[field])
+    message[field].forEach(({ address }, index) => {
+      if (!places.has(address)) places.set(address, listed ? `/${field}/${index}` : `/${field}`)
+    })
   }
-  return at('to', message.to) ?? at('cc', message.cc) ?? '/bcc'
+  return places
 }
