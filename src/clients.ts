@@ -68,9 +68,12 @@ export class ClientDirectory {
 const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
 const KEYS = ['fingerprints', 'role', 'from', 'to', 'rate', 'quota', 'max_recipients', 'max_size', 'raw'] as const
 
+/** A file that is broken as a whole has thousands of faults, and the first ones tell. */
+const MAX_FAULTS = 100
+
 /**
  * Reads a clients file (YAML, so JSON too). `file` is the name used in faults.
- * Throws a ClientsFileError with every fault of the file, each with its line.
+ * Throws a ClientsFileError with the faults of the file, each with its line.
  */
 export function parseClients(text: string, file: string): ClientDirectory {
   return new ClientsFileReader(text, file).read()
@@ -80,7 +83,7 @@ class ClientsFileReader {
   readonly #lines = new LineCounter()
   readonly #file: string
   readonly #text: string
-  readonly #faults: string[] = []
+  readonly #faults: { readonly line: number; readonly reason: string }[] = []
   readonly #clients = new Map<string, Client>()
   readonly #byFingerprint = new Map<string, Client>()
   readonly #byKeyPin = new Map<string, Client>()
@@ -92,11 +95,18 @@ class ClientsFileReader {
   }
 
   read(): ClientDirectory {
-    const document = parseDocument(this.#text, { lineCounter: this.#lines, prettyErrors: false, version: '1.2' })
+    // The library's own check for duplicate keys compares each with each; #entries does it in one pass.
+    const document = parseDocument(this.#text, { lineCounter: this.#lines, prettyErrors: false, version: '1.2', uniqueKeys: false })
     for (const { message, pos } of [...document.errors, ...document.warnings]) this.#faultAt(pos[0], message)
     if (this.#faults.length === 0) this.#readRoot(document.contents)
-    if (this.#faults.length > 0) throw new ClientsFileError(this.#faults)
+    if (this.#faults.length > 0) throw new ClientsFileError(this.#report())
     return new ClientDirectory(this.#clients, this.#byFingerprint, this.#byKeyPin)
+  }
+
+  #report(): readonly string[] {
+    const inOrder = this.#faults.toSorted((one, other) => one.line - other.line)
+    const shown = inOrder.slice(0, MAX_FAULTS).map(({ line, reason }) => `${this.#file}:${line}: ${reason}`)
+    return inOrder.length > MAX_FAULTS ? [...shown, `${this.#file}: and ${inOrder.length - MAX_FAULTS} more`] : shown
   }
 
   #readRoot(root: Node | null): void {
@@ -136,10 +146,8 @@ class ClientsFileReader {
       const found = values.get(key)
       if (found === undefined) return undefined
       const texts = this.#strings(found.value, found.keyNode, `${path}.${key}`)
-      for (const { text, node } of texts) {
-        this.#attempt(node, `${path}.${key} "${text}"`, () => new PatternList([text]))
-      }
-      return new PatternList(texts.map(({ text }) => text).filter((text) => isPattern(text)))
+      const usable = texts.filter(({ text, node }) => this.#attempt(node, `${path}.${key} "${text}"`, () => new PatternList([text])))
+      return new PatternList(usable.map(({ text }) => text))
     }
     const from = patterns('from')
     if (from === undefined && role === 'sender') {
@@ -191,11 +199,15 @@ class ClientsFileReader {
   }
 
   #entries(map: { readonly items: readonly unknown[] }): [key: string, value: Node | null, keyNode: Node | null][] {
+    const seen = new Set<string>()
     return map.items.flatMap((pair): [string, Node | null, Node | null][] => {
       if (!isPair(pair)) return []
       const key = isNode(pair.key) ? pair.key : null
+      const name = isScalar(key) ? String(key.value) : ''
+      if (seen.has(name)) this.#fault(key, `"${name}" stands here twice`)
+      seen.add(name)
       if (isAlias(pair.value)) this.#fault(pair.value, 'aliases are not accepted: write the value out')
-      return [[isScalar(key) ? String(key.value) : '', isNode(pair.value) ? pair.value : null, key]]
+      return [[name, isNode(pair.value) ? pair.value : null, key]]
     })
   }
 
@@ -213,7 +225,7 @@ class ClientsFileReader {
   }
 
   #faultAt(offset: number, reason: string): void {
-    this.#faults.push(`${this.#file}:${this.#lines.linePos(offset).line || 1}: ${reason}`)
+    this.#faults.push({ line: this.#lines.linePos(offset).line || 1, reason })
   }
 }
 
@@ -228,14 +240,6 @@ function parseCount(text: string): number {
 
 function parseFlag(text: string): boolean {
   return text === 'true' || (text === 'false' ? false : reject('is neither true nor false'))
-}
-
-function isPattern(text: string): boolean {
-  try {
-    return new PatternList([text]) !== undefined
-  } catch {
-    return false
-  }
 }
 
 function isNode(value: unknown): value is Node {

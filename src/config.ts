@@ -2,18 +2,10 @@ import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { hostname } from 'node:os'
 import type { SecureVersion } from 'node:tls'
+import { parseRelays, type RelayAddress } from './relayaddress.ts'
 import { parseDuration, parseSize } from './units.ts'
 
-/** One SMTP server to hand messages to. `label` is what logs and answers call it: it never holds a secret. */
-export interface RelayAddress {
-  readonly host: string
-  readonly port: number
-  /** TLS from the first byte (smtps://) instead of STARTTLS. */
-  readonly secure: boolean
-  readonly user: string | undefined
-  readonly password: string | undefined
-  readonly label: string
-}
+export type { RelayAddress }
 
 export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'
 export type LogRecipients = 'full' | 'domain' | 'none'
@@ -85,15 +77,15 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
       ca: text('POSTERN_SMTP_CA', undefined),
       connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
-      timeout: parsed('POSTERN_SMTP_TIMEOUT', '60s', parseDuration),
-      name: parsed('POSTERN_SMTP_NAME', hostname(), parseEhloName),
+      timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
+      name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
     },
-    maxSize: parsed('POSTERN_MAX_SIZE', '25MB', parseSize),
+    maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
     maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
     maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
-    maxInflight: parsed('POSTERN_MAX_INFLIGHT', '256MB', parseSize),
-    requestTimeout: parsed('POSTERN_REQUEST_TIMEOUT', '30s', parseDuration),
-    shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', '30s', parseDuration),
+    maxInflight: parsed('POSTERN_MAX_INFLIGHT', 256e6, parseSize),
+    requestTimeout: parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration),
+    shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', 30_000, parseDuration),
     redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
     ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },
     http: {
@@ -113,7 +105,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     reader.fault(`POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`)
   }
   reader.refuseUnknown()
-  return { config, faults: reader.faults, warnings: plaintextWarnings(config.smtp) }
+  return { config, faults: reader.faults, warnings: [...plaintextWarnings(config.smtp), ...sizeWarnings(config)] }
 }
 
 class EnvironmentReader {
@@ -141,10 +133,10 @@ class EnvironmentReader {
     return value === undefined || value === '' ? fallback : value
   }
 
-  parsed = <T, F extends string | undefined>(name: string, fallback: F, parse: (text: string) => T): T | (F & undefined) => {
-    const value = this.text(name, fallback)
-    if (value === undefined) return undefined as F & undefined
-    return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? parse(fallback ?? '')
+  parsed = <T, F extends T | undefined>(name: string, fallback: F, parse: (text: string) => T): T | F => {
+    const value = this.text(name, undefined)
+    if (value === undefined) return fallback
+    return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? fallback
   }
 
   number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F => {
@@ -182,7 +174,9 @@ class EnvironmentReader {
   refuseUnknown(): void {
     for (const name of Object.keys(this.#env)) {
       if (!name.startsWith('POSTERN_') || this.#known.has(name)) continue
-      this.fault(`${name} is not a setting of Postern: check its spelling.`)
+      const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
+      const hint = isServiceLink ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod' : 'check its spelling'
+      this.fault(`${name} is not a setting of Postern: ${hint}.`)
     }
   }
 
@@ -206,44 +200,6 @@ function readSecret(file: string): string {
   }
 }
 
-function parseRelays(text: string): readonly RelayAddress[] {
-  return text.split(/\s+/).filter(Boolean).map(parseRelay)
-}
-
-function parseRelay(text: string): RelayAddress {
-  let url: URL
-  try {
-    url = new URL(text)
-  } catch {
-    throw new RangeError('is not a URL such as smtp://user:password@mail.internal:587')
-  }
-  if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:') throw new RangeError('should begin with smtp:// or smtps://')
-  if (url.hostname === '') throw new RangeError('names no host')
-  if (!['', '/'].includes(url.pathname) || url.search !== '' || url.hash !== '') {
-    throw new RangeError('should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)')
-  }
-  if ((url.username === '') !== (url.password === '')) throw new RangeError('should name both a user and a password, or neither')
-  const secure = url.protocol === 'smtps:'
-  const host = decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
-  const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)
-  return {
-    host,
-    port,
-    secure,
-    user: url.username === '' ? undefined : decode(url.username),
-    password: url.password === '' ? undefined : decode(url.password),
-    label: `${isIP(host) === 6 ? `[${host}]` : host}:${port}`,
-  }
-}
-
-function decode(text: string): string {
-  try {
-    return decodeURIComponent(text)
-  } catch {
-    throw new RangeError('has a percent sign that encodes nothing: write % as %25')
-  }
-}
-
 function parseRedisUrl(text: string): string {
   if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol)) throw new RangeError('should be a redis:// or rediss:// URL')
   return text
@@ -264,6 +220,20 @@ function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
   return relays
     .filter((relay) => !relay.secure && !isLoopback(relay.host))
     .map((relay) => `POSTERN_SMTP_TLS is ${tls}: messages and passwords may cross the network to ${relay.label} unencrypted.`)
+}
+
+function sizeWarnings({ maxSize, maxInflight }: Config): readonly string[] {
+  if (maxSize <= maxInflight) return []
+  return [`POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`]
+}
+
+/** The host name, as long as it can stand in an EHLO; else the address literal that RFC 5321 §4.1.4 asks for. */
+function ownName(): string {
+  try {
+    return parseEhloName(hostname())
+  } catch {
+    return '[127.0.0.1]'
+  }
 }
 
 function isLoopback(host: string): boolean {

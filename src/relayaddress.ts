@@ -1,0 +1,55 @@
+import { isIP } from 'node:net'
+
+/** One SMTP server to hand messages to. `label` is what logs and answers call it: it never holds a secret. */
+export interface RelayAddress {
+  readonly host: string
+  readonly port: number
+  /** TLS from the first byte (smtps://) instead of STARTTLS. */
+  readonly secure: boolean
+  readonly user: string | undefined
+  readonly password: string | undefined
+  readonly label: string
+}
+
+/**
+ * Reads one or several smtp:// and smtps:// URLs, separated by white space. Throws a RangeError with a sentence that follows
+ * the setting's name and quotes nothing of the URL: it holds a password.
+ */
+export function parseRelays(text: string): readonly RelayAddress[] {
+  return text.split(/\s+/).filter(Boolean).map(parseRelay)
+}
+
+function parseRelay(text: string): RelayAddress {
+  let url: URL
+  try {
+    url = new URL(text)
+  } catch {
+    throw new RangeError('is not a URL such as smtp://user:password@mail.internal:587')
+  }
+  if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:') throw new RangeError('should begin with smtp:// or smtps://')
+  if (url.hostname === '') throw new RangeError('names no host')
+  if (url.port === '0') throw new RangeError('names port 0, on which nothing can listen')
+  if (!['', '/'].includes(url.pathname) || url.search !== '' || url.hash !== '') {
+    throw new RangeError('should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)')
+  }
+  if ((url.username === '') !== (url.password === '')) throw new RangeError('should name both a user and a password, or neither')
+  const secure = url.protocol === 'smtps:'
+  const host = decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
+  const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)
+  return {
+    host,
+    port,
+    secure,
+    user: url.username === '' ? undefined : decode(url.username),
+    password: url.password === '' ? undefined : decode(url.password),
+    label: `${isIP(host) === 6 ? `[${host}]` : host}:${port}`,
+  }
+}
+
+function decode(text: string): string {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    throw new RangeError('has a percent sign that encodes nothing: write % as %25')
+  }
+}
