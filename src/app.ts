@@ -1,8 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import type { Server } from 'node:https'
-import type { Socket } from 'node:net'
-import { type SecureContextOptions, TLSSocket } from 'node:tls'
+import type { SecureContextOptions } from 'node:tls'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyRequest, LogController } from 'fastify'
 import type { Admission } from './admission.ts'
@@ -14,7 +13,8 @@ import { watchHandshakes } from './handshakes.ts'
 import type { Metrics } from './metrics.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
-import { type ProblemEvents, problems, rawProblem, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
+import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
+import { Wire } from './plugins/wire.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { whoamiRoute } from './routes/whoami.ts'
 import { ProblemSchema } from './schemas.ts'
@@ -52,15 +52,19 @@ export function build(options: AppOptions): TypedApp {
       logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })
     },
   }
+  const wire = new Wire(clients, options.logger)
   const app = Fastify({
     https: {
       ...options.secureContext,
       ...LISTENER_OPTIONS,
+      handshakeTimeout: Math.min(LISTENER_OPTIONS.handshakeTimeout, config.requestTimeout),
       connectionsCheckingInterval: Math.min(TIMEOUT_CHECK_MS, config.requestTimeout),
       headersTimeout: config.requestTimeout,
       // Bodies are timed piece by piece in body.ts: a large one may take as long as it keeps coming.
       requestTimeout: 0,
       maxHeaderSize: MAX_HEAD_BYTES,
+      // Node's own check answers ahead of the gate; plugins/wire.ts has the same one behind it.
+      requireHostHeader: false,
     },
     keepAliveTimeout: KEEP_ALIVE_MS,
     requestTimeout: 0,
@@ -72,10 +76,8 @@ export function build(options: AppOptions): TypedApp {
     exposeHeadRoutes: false,
     bodyLimit: config.maxSize,
     ajv: AJV_OPTIONS,
-    clientErrorHandler(error, socket) {
-      if (socket instanceof TLSSocket && !socket.authorized) return // a handshake that failed: handshakes.ts has it
-      answerBrokenRequest(error, socket, clients, options.logger)
-    },
+    clientErrorHandler: (error, socket) => wire.broken(error, socket),
+    rewriteUrl: ({ url = '/' }) => originForm(url),
     frameworkErrors: (error, request, reply) => {
       void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
       void sendProblem(problemBehindGate(error, request, clients), request, reply, events)
@@ -88,6 +90,7 @@ export function build(options: AppOptions): TypedApp {
     void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
   })
   identity(app, clients)
+  wire.attach(app)
   app.addHook('onRequest', async (request, reply) => {
     if (options.shuttingDown()) {
       void reply.header('connection', 'close')
@@ -95,12 +98,19 @@ export function build(options: AppOptions): TypedApp {
     }
     if (!accepts(request.headers.accept)) throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
   })
-  intake(app, { admission: options.admission, maxSize: config.maxSize, requestTimeout: config.requestTimeout })
+  intake(app, { admission: options.admission, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout })
   problems(app, events)
   app.addSchema(ProblemSchema)
   messageRoutes(app, { dispatcher: options.dispatcher, maxSize: config.maxSize, maxRecipients: config.maxRecipients })
   whoamiRoute(app)
   return app
+}
+
+/** RFC 9112 §3.2.2: a target in absolute form means the same as its path. */
+function originForm(target: string): string {
+  if (target.startsWith('/')) return target
+  const path = target.replace(/^https?:\/\/[^/?#]*/i, '')
+  return path.startsWith('/') ? path : `/${path}`
 }
 
 /** Whether an Accept header (RFC 9110 §12.5.1) leaves room for JSON. */
@@ -120,22 +130,4 @@ function problemBehindGate(error: unknown, request: FastifyRequest, clients: Cli
   } catch (refusal) {
     return refusal instanceof Problem ? refusal : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
   }
-}
-
-/** Answers bytes that are no request (RFC 9112) or that came too slowly, and ends the connection. */
-function answerBrokenRequest(error: Error & { readonly code?: string }, socket: Socket, clients: ClientSource, log: FastifyBaseLogger): void {
-  if (!socket.writable || error.code === 'ECONNRESET') return void socket.destroy()
-  let problem: Problem
-  try {
-    admit({ socket, headers: {} }, clients.current)
-    problem =
-      error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? new Problem('request_timeout', 'The head of the request came too slowly.')
-        : new Problem('invalid_header', 'The request is not valid HTTP/1.1.')
-  } catch (refusal) {
-    problem = refusal instanceof Problem ? refusal : new Problem('internal', 'The gateway failed to answer.')
-  }
-  const id = randomUUID()
-  logRefusal(log, problem, { request_id: id, error_code: error.code, remote: socket.remoteAddress })
-  socket.end(rawProblem(problem, id), () => socket.destroySoon())
 }

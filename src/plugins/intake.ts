@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Admission, Place } from '../admission.ts'
-import { decodeUtf8, readBody, tooLarge } from '../body.ts'
+import { countValues, decodeUtf8, readBody, tooLarge } from '../body.ts'
 import type { Client } from '../clients.ts'
 import { Problem } from '../errors.ts'
 import { callerOf } from './identity.ts'
@@ -19,15 +19,23 @@ export interface IntakeOptions {
   readonly admission: Admission
   /** Bytes. */
   readonly maxSize: number
+  readonly maxRecipients: number
   /** Longest pause within a body, ms. */
   readonly requestTimeout: number
 }
+
+// Everything of a message but its recipients is far below this many JSON values.
+const MAX_VALUES = 10_000
+// The most that is parsed at all; enough for 100,000 recipients as objects with names.
+const MAX_PARSED_VALUES = 500_000
+// Recipients that may be listed above the limit, because duplicates count once.
+const DUPLICATES = 1_000
 
 // A refused body is read on for so long and thrown away: closing at once would reset the connection under the answer.
 const LINGER_MS = 2_000
 
 /** Decides from the head of a request whether its body is read at all, and reads JSON bodies within bounds. */
-export function intake(app: FastifyInstance, { admission, maxSize, requestTimeout }: IntakeOptions): void {
+export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients, requestTimeout }: IntakeOptions): void {
   app.decorateRequest('place', null)
   app.decorateRequest('bodyHash', '')
   app.addHook('onSend', async (request, reply) => linger(request, reply))
@@ -38,9 +46,11 @@ export function intake(app: FastifyInstance, { admission, maxSize, requestTimeou
     const declared = declaredLength(request)
     const limit = sizeLimit(client, maxSize)
     if (declared > limit) throw tooLarge(limit)
-    const place = admission.enter(declared)
-    request.place = place
-    reply.raw.once('close', () => place.release())
+    if (request.headers['content-encoding'] !== undefined) {
+      throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', { headers: { 'accept-encoding': 'identity' } })
+    }
+    request.place = admission.enter(declared)
+    releaseAfter(request, reply, request.place)
   })
 
   const parseJson = app.getDefaultJsonParser('error', 'error')
@@ -55,10 +65,19 @@ export function intake(app: FastifyInstance, { admission, maxSize, requestTimeou
       place,
     })
     if (request.headers['idempotency-key'] !== undefined) request.bodyHash = createHash('sha256').update(body).digest('base64url')
+    const values = countValues(body, MAX_PARSED_VALUES)
+    if (values > MAX_PARSED_VALUES) throw tooManyValues()
     const text = decodeUtf8(body)
-    return new Promise((resolve, reject) => {
+    const message = await new Promise((resolve, reject) => {
       parseJson(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))
     })
+    // Before the schema looks: it reports each faulty value, so its work and memory grow with what it is given.
+    const listed = countRecipients(message)
+    if (listed.recipients > Math.min(callerOf(request).client.maxRecipients ?? maxRecipients, maxRecipients) + DUPLICATES) {
+      throw new Problem('too_many_recipients', `The message lists ${listed.recipients} recipients; ${maxRecipients} are allowed.`)
+    }
+    if (values - listed.values > MAX_VALUES) throw tooManyValues()
+    return message
   })
 }
 
@@ -69,6 +88,29 @@ export function sizeLimit(client: Client, maxSize: number): number {
 
 function declaredLength(request: FastifyRequest): number {
   return Number(request.headers['content-length'] ?? 0)
+}
+
+/** Frees the place once: when the answer is out, or when the connection is gone, which a queued answer is not told. */
+function releaseAfter({ raw: { socket } }: FastifyRequest, { raw }: FastifyReply, place: Place): void {
+  const release = (): void => {
+    raw.off('close', release)
+    socket.off('close', release)
+    place.release()
+  }
+  raw.once('close', release)
+  socket.once('close', release)
+}
+
+function tooManyValues(): Problem {
+  return new Problem('invalid_message', 'The message has more values than any message needs.')
+}
+
+/** Recipients of a JSON body whose shape is not known yet, and how many values they take up. */
+function countRecipients(body: unknown): { recipients: number; values: number } {
+  if (typeof body !== 'object' || body === null) return { recipients: 0, values: 0 }
+  const lists = ['to', 'cc', 'bcc'].map((name): unknown => Reflect.get(body, name)).filter(Array.isArray)
+  const recipients = lists.reduce((sum, list) => sum + list.length, 0)
+  return { recipients, values: 3 * recipients }
 }
 
 /** An answer that comes before the body was read: give the peer a moment to see it, then end the connection. */
