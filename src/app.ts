@@ -11,6 +11,7 @@ import type { Dispatcher } from './dispatch.ts'
 import { Problem } from './errors.ts'
 import { watchHandshakes } from './handshakes.ts'
 import type { Metrics } from './metrics.ts'
+import { openapi } from './openapi.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
 import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
@@ -47,8 +48,12 @@ export function build(options: AppOptions): TypedApp {
   const events: ProblemEvents = {
     answered: (problem, request, reply) => {
       options.metrics.rejections.inc({ code: problem.code })
-      if (request.method === 'POST' && !request.is404) return writeAudit(request, reply, { outcome: problem.outcome, problem }, config.log.recipients)
       const client = request.caller?.client.name ?? null
+      if (request.method === 'POST' && !request.is404) {
+        const result = { outcome: problem.outcome, problem }
+        if (client !== null) options.metrics.countMessage(client, result, request.audit?.recipients?.length ?? 0)
+        return writeAudit(request, reply, result, config.log.recipients)
+      }
       logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })
     },
   }
@@ -89,6 +94,10 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('onRequest', async (request, reply) => {
     void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
   })
+  app.addHook('onResponse', async (request, reply) => {
+    const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
+    options.metrics.requestDuration.observe({ route, status: String(reply.statusCode) }, reply.elapsedTime / 1000)
+  })
   identity(app, clients)
   wire.attach(app)
   app.addHook('onRequest', async (request, reply) => {
@@ -100,6 +109,7 @@ export function build(options: AppOptions): TypedApp {
   })
   intake(app, { admission: options.admission, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout })
   problems(app, events)
+  openapi(app)
   app.addSchema(ProblemSchema)
   messageRoutes(app, { dispatcher: options.dispatcher, maxSize: config.maxSize, maxRecipients: config.maxRecipients })
   whoamiRoute(app)

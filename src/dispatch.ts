@@ -1,6 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Allowances } from './allowances.ts'
-import { writeAudit } from './audit.ts'
+import { type AuditResult, writeAudit } from './audit.ts'
 import type { Client } from './clients.ts'
 import type { LogRecipients } from './config.ts'
 import { Problem } from './errors.ts'
@@ -95,14 +95,19 @@ export class Dispatcher {
     const outgoing = await job.prepare(id, client)
     const { messageId, envelope } = outgoing
     if (job.dryRun) {
-      writeAudit(request, reply, { outcome: 'validated' }, this.#options.logRecipients)
+      this.#record(request, reply, { outcome: 'validated' }, 0)
       return { id: request.id, message_id: messageId, status: 'validated', accepted: [...envelope.to], rejected: [] }
     }
     const delivery = await this.#handOver(request, reply, client, outgoing)
     const { relay, code, response, accepted, rejected } = delivery
     const status = rejected.length > 0 ? 'partial' : 'accepted'
-    writeAudit(request, reply, { outcome: status, ...delivery }, this.#options.logRecipients)
+    this.#record(request, reply, { outcome: status, ...delivery }, envelope.to.length)
     return { id: request.id, message_id: messageId, status, accepted: [...accepted], rejected: [...rejected], smtp: { relay, code, response } }
+  }
+
+  #record(request: FastifyRequest, reply: FastifyReply, result: AuditResult, addressed: number): void {
+    writeAudit(request, reply, result, this.#options.logRecipients)
+    this.#options.metrics.countMessage(callerOf(request).client.name, result, addressed)
   }
 
   /** Holds the message's place until the relay is done with it, even where the caller has gone away meanwhile. */

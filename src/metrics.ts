@@ -1,4 +1,5 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import type { AuditResult } from './audit.ts'
 
 // From a hand-over on the same machine to a relay that takes its time.
 const SECONDS_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -15,14 +16,16 @@ export interface Levels {
  */
 export class Metrics {
   readonly registry = new Registry()
+  /** `outcome` is that of the log line: accepted, partial, validated, not_sent, unknown. */
   readonly messages = this.#counter('messages_total', 'Messages by what became of them.', ['client', 'outcome'])
+  /** `result` is accepted, rejected (5yz), deferred (4yz) or unknown. */
   readonly recipients = this.#counter('recipients_total', 'Recipients by what the relay said of them.', ['client', 'result'])
   readonly rejections = this.#counter('rejections_total', 'Requests answered with a problem, by its code.', ['code'])
   readonly handshakeFailures = this.#counter('tls_handshake_failures_total', 'TLS handshakes that failed, by reason.', ['reason'])
   readonly idempotency = this.#counter('idempotency_total', 'Requests with an Idempotency-Key, by what the store said.', ['result'])
   readonly reloads = this.#counter('reloads_total', 'Attempts to put a changed file into service.', ['file', 'result'])
-  readonly requestDuration = this.#histogram('request_duration_seconds', 'Time from the head of a request to its answer.', ['route', 'status'])
-  readonly relayDuration = this.#histogram('relay_duration_seconds', 'Time that handing a message over took.', ['relay'])
+  readonly requestDuration = this.#histogram('request_duration_seconds', 'Time from the head of a request to the end of its answer.', ['route', 'status'])
+  readonly relayDuration = this.#histogram('relay_duration_seconds', 'Time that an attempt to hand a message over took.', ['relay'])
   readonly relayUp = this.#gauge('relay_up', 'Whether the relay answered last time (1) or not (0).', ['relay'])
   readonly certificateExpiry = this.#gauge('certificate_expiry_timestamp_seconds', 'notAfter of a certificate, as a Unix time.', ['subject'])
 
@@ -31,6 +34,22 @@ export class Metrics {
     collectDefaultMetrics({ register: this.registry })
     this.#gauge('relay_pending', 'Messages waiting for a relay or being handed over.', [], relayPending)
     this.#gauge('inflight_bytes', 'Bytes of request bodies in progress.', [], inflightBytes)
+  }
+
+  /** Counts a message that got its answer, and its recipients where a relay had a say. `addressed` is how many it had. */
+  countMessage(client: string, result: AuditResult, addressed: number): void {
+    this.messages.inc({ client, outcome: result.outcome })
+    const { problem } = result
+    const rejected = result.rejected ?? problem?.smtp?.rejected ?? []
+    const refused = rejected.filter(({ code }) => code >= 500).length
+    this.#countRecipients(client, 'rejected', refused)
+    this.#countRecipients(client, 'deferred', rejected.length - refused)
+    const rest = verdict(result)
+    if (rest !== undefined) this.#countRecipients(client, rest, addressed - rejected.length)
+  }
+
+  #countRecipients(client: string, result: RecipientResult, count: number): void {
+    if (count > 0) this.recipients.inc({ client, result }, count)
   }
 
   #counter<T extends string>(name: string, help: string, labelNames: readonly T[]): Counter<T> {
@@ -54,4 +73,14 @@ export class Metrics {
       }),
     })
   }
+}
+
+type RecipientResult = 'accepted' | 'rejected' | 'deferred' | 'unknown'
+
+/** What a relay said of the recipients that it did not name one by one; nothing where no relay was asked. */
+function verdict({ outcome, problem }: AuditResult): RecipientResult | undefined {
+  if (outcome === 'accepted' || outcome === 'partial') return 'accepted'
+  if (outcome === 'unknown') return 'unknown'
+  if (problem?.code === 'rejected_by_relay') return 'rejected'
+  return problem?.code === 'deferred_by_relay' ? 'deferred' : undefined
 }

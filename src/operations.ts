@@ -1,10 +1,12 @@
 import { createServer, type Server } from 'node:http'
+import type { Metrics } from './metrics.ts'
 
 /** One answer of the operations port. */
 export interface OperationsAnswer {
   readonly status: number
   readonly type: string
-  readonly body: string
+  readonly body: string | Buffer
+  readonly headers?: Readonly<Record<string, string>>
 }
 
 export type OperationsRoutes = Readonly<Record<string, () => OperationsAnswer | Promise<OperationsAnswer>>>
@@ -12,7 +14,7 @@ export type OperationsRoutes = Readonly<Record<string, () => OperationsAnswer | 
 const REQUEST_TIMEOUT_MS = 5_000
 const MAX_HEAD_BYTES = 8 * 1024
 
-/** Why the gateway should get no traffic now; nothing when it should. */
+/** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
 export type Readiness = () => string | undefined
 
 /** The plain HTTP server for probes and metrics. It knows no mail route and shares nothing with the listener that does. */
@@ -22,13 +24,21 @@ export function operationsServer(routes: OperationsRoutes): Server {
     const path = (request.url ?? '').split('?', 1)[0] ?? ''
     const route = Object.hasOwn(routes, path) ? routes[path] : undefined
     const readable = request.method === 'GET' || request.method === 'HEAD'
-    const respond = ({ status, type, body }: OperationsAnswer): void => {
-      response.writeHead(status, { 'content-type': type, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff', 'content-length': Buffer.byteLength(body) })
+    const respond = ({ status, type, body, headers }: OperationsAnswer): void => {
+      response.writeHead(status, {
+        'content-type': type,
+        'cache-control': 'no-store',
+        'x-content-type-options': 'nosniff',
+        'content-length': Buffer.byteLength(body),
+        ...headers,
+      })
       response.end(request.method === 'HEAD' ? undefined : body)
     }
     if (route === undefined) return respond(plain(404, 'There is nothing at this path.'))
-    if (!readable) return respond(plain(405, 'This path takes GET.'))
-    Promise.resolve(route()).then(respond, () => respond(plain(500, 'failed')))
+    if (!readable) return respond({ ...plain(405, 'This path takes GET.'), headers: { allow: 'GET, HEAD' } })
+    Promise.resolve()
+      .then(route)
+      .then(respond, () => respond(plain(500, 'failed')))
   })
   server.unref()
   return server
@@ -43,6 +53,11 @@ export function probeRoutes(notReady: Readiness): OperationsRoutes {
       return reason === undefined ? plain(200, 'ok') : plain(503, reason)
     },
   }
+}
+
+/** `/metrics` in the Prometheus text format. */
+export function metricsRoute({ registry }: Metrics): OperationsRoutes {
+  return { '/metrics': async () => ({ status: 200, type: registry.contentType, body: await registry.metrics() }) }
 }
 
 export function plain(status: number, text: string): OperationsAnswer {

@@ -13,6 +13,8 @@ export interface RelayStatus {
 export interface RelayEvents {
   /** A relay went down or came back; `reason` is the error that took it down. */
   changed(relay: string, up: boolean, reason?: unknown): void
+  /** A relay took, refused or failed to take a message; `seconds` is how long that was. */
+  attempted?(relay: string, seconds: number): void
 }
 
 // A relay that is down is looked at again after this long, doubled each time, with jitter so that replicas spread.
@@ -22,11 +24,13 @@ const LAST_RETRY_MS = 15_000
 /** The relays of the configuration in their order, the first that works taking each message. */
 export class Relays {
   readonly #relays: readonly MonitoredRelay[]
+  readonly #events: RelayEvents
   readonly #timeout: number
   readonly #connections: number
 
   constructor(smtp: Config['smtp'], ca: string | undefined, events: RelayEvents) {
     this.#relays = smtp.relays.map((address) => new MonitoredRelay(new Relay(address, smtp, ca), events))
+    this.#events = events
     this.#timeout = smtp.timeout
     this.#connections = smtp.connections
   }
@@ -45,7 +49,7 @@ export class Relays {
         if (left <= 0 || callerLeft()) break
         try {
           if (outgoing.envelope.smtpUtf8) await requireSmtpUtf8(monitored.relay)
-          const delivery = await monitored.relay.send(outgoing, left, caller)
+          const delivery = await this.#attempt(monitored.relay, outgoing, left, caller)
           monitored.works()
           return delivery
         } catch (error) {
@@ -77,6 +81,15 @@ export class Relays {
 
   async close(): Promise<void> {
     await Promise.all(this.#relays.map((monitored) => monitored.close()))
+  }
+
+  async #attempt(relay: Relay, outgoing: Outgoing, timeout: number, caller?: AbortSignal): Promise<Delivery> {
+    const begun = performance.now()
+    try {
+      return await relay.send(outgoing, timeout, caller)
+    } finally {
+      this.#events.attempted?.(relay.label, (performance.now() - begun) / 1000)
+    }
   }
 
   /** Those that are up first. The others stay as a last resort: the network may have healed a moment ago. */

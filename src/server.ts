@@ -12,7 +12,8 @@ import { MemoryIdempotencyStore } from './idempotency-memory.ts'
 import { RedisIdempotencyStore } from './idempotency-redis.ts'
 import { LoadError } from './load.ts'
 import { Metrics } from './metrics.ts'
-import { operationsServer, probeRoutes } from './operations.ts'
+import { documentationRoutes } from './documentation.ts'
+import { metricsRoute, operationsServer, probeRoutes } from './operations.ts'
 import { connectRedis } from './redis.ts'
 import { AttemptFailed } from './relay.ts'
 import { Relays } from './relays.ts'
@@ -49,6 +50,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
       if (up) logger.info({ relay }, 'relay is back')
       else logger.warn({ relay, error: errorText(reason) }, 'relay is down')
     },
+    attempted: (relay, seconds) => metrics.relayDuration.observe({ relay }, seconds),
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
   metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
@@ -60,12 +62,14 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   const dispatcher = new Dispatcher({ relays, store, allowances: new Allowances(redis), metrics, logRecipients: config.log.recipients })
   const app = build({ dispatcher, metrics, config, secureContext: loaded.secureContext, clients, admission, logger, shuttingDown: () => shuttingDown })
   const sockets = trackSockets(app.server)
-  const operations = operationsServer(
-    probeRoutes(() => {
+  const operations = operationsServer({
+    ...probeRoutes(() => {
       if (shuttingDown) return 'shutting down'
       return relays.status.some(({ up }) => up) ? undefined : 'no relay is reachable'
     }),
-  )
+    ...metricsRoute(metrics),
+    ...documentationRoutes(() => app.swagger()),
+  })
 
   const closeAll = async (): Promise<void> => {
     for (const socket of sockets) socket.destroy()
