@@ -22,7 +22,8 @@ export interface InboxOptions {
   /** PEM files for STARTTLS. */
   readonly cert: string
   readonly key: string
-  onMessage(message: ReceivedMessage): void
+  /** Called before the message is acknowledged; a failure is answered with 451. */
+  onMessage(message: ReceivedMessage): void | Promise<void>
 }
 
 export interface Inbox {
@@ -54,10 +55,13 @@ export async function openInbox({ directory, cert, key, onMessage }: InboxOption
         const file = join(directory, `${receivedAt.toISOString().replace(/[:.]/g, '-')}-${number}.eml`)
         const { mailFrom, rcptTo } = session.envelope
         const content = Buffer.concat(pieces)
-        writeFile(file, content).then(() => {
-          onMessage({ number, from: mailFrom === false ? '' : mailFrom.address, to: rcptTo.map(({ address }) => address), content, receivedAt, file })
-          done(null, `2.0.0 Ok: kept as message ${number}`)
-        }, done)
+        const message = { number, from: mailFrom === false ? '' : mailFrom.address, to: rcptTo.map(({ address }) => address), content, receivedAt, file }
+        writeFile(file, content)
+          .then(() => onMessage(message))
+          .then(
+            () => done(null, `2.0.0 Ok: kept as message ${number}`),
+            () => done(Object.assign(new Error('4.3.0 The message could not be kept'), { responseCode: 451 })),
+          )
       })
     },
   })

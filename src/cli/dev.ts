@@ -1,8 +1,9 @@
 import { access } from 'node:fs/promises'
 import { join } from 'node:path'
-import PostalMime from 'postal-mime'
+import PostalMime, { type Email } from 'postal-mime'
 import { readConfig } from '../config.ts'
 import { type Inbox, openInbox, type ReceivedMessage } from '../inbox.ts'
+import { type InboxPage, openInboxPage } from '../inbox-page.ts'
 import { start } from '../server.ts'
 import { cert } from './cert.ts'
 import { createLogger, loadAll, untilSignalled } from './serve.ts'
@@ -16,20 +17,27 @@ const EXCERPT_LINES = 20
 /** `postern dev`: certificates, an SMTP inbox and the gateway, all on this machine. Resolves with the exit status. */
 export async function dev(io: Io): Promise<number> {
   await makeCertificates(io)
+  const { port } = readConfig(io.env).config
+  const page = await openInboxPage(port === 0 ? 0 : port + 1)
   const inbox = await openInbox({
     directory: INBOX,
     cert: join(CERTS, 'server.crt'),
     key: join(CERTS, 'server.key'),
-    onMessage: (message) => void readable(message).then((lines) => lines.forEach(io.print)),
+    onMessage: async (message) => {
+      const mail = await PostalMime.parse(message.content)
+      page.add(message, mail)
+      readable(message, mail).forEach(io.print)
+    },
   })
   try {
-    return await serveInto(inbox, io)
+    return await serveInto(inbox, page, io)
   } finally {
+    page.close()
     await inbox.close()
   }
 }
 
-async function serveInto(inbox: Inbox, io: Io): Promise<number> {
+async function serveInto(inbox: Inbox, page: InboxPage, io: Io): Promise<number> {
   const { config, loaded } = loadAll(
     readConfig({
       POSTERN_HOST: '127.0.0.1',
@@ -43,6 +51,7 @@ async function serveInto(inbox: Inbox, io: Io): Promise<number> {
   const gateway = await start(config, loaded, logger)
   io.print('')
   io.print(`The gateway listens on https://localhost:${gateway.port}; mail goes to an inbox in this process and to ${INBOX}/.`)
+  io.print(`Read it on ${page.url}`)
   io.print('Send a message:')
   io.print('')
   io.print(curlLine(gateway.port))
@@ -70,8 +79,7 @@ function curlLine(port: number): string {
   ].join(' ')
 }
 
-async function readable({ number, from, to, content, file }: ReceivedMessage): Promise<readonly string[]> {
-  const { subject, text, html, attachments } = await PostalMime.parse(content)
+function readable({ number, from, to, file }: ReceivedMessage, { subject, text, html, attachments }: Email): readonly string[] {
   const body = (text ?? html ?? '').trimEnd().split('\n')
   return [
     `--- message ${number} ---`,
