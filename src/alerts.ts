@@ -27,7 +27,7 @@ const ALERTS: readonly Alert[] = [
   {
     number: 40,
     name: 'handshake_failure',
-    meaning: 'They share no cipher, group or signature algorithm; or, up to TLS 1.2, it wants a client certificate and got none: give one.',
+    meaning: 'It has no cipher, group or signature algorithm in common with the other side; or, up to TLS 1.2, it wants a client certificate and got none: give one.',
   },
   { number: 42, name: 'bad_certificate', meaning: 'It cannot use the certificate it was shown: check file and chain; some send this for a missing one.' },
   { number: 43, name: 'unsupported_certificate', meaning: 'The certificate is not for this use: a client needs clientAuth, a server serverAuth.' },
@@ -44,7 +44,7 @@ const ALERTS: readonly Alert[] = [
   {
     number: 80,
     name: 'internal_error',
-    meaning: 'It failed by itself: no certificate for the name asked for, or a resumed session it cannot place (a Node tls server without sessionIdContext). Its log tells.',
+    meaning: 'It failed by itself: no certificate for the name asked for, nothing to sign with in this version, or a resumed session that it cannot place (a Node tls server without sessionIdContext). Its log tells.',
   },
   { number: 86, name: 'inappropriate_fallback', meaning: 'The client came back with an older version than the server speaks.' },
   { number: 90, name: 'user_canceled', meaning: '' },
@@ -55,5 +55,5 @@ const ALERTS: readonly Alert[] = [
   { number: 113, name: 'bad_certificate_status_response', meaning: '' },
   { number: 115, name: 'unknown_psk_identity', meaning: '' },
   { number: 116, name: 'certificate_required', meaning: 'It wants a client certificate and got none: give one.' },
-  { number: 120, name: 'no_application_protocol', meaning: 'They share no protocol above TLS (ALPN): offer http/1.1.' },
+  { number: 120, name: 'no_application_protocol', meaning: 'No protocol above TLS in common (ALPN): offer http/1.1.' },
 ]

@@ -10,6 +10,7 @@ const USAGE = `Usage: postern COMMAND
                              each with [--san NAME]… [--days N] [--dir certs]
   fingerprint FILE…          the lines to paste into the clients file
   check                      read the configuration as serve would, and try each relay
+  tls HOST:PORT              what each version of TLS makes of a server: [--cert FILE --key FILE] [--ca FILE]
   health                     ask whether the gateway on this machine is ready
 
 Settings come from POSTERN_* variables: see the README.`
@@ -31,6 +32,8 @@ async function run(command: string | undefined, args: readonly string[]): Promis
       return 0
     case 'check':
       return (await (await import('./cli/check.ts')).check(io)) > 0 ? 1 : 0
+    case 'tls':
+      return (await (await import('./cli/tls.ts')).tls(args, io)) > 0 ? 0 : 1
     case 'health':
       await (await import('./cli/health.ts')).health(process.env)
       return 0

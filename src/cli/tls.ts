@@ -1,0 +1,120 @@
+import type { X509Certificate } from 'node:crypto'
+import { existsSync, readFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import { createSecureContext, rootCertificates } from 'node:tls'
+import { parseCertificates } from '../tls.ts'
+import { LAB_VERSIONS, type LabResult, type LabTarget, type ServerCertificate, tryVersion } from '../tlslab.ts'
+import { lifetime } from './fingerprint.ts'
+import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
+
+/**
+ * `postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]`: tries each version of TLS alone, without and with the
+ * client certificate, and prints what came of it. Resolves with the number of handshakes that worked.
+ */
+export async function tls(args: readonly string[], io: Pick<Io, 'print'>): Promise<number> {
+  const { target, against } = await readTarget(args)
+  const without = { ...target, client: undefined }
+  const attempts = LAB_VERSIONS.flatMap((version) => (target.client === undefined ? [{ version, target }] : [{ version, target: without }, { version, target }]))
+  const results = await Promise.all(attempts.map(async (attempt) => ({ ...attempt, result: await tryVersion(attempt.target, attempt.version) })))
+  const [first] = results
+  if (first !== undefined && results.every(({ result }) => result.unreachable)) throw new UsageError(`${target.host}:${target.port}: ${first.result.words}`)
+  for (const { version, target: { client }, result } of results) {
+    const how = target.client === undefined ? '' : client === undefined ? ' without the certificate' : ' with the certificate'
+    io.print(`${LABELS[version]}${how}: ${result.words}`)
+  }
+  for (const server of distinct(results.map(({ result }) => result))) describe(server, against, io)
+  return results.filter(({ result }) => result.works).length
+}
+
+const LABELS = { TLSv1: 'TLS 1.0', 'TLSv1.1': 'TLS 1.1', 'TLSv1.2': 'TLS 1.2', 'TLSv1.3': 'TLS 1.3' } as const
+
+async function readTarget(args: readonly string[]): Promise<{ target: LabTarget; against: string }> {
+  const { values, positionals } = parseCommandLine({
+    args: [...args],
+    allowPositionals: true,
+    options: { cert: { type: 'string' }, key: { type: 'string' }, ca: { type: 'string' } },
+  })
+  const [address, ...rest] = positionals
+  if (address === undefined) throw new UsageError('Name the server: postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]')
+  if (rest.length > 0) throw new UsageError(`"${rest[0]}" is too much.`)
+  const [, host = '', port = ''] = /^(\[[0-9a-fA-F:.]+\]|[^\s:[\]/@]+):(\d{1,5})$/.exec(address) ?? []
+  if (host === '' || Number(port) < 1 || Number(port) > 65_535) {
+    throw new UsageError(`"${address}" is not HOST:PORT, such as mail.internal:8443 or [::1]:8443.`)
+  }
+  const authorities = values.ca === undefined ? publicAuthorities() : await readAuthorities(values.ca)
+  return {
+    target: { host, port: Number(port), ca: authorities, client: await readClient(values.cert, values.key) },
+    against: values.ca ?? 'the public CAs that this machine knows (name a private CA with --ca)',
+  }
+}
+
+async function readClient(certFile: string | undefined, keyFile: string | undefined): Promise<LabTarget['client']> {
+  if (certFile === undefined && keyFile === undefined) return undefined
+  if (certFile === undefined || keyFile === undefined) throw new UsageError('--cert and --key belong together: name both files.')
+  const cert = await readFile(certFile, 'utf8').catch(refusal(`${certFile} cannot be read`))
+  const key = await readFile(keyFile, 'utf8').catch(refusal(`${keyFile} cannot be read`))
+  try {
+    createSecureContext({ cert, key, ciphers: 'DEFAULT@SECLEVEL=0' })
+  } catch (cause) {
+    throw new UsageError(`${certFile} and ${keyFile} are not a certificate and its private key, both PEM and the key not encrypted.`, { cause })
+  }
+  return { cert, key }
+}
+
+async function readAuthorities(file: string): Promise<readonly string[]> {
+  const pem = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
+  try {
+    const certificates = parseCertificates(pem)
+    if (certificates.length > 0) return certificates.map((certificate) => certificate.toString())
+  } catch (cause) {
+    throw new UsageError(`${file} holds a certificate that is damaged.`, { cause })
+  }
+  throw new UsageError(`${file} holds no certificate in PEM form.`)
+}
+
+// Where Debian, Red Hat and Alpine keep what administrators trust; Node knows only the list it was built with.
+const SYSTEM_BUNDLES = ['/etc/ssl/certs/ca-certificates.crt', '/etc/pki/tls/certs/ca-bundle.crt', '/etc/ssl/cert.pem']
+
+function publicAuthorities(): readonly string[] {
+  const bundle = SYSTEM_BUNDLES.find((file) => existsSync(file))
+  return bundle === undefined ? rootCertificates : [...rootCertificates, readFileSync(bundle, 'utf8')]
+}
+
+/** Servers may show one certificate to old clients and another to new ones. A full verdict goes before a partial one. */
+function distinct(results: readonly LabResult[]): readonly ServerCertificate[] {
+  const byLeaf = new Map<string, ServerCertificate>()
+  for (const { server } of results) {
+    const print = server?.chain[0]?.fingerprint256
+    if (server === undefined || print === undefined) continue
+    const known = byLeaf.get(print)
+    if (known === undefined || known.verdict === 'untested') byLeaf.set(print, server)
+  }
+  return [...byLeaf.values()]
+}
+
+function describe({ chain, verdict }: ServerCertificate, against: string, io: Pick<Io, 'print'>): void {
+  const [leaf] = chain
+  if (leaf === undefined) return
+  io.print('')
+  io.print(`Server certificate: ${subjectOf(leaf)}`)
+  io.print(`  names    ${leaf.subjectAltName ?? 'none: no current client accepts it'}`)
+  io.print(`  dates    ${lifetime(leaf)}`)
+  io.print(`  chain    ${chain.map(subjectOf).join(' < ')}`)
+  io.print(`  verdict  ${VERDICTS.get(verdict) ?? verdict}${verdict === 'untested' ? '' : `, by ${against}`}`)
+}
+
+const VERDICTS: ReadonlyMap<string, string> = new Map([
+  ['untested', 'not tested: no handshake got that far'],
+  ['ERR_TLS_CERT_ALTNAME_INVALID', 'of a trusted CA, but not for this host name'],
+  ['CERT_HAS_EXPIRED', 'EXPIRED'],
+  ['CERT_NOT_YET_VALID', 'not valid yet'],
+  ['INVALID_PURPOSE', 'not for servers: it lacks the extended key usage serverAuth'],
+  ['DEPTH_ZERO_SELF_SIGNED_CERT', 'self-signed'],
+  ['SELF_SIGNED_CERT_IN_CHAIN', 'of a CA that is not trusted'],
+  ['UNABLE_TO_VERIFY_LEAF_SIGNATURE', 'of a CA that is not trusted, or the server does not send its intermediates'],
+  ['UNABLE_TO_GET_ISSUER_CERT_LOCALLY', 'of a CA that is not trusted, or the server does not send its intermediates'],
+])
+
+function subjectOf(certificate: X509Certificate): string {
+  return certificate.subject.replace(/\n/g, ', ').replace(/\p{C}/gu, '?')
+}
