@@ -1,3 +1,4 @@
+import type { X509Certificate } from 'node:crypto'
 import { TLSSocket } from 'node:tls'
 import type { CertificateIdentity, Client, ClientDirectory } from './clients.ts'
 import { Problem } from './errors.ts'
@@ -12,6 +13,9 @@ export interface Peer extends CertificateIdentity {
   readonly notAfter: Date
 }
 
+// Longer than real chains are.
+const MAX_CHAIN = 10
+
 const peers = new WeakMap<TLSSocket, Peer>()
 
 /**
@@ -25,8 +29,15 @@ export function peerOf(socket: unknown): Peer {
   // Only the leaf is ever asked for: the other certificates of a presented chain are public and prove nothing.
   const leaf = socket.authorized ? socket.getPeerX509Certificate() : undefined
   if (leaf === undefined) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
+  const peer = peerFrom(leaf)
+  peers.set(socket, peer)
+  return peer
+}
+
+/** What a leaf certificate says; whether it may be believed is for others to decide. */
+export function peerFrom(leaf: X509Certificate): Peer {
   let keyPin: KeyPin | undefined
-  const peer: Peer = {
+  return {
     fingerprint: fingerprintOf(leaf),
     get keyPin() {
       return (keyPin ??= keyPinOf(leaf))
@@ -35,8 +46,17 @@ export function peerOf(socket: unknown): Peer {
     notBefore: notBefore(leaf),
     notAfter: notAfter(leaf),
   }
-  peers.set(socket, peer)
-  return peer
+}
+
+/** The leaf of a connection and what came with it, leaf first: at most 10, in no trusted order above the leaf. */
+export function presentedBy(socket: TLSSocket): X509Certificate[] {
+  const presented: X509Certificate[] = []
+  let next = socket.getPeerX509Certificate()
+  while (next !== undefined && presented.length < MAX_CHAIN) {
+    presented.push(next)
+    next = next.issuerCertificate
+  }
+  return presented
 }
 
 /**

@@ -1,8 +1,7 @@
 import { readFileSync } from 'node:fs'
-import type { SecureContextOptions } from 'node:tls'
 import { type ClientDirectory, ClientsFileError, parseClients } from './clients.ts'
 import { codeOf, type Config } from './config.ts'
-import { secureContextOptions, TlsMaterialError } from './tls.ts'
+import { type SecureContext, secureContextOptions, TlsMaterialError } from './tls.ts'
 
 /** Reasons for which something that the configuration names cannot be used: one plain sentence each. */
 export class LoadError extends Error {
@@ -15,7 +14,7 @@ export class LoadError extends Error {
 }
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
-export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContextOptions {
+export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
   const faults: string[] = []
   const cert = readFile('POSTERN_TLS_CERT', tls.cert, faults)
   const key = readFile('POSTERN_TLS_KEY', tls.key, faults)

@@ -1,11 +1,9 @@
 import { once } from 'node:events'
 import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
-import type { SecureContextOptions } from 'node:tls'
 import type { FastifyBaseLogger } from 'fastify'
 import { Admission } from './admission.ts'
 import { Allowances } from './allowances.ts'
 import { build } from './app.ts'
-import type { ClientDirectory } from './clients.ts'
 import { codeOf, type Config } from './config.ts'
 import { Dispatcher } from './dispatch.ts'
 import { MemoryIdempotencyStore } from './idempotency-memory.ts'
@@ -16,12 +14,11 @@ import { documentationRoutes } from './documentation.ts'
 import { metricsRoute, operationsServer, probeRoutes } from './operations.ts'
 import { connectRedis } from './redis.ts'
 import { AttemptFailed } from './relay.ts'
+import { type InForce, Reloader } from './reload.ts'
 import { Relays } from './relays.ts'
 
 /** What was read from the files that the configuration names. */
-export interface Loaded {
-  readonly secureContext: SecureContextOptions
-  readonly clients: ClientDirectory
+export interface Loaded extends InForce {
   readonly relayCa: string | undefined
 }
 
@@ -34,6 +31,8 @@ export interface Gateway {
    * Resolves with the number of messages that had to be cut: 0 is a clean stop.
    */
   stop(): Promise<number>
+  /** Reads certificates and clients again, as a change of their files does. */
+  reload(): void
 }
 
 const POLL_MS = 10
@@ -42,7 +41,7 @@ const POLL_MS = 10
 export async function start(config: Config, loaded: Loaded, logger: FastifyBaseLogger): Promise<Gateway> {
   let shuttingDown = false
   const metrics = new Metrics()
-  const clients = { current: loaded.clients }
+  const clients = new Reloader(loaded, { config, metrics, log: logger })
   const admission = new Admission(config.maxPending, config.maxInflight)
   const relays = new Relays(config.smtp, loaded.relayCa, {
     changed: (relay, up, reason) => {
@@ -72,6 +71,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   })
 
   const closeAll = async (): Promise<void> => {
+    clients.close()
     for (const socket of sockets) socket.destroy()
     operations.close()
     operations.closeAllConnections()
@@ -87,9 +87,11 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     await closeAll()
     throw error
   }
+  clients.serve(app.server)
   const gateway: Gateway = {
     port: portOf(app.server),
     opsPort: portOf(operations),
+    reload: () => clients.reload({ again: true }),
     async stop() {
       shuttingDown = true
       const deadline = Date.now() + config.shutdownGrace

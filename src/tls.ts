@@ -11,6 +11,18 @@ export interface TlsMaterial {
   readonly maxVersion: SecureVersion
 }
 
+/** A complete secure context: nothing in it is left to the runtime's defaults. */
+export interface SecureContext extends SecureContextOptions {
+  readonly cert: string
+  readonly key: string
+  /** One CA certificate each. */
+  readonly ca: string[]
+  /** One revocation list each; absent where none is configured. */
+  readonly crl?: string[]
+  readonly minVersion: SecureVersion
+  readonly maxVersion: SecureVersion
+}
+
 /** Key material that must not be put into service. Each fault begins with the part that it is about. */
 export class TlsMaterialError extends Error {
   readonly faults: readonly string[]
@@ -45,7 +57,7 @@ const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent
  * every public CA, and one without `minVersion` falls back to the runtime's own.
  * Throws a TlsMaterialError that lists every fault.
  */
-export function secureContextOptions(material: TlsMaterial, now = new Date()): SecureContextOptions {
+export function secureContextOptions(material: TlsMaterial, now = new Date()): SecureContext {
   const faults: string[] = []
   const chain = readCertificates(material.cert, 'the server certificate', faults)
   const key = readKey(material.key, faults)
@@ -59,7 +71,7 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()): S
     if (!authority.ca) faults.push(`the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate`)
   }
   const crl = readRevocationLists(material.crl, faults)
-  const options: SecureContextOptions = {
+  const options: SecureContext = {
     cert: material.cert,
     key: material.key,
     ca: authorities.map((authority) => authority.toString()),

@@ -1,6 +1,7 @@
 import { type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
 import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../load.ts'
+import { digestsOf } from '../reload.ts'
 import { type Gateway, type Loaded, start } from '../server.ts'
 
 /** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */
@@ -16,11 +17,12 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
 /** Everything the gateway needs from outside. Throws a LoadError with all faults of the configuration at once. */
 export function loadAll({ config, faults, warnings }: ConfigResult): { config: Config; loaded: Loaded; warnings: readonly string[] } {
   const all = [...faults]
+  const digests = digestsOf(config)
   const secureContext = collect(() => loadSecureContext(config), all)
   const clients = collect(() => loadClients(config), all)
   const relayCa = collect(() => loadRelayCa(config), all)
   if (secureContext === undefined || clients === undefined || all.length > 0) throw new LoadError(all)
-  return { config, loaded: { secureContext, clients, relayCa }, warnings }
+  return { config, loaded: { secureContext, clients, relayCa, digests }, warnings }
 }
 
 export function createLogger({ log }: Pick<Config, 'log'>): Logger {
@@ -53,6 +55,7 @@ export function untilSignalled(gateway: Gateway, logger: Logger, config: Pick<Co
         },
       )
     }
+    process.on('SIGHUP', () => gateway.reload())
     process.on('SIGTERM', onSignal)
     process.on('SIGINT', onSignal)
   })

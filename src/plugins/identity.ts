@@ -1,8 +1,11 @@
-import type { IncomingMessage } from 'node:http'
+import type { IncomingHttpHeaders } from 'node:http'
+import { TLSSocket } from 'node:tls'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { Client, ClientDirectory } from '../clients.ts'
 import { Problem } from '../errors.ts'
-import { identify, type Peer, peerOf } from '../identity.ts'
+import { FORWARDED_HEADERS, type ForwardedCertificates } from '../forwarded.ts'
+import { identify, type Peer, peerOf, presentedBy } from '../identity.ts'
+import type { ClientTrust, Verdict } from '../trust.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -16,12 +19,25 @@ export interface Caller {
   readonly client: Client
 }
 
-/** The listing in force. A reload swaps `current`; every look-up reads it anew. */
-export interface ClientSource {
-  readonly current: ClientDirectory
+/** Who is let in, by the files in force: the listed clients, what the CA vouches for, and what a proxy may forward. */
+export interface Listing {
+  readonly directory: ClientDirectory
+  readonly trust: ClientTrust
+  readonly forwarded: ForwardedCertificates
+  /** Told of every caller that is let in. */
+  seen(caller: Caller): void
 }
 
-const FORWARDED_CERTIFICATE = ['client-cert', 'client-cert-chain', 'x-ssl-client-cert'] as const
+/** The listing in force. A reload swaps `current`; every look-up reads it anew. */
+export interface ClientSource {
+  readonly current: Listing
+}
+
+/** A connection, and the headers that came over it; without headers where no head of a request could be read. */
+export interface Arrival {
+  readonly socket: unknown
+  readonly headers?: IncomingHttpHeaders
+}
 
 /**
  * Decides who is asking, twice. In `onRequest` a stranger is turned away before any of the body is read and learns
@@ -38,14 +54,38 @@ export function identity(app: FastifyInstance, clients: ClientSource): void {
 }
 
 /** The caller on a connection, by the headers it sent. Throws a 401 or 403 Problem. */
-export function admit({ socket, headers }: Pick<IncomingMessage, 'socket' | 'headers'>, directory: ClientDirectory): Caller {
-  const peer = peerOf(socket)
-  const client = identify(peer, directory, Date.now())
-  if (client.role !== 'proxy') {
-    const header = FORWARDED_CERTIFICATE.find((name) => headers[name] !== undefined)
-    if (header !== undefined) throw new Problem('unknown_certificate', `${client.name} is no proxy and may not send the header ${header}.`)
+export function admit({ socket, headers }: Arrival, listing: Listing, now = Date.now()): Caller {
+  const connected = { peer: peerOf(socket), client: standing(socket, listing, now) }
+  listing.seen(connected)
+  if (headers === undefined) return connected
+  if (connected.client.role === 'proxy') {
+    const forwarded = listing.forwarded.callerOf(headers, listing, now)
+    listing.seen(forwarded)
+    return forwarded
   }
-  return { peer, client }
+  const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
+  if (header !== undefined) throw new Problem('unknown_certificate', `${connected.client.name} is no proxy and may not send the header ${header}.`)
+  return connected
+}
+
+const verdicts = new WeakMap<TLSSocket, { readonly trust: ClientTrust; readonly verdict: Verdict }>()
+
+/**
+ * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. The
+ * chain is climbed once for each connection and reload; otherwise this is a look-up. Throws a 401 or 403 Problem.
+ */
+export function standing(socket: unknown, { directory, trust }: Listing, now: number): Client {
+  const client = identify(peerOf(socket), directory, now)
+  if (!(socket instanceof TLSSocket)) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
+  let known = verdicts.get(socket)
+  if (known?.trust !== trust || (known.verdict.problem === undefined && known.verdict.until < now)) {
+    const [leaf, ...presented] = presentedBy(socket)
+    if (leaf === undefined) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
+    known = { trust, verdict: trust.judge(leaf, presented, now) }
+    verdicts.set(socket, known)
+  }
+  if (known.verdict.problem !== undefined) throw known.verdict.problem
+  return client
 }
 
 /** The caller that the gates have let in. */

@@ -1,0 +1,70 @@
+/** One element of DER (X.690 §8.1): its tag octet, its content, and the whole of it as it was signed. */
+export interface Element {
+  readonly tag: number
+  readonly content: Buffer
+  readonly whole: Buffer
+}
+
+export const TAG = {
+  boolean: 0x01,
+  integer: 0x02,
+  utcTime: 0x17,
+  generalizedTime: 0x18,
+  sequence: 0x30,
+  /** [0] and [3] EXPLICIT, where lists and certificates keep their extensions. */
+  explicit0: 0xa0,
+  explicit3: 0xa3,
+} as const
+
+/** An X.509 extension (RFC 5280 §4.2); `id` is the content of its object identifier, in hex. */
+export interface Extension {
+  readonly id: string
+  readonly critical: boolean
+  readonly value: Buffer
+}
+
+/** The elements that stand side by side in `der`. Throws a RangeError where they do not fill it exactly. */
+export function* elements(der: Buffer): Generator<Element> {
+  for (let start = 0; start < der.length; ) {
+    const { content, end } = measure(der, start)
+    yield { tag: der.readUInt8(start), content: der.subarray(content, end), whole: der.subarray(start, end) }
+    start = end
+  }
+}
+
+/** The elements within the one element that `der` is. Throws a RangeError for anything else. */
+export function within(der: Buffer): Element[] {
+  const [outer, ...others] = elements(der)
+  if (outer === undefined || others.length > 0) throw new RangeError('is not one element of DER')
+  return [...elements(outer.content)]
+}
+
+/** Extensions from the content of their EXPLICIT element. Throws a RangeError for what is no list of extensions. */
+export function readExtensions(explicit: Buffer): Extension[] {
+  return within(explicit).map(({ content }) => {
+    const [id, second, third] = elements(content)
+    const value = third ?? second
+    if (id === undefined || value === undefined) throw new RangeError('is not an X.509 extension')
+    return { id: id.content.toString('hex'), critical: third !== undefined && second?.tag === TAG.boolean && second.content[0] !== 0, value: value.content }
+  })
+}
+
+/** A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC. Throws a RangeError. */
+export function readTime({ tag, content }: Element): Date {
+  const text = content.toString('latin1')
+  const digits = tag === TAG.utcTime ? `${Number(text.slice(0, 2)) >= 50 ? '19' : '20'}${text}` : text
+  const date = new Date(digits.replace(/^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/, '$1-$2-$3T$4:$5:$6Z'))
+  if (Number.isNaN(date.getTime())) throw new RangeError('is not a time of X.509')
+  return date
+}
+
+function measure(der: Buffer, start: number): { content: number; end: number } {
+  const first = der.readUInt8(start + 1)
+  const lengthBytes = first < 0x80 ? 0 : first & 0x7f
+  // An indefinite length is not DER, and more than 4 bytes of length are more than any file here has.
+  if (first === 0x80 || lengthBytes > 4) throw new RangeError('has a length that is not DER')
+  const content = start + 2 + lengthBytes
+  const end = content + (lengthBytes === 0 ? first : der.readUIntBE(start + 2, lengthBytes))
+  if (end > der.length) throw new RangeError('ends too early')
+  return { content, end }
+}
