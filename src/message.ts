@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { detectMimeType } from 'nodemailer/lib/mime-funcs'
 import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
-import { base64Entity, type Entity, field, isStructured, mailbox, mailboxes, mayBeBase64, multipart, parameterized, textEntity, unstructured } from './mime.ts'
+import { base64Entity, ended, type Entity, field, isStructured, mailbox, mailboxes, mayBeBase64, multipart, parameterized, textEntity, unstructured } from './mime.ts'
 import type { AttachmentInput, MessageInput } from './schemas.ts'
 
 /** What the SMTP dialogue says of a message (RFC 5321 §2.3.1), apart from its content. */
@@ -64,7 +64,7 @@ export function parseMessage(input: MessageInput, id: string): Message {
 
 /** Builds the message (RFC 5322, RFC 2045 to 2049) and its envelope in one pass, without streams, files or URLs. */
 export function composeMessage(message: Message, date: Date): ComposedMessage {
-  const content = compose(message.input, topFields(message, date))
+  const content = ended(compose(message.input, topFields(message, date)))
   const addresses = [message.from, ...message.recipients, ...message.to, ...message.cc, ...message.replyTo]
   const { dsn } = message.input
   return {

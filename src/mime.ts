@@ -10,10 +10,11 @@ const MAX_LINE = 998
 const ENCODED_WORD = 52
 
 const CRLF = '\r\n'
+const LINE_BREAK = Buffer.from(CRLF)
 
 const STRUCTURED = /^(?:list-.*|in-reply-to|references|auto-submitted|precedence|importance|priority|feedback-id|content-language)$/i
 
-/** A MIME entity as the buffers that make it up, in order. */
+/** A MIME entity as the buffers that make it up, in order, without a line break of its own at the end. */
 export type Entity = readonly Buffer[]
 
 /** One header field, folded, with its CRLF. `value` must already be safe for a header. */
@@ -67,7 +68,7 @@ export function parameterized(value: string, params: Readonly<Record<string, str
 export function textEntity(contentType: string, text: string, headers = ''): Entity {
   const normalized = text.replace(/\r\n|\r|\n/g, CRLF)
   const [encoding, body] = encodeText(normalized)
-  return [Buffer.from(`${headers}Content-Type: ${contentType}${CRLF}Content-Transfer-Encoding: ${encoding}${CRLF}${CRLF}${body}${CRLF}`)]
+  return [Buffer.from(`${headers}Content-Type: ${contentType}${CRLF}Content-Transfer-Encoding: ${encoding}${CRLF}${CRLF}`), Buffer.from(body)]
 }
 
 /** A part whose content is already strict base64: only the line breaks are added, nothing is decoded. */
@@ -77,9 +78,15 @@ export function base64Entity(headers: string, base64: string): Entity {
 
 /** A multipart entity (RFC 2046 §5.1). The boundary has to be one that no part can contain. */
 export function multipart(subtype: string, boundary: string, parts: readonly Entity[], params = '', headers = ''): Entity {
-  const delimiter = Buffer.from(`--${boundary}${CRLF}`)
-  const head = `${headers}Content-Type: multipart/${subtype}; boundary="${boundary}"${params}${CRLF}${CRLF}`
-  return [Buffer.from(head), ...parts.flatMap((part) => [delimiter, ...part]), Buffer.from(`--${boundary}--${CRLF}`)]
+  const delimiter = Buffer.from(`${CRLF}--${boundary}${CRLF}`)
+  const head = `${headers}Content-Type: multipart/${subtype}; boundary="${boundary}"${params}${CRLF}`
+  return [Buffer.from(head), ...parts.flatMap((part) => [delimiter, ...part]), Buffer.from(`${CRLF}--${boundary}--`)]
+}
+
+/** Ends a message with a line break (RFC 5322 §2.1), unless its text already does. */
+export function ended(entity: Entity): Entity {
+  const last = entity.at(-1)
+  return last?.subarray(-2).equals(LINE_BREAK) === true ? entity : [...entity, LINE_BREAK]
 }
 
 function encodeText(text: string): [encoding: string, body: string] {
@@ -102,12 +109,12 @@ function wordEncoding(text: string): 'Q' | 'B' {
 }
 
 function wrapBase64(base64: string): Buffer {
-  const lines = Math.max(1, Math.ceil(base64.length / BASE64_LINE))
-  const wrapped = Buffer.allocUnsafe(base64.length + lines * 2)
+  const breaks = Math.max(0, Math.ceil(base64.length / BASE64_LINE) - 1)
+  const wrapped = Buffer.allocUnsafe(base64.length + breaks * LINE_BREAK.length)
   let at = 0
-  for (let line = 0; line < lines; line++) {
-    at += wrapped.write(base64.slice(line * BASE64_LINE, (line + 1) * BASE64_LINE), at, 'latin1')
-    at += wrapped.write(CRLF, at, 'latin1')
+  for (let from = 0; from < base64.length; from += BASE64_LINE) {
+    if (from > 0) at += wrapped.write(CRLF, at, 'latin1')
+    at += wrapped.write(base64.slice(from, from + BASE64_LINE), at, 'latin1')
   }
   return wrapped
 }
