@@ -1,12 +1,15 @@
 import { createHash, randomUUID } from 'node:crypto'
+import { setTimeout as pause } from 'node:timers/promises'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
 import { askRedis, type RedisConnection } from './redis.ts'
 
 // A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
 const LEASE_MS = 15_000
 const RENEW_MS = 5_000
+const RETRY_MS = 1_000
 const FINISH_TRIES = 5
-const FINISH_RETRY_MS = 1_000
+const ABANDON_TRIES = 60
+const ABANDON_MISSES = 3
 
 // Redis runs a script as one step, and its own clock is the only one that all replicas share.
 const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)`
@@ -52,13 +55,12 @@ export class RedisIdempotencyStore implements IdempotencyStore {
   async claim(scope: string, key: string, bodyHash: string): Promise<Claimed> {
     const name = `postern:idempotency:${scope}:${createHash('sha256').update(key).digest('base64url')}`
     const token = randomUUID()
-    const command = this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS))
+    const written = this.#redis.isReady
     let reply: unknown
     try {
-      reply = await askRedis(command)
+      reply = await askRedis(this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS)))
     } catch (error) {
-      // The claim may be made after all, by a store that is slow and not gone: nobody would ever answer for it.
-      command.then(() => this.#run(FREE, name, token)).catch(() => {})
+      if (written) void this.#abandon(name, token)
       throw error
     }
     const [state, status, body] = Array.isArray(reply) ? reply.map(String) : []
@@ -93,9 +95,24 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }
   }
 
+  /**
+   * Takes back a claim whose reply never came: a store that was stuck and not gone makes it when it wakes, from the old
+   * connection's buffer, and nobody would answer for it. Some tries after the store answers again settle that.
+   */
+  async #abandon(name: string, token: string): Promise<void> {
+    let misses = 0
+    for (let attempt = 0; attempt < ABANDON_TRIES && misses < ABANDON_MISSES; attempt++) {
+      await pause(RETRY_MS, undefined, { ref: false })
+      try {
+        if ((await askRedis(this.#run(FREE, name, token))) === 1) return
+        misses += 1
+      } catch {}
+    }
+  }
+
   async #finishLater(name: string, token: string, answer: StoredAnswer): Promise<void> {
     for (let attempt = 0; attempt < FINISH_TRIES; attempt++) {
-      await new Promise((resolve) => setTimeout(resolve, FINISH_RETRY_MS).unref())
+      await pause(RETRY_MS, undefined, { ref: false })
       try {
         await askRedis(this.#finish(name, token, answer))
         return

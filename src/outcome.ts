@@ -2,6 +2,8 @@ import { Problem, type RejectedRecipient, type SmtpReply } from './errors.ts'
 
 /** How far an attempt got when it failed. */
 export interface Progress {
+  /** A connection had been assigned; before that the message only waited its turn. */
+  readonly assigned: boolean
   /** The SMTP session stood and the envelope was being sent. */
   readonly started: boolean
   /** Some of the content had left for the socket. */
@@ -55,7 +57,9 @@ export function judge(error: unknown, relay: string, progress: Progress): Failur
     const problem = new Problem('deferred_by_relay', `${relay} put the message off: ${reply?.text ?? ''}`, { smtp, cause: error })
     return answer(problem, closing || !aboutTheMessage)
   }
-  return answer(new Problem('relay_unavailable', `${relay} ${reasonOf(smtpError)}.`, { smtp, cause: error }), true, stale)
+  // A message that waited in vain for a connection says nothing about the relay's health.
+  const relayFailed = progress.assigned || smtpError.code !== 'EABORT'
+  return answer(new Problem('relay_unavailable', `${relay} ${reasonOf(smtpError)}.`, { smtp, cause: error }), relayFailed, stale)
 }
 
 /** Reply code, enhanced status code (RFC 3463) and text of an SMTP reply. */

@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises'
 import { createTransport } from 'nodemailer'
 import MailMessage from 'nodemailer/lib/mailer/mail-message'
 import SMTPPool from 'nodemailer/lib/smtp-pool'
@@ -29,6 +30,7 @@ export class AttemptFailed extends Error {
 
 const MAX_SETUP_MS = 10_000 // DNS, connect, TLS, EHLO and AUTH; a relay that needs longer is as good as down
 const QUIT_MS = 2_000 // for relays to answer QUIT when the pool is closed
+const QUIT_POLL_MS = 10
 
 /** One SMTP server behind nodemailer's connection pool. */
 export class Relay {
@@ -91,13 +93,18 @@ export class Relay {
     return this.#pool.pendingCount()
   }
 
-  /** Says QUIT on every idle connection and closes the pool; what is still under way is cut. */
+  /** Says QUIT on every connection as soon as it is idle and closes the pool; what is still under way then is cut. */
   async close(): Promise<void> {
-    for (const { available, connection } of this.#connections()) {
-      if (available) connection.quit()
+    const leaving = new Set<PoolResource>()
+    for (const deadline = Date.now() + QUIT_MS; Date.now() < deadline; await pause(QUIT_POLL_MS)) {
+      const open = this.#connections()
+      if (open.length === 0) break
+      for (const resource of open) {
+        if (!resource.available || leaving.has(resource)) continue
+        leaving.add(resource)
+        resource.connection.quit()
+      }
     }
-    const deadline = Date.now() + QUIT_MS
-    while (this.#connections().length > 0 && Date.now() < deadline) await new Promise((resolve) => setTimeout(resolve, 10))
     this.#pool.close({ force: true })
   }
 
