@@ -104,6 +104,9 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   if (config.tls.minVersion > config.tls.maxVersion) {
     reader.fault(`POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`)
   }
+  if (config.http.webroot !== undefined && config.http.port === undefined && !reader.failed('POSTERN_HTTP_PORT')) {
+    reader.fault('POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT: the port on which its files are served.')
+  }
   reader.refuseUnknown()
   return { config, faults: reader.faults, warnings: [...plaintextWarnings(config.smtp), ...sizeWarnings(config)] }
 }
@@ -143,6 +146,7 @@ class EnvironmentReader {
     const value = this.text(name, undefined)
     if (value === undefined) return fallback
     if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value)
+    this.#failed.add(name)
     this.fault(`${name} "${value}" is not a whole number from ${least} to ${most}.`)
     return fallback
   }

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
 import type { FastifyBaseLogger } from 'fastify'
+import { acmeServer, checkWebroot } from './acme.ts'
 import { Admission } from './admission.ts'
 import { Allowances } from './allowances.ts'
 import { build } from './app.ts'
@@ -26,6 +27,8 @@ export interface Loaded extends InForce {
 export interface Gateway {
   readonly port: number
   readonly opsPort: number
+  /** Of the plain HTTP listener, where there is one. */
+  readonly httpPort: number | undefined
   /**
    * Refuses what is new, waits for what is in progress up to the grace period, says QUIT to the relays and closes.
    * Resolves with the number of messages that had to be cut: 0 is a clean stop.
@@ -69,12 +72,15 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     ...metricsRoute(metrics),
     ...documentationRoutes(() => app.swagger()),
   })
+  const plain = acmeServer({ ...config.http, httpsPort: () => portOf(app.server) })
 
   const closeAll = async (): Promise<void> => {
     clients.close()
     for (const socket of sockets) socket.destroy()
-    operations.close()
-    operations.closeAllConnections()
+    for (const server of [operations, plain]) {
+      server.close()
+      server.closeAllConnections()
+    }
     await Promise.all([app.close(), relays.close()])
     await store.close()
   }
@@ -83,6 +89,8 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     await app.ready()
     await listen(app.server, 'POSTERN_PORT', config.host, config.port)
     await listen(operations, 'POSTERN_OPS_PORT', config.ops.host, config.ops.port)
+    await checkWebroot(config.http.webroot)
+    if (config.http.port !== undefined) await listen(plain, 'POSTERN_HTTP_PORT', config.host, config.http.port)
   } catch (error) {
     await closeAll()
     throw error
@@ -91,6 +99,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   const gateway: Gateway = {
     port: portOf(app.server),
     opsPort: portOf(operations),
+    httpPort: config.http.port === undefined ? undefined : portOf(plain),
     reload: () => clients.reload({ again: true }),
     async stop() {
       shuttingDown = true
@@ -103,7 +112,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   }
   void relays.probeAll()
   logger.info(
-    { port: gateway.port, ops_port: gateway.opsPort, clients: loaded.clients.clients.size, relays: relays.status.map(({ label }) => label) },
+    { port: gateway.port, ops_port: gateway.opsPort, http_port: gateway.httpPort, clients: loaded.clients.clients.size, relays: relays.status.map(({ label }) => label) },
     'listening',
   )
   return gateway
