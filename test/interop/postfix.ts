@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmod, chown, mkdir, readdir, readFile } from 'node:fs/promises'
+import { chown, mkdir, readdir, readFile } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
@@ -44,7 +44,6 @@ export async function startPostfix(t: Test): Promise<Postfix> {
   const portWithoutSize = await freePort()
   const place = (name: string): string => join(directory, name)
   const owner = Number((await run('id', ['-u', 'postfix'])).trim())
-  await chmod(directory, 0o755)
   for (const name of ['etc', 'queue', 'data', 'mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp']) await mkdir(place(name))
   await chown(place('data'), owner, owner)
   for (const name of ['mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp']) await chown(place(name), MAILBOX_OWNER, MAILBOX_OWNER)

@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { Agent, request as httpsRequest } from 'node:https'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -10,6 +10,9 @@ import type { Test } from 'tap'
 import type { TestAnswer } from '../support/gateway.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
 
+/** Sends a body in JSON to /v1/messages as the listed client. */
+export type Post = (body: unknown, headers?: Record<string, string>) => Promise<TestAnswer>
+
 /** The gateway as it is shipped: `node dist/cli.js serve` in a process of its own. */
 export interface GatewayProcess {
   readonly port: number
@@ -18,7 +21,7 @@ export interface GatewayProcess {
   readonly child: ChildProcess
   /** Everything it wrote to stdout, in order. */
   readonly log: readonly Record<string, unknown>[]
-  post(body: unknown, headers?: Record<string, string>): Promise<TestAnswer>
+  readonly post: Post
   /** Sends SIGTERM and resolves with the exit status. */
   stop(): Promise<number | null>
 }
@@ -27,17 +30,7 @@ const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"]
 
 /** Starts the built gateway against a relay and stops it at the end of the test. */
 export async function serve(t: Test, env: Record<string, string>, clients: string = ANYTHING): Promise<GatewayProcess> {
-  const pki = await makePki()
-  const client = await pki.client('billing')
-  const directory = await temporaryDirectory(t)
-  await writeFiles(directory, {
-    'ca.crt': pki.ca.certificate,
-    'server.crt': pki.server.certificate,
-    'server.key': pki.server.key,
-    'client.crt': client.certificate,
-    'client.key': client.key,
-    'clients.yaml': clients.replaceAll('FINGERPRINT', client.fingerprint),
-  })
+  const { directory, client } = await makeFiles(t, clients)
   const child = spawn(process.execPath, ['dist/cli.js', 'serve'], {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', ...env },
@@ -61,17 +54,23 @@ export async function serve(t: Test, env: Record<string, string>, clients: strin
     child.once('exit', (status) => reject(new Error(`the gateway ended with ${status} instead of listening`)))
   })
   const port = await listening
-  const agent = new Agent({ keepAlive: true, maxCachedSessions: 0, maxSockets: 50 })
-  t.teardown(() => agent.destroy())
-  return {
-    port,
-    directory,
-    client,
-    child,
-    log,
-    stop,
-    post: (body, headers = {}) => post({ port, agent, client, ca: pki.ca.certificate }, JSON.stringify(body), headers),
-  }
+  return { port, directory, client, child, log, stop, post: await poster(t, port, client) }
+}
+
+/** A directory with everything that `serve` reads, under the usual names, and a client certificate that is listed. */
+export async function makeFiles(t: Test, clients: string = ANYTHING): Promise<{ directory: string; client: Leaf }> {
+  const pki = await makePki()
+  const client = await pki.client('billing')
+  const directory = await temporaryDirectory(t)
+  await writeFiles(directory, {
+    'ca.crt': pki.ca.certificate,
+    'server.crt': pki.server.certificate,
+    'server.key': pki.server.key,
+    'client.crt': client.certificate,
+    'client.key': client.key,
+    'clients.yaml': clients.replaceAll('FINGERPRINT', client.fingerprint),
+  })
+  return { directory, client }
 }
 
 /** Where the gateway finds its files when they lie in one directory under their usual names. */
@@ -89,6 +88,7 @@ export function settings(directory: string): Record<string, string> {
 export async function temporaryDirectory(t: Test): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'postern-'))
   t.teardown(() => rm(directory, { recursive: true, force: true }))
+  await chmod(directory, 0o755)
   return directory
 }
 
@@ -107,8 +107,8 @@ export async function freePort(): Promise<number> {
 }
 
 /** Runs a program to its end and resolves with its stdout. Throws with its stderr when its exit status is not 0. */
-export async function run(command: string, args: readonly string[], { input, cwd }: { input?: Buffer; cwd?: string } = {}): Promise<string> {
-  const child = spawn(command, args, { stdio: 'pipe', ...(cwd !== undefined && { cwd }) })
+export async function run(command: string, args: readonly string[], { input, env }: { input?: Buffer; env?: Record<string, string> } = {}): Promise<string> {
+  const child = spawn(command, args, { stdio: 'pipe', env: { ...process.env, ...env } })
   const output: Buffer[] = []
   const errors: Buffer[] = []
   child.stdout.on('data', (piece: Buffer) => output.push(piece))
@@ -120,31 +120,27 @@ export async function run(command: string, args: readonly string[], { input, cwd
   return Buffer.concat(output).toString()
 }
 
-interface Target {
-  readonly port: number
-  readonly agent: Agent
-  readonly client: Leaf
-  readonly ca: string
-}
-
-/** POST /v1/messages as the client, on a kept-alive connection. */
-export async function post({ port, agent, client, ca }: Target, body: string, headers: Record<string, string>): Promise<TestAnswer> {
-  const outgoing = httpsRequest({
-    host: '127.0.0.1',
-    servername: 'localhost',
-    port,
-    agent,
-    ca,
-    cert: client.certificate,
-    key: client.key,
-    method: 'POST',
-    path: '/v1/messages',
-    headers: { 'content-type': 'application/json', 'content-length': Buffer.byteLength(body), ...headers },
-  })
-  outgoing.end(body)
-  const [answer] = await once(outgoing, 'response')
-  const pieces: Buffer[] = []
-  for await (const piece of answer) pieces.push(piece)
-  const text = Buffer.concat(pieces).toString()
-  return { status: answer.statusCode, headers: answer.headers, text, json: JSON.parse(text) }
+/** Sends messages as a client on kept-alive connections, at most 50 of them. */
+export async function poster(t: Test, port: number, { certificate: cert, key }: Leaf): Promise<Post> {
+  const { ca } = await makePki()
+  const agent = new Agent({ keepAlive: true, maxCachedSessions: 0, maxSockets: 50, ca: ca.certificate, cert, key })
+  t.teardown(() => agent.destroy())
+  return async (message, headers = {}) => {
+    const body = Buffer.from(JSON.stringify(message))
+    const outgoing = httpsRequest({
+      host: '127.0.0.1',
+      servername: 'localhost',
+      port,
+      agent,
+      method: 'POST',
+      path: '/v1/messages',
+      headers: { 'content-type': 'application/json', 'content-length': body.length, ...headers },
+    })
+    outgoing.end(body)
+    const [answer] = await once(outgoing, 'response')
+    const pieces: Buffer[] = []
+    for await (const piece of answer) pieces.push(piece)
+    const text = Buffer.concat(pieces).toString()
+    return { status: answer.statusCode, headers: answer.headers, text, json: JSON.parse(text) }
+  }
 }
