@@ -30,6 +30,8 @@ export interface FaultRelay {
   readonly complete: readonly Buffer[]
   /** Messages that it took responsibility for: the 250 was written whole. */
   readonly accepted: readonly Buffer[]
+  /** Messages that it has whole and about which it never said anything whole. */
+  readonly unanswered: readonly Buffer[]
   readonly sessions: number
   /** Ends every open session from its side, as a relay does with idle ones. */
   hangUp(how: 'FIN' | 'RST' | '421'): void
@@ -44,11 +46,12 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
   const context = createSecureContext({ cert: pki.server.certificate, key: pki.server.key })
   const complete: Buffer[] = []
   const accepted: Buffer[] = []
+  const unanswered: Buffer[] = []
   const open = new Set<Session>()
   let sessions = 0
   const server = createServer((socket) => {
     sessions += 1
-    const session = new Session(socket, relay, { context, complete, accepted })
+    const session = new Session(socket, relay, { context, complete, accepted, unanswered })
     open.add(session)
     socket.once('close', () => open.delete(session))
   })
@@ -58,6 +61,7 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
     script,
     complete,
     accepted,
+    unanswered,
     get sessions() {
       return sessions
     },
@@ -86,6 +90,7 @@ interface Shared {
   readonly context: ReturnType<typeof createSecureContext>
   readonly complete: Buffer[]
   readonly accepted: Buffer[]
+  readonly unanswered: Buffer[]
 }
 
 class Session {
@@ -186,8 +191,10 @@ class Session {
     const message = Buffer.concat(this.#content)
     this.#shared.complete.push(message)
     this.#inData = false
+    const { stage, fault } = this.#script
+    if (stage === 'reply cut' || (stage === 'after the dot' && !/^\d/.test(fault ?? ''))) this.#shared.unanswered.push(message)
     if (this.#faulty('after the dot')) return
-    if (this.#script.stage === 'reply cut') return this.#cut()
+    if (stage === 'reply cut') return this.#cut()
     this.#shared.accepted.push(message)
     this.#say('250 2.0.0 Ok: queued')
   }

@@ -1,0 +1,59 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createInterface } from 'node:readline'
+import type { Test } from 'tap'
+import { freePort, settings, temporaryDirectory, writeFiles } from '../interop/process.ts'
+import type { Leaf, Pki } from '../support/pki.ts'
+
+/** `postern serve` on a port that stays the same across restarts, ended with the test. */
+export class Replica {
+  readonly port: number
+  readonly #env: Record<string, string>
+  #child: ChildProcess | undefined
+
+  private constructor(port: number, env: Record<string, string>) {
+    this.port = port
+    this.#env = env
+  }
+
+  static async start(t: Test, pki: Pki, client: Leaf, env: Record<string, string>): Promise<Replica> {
+    const directory = await temporaryDirectory(t)
+    await writeFiles(directory, {
+      'ca.crt': pki.ca.certificate,
+      'server.crt': pki.server.certificate,
+      'server.key': pki.server.key,
+      'clients.yaml': `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"] } }`,
+    })
+    const port = await freePort()
+    const replica = new Replica(port, { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: String(port), POSTERN_OPS_PORT: '0', ...env })
+    t.teardown(() => replica.#end('SIGKILL'))
+    await replica.#spawn()
+    return replica
+  }
+
+  async restart(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
+    await this.#end(signal)
+    await this.#spawn()
+  }
+
+  async #end(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
+    const child = this.#child
+    if (child === undefined || child.exitCode !== null || child.signalCode !== null) return
+    const exited = once(child, 'exit')
+    child.kill(signal)
+    await exited
+  }
+
+  async #spawn(): Promise<void> {
+
+    const child = spawn(process.execPath, ['dist/cli.js', 'serve'], { stdio: ['ignore', 'pipe', 'inherit'], env: this.#env })
+    this.#child = child
+    const lines = createInterface({ input: child.stdout })
+    await new Promise<void>((resolve, reject) => {
+      lines.on('line', (line) => {
+        if (line.includes('"msg":"listening"')) resolve()
+      })
+      child.once('exit', (status) => reject(new Error(`a replica ended with ${status} instead of listening`)))
+    })
+  }
+}
