@@ -113,16 +113,22 @@ function countRecipients(body: unknown): { recipients: number; values: number } 
   return { recipients, values: 3 * recipients }
 }
 
-/** An answer that comes before the body was read: give the peer a moment to see it, then end the connection. */
-function linger({ raw, caller }: FastifyRequest, reply: FastifyReply): void {
+/**
+ * An answer that comes before the body was read: give the peer a moment to see it, then end the connection. "Connection:
+ * close", which Fastify adds when a body is refused, would close at once, and under unread bytes that loses the answer.
+ */
+function linger({ raw, caller, place }: FastifyRequest, reply: FastifyReply): void {
   const { socket } = raw
   const hasBody = raw.headers['content-length'] !== undefined || raw.headers['transfer-encoding'] !== undefined
   if (raw.complete || !hasBody) {
     // A stranger has nothing more to ask on this connection.
     if (caller === null) void reply.header('connection', 'close')
+    else if (place !== null) void reply.removeHeader('connection')
     return
   }
-  raw.resume()
+  void reply.removeHeader('connection')
+  // Only once the answer is on its way: a peer that waits for 100 (Continue) must not be asked for the body now.
+  reply.raw.once('finish', () => raw.resume())
   const timer = setTimeout(() => socket.destroy(), LINGER_MS)
   timer.unref()
   socket.once('close', () => clearTimeout(timer))

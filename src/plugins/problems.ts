@@ -49,7 +49,8 @@ export function problems(app: FastifyInstance, events: ProblemEvents): void {
 
 export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply, events: ProblemEvents): FastifyReply {
   events.answered(problem, request, reply)
-  return reply.code(problem.status).headers(problem.headers).type(PROBLEM_TYPE).send(JSON.stringify(problem.toBody(request.id)))
+  // As bytes, because to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
+  return reply.code(problem.status).headers(problem.headers).type(PROBLEM_TYPE).send(Buffer.from(JSON.stringify(problem.toBody(request.id))))
 }
 
 /** A complete HTTP answer for a socket on which no request could be read. The connection ends with it. */

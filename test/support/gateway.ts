@@ -114,6 +114,6 @@ async function ask(port: number, pki: Pki, client: Leaf, { as = client, body, ..
   const pieces: Buffer[] = []
   for await (const piece of answer) pieces.push(piece)
   const text = Buffer.concat(pieces).toString()
-  const isJson = /json/.test(String(answer.headers['content-type']))
+  const isJson = text !== '' && /json/.test(String(answer.headers['content-type']))
   return { status: answer.statusCode, headers: answer.headers, text, json: isJson ? JSON.parse(text) : {} }
 }
