@@ -110,7 +110,7 @@ class ClientsFileReader {
   }
 
   #readRoot(root: Node | null): void {
-    if (root === null) return
+    if (root === null || isNothing(root)) return
     if (!isMap(root)) return this.#fault(root, 'the file should be a mapping with the key "clients"')
     for (const [key, value, keyNode] of this.#entries(root)) {
       if (key !== 'clients') this.#fault(keyNode, `unknown key "${key}": only "clients" is known here`)
@@ -225,7 +225,7 @@ class ClientsFileReader {
   }
 
   #faultAt(offset: number, reason: string): void {
-    this.#faults.push({ line: this.#lines.linePos(offset).line || 1, reason })
+    this.#faults.push({ line: this.#lines.linePos(offset).line || 1, reason: reason.replace(/\p{Cc}+/gu, ' ') })
   }
 }
 
