@@ -41,8 +41,8 @@ export interface Arrival {
 
 /**
  * Decides who is asking, twice. In `onRequest` a stranger is turned away before any of the body is read and learns
- * nothing of the schema. In `preHandler`, right before a message would be sent, the listing is asked again, because a
- * long upload may have outlived it. Both hooks sit at the root: 404s and every other answer are behind them.
+ * nothing of the schema. In `preValidation`, when the body has come, the listing is asked again, because a long upload may
+ * have outlived it. Both hooks sit at the root: 404s and every other answer are behind them.
  */
 export function identity(app: FastifyInstance, clients: ClientSource): void {
   const gate = async (request: FastifyRequest): Promise<void> => {
@@ -50,7 +50,7 @@ export function identity(app: FastifyInstance, clients: ClientSource): void {
   }
   app.decorateRequest('caller', null)
   app.addHook('onRequest', gate)
-  app.addHook('preHandler', gate)
+  app.addHook('preValidation', gate)
 }
 
 /** The caller on a connection, by the headers it sent. Throws a 401 or 403 Problem. */

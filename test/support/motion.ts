@@ -54,6 +54,7 @@ export interface WhoamiAnswer {
 
 export interface MovingOptions {
   readonly client?: Leaf
+  readonly relay?: TestRelay
   readonly clients?: string
   readonly crl?: string
   readonly env?: Record<string, string>
@@ -67,7 +68,7 @@ export const listing = (...fingerprints: string[]): string => `clients: { billin
 
 export async function startOnFiles(t: Test, options: MovingOptions = {}): Promise<MovingGateway> {
   const pki = await makePki()
-  const relay = await startRelay(t)
+  const relay = options.relay ?? (await startRelay(t))
   const client = options.client ?? (await pki.client('billing'))
   const dir = t.testdir({
     'server.crt': pki.server.certificate,
