@@ -1,0 +1,123 @@
+import { X509Certificate } from 'node:crypto'
+import { Agent } from 'node:https'
+import t, { type Test } from 'tap'
+import { createRevocationList } from '../src/certificates.ts'
+import { formatFingerprint } from '../src/fingerprint.ts'
+import { type MovingGateway, type MovingOptions, startOnFiles, type WhoamiAnswer } from './support/motion.ts'
+import { type Leaf, makePki } from './support/pki.ts'
+
+const pki = await makePki()
+
+/** RFC 9440 §2.1. */
+const byteSequence = ({ certificate }: { readonly certificate: string }): string => `:${new X509Certificate(certificate).raw.toString('base64')}:`
+/** As nginx writes `$ssl_client_escaped_cert`. */
+const escapedPem = ({ certificate }: { readonly certificate: string }): string => encodeURIComponent(certificate)
+const FORMS = [
+  ['client-cert', byteSequence],
+  ['x-ssl-client-cert', escapedPem],
+] as const
+
+interface Proxied extends MovingGateway {
+  readonly proxy: Leaf
+  forward(headers: Record<string, string | string[]>, agent?: Agent): Promise<WhoamiAnswer>
+}
+
+async function startProxied(t: Test, listed: readonly Leaf[] = [], options: MovingOptions = {}): Promise<Proxied> {
+  const proxy = await pki.client('edge')
+  const client = await pki.client('billing')
+  const prints = [client, ...listed].map(({ fingerprint }) => `"${fingerprint}"`).join(', ')
+  const clients = `clients:\n  edge: { fingerprints: ["${proxy.fingerprint}"], role: proxy }\n  billing: { fingerprints: [${prints}], from: ["*"] }\n`
+  const gateway = await startOnFiles(t, { client, clients, ...options })
+  return { ...gateway, proxy, forward: (headers, agent) => gateway.whoami(proxy, { headers, ...(agent && { agent }) }) }
+}
+
+for (const [name, write] of FORMS) {
+  t.test(`${name}: a proxy speaks for the client that it names, and nobody else does`, async (t) => {
+    const { client, proxy, forward, whoami } = await startProxied(t)
+    t.match(await forward({ [name]: write(client) }), { status: 200, client: 'billing', fingerprint: formatFingerprint(client.fingerprint) })
+    t.match(await whoami(client, { headers: { [name]: write(client) } }), { status: 403, code: 'unknown_certificate' }, 'a client may not even name itself')
+    t.match(await whoami(client, { headers: { [name]: write(proxy) } }), { status: 403, code: 'unknown_certificate' })
+    t.match(await whoami(client), { status: 200, client: 'billing' })
+  })
+
+  t.test(`${name}: what would not pass a handshake does not pass through a proxy`, async (t) => {
+    const { selfSigned, strangerCaClient, expired, notYetValid, serverOnly, rsa1024 } = pki
+    const { proxy, forward } = await startProxied(t, [selfSigned, strangerCaClient, expired, notYetValid, serverOnly, rsa1024])
+    for (const leaf of [selfSigned, strangerCaClient, serverOnly, rsa1024]) t.match(await forward({ [name]: write(leaf) }), { status: 403, code: 'unknown_certificate' })
+    for (const leaf of [expired, notYetValid]) t.match(await forward({ [name]: write(leaf) }), { status: 403, code: 'certificate_expired' })
+    t.match(await forward({ [name]: write(await pki.client('billing')) }), { status: 403, code: 'unknown_certificate' }, 'of the CA, but not listed')
+    t.match(await forward({ [name]: write(proxy) }), { status: 403, code: 'unknown_certificate' }, 'a proxy is nobody to speak for')
+    t.match(await forward({ [name]: write(pki.ca) }), { status: 403, code: 'unknown_certificate' })
+  })
+
+  t.test(`${name}: named twice, in pieces, with more behind it or too large, it is refused`, async (t) => {
+    const { client, forward } = await startProxied(t)
+    const good = write(client)
+    const other = FORMS.find(([form]) => form !== name)
+    if (other === undefined) throw new Error('one form only')
+    const inner = good.replaceAll(':', '')
+    const bad: (string | string[])[] = [
+      [good, good],
+      `${good}, ${good}`,
+      `${good},${good}`,
+      good.slice(0, -40),
+      good.slice(40),
+      `${good}x`,
+      inner.slice(0, 200),
+      'garbage',
+      '::',
+      ':AAAA:',
+      `:${inner}\u00e9:`,
+      `%E0%A4%A`,
+      encodeURIComponent(client.certificate + client.certificate),
+      encodeURIComponent(client.certificate + client.key),
+      encodeURIComponent(client.certificate).replaceAll('%2B', '+').replaceAll('%20', ' ').replaceAll('%0A', '%0A%20'),
+      `:${Buffer.concat([new X509Certificate(client.certificate).raw, Buffer.alloc(3)]).toString('base64')}:`,
+      `:${'A'.repeat(12_400)}:`,
+    ]
+    for (const value of bad) t.match(await forward({ [name]: value }), { status: 403, code: 'unknown_certificate' }, String(value).slice(0, 40))
+    t.match(await forward({ [name]: good, [other[0]]: other[1](client) }), { status: 403, code: 'unknown_certificate' }, 'in both headers')
+    t.match(await forward({ [name]: good }), { status: 200 })
+  })
+}
+
+t.test('a proxy that names no client is asked for one, whatever else it says', async (t) => {
+  const { client, forward } = await startProxied(t)
+  for (const headers of [
+    {},
+    { 'client-cert': '' },
+    { 'x-forwarded-client-cert': byteSequence(client) },
+    { 'x-ssl-cert': escapedPem(client), 'x-forwarded-for': '127.0.0.1', 'x-ssl-client-verify': 'SUCCESS' },
+    { x_ssl_client_cert: escapedPem(client) },
+  ]) {
+    t.match(await forward(headers), { status: 401, code: 'client_certificate_required' })
+  }
+})
+
+t.test('on one connection of a proxy each request is the client that it names, as the files have it at that moment', async (t) => {
+  const [first, second] = [await pki.client('billing'), await pki.client('billing')]
+  const { forward, reloaded, write, proxy } = await startProxied(t, [first, second], { crl: await createRevocationList(pki.ca, []) })
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 })
+  t.teardown(() => agent.destroy())
+  const ask = (leaf: Leaf) => forward({ 'client-cert': byteSequence(leaf) }, agent)
+  for (const leaf of [first, second, first]) t.match(await ask(leaf), { status: 200, fingerprint: formatFingerprint(leaf.fingerprint) })
+  const serial = new X509Certificate(first.certificate).serialNumber
+  const list = await createRevocationList(pki.ca, [serial])
+  await reloaded('crl', () => write('crl.pem', list))
+  t.match(await ask(second), { status: 200, reused: true })
+  t.match(await ask(first), { status: 403, code: 'certificate_revoked' })
+  await reloaded('clients', () => write('clients.yaml', `clients: { edge: { fingerprints: ["${proxy.fingerprint}"], role: proxy } }\n`))
+  t.match(await ask(second), { status: 403, code: 'unknown_certificate' })
+})
+
+t.test('a forwarded certificate that expires between two requests stops at its notAfter', async (t) => {
+  const notAfter = Math.ceil(Date.now() / 1000) * 1000 + 1000
+  const brief = await pki.client('billing', { notAfter: new Date(notAfter) })
+  const { forward } = await startProxied(t, [brief])
+  const ask = () => forward({ 'client-cert': byteSequence(brief) })
+  t.match(await ask(), { status: 200 })
+  let answer = await ask()
+  while (answer.status === 200 && Date.now() < notAfter + 2000) answer = await ask()
+  t.ok(Date.now() >= notAfter)
+  t.match(answer, { status: 403, code: 'certificate_expired' })
+})
