@@ -36,14 +36,13 @@ export function problems(app: FastifyInstance, events: ProblemEvents): void {
     methods.set(url, known)
   })
   app.setErrorHandler((error: unknown, request, reply) => sendProblem(toProblem(error, request), request, reply, events))
-  app.setNotFoundHandler((request, reply) => {
-    const path = request.url.split('?', 1)[0] ?? ''
-    const allowed = methods.get(path)
-    const problem =
-      allowed === undefined
-        ? new Problem('not_found', 'There is nothing at this path.')
-        : new Problem('method_not_allowed', `This path takes ${[...allowed].join(', ')}.`, { headers: { allow: [...allowed].join(', ') } })
-    return sendProblem(problem, request, reply, events)
+  // From the head of the request: the body of one that is not served is never read, whatever its media type.
+  app.addHook('onRequest', async (request) => {
+    if (!request.is404) return
+    const allowed = methods.get(request.url.split('?', 1)[0] ?? '')
+    if (allowed === undefined) throw new Problem('not_found', 'There is nothing at this path.')
+    const list = [...allowed].join(', ')
+    throw new Problem('method_not_allowed', `This path takes ${list}.`, { headers: { allow: list } })
   })
 }
 
