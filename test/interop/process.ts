@@ -31,7 +31,8 @@ const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"]
 /** Starts the built gateway against a relay and stops it at the end of the test. */
 export async function serve(t: Test, env: Record<string, string>, clients: string = ANYTHING): Promise<GatewayProcess> {
   const { directory, client } = await makeFiles(t, clients)
-  const child = spawn(process.execPath, ['dist/cli.js', 'serve'], {
+  // Without the loader that tap adds to every Node.js process below a test.
+  const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, 'dist/cli.js', 'serve'], {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', ...env },
   })

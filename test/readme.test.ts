@@ -1,0 +1,262 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import t, { type Test } from 'tap'
+import { parseAllDocuments } from 'yaml'
+import { parseClients } from '../src/clients.ts'
+import { readConfig } from '../src/config.ts'
+import { PROBLEMS } from '../src/errors.ts'
+
+const README = readFileSync('README.md', 'utf8')
+const SMTP_URL = 'smtp://localhost:587'
+// tap adds a loader of its own to every Node.js process below a test; the reader of the README has none.
+const PLAIN_NODE = 'unset NODE_OPTIONS\n'
+
+interface Block {
+  readonly language: string
+  /** The nearest heading above. */
+  readonly section: string
+  readonly text: string
+}
+
+t.test('every command and example of the README runs as it stands', async (t) => {
+  const folder = newFolder(t)
+  const [start = '', test = ''] = blocks('sh').map(({ text }) => text.trim())
+  t.equal(test, 'npm ci && npm test')
+  t.equal(start, 'npm ci && npm run dev')
+  const dev = await startDev(t, start.replace('npm ci && ', ''), folder)
+
+  await t.test('the curl line that dev prints delivers when it is pasted', async (t) => {
+    const answer = JSON.parse(await shell(dev.curl, folder))
+    t.equal(answer.status, 'accepted')
+    t.match(newestMail(folder), /^Subject: Hello from Postern\r$/m)
+  })
+
+  await t.test('curl', async (t) => {
+    const [block] = blocks('sh', 'Send a message')
+    t.match(JSON.parse(await shell(dev.withPort(block?.text ?? ''), folder)), { status: 'accepted', accepted: ['you@corp.example'] })
+    t.match(newestMail(folder), /^Subject: Hello\r\n.*\r\nIt works\.\r$/ms)
+  })
+
+  await t.test('Node.js', async (t) => {
+    const [block] = blocks('js')
+    writeFileSync(join(folder, 'send.mjs'), dev.withPort(block?.text ?? ''))
+    t.match(await shell(`"${process.execPath}" send.mjs`, folder), /^<.+@corp\.example> 250 /)
+    t.match(newestMail(folder), /^To: you@corp\.example, Someone Else <else@corp\.example>\r$/m)
+  })
+
+  await t.test('Python', async (t) => {
+    const [block] = blocks('python')
+    writeFileSync(join(folder, 'send.py'), dev.withPort(block?.text ?? ''))
+    t.match(await shell('python3 send.py', folder), /^<.+@corp\.example> 250 /)
+    t.match(newestMail(folder), /^From: app@corp\.example\r$/m)
+  })
+
+  await t.test('setting it up, in a folder with nothing in it', async (t) => {
+    const [block, ...others] = blocks('sh', 'Set it up')
+    t.same(others, [])
+    const empty = newFolder(t)
+    // The relay is the inbox of `dev`; its certificate is from the CA of the other folder.
+    const env = { POSTERN_SMTP_URL: dev.relay, POSTERN_SMTP_CA: join(folder, 'certs/ca.crt') }
+    const output = await shell(block?.text ?? '', empty, env)
+    t.match(output, /^ok: relay localhost:\d+: encrypted/m)
+    t.match(output, /^ok: 1 clients/m)
+  })
+
+  await t.test('certificates made with openssl are served with and let in, once they are listed', async (t) => {
+    const [block] = blocks('sh', 'A CA of your own')
+    const output = await shell(block?.text ?? '', folder)
+    const fingerprint = /^sha256 Fingerprint=([0-9A-F:]{95})$/im.exec(output)?.[1]
+    t.type(fingerprint, 'string', output)
+    writeFileSync(join(folder, 'own.yaml'), `clients: { reports: { fingerprints: ["${fingerprint}"], from: [reports@corp.example] } }`)
+    const env = { POSTERN_CLIENTS: 'own.yaml', POSTERN_TLS_CERT: 'certs/gateway.crt', POSTERN_TLS_KEY: 'certs/gateway.key' }
+    const port = await startServe(t, folder, { ...env, POSTERN_SMTP_URL: dev.relay, POSTERN_SMTP_CA: 'certs/ca.crt' })
+    const whoami = `curl -sS --cacert certs/ca.crt --cert certs/reports.crt --key certs/reports.key https://localhost:${port}/v1/whoami`
+    t.match(JSON.parse(await shell(whoami, folder)), { client: 'reports', fingerprint })
+    const unlisted = `curl -sS --cacert certs/ca.crt --cert certs/app.crt --key certs/app.key https://localhost:${port}/v1/whoami`
+    t.match(JSON.parse(await shell(unlisted, folder)), { code: 'unknown_certificate' })
+  })
+
+  t.equal(blocks('sh').length + blocks('js').length + blocks('python').length, 7, 'no block was left out')
+  t.same(blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml'].includes(language)), [], 'no block is of another kind')
+})
+
+t.test('the settings are exactly those that are read, with the defaults that hold', async (t) => {
+  const known = new Set<string>()
+  const recorder = new Proxy<Record<string, string | undefined>>({}, {
+    get(_target, name) {
+      if (typeof name === 'string') known.add(name)
+      return undefined
+    },
+  })
+  readConfig(recorder)
+  const settings = table('Settings').map(([name = '', preset = '']) => ({ name: literals(name)[0] ?? '', preset }))
+  const secrets = table('Settings').flatMap(([name = '']) => (name.endsWith('*') ? literals(name).map((secret) => `${secret}_FILE`) : []))
+  t.same([...settings.map(({ name }) => name), ...secrets].sort(), [...known].sort())
+
+  const bare = readConfig({ POSTERN_SMTP_URL: SMTP_URL })
+  for (const { name, preset } of settings) {
+    const [value] = literals(preset)
+    if (value !== undefined) t.same(readConfig({ POSTERN_SMTP_URL: SMTP_URL, [name]: value }), bare, `${name} is ${value} by default`)
+  }
+  const unset = settings.filter(({ preset }) => preset === '').length
+  t.equal(unset, absent(bare.config), 'what has no default is not set')
+
+  const mentioned = new Set(README.match(/POSTERN_[A-Z_]*[A-Z]/g))
+  t.same([...mentioned].filter((name) => !known.has(name) && name !== 'POSTERN_'), [], 'no other setting is mentioned')
+})
+
+t.test('the errors are exactly those that are answered', async (t) => {
+  const documented = table('Errors').map(([status, code = '', , retryable]) => [literals(code)[0], { status: Number(status), retryable: retryable === 'yes' }])
+  const answered = Object.entries(PROBLEMS).map(([code, { status, retryable }]) => [code, { status, retryable }])
+  t.equal(documented.length, answered.length)
+  t.same(Object.fromEntries(documented), Object.fromEntries(answered))
+})
+
+t.test('the commands are exactly those that the program has', async (t) => {
+  const usage = await shell('node dist/cli.js help', process.cwd())
+  const offered = [...usage.matchAll(/^ {2}(\w+) /gm)].map(([, name]) => name)
+  const documented = table('Commands').map(([command = '']) => /^`postern (\w+)/.exec(command)?.[1])
+  t.same(documented.sort(), offered.sort())
+})
+
+t.test('the clients file of the README is one that Postern takes', async (t) => {
+  const [block] = blocks('yaml', 'The clients file')
+  const { clients } = parseClients(block?.text ?? '', 'README.md')
+  t.same([...clients.keys()], ['billing', 'edge'])
+  t.match(clients.get('billing'), { raw: true, maxRecipients: 50, maxSize: 10_000_000 })
+  t.equal(clients.get('edge')?.role, 'proxy')
+})
+
+t.test('the manifests are sound YAML, and what they say of Postern agrees with the image', async (t) => {
+  const [compose, manifests] = blocks('yaml', 'Behind a forwarded port, in a container').map(({ text }) => documents(t, text))
+  const [stack] = compose ?? []
+  const dockerfile = readFileSync('Dockerfile', 'utf8')
+  const port = /^EXPOSE (\d+)$/m.exec(dockerfile)?.[1]
+  t.same(stack.services.postern.ports, [`443:${port}`], 'only the gateway is published')
+  t.same(stack.services.postern.networks, ['front', 'mail'])
+  t.equal(stack.services.mail.ports, undefined)
+  t.equal(stack.networks.mail.internal, true)
+  for (const name of Object.keys(stack.services.postern.environment)) t.match(name, /^POSTERN_/)
+
+  t.same(manifests?.map(({ kind }) => kind), ['Deployment', 'Service', 'NetworkPolicy'])
+  const [deployment, service, policy] = manifests ?? []
+  const { containers, volumes } = deployment.spec.template.spec
+  t.equal(deployment.spec.replicas, 2)
+  t.same(deployment.spec.selector.matchLabels, deployment.spec.template.metadata.labels)
+  t.same(service.spec.selector, deployment.spec.template.metadata.labels)
+  t.same(policy.spec.ingress[0].from[0].podSelector.matchLabels, deployment.spec.template.metadata.labels)
+  t.equal(String(containers[0].ports[0].containerPort), port)
+  t.same(containers[0].volumeMounts.map(({ name }: { name: string }) => name), volumes.map(({ name }: { name: string }) => name))
+  t.equal(`${/^WORKDIR (.*)$/m.exec(dockerfile)?.[1]}/certs`, containers[0].volumeMounts[0].mountPath)
+})
+
+function blocks(language?: string, section?: string): readonly Block[] {
+  const found: Block[] = []
+  let heading = ''
+  for (const [, title, kind = '', text = ''] of README.matchAll(/^#+ (.*)$|^```(\w*)\n([\s\S]*?)^```$/gm)) {
+    if (title !== undefined) heading = title
+    else found.push({ language: kind, section: heading, text })
+  }
+  return found.filter((block) => (language === undefined || block.language === language) && (section === undefined || block.section === section))
+}
+
+/** The rows of the table under a heading, without its two lines of head. */
+function table(section: string): string[][] {
+  const [, after = ''] = README.split(new RegExp(`^#+ ${section}$`, 'm'))
+  const rows = /^\|.*\|$(?:\n\|.*\|$)*/m.exec(after)?.[0].split('\n').slice(2) ?? []
+  return rows.map((row) => row.split('|').slice(1, -1).map((cell) => cell.trim()))
+}
+
+function literals(cell: string): string[] {
+  return [...cell.matchAll(/`([^`]*)`/g)].map(([, literal = '']) => literal)
+}
+
+/** How many values of a configuration are not set, the parts of an address aside. */
+function absent(value: unknown): number {
+  if (value === undefined) return 1
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return 0
+  return Object.values(value).reduce((sum: number, part) => sum + absent(part), 0)
+}
+
+// The shape of each manifest is what the test is about.
+function documents(t: Test, text: string): any[] {
+  return parseAllDocuments(text, { strict: true, version: '1.2' }).map((document) => {
+    t.same(document.errors, [])
+    return document.toJS()
+  })
+}
+
+/** What a clone holds after `npm ci`. */
+function newFolder(t: Test): string {
+  const folder = mkdtempSync(join(tmpdir(), 'postern-readme-'))
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }))
+  for (const name of ['package.json', 'package-lock.json', 'tsconfig.json', 'src', 'dist']) cpSync(name, join(folder, name), { recursive: true })
+  symlinkSync(join(process.cwd(), 'node_modules'), join(folder, 'node_modules'))
+  mkdirSync(join(folder, 'certs'))
+  return folder
+}
+
+interface Dev {
+  readonly curl: string
+  /** The URL of its inbox. */
+  readonly relay: string
+  /** A text of the README with the port that this one listens on. */
+  withPort(text: string): string
+}
+
+async function startDev(t: Test, command: string, folder: string): Promise<Dev> {
+  const firstLine = launch(t, command, folder, {})
+  const { port, relays } = JSON.parse(await firstLine(/"msg":"listening"/))
+  return { curl: await firstLine(/^curl /), relay: `smtp://${relays[0]}`, withPort: (text) => text.replaceAll('8443', String(port)) }
+}
+
+async function startServe(t: Test, folder: string, env: Record<string, string>): Promise<number> {
+  const firstLine = launch(t, 'exec node dist/cli.js serve', folder, { POSTERN_HOST: '127.0.0.1', ...env })
+  return JSON.parse(await firstLine(/"msg":"listening"/)).port
+}
+
+/** Starts a gateway through the shell and stops it at the end of the test. Gives what waits for a line of its output. */
+function launch(t: Test, command: string, folder: string, env: Record<string, string>): (pattern: RegExp) => Promise<string> {
+  const child = spawn('sh', ['-c', PLAIN_NODE + command], {
+    cwd: folder,
+    env: { ...process.env, ...env, POSTERN_PORT: '0', POSTERN_OPS_PORT: '0' },
+    stdio: ['ignore', 'pipe', 'inherit'],
+    detached: true, // npm and what it runs are one process group, which ends as one
+  })
+  const closed = once(child, 'close')
+  t.teardown(async () => {
+    if (child.pid !== undefined && child.exitCode === null) process.kill(-child.pid, 'SIGTERM')
+    await closed
+  })
+  const lines: string[] = []
+  const output = createInterface({ input: child.stdout }).on('line', (line) => lines.push(line))
+  return async (pattern) => {
+    for (;;) {
+      const line = lines.find((candidate) => pattern.test(candidate))
+      if (line !== undefined) return line
+      const [, status] = await Promise.race([once(output, 'line'), closed.then(([exit]) => [undefined, `ended with ${exit}`])])
+      if (status !== undefined) throw new Error(`${command} ${status}:\n${lines.join('\n')}`)
+    }
+  }
+}
+
+/** Runs a block as a shell would that stops at the first failure, and gives its stdout. */
+async function shell(script: string, folder: string, env: Record<string, string> = {}): Promise<string> {
+  const child = spawn('sh', ['-ec', PLAIN_NODE + script], { cwd: folder, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+  let output = ''
+  let errors = ''
+  child.stdout.setEncoding('utf8').on('data', (piece: string) => (output += piece))
+  child.stderr.setEncoding('utf8').on('data', (piece: string) => (errors += piece))
+  const [status] = await once(child, 'close')
+  if (status !== 0) throw new Error(`${script}\nended with ${status}: ${errors}${output}`)
+  return output
+}
+
+function newestMail(folder: string): string {
+  const inbox = join(folder, '.postern/inbox')
+  return readFileSync(join(inbox, readdirSync(inbox).sort().at(-1) ?? ''), 'utf8')
+}
