@@ -141,7 +141,7 @@ function details(summary: Summary, { headers, text, html, attachments, date }: E
 
 /**
  * The html of a message for its frame, with the pictures it brings along. The policy of the answer blocks everything
- * else; `link`, `meta` and `base` lose their meaning here because name look-ups ahead of time are not subject to it.
+ * else; the elements that lose their meaning here are those for which browsers connect ahead of any policy.
  */
 function inert({ html = '', attachments }: Email): string {
   const pictures = new Map(attachments.flatMap((attachment) => (isInline(attachment) ? [[idOf(attachment), attachment] as const] : [])))
@@ -153,7 +153,7 @@ function inert({ html = '', attachments }: Email): string {
     room -= bytes.length
     return room < 0 ? reference : `data:${picture.mimeType};base64,${bytes.toString('base64')}`
   })
-  const tame = withPictures.replace(/<(?=\/?(?:link|meta|base)\b)/gi, '<x-')
+  const tame = withPictures.replace(/<(?=\/?(?:link|meta|base|i?frame|frameset|object|embed)\b)/gi, '<x-')
   return `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light"><base target="_blank"><style>body{font:15px/1.5 system-ui,sans-serif;margin:16px}img{max-width:100%}</style>${tame}`
 }
 

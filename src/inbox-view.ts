@@ -54,6 +54,7 @@ a { color: var(--accent); }
 .head dd { margin: 0; overflow-wrap: anywhere; min-width: 0; }
 .back { display: none; }
 .files { display: flex; flex-wrap: wrap; gap: 8px; list-style: none; margin: 0; padding: 0 24px 12px; }
+.files li { max-width: 100%; }
 .files a { display: inline-flex; gap: 8px; max-width: 100%; border: 1px solid var(--line); border-radius: 6px; padding: 4px 10px; font-size: 13px; text-decoration: none; }
 .files a:hover { background: var(--hover); }
 .files .name { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
@@ -120,7 +121,7 @@ const size = (bytes) => (bytes < 1000 ? bytes + ' B' : bytes < 1e6 ? (bytes / 1e
 const subjectOf = ({ subject }) => (subject === '' ? '(no subject)' : subject)
 
 const list = get('messages'), seen = new Set()
-let view = 'html', opening = 0, shown = null
+let view = 'html', opening = 0, shown = null, byKeyboard = false
 
 const rows = () => [...list.querySelectorAll('a')]
 const chosen = () => Number(location.hash.slice(2))
@@ -194,6 +195,8 @@ async function open() {
     return tab
   }))
   choose(view)
+  if (byKeyboard) get('subject').focus()
+  byKeyboard = false
 }
 
 async function choose(name) {
@@ -245,7 +248,7 @@ list.addEventListener('keydown', (event) => {
 })
 list.addEventListener('click', (event) => {
   // A click without a pointer is the Enter key: those who read by keyboard or ear go on in the message.
-  if (event.detail === 0) addEventListener('hashchange', () => requestAnimationFrame(() => get('subject').focus()), { once: true })
+  byKeyboard = event.detail === 0
 })
 get('tabs').addEventListener('keydown', (event) => {
   const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key]

@@ -1,0 +1,251 @@
+import { once } from 'node:events'
+import { createServer } from 'node:http'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type BrowserContextOptions, chromium, type Page } from 'playwright-core'
+import PostalMime from 'postal-mime'
+import t, { type Test } from 'tap'
+import { openInbox } from '../../src/inbox.ts'
+import { openInboxPage } from '../../src/inbox-page.ts'
+import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
+import { makePki } from '../support/pki.ts'
+import { temporaryDirectory } from './process.ts'
+
+// The browser may reach nothing but loopback, and looks for nothing of its own accord.
+const FLAGS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+  '--host-resolver-rules=MAP *.example 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
+]
+
+// 8 × 8 pixels in one colour.
+const PICTURE = 'iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEUlEQVR42mNgiCnAjhiGlgQAgPw4AQAvRQ0AAAAASUVORK5CYII='
+
+const browser = await chromium.launch({ executablePath: '/usr/bin/chromium', args: FLAGS })
+t.teardown(() => browser.close())
+
+interface Inbox extends TestGateway {
+  readonly url: string
+  /** The inbox page in a browser window of its own. */
+  open(options?: BrowserContextOptions): Promise<Page>
+}
+
+/** A gateway whose relay is the development inbox, with the page of that inbox. */
+async function startInbox(t: Test): Promise<Inbox> {
+  const { server } = await makePki()
+  const directory = await temporaryDirectory(t)
+  const [cert, key] = [join(directory, 'server.crt'), join(directory, 'server.key')]
+  await writeFile(cert, server.certificate)
+  await writeFile(key, server.key)
+  const page = await openInboxPage(0)
+  t.teardown(() => page.close())
+  const inbox = await openInbox({ directory, cert, key, onMessage: async (message) => page.add(message, await PostalMime.parse(message.content)) })
+  t.teardown(() => inbox.close())
+  const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}` } })
+  const open = async (options: BrowserContextOptions = {}): Promise<Page> => {
+    const context = await browser.newContext({ viewport: { width: 1100, height: 720 }, ...options })
+    t.teardown(() => context.close())
+    const window = await context.newPage()
+    await window.goto(page.url)
+    await window.getByRole('status').getByText(/messages?$/).waitFor()
+    return window
+  }
+  return { ...gateway, url: page.url, open }
+}
+
+/** Counts every connection that a message might cause. */
+async function startTrap(t: Test): Promise<{ readonly port: number; readonly asked: readonly string[] }> {
+  const asked: string[] = []
+  const server = createServer((request, response) => {
+    asked.push(request.url ?? '')
+    response.end('<title>trap</title>')
+  })
+  server.on('connection', () => asked.push('connection'))
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  const address = server.address()
+  return { port: typeof address === 'object' && address !== null ? address.port : 0, asked }
+}
+
+function sent(t: Test, { status, text }: TestAnswer): void {
+  t.equal(status, 200, text)
+}
+
+t.test('a Korean subject, an inline picture and an attachment look as their reader sees them', async (t) => {
+  const { open, post } = await startInbox(t)
+  const page = await open()
+  sent(
+    t,
+    await post({
+      ...MESSAGE,
+      from: '김민지 <minji@corp.example>',
+      subject: '안녕하세요, 청구서가 도착했습니다',
+      text: '본문입니다.',
+      html: '<h1 id="hi">청구서</h1><p>합계 42,000원</p><img id="logo" src="cid:logo" alt="logo">',
+      attachments: [
+        { filename: 'logo.png', content: PICTURE, content_id: 'logo' },
+        { filename: '청구서 2041.csv', content: Buffer.from('금액\n42000\n').toString('base64') },
+      ],
+    }),
+  )
+  await page.getByRole('link', { name: /안녕하세요, 청구서가 도착했습니다/ }).click()
+  await page.getByRole('heading', { name: '안녕하세요, 청구서가 도착했습니다' }).waitFor()
+  t.match(await page.locator('#facts').innerText(), /김민지 <minji@corp\.example>/)
+  const message = page.frameLocator('iframe')
+  t.equal(await message.locator('#hi').innerText(), '청구서')
+  const drawn = await page.frames().at(-1)?.evaluate("document.getElementById('logo').decode().then(() => document.getElementById('logo').naturalWidth)")
+  t.equal(drawn, 8, 'the inline picture is drawn')
+
+  t.equal(await page.locator('#files a').count(), 1, 'the inline picture is no attachment to download')
+  const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: /청구서 2041\.csv/ }).click()])
+  t.equal(download.suggestedFilename(), '청구서 2041.csv')
+  const pieces: Buffer[] = []
+  for await (const piece of await download.createReadStream()) pieces.push(Buffer.from(piece))
+  t.equal(Buffer.concat(pieces).toString(), '금액\n42000\n')
+
+  await page.getByRole('tab', { name: 'Text' }).click()
+  await page.getByText('본문입니다.').waitFor()
+  await page.getByRole('tab', { name: 'Headers' }).click()
+  await page.getByRole('rowheader', { name: 'Message-ID' }).waitFor()
+  await page.getByRole('tab', { name: 'Source' }).click()
+  await page.getByText(/^MIME-Version: 1\.0$/m).waitFor()
+})
+
+t.test('hostile html runs nothing, loads nothing and goes nowhere', async (t) => {
+  const { open, post, url } = await startInbox(t)
+  const trap = await startTrap(t)
+  const evil = `http://evil.example:${trap.port}`
+  const page = await open()
+  const popups: string[] = []
+  page.context().on('page', (popup) => popups.push(popup.url()))
+  page.on('dialog', (dialog) => {
+    t.fail(`a script ran: ${dialog.message()}`)
+    void dialog.dismiss()
+  })
+  sent(
+    t,
+    await post({
+      ...MESSAGE,
+      subject: '<img src=x onerror=alert(1)>"\'><script>alert(2)</script>',
+      text: '<script>alert(3)</script> javascript:alert(4)',
+      html: `<html><head>
+        <base href="${evil}/base/" target="_top">
+        <meta http-equiv="refresh" content="0;url=${evil}/refresh">
+        <meta http-equiv="Content-Security-Policy" content="default-src *">
+        <link rel="stylesheet" href="${evil}/style"><link rel="preconnect" href="${evil}"><link rel="dns-prefetch" href="${evil}"><link rel="prefetch" href="${evil}/prefetch"><link rel="icon" href="${evil}/icon">
+        <style>@import url("${evil}/import"); @font-face { font-family: f; src: url("${evil}/font") } body { background: url("${evil}/background"); font-family: f }</style>
+        </head><body onload="alert(5)">
+        <script>alert(6); top.location = '${evil}/top'; parent.document.title = 'taken'</script><script src="${evil}/script"></script>
+        <img src="${evil}/pixel"><img srcset="${evil}/srcset 2x"><img src=x onerror="alert(7)"><img src="relative.png"><img src="//evil.example:${trap.port}/scheme">
+        <picture><source srcset="${evil}/source"><img src="${evil}/picture"></picture>
+        <video src="${evil}/video" poster="${evil}/poster" autoplay></video><audio src="${evil}/audio" autoplay></audio>
+        <iframe src="${evil}/iframe"></iframe><iframe srcdoc="<script>alert(8)</script><img src='${evil}/srcdoc'>"></iframe>
+        <object data="${evil}/object"></object><embed src="${evil}/embed"><svg onload="alert(9)"><image href="${evil}/svg"/><use href="${evil}/use#a"/></svg>
+        <input type="image" src="${evil}/input"><table background="${evil}/table"><tr><td>t</td></tr></table>
+        <form id="form" action="${evil}/form" method="post"><button id="send">Send</button></form>
+        <a id="script" href="javascript:alert(10)">script</a> <a id="ping" href="#" ping="${evil}/ping">ping</a>
+        <p id="end">The end.</p></body></html>`,
+    }),
+  )
+  await page.getByRole('link', { name: /onerror/ }).click()
+  const message = page.frameLocator('iframe')
+  await message.locator('#end').waitFor()
+  await page.getByRole('heading', { name: '<img src=x onerror=alert(1)>"\'><script>alert(2)</script>' }).waitFor()
+  await message.locator('#send').click()
+  await message.locator('#script').click()
+  await message.locator('#ping').click()
+  await page.getByRole('tab', { name: 'Text' }).click()
+  await page.getByText('<script>alert(3)</script>').waitFor()
+  t.equal(page.url(), `${url}#/1`)
+  t.match(await page.title(), /Postern inbox/)
+  t.strictSame(popups.filter((popup) => popup.startsWith(evil)), [])
+
+  t.strictSame(trap.asked, [])
+  // The trap works, and this is the first that it hears.
+  const control = await page.context().newPage()
+  await control.goto(`${evil}/control`)
+  t.strictSame(trap.asked.filter((path) => path !== 'connection' && path !== '/favicon.ico'), ['/control'])
+})
+
+t.test('a link of a message opens in a tab of its own that cannot see the inbox', async (t) => {
+  const { open, post } = await startInbox(t)
+  const trap = await startTrap(t)
+  const page = await open()
+  sent(t, await post({ ...MESSAGE, html: `<a id="confirm" href="http://127.0.0.1:${trap.port}/confirm">Confirm</a>` }))
+  await page.getByRole('link', { name: /Hello/ }).click()
+  const [tab] = await Promise.all([page.context().waitForEvent('page'), page.frameLocator('iframe').locator('#confirm').click()])
+  await tab.waitForLoadState()
+  t.equal(await tab.title(), 'trap')
+  t.equal(await tab.evaluate('opener'), null)
+  t.equal(await tab.evaluate('document.referrer'), '')
+})
+
+t.test('messages appear by themselves, newest first', async (t) => {
+  const { open, post } = await startInbox(t)
+  sent(t, await post({ ...MESSAGE, subject: 'First' }))
+  const page = await open()
+  t.strictSame(await page.locator('.subject').allInnerTexts(), ['First'], 'what came before the page was opened is there')
+  sent(t, await post({ ...MESSAGE, subject: 'Second' }))
+  await page.getByRole('link', { name: /Second/ }).waitFor()
+  t.strictSame(await page.locator('.subject').allInnerTexts(), ['Second', 'First'])
+  t.equal(await page.getByRole('status').innerText(), '2 messages')
+  t.equal(await page.title(), '(2) Postern inbox')
+})
+
+t.test('everything can be reached with the keyboard alone', async (t) => {
+  const { open, post } = await startInbox(t)
+  for (const subject of ['One', 'Two', 'Three']) sent(t, await post({ ...MESSAGE, subject, html: '<p>Hi</p>' }))
+  const page = await open()
+  const focused = (): Promise<string> => page.evaluate<string>('document.activeElement.textContent')
+  await page.keyboard.press('Tab')
+  t.match(await focused(), /Three/)
+  await page.keyboard.press('ArrowDown')
+  await page.keyboard.press('ArrowDown')
+  t.match(await focused(), /One/)
+  await page.keyboard.press('ArrowUp')
+  t.match(await focused(), /Two/)
+  t.equal(await page.evaluate('getComputedStyle(document.activeElement).outlineStyle'), 'solid', 'the focus can be seen')
+  await page.keyboard.press('Enter')
+  await page.getByRole('heading', { name: 'Two' }).waitFor()
+  await page.locator('#subject:focus').waitFor()
+  await page.keyboard.press('Tab')
+  t.equal(await focused(), 'Message')
+  await page.keyboard.press('ArrowRight')
+  t.equal(await focused(), 'Text')
+  await page.getByText('Hi.').waitFor()
+  await page.keyboard.press('Escape')
+  await page.locator('a:focus', { hasText: 'Two' }).waitFor()
+  t.equal(await page.locator('[aria-current]').count(), 1)
+})
+
+t.test('on a phone the list and the message take turns and nothing is cut off', async (t) => {
+  const { open, post } = await startInbox(t)
+  sent(t, await post({ ...MESSAGE, subject: `A long subject ${'without any end '.repeat(8)}`, text: `${'x'.repeat(300)}\n`, attachments: [{ filename: `${'name'.repeat(30)}.pdf`, content: '' }] }))
+  const page = await open({ viewport: { width: 360, height: 640 }, hasTouch: true })
+  const fits = (): Promise<boolean> => page.evaluate<boolean>('document.documentElement.scrollWidth <= innerWidth')
+  t.equal(await fits(), true)
+  await page.getByRole('link', { name: /A long subject/ }).tap()
+  await page.getByRole('heading', { name: /A long subject/ }).waitFor()
+  t.equal(await fits(), true)
+  t.equal(await page.getByRole('navigation').isVisible(), false)
+  await page.getByRole('link', { name: /All messages/ }).tap()
+  await page.getByRole('navigation').waitFor()
+  t.equal(await page.getByRole('main').isVisible(), false)
+})
+
+t.test('the page follows the colours of the system', async (t) => {
+  const { open } = await startInbox(t)
+  const background = async (colorScheme: 'light' | 'dark'): Promise<number> => {
+    const page = await open({ colorScheme })
+    const colour = await page.evaluate<string>('getComputedStyle(document.documentElement).backgroundColor')
+    return Number(/\d+/.exec(colour)?.[0])
+  }
+  t.ok((await background('light')) > 200)
+  t.ok((await background('dark')) < 60)
+})
