@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { Agent } from 'node:https'
+import { connect } from 'node:tls'
 import t, { type Test } from 'tap'
 import { createRevocationList } from '../src/certificates.ts'
 import { formatFingerprint } from '../src/fingerprint.ts'
@@ -120,4 +121,13 @@ t.test('a forwarded certificate that expires between two requests stops at its n
   while (answer.status === 200 && Date.now() < notAfter + 2000) answer = await ask()
   t.ok(Date.now() >= notAfter)
   t.match(answer, { status: 403, code: 'certificate_expired' })
+})
+
+t.test('what is no request, over the connection of a proxy, is answered as that', async (t) => {
+  const { port, proxy } = await startProxied(t)
+  const socket = connect({ host: '127.0.0.1', servername: 'localhost', port, ca: pki.ca.certificate, cert: proxy.certificate, key: proxy.key })
+  socket.write('NONSENSE\r\n\r\n')
+  let text = ''
+  for await (const piece of socket) text += String(piece)
+  t.match(text, /^HTTP\/1\.1 400 .*"code":"invalid_header"/s)
 })

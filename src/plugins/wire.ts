@@ -5,7 +5,7 @@ import { TLSSocket } from 'node:tls'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { logRefusal } from '../audit.ts'
 import { Problem } from '../errors.ts'
-import { admit, type ClientSource } from './identity.ts'
+import { admit, type Arrival, type ClientSource } from './identity.ts'
 import { rawProblem } from './problems.ts'
 
 // After the last answer input is read on for so long: closing under unread bytes resets the connection and the answer.
@@ -54,7 +54,7 @@ export class Wire {
       error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? new Problem('request_timeout', 'The head of the request came too slowly.')
         : new Problem('invalid_header', 'The request is not valid HTTP/1.1, or its head is too large.')
-    this.#refuse({ socket, headers: {} }, socket, problem, error.code)
+    this.#refuse({ socket }, socket, problem, error.code)
   }
 
   #follow(response: ServerResponse): void {
@@ -65,7 +65,7 @@ export class Wire {
   }
 
   /** Answers and ends the connection, but never ahead of an earlier request whose message may be on its way. */
-  #refuse(peer: Pick<IncomingMessage, 'headers' | 'socket'>, socket: Duplex, problem: Problem, errorCode?: string): void {
+  #refuse(peer: Arrival, socket: Duplex, problem: Problem, errorCode?: string): void {
     this.#ended.add(socket)
     const unanswered = [...(this.#unanswered.get(socket) ?? [])]
     const running = unanswered.filter(({ req }) => req.complete)
@@ -82,7 +82,7 @@ export class Wire {
     socket.once('close', () => clearTimeout(linger))
   }
 
-  #behindGate(peer: Pick<IncomingMessage, 'headers' | 'socket'>, problem: Problem): Problem {
+  #behindGate(peer: Arrival, problem: Problem): Problem {
     try {
       admit(peer, this.#clients.current)
       return problem
