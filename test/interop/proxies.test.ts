@@ -1,0 +1,275 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { Agent, request as httpsRequest } from 'node:https'
+import { connect } from 'node:net'
+import { X509Certificate } from 'node:crypto'
+import { setTimeout as pause } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { formatFingerprint } from '../../src/fingerprint.ts'
+import { MESSAGE } from '../support/gateway.ts'
+import { type MovingGateway, startOnFiles } from '../support/motion.ts'
+import { type Leaf, makePki } from '../support/pki.ts'
+import { freePort, temporaryDirectory, writeFiles } from './process.ts'
+
+const pki = await makePki()
+const START_MS = 15_000
+const POLL_MS = 25
+
+interface Proxy {
+  readonly name: string
+  /** Its program in the foreground, with its configuration in a directory. */
+  readonly command: (directory: string) => readonly [string, ...string[]]
+  readonly configuration: (directory: string, port: number, postern: number) => string
+}
+
+const nginxCommand: Proxy['command'] = (directory) => ['/usr/sbin/nginx', '-p', directory, '-c', `${directory}/proxy.conf`, '-e', 'stderr', '-g', 'daemon off;']
+const haproxyCommand: Proxy['command'] = (directory) => ['/usr/sbin/haproxy', '-db', '-f', `${directory}/proxy.conf`]
+
+// The parts of these configurations that are about Postern stand in the README too.
+const nginx = (clientCertificate: 'on' | 'optional'): Proxy => ({
+  name: 'nginx',
+  command: nginxCommand,
+  configuration: (directory, port, postern) => `
+    pid ${directory}/nginx.pid;
+    events {}
+    http {
+      access_log off;
+      client_body_temp_path ${directory}/body;
+      proxy_temp_path ${directory}/proxy;
+      fastcgi_temp_path ${directory}/fastcgi;
+      uwsgi_temp_path ${directory}/uwsgi;
+      scgi_temp_path ${directory}/scgi;
+      upstream postern {
+        server 127.0.0.1:${postern};
+        keepalive 16;
+      }
+      server {
+        listen 127.0.0.1:${port} ssl;
+        ssl_certificate server.crt;
+        ssl_certificate_key server.key;
+        ssl_client_certificate ca.crt;
+        ssl_verify_client ${clientCertificate};
+        client_max_body_size 35m;
+        location / {
+          proxy_pass https://postern;
+          proxy_http_version 1.1;
+          proxy_set_header Connection "";
+          proxy_set_header Host $http_host;
+          proxy_set_header X-SSL-Client-Cert $ssl_client_escaped_cert;
+          proxy_set_header Client-Cert "";
+          proxy_set_header Client-Cert-Chain "";
+          proxy_ssl_certificate edge.crt;
+          proxy_ssl_certificate_key edge.key;
+          proxy_ssl_trusted_certificate ca.crt;
+          proxy_ssl_verify on;
+          proxy_ssl_server_name on;
+          proxy_ssl_name localhost;
+          proxy_request_buffering off;
+          proxy_next_upstream off;
+          proxy_read_timeout 120s;
+        }
+      }
+    }`,
+})
+
+const haproxy = (clientCertificate: 'required' | 'optional'): Proxy => ({
+  name: 'HAProxy',
+  command: haproxyCommand,
+  configuration: (directory, port, postern) => `
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 75s
+  timeout server 120s
+
+frontend mail
+  bind 127.0.0.1:${port} ssl crt ${directory}/server.pem ca-file ${directory}/ca.crt verify ${clientCertificate} ssl-min-ver TLSv1.2
+  http-request del-header Client-Cert
+  http-request del-header Client-Cert-Chain
+  http-request del-header X-SSL-Client-Cert
+  http-request set-header Client-Cert ":%[ssl_c_der,base64]:" if { ssl_c_used }
+  default_backend postern
+
+backend postern
+  retries 0
+  server postern 127.0.0.1:${postern} ssl crt ${directory}/edge.pem ca-file ${directory}/ca.crt verify required verifyhost localhost sni str(localhost)
+`,
+})
+
+const nginxPassthrough: Proxy = {
+  name: 'nginx',
+  command: nginxCommand,
+  configuration: (directory, port, postern) => `
+    load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+    pid ${directory}/nginx.pid;
+    events {}
+    stream {
+      server {
+        listen 127.0.0.1:${port};
+        proxy_pass 127.0.0.1:${postern};
+        proxy_timeout 120s;
+      }
+    }`,
+}
+
+const haproxyPassthrough: Proxy = {
+  name: 'HAProxy',
+  command: haproxyCommand,
+  configuration: (_, port, postern) => `
+defaults
+  mode tcp
+  timeout connect 5s
+  timeout client 120s
+  timeout server 120s
+
+listen mail
+  bind 127.0.0.1:${port}
+  server postern 127.0.0.1:${postern}
+`,
+}
+
+const byteSequence = ({ certificate }: Leaf): string => `:${new X509Certificate(certificate).raw.toString('base64')}:`
+
+for (const proxy of [nginxPassthrough, haproxyPassthrough]) {
+  t.test(`${proxy.name} passes TCP on: Postern sees the client's own certificate`, async (t) => {
+    const { ask, gateway, listed, unlisted } = await start(t, proxy)
+    t.match(await ask(listed), { status: 200, json: { client: 'billing', fingerprint: formatFingerprint(listed.fingerprint) } })
+    t.match(await ask(unlisted), { status: 403, json: { code: 'unknown_certificate' } })
+    await t.rejects(ask(pki.strangerCaClient))
+    await t.rejects(ask(null))
+    t.match(await ask(listed, { 'client-cert': byteSequence(gateway.client) }), { status: 403, json: { code: 'unknown_certificate' } }, 'who sends TCP on speaks for nobody')
+    t.match(await ask(listed, {}, MESSAGE), { status: 200, json: { status: 'accepted' } })
+  })
+}
+
+for (const [proxy, lenient] of [
+  [nginx('on'), nginx('optional')],
+  [haproxy('required'), haproxy('optional')],
+] as const) {
+  t.test(`${proxy.name} ends TLS: Postern knows the client by the certificate that is forwarded`, async (t) => {
+    const { ask, listed, unlisted, gateway } = await start(t, proxy)
+    t.match(await ask(listed), { status: 200, json: { client: 'billing', fingerprint: formatFingerprint(listed.fingerprint) } })
+    t.match(await ask(gateway.client), { status: 200, json: { client: 'reports', fingerprint: formatFingerprint(gateway.client.fingerprint) } })
+    t.match(await ask(unlisted), { status: 403, json: { code: 'unknown_certificate' } })
+    const sent = await ask(listed, {}, MESSAGE)
+    t.match(sent, { status: 200, json: { status: 'accepted' } })
+    t.match(await gateway.logged({ request_id: sent.json['id'] }), { client: 'billing', fingerprint: formatFingerprint(listed.fingerprint) })
+  })
+
+  t.test(`${proxy.name}: who sends the headers itself is still itself`, async (t) => {
+    const { ask, listed, unlisted, gateway } = await start(t, proxy)
+    const spoofed = [
+      { 'client-cert': byteSequence(gateway.client) },
+      { 'x-ssl-client-cert': encodeURIComponent(gateway.client.certificate) },
+      { 'Client-Cert': [byteSequence(gateway.client), byteSequence(gateway.client)] },
+      { 'client-cert': byteSequence(gateway.client), 'x-ssl-client-cert': encodeURIComponent(gateway.client.certificate), 'client-cert-chain': byteSequence(gateway.client) },
+      { 'X-SSL-Client-Cert': '', 'Client-Cert': '' },
+    ]
+    for (const headers of spoofed) {
+      t.match(await ask(listed, headers), { status: 200, json: { client: 'billing' } })
+      t.match(await ask(unlisted, headers), { status: 403, json: { code: 'unknown_certificate' } })
+    }
+  })
+
+  t.test(`${proxy.name}: without a certificate nobody passes, whether the proxy or Postern asks for it`, async (t) => {
+    const strict = await start(t, proxy)
+    const turnedAway = await strict.ask(null).then(({ status }) => status, () => 400)
+    t.equal(turnedAway, 400)
+    const { ask, gateway } = await start(t, lenient)
+    t.match(await ask(null), { status: 401, json: { code: 'client_certificate_required' } })
+    t.match(await ask(null, { 'X-SSL-Client-Cert': '', 'x-forwarded-client-cert': byteSequence(gateway.client) }), { status: 401 })
+    t.match(await ask(gateway.client), { status: 200 })
+  })
+
+  t.test(`${proxy.name}: a client that is delisted is refused on the connections that the proxy keeps open`, async (t) => {
+    const { ask, listed, gateway, clients } = await start(t, proxy)
+    t.match(await ask(listed), { status: 200 })
+    await gateway.reloaded('clients', () => gateway.write('clients.yaml', clients.replace(listed.fingerprint, '00'.repeat(32))))
+    t.match(await ask(listed), { status: 403, json: { code: 'unknown_certificate' } })
+    t.match(await ask(gateway.client), { status: 200 })
+  })
+}
+
+interface Proxied {
+  readonly gateway: MovingGateway
+  readonly clients: string
+  /** The client billing; `gateway.client` is the client reports. */
+  readonly listed: Leaf
+  readonly unlisted: Leaf
+  /** GET /v1/whoami through the proxy, or POST /v1/messages where there is a body. */
+  ask(as: Leaf | null, headers?: Record<string, string | string[]>, body?: object): Promise<{ status: number; json: Record<string, unknown> }>
+}
+
+async function start(t: Test, proxy: Proxy): Promise<Proxied> {
+  const [edge, listed, unlisted, reports] = await Promise.all(['edge', 'billing', 'billing', 'reports'].map((name) => pki.client(name)))
+  if (edge === undefined || listed === undefined || unlisted === undefined || reports === undefined) throw new Error('no certificates')
+  const clients = [
+    'clients:',
+    `  edge: { fingerprints: ["${edge.fingerprint}"], role: proxy }`,
+    `  billing: { fingerprints: ["${listed.fingerprint}"], from: ["*"] }`,
+    `  reports: { fingerprints: ["${reports.fingerprint}"], from: ["*"] }`,
+    '',
+  ].join('\n')
+  const gateway = await startOnFiles(t, { client: reports, clients })
+  const directory = await temporaryDirectory(t)
+  const port = await freePort()
+  await writeFiles(directory, {
+    'server.crt': pki.server.certificate,
+    'server.key': pki.server.key,
+    'server.pem': pki.server.certificate + pki.server.key,
+    'edge.crt': edge.certificate,
+    'edge.key': edge.key,
+    'edge.pem': edge.certificate + edge.key,
+    'ca.crt': pki.ca.certificate,
+    'proxy.conf': proxy.configuration(directory, port, gateway.port),
+  })
+  await run(t, proxy.command(directory), port)
+  return { gateway, clients, listed, unlisted, ask: (as, headers, body) => ask(port, as, headers, body) }
+}
+
+/** Starts a program and waits until it listens; ends it after the test. */
+async function run(t: Test, [command, ...args]: readonly [string, ...string[]], port: number): Promise<void> {
+  const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
+  const errors: Buffer[] = []
+  child.stderr.on('data', (piece: Buffer) => errors.push(piece))
+  const ended = once(child, 'close')
+  t.teardown(async () => {
+    child.kill('SIGTERM')
+    await ended
+  })
+  for (const deadline = Date.now() + START_MS; !(await listens(port)); await pause(POLL_MS)) {
+    if (child.exitCode !== null || Date.now() > deadline) throw new Error(`${command} does not listen: ${Buffer.concat(errors)}`)
+  }
+}
+
+function listens(port: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const socket = connect(port, '127.0.0.1')
+    socket.once('connect', () => {
+      socket.destroy()
+      resolve(true)
+    })
+    socket.once('error', () => resolve(false))
+  })
+}
+
+async function ask(port: number, as: Leaf | null, headers: Record<string, string | string[]> = {}, body?: object) {
+  const outgoing = httpsRequest({
+    host: '127.0.0.1',
+    servername: 'localhost',
+    port,
+    method: body === undefined ? 'GET' : 'POST',
+    path: body === undefined ? '/v1/whoami' : '/v1/messages',
+    ca: pki.ca.certificate,
+    ...(as && { cert: as.certificate, key: as.key }),
+    agent: new Agent({ maxCachedSessions: 0 }),
+    headers: { ...headers, ...(body && { 'content-type': 'application/json' }) },
+  })
+  outgoing.end(body && JSON.stringify(body))
+  const [answer] = await once(outgoing, 'response')
+  const pieces: Buffer[] = []
+  for await (const piece of answer) pieces.push(piece)
+  const text = Buffer.concat(pieces).toString()
+  const json: Record<string, unknown> = /json/.test(String(answer.headers['content-type'])) ? JSON.parse(text) : { text }
+  return { status: Number(answer.statusCode), json }
+}
