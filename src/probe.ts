@@ -8,6 +8,7 @@ export interface ProbeResult {
   /** EHLO keywords of the session as messages get it, after TLS; upper case. */
   readonly extensions: readonly string[]
   readonly encrypted: boolean
+  readonly loggedIn: boolean
 }
 
 /**
@@ -18,22 +19,22 @@ export function probe(session: SmtpSessionOptions): Promise<ProbeResult> {
   return new Promise((resolve, reject) => {
     const connection = new SMTPConnection({ ...session, socketTimeout: session.connectionTimeout })
     const fail = (error: Error): void => {
+      reject(error) // first, because closing reports an end of its own
       connection.close()
-      reject(error)
     }
     connection.on('error', fail)
     connection.once('end', () => reject(Object.assign(new Error('the relay closed the connection'), { code: 'ECONNECTION' })))
     connection.connect((error) => {
       if (error) return fail(error)
-      const result = { extensions: keywords(connection.lastServerResponse), encrypted: connection.secure }
-      const done = (): void => {
-        resolve(result)
+      const announced = { extensions: keywords(connection.lastServerResponse), encrypted: connection.secure }
+      const done = (loggedIn: boolean): void => {
+        resolve({ ...announced, loggedIn })
         connection.quit()
       }
       const { auth } = session
-      if (auth === undefined || !connection.allowsAuth) return done()
+      if (auth === undefined || !connection.allowsAuth) return done(false)
       connection.login({ user: auth.user ?? '', pass: auth.pass ?? '', credentials: { user: auth.user ?? '', pass: auth.pass ?? '' } }, (failure) =>
-        failure ? fail(failure) : done(),
+        failure ? fail(failure) : done(true),
       )
     })
   })

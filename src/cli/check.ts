@@ -1,61 +1,133 @@
+import type { X509Certificate } from 'node:crypto'
+import { readFileSync, statSync } from 'node:fs'
+import { checkWebroot } from '../acme.ts'
+import type { ClientDirectory } from '../clients.ts'
 import { codeOf, type Config, readConfig } from '../config.ts'
-import { collect, loadClients, loadRelayCa, loadSecureContext } from '../load.ts'
+import { bundleFindings, listingFindings, readableCertificates, serverFindings } from '../findings.ts'
+import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../load.ts'
 import { probe } from '../probe.ts'
 import { Relay } from '../relay.ts'
 import type { Io } from './usage.ts'
 
+// Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
+const OPEN_TO_OTHERS = 0o027
+
 /**
  * `postern check`: reads the whole configuration as `serve` would and tries each relay. Prints a line for everything that
- * is wrong, with how to mend it, and resolves with the number of them.
+ * is wrong, with how to mend it, and resolves with the number of them. An error keeps the gateway or the mail from
+ * working, a warning does not; both count.
  */
 export async function check(io: Io): Promise<number> {
-  const { config, faults: configFaults, warnings } = readConfig(io.env)
-  const faults = [...configFaults]
-  collect(() => loadSecureContext(config), faults)
-  const clients = collect(() => loadClients(config), faults)
-  const ca = collect(() => loadRelayCa(config), faults)
-  if (clients?.clients.size === 0) faults.push(`${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`)
+  const { config, faults: configFaults, warnings: configWarnings } = readConfig(io.env)
+  const errors = [...configFaults]
+  const warnings = [...configWarnings]
+  collect(() => loadSecureContext(config), errors)
+  const clients = collect(() => loadClients(config), errors)
+  const ca = collect(() => loadRelayCa(config), errors)
+  await checkWebroot(config.http.webroot).catch((error: unknown) => {
+    if (!(error instanceof LoadError)) throw error
+    errors.push(...error.faults)
+  })
+  if (clients?.clients.size === 0) errors.push(`${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`)
+  warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env))
   const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(new Relay(address, config.smtp, ca))))
-  for (const { fault } of relays) if (fault !== undefined) faults.push(fault)
+  for (const { fault } of relays) if (fault !== undefined) errors.push(fault)
   for (const { success } of relays) if (success !== undefined) io.print(`ok: ${success}`)
   for (const warning of warnings) io.print(`warning: ${warning}`)
-  for (const fault of faults) io.print(`error: ${fault}`)
-  if (faults.length === 0) io.print(`ok: ${summary(config, clients?.clients.size ?? 0)}`)
-  return faults.length
+  for (const error of errors) io.print(`error: ${error}`)
+  const found = errors.length + warnings.length
+  if (found === 0) io.print(`ok: ${summary(config, clients?.clients.size ?? 0)}`)
+  return found
+}
+
+function certificateFindings({ tls }: Config, clients: ClientDirectory | undefined): readonly string[] {
+  const [chain, bundle] = [certificatesIn(tls.cert), certificatesIn(tls.clientCa)]
+  const findings = [...serverFindings(chain, bundle), ...bundleFindings(bundle)]
+  if (clients === undefined) return findings
+  const [leaf, ...above] = chain
+  const known = new Set<string>()
+  const strangers: (readonly [string, X509Certificate])[] = []
+  for (const entry of [...(leaf ? [['the server certificate', leaf] as const] : []), ...[...above, ...bundle].map((authority) => ['the CA certificate', authority] as const)]) {
+    if (!known.has(entry[1].fingerprint256)) strangers.push(entry)
+    known.add(entry[1].fingerprint256)
+  }
+  return [...findings, ...listingFindings(clients, strangers)]
+}
+
+function certificatesIn(file: string): readonly X509Certificate[] {
+  try {
+    return readableCertificates(readFileSync(file, 'utf8'))
+  } catch {
+    return [] // reported where it is loaded
+  }
+}
+
+/** Files with secrets that other users of the machine can read, or a group can replace. */
+function openFiles({ tls }: Config, env: Io['env']): readonly string[] {
+  const files: readonly [string, string | undefined][] = [
+    ['POSTERN_TLS_KEY', tls.key],
+    ['POSTERN_SMTP_URL_FILE', env.POSTERN_SMTP_URL_FILE],
+    ['POSTERN_REDIS_URL_FILE', env.POSTERN_REDIS_URL_FILE],
+  ]
+  return files.flatMap(([name, file]) => {
+    const mode = file === undefined ? 0 : (statSync(file, { throwIfNoEntry: false })?.mode ?? 0) & 0o777
+    if ((mode & OPEN_TO_OTHERS) === 0) return []
+    return [`${name} ${file} can be read or changed by others (mode ${mode.toString(8).padStart(4, '0')}): chmod 600 it, and replace the secret if strangers have accounts here.`]
+  })
 }
 
 async function tryRelay(relay: Relay): Promise<{ success?: string; fault?: string }> {
+  const name = `relay ${relay.label}`
   try {
-    const { encrypted, extensions } = await probe(relay.session)
-    return { success: `relay ${relay.label}: ${encrypted ? 'encrypted' : 'not encrypted'}${relay.session.auth ? ', logged in' : ''}, offers ${extensions.join(' ')}` }
+    const { encrypted, loggedIn, extensions } = await probe(relay.session)
+    if (relay.session.auth !== undefined && !loggedIn) {
+      return { fault: `${name}: it offers no login, so user and password of POSTERN_SMTP_URL are not used. Take them out, or use the port for submission (587 or 465).` }
+    }
+    return { success: `${name}: ${encrypted ? 'encrypted' : 'not encrypted'}${loggedIn ? ', logged in' : ''}, offers ${extensions.join(' ')}` }
   } catch (error) {
-    return { fault: `relay ${relay.label}: ${explain(error)}` }
+    return { fault: `${name}: ${explain(error)}` }
   } finally {
     await relay.close()
   }
 }
 
+const TRUST = 'For a private CA set POSTERN_SMTP_CA; the certificate has to be in date and to carry the name that POSTERN_SMTP_URL uses.'
+
 /** The step of the session that failed and what to do about it. */
 function explain(error: unknown): string {
-  const said = error instanceof Error ? error.message : 'unknown error'
+  const said = reasonOf(error)
   switch (codeOf(error)) {
     case 'EDNS':
       return `its name cannot be resolved (${said}). Check the host in POSTERN_SMTP_URL.`
-    case 'ECONNECTION':
     case 'ESOCKET':
-      return /certificate|self.signed|altname|CERT_|SSL/i.test(said)
-        ? `TLS failed: ${said}. For a private CA set POSTERN_SMTP_CA; the certificate has to carry the host's name.`
-        : `no connection: ${said}. Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.`
+      if (hasErrno(error)) return `no connection (${said}). Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.`
+      if (said === 'wrong version number') return 'it does not speak TLS from the first byte: use smtp:// instead of smtps:// for this port.'
+      return `TLS failed: ${said}. ${TRUST}`
     case 'ETLS':
-      return `TLS failed: ${said}. For a private CA set POSTERN_SMTP_CA; a relay without STARTTLS needs smtps:// or POSTERN_SMTP_TLS.`
+      return `TLS failed: ${said}. A relay without STARTTLS needs smtps://, or POSTERN_SMTP_TLS=off where the way to it is safe. ${TRUST}`
     case 'EAUTH':
     case 'ENOAUTH':
       return `the login was refused (${said}). Check user and password in POSTERN_SMTP_URL.`
     case 'ETIMEDOUT':
-      return `no answer in time (${said}). Check host and port, and that nothing between drops packets.`
+      return `no answer in time (${said}). Check host and port, and that nothing between drops packets; for a port with TLS from the first byte use smtps://.`
+    case 'ECONNECTION':
+    case 'EPROTOCOL':
+      return `it ended the session (${said}). Check that this is an SMTP server and that it takes mail from this machine; its log tells more.`
     default:
       return said
   }
+}
+
+/** OpenSSL's errors are a line of code positions around a reason, which they also give alone. */
+function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return 'unknown error'
+  const reason = 'library' in error && 'reason' in error && typeof error.reason === 'string' ? error.reason : error.message
+  return reason.replace(/\s+/g, ' ').trim()
+}
+
+/** Only errors of the system have one, so that what is left was wrong with TLS: nodemailer has one code for both. */
+function hasErrno(error: unknown): boolean {
+  return error instanceof Error && 'errno' in error && typeof error.errno === 'number'
 }
 
 function summary(config: Config, clients: number): string {
