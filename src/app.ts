@@ -17,6 +17,7 @@ import { intake } from './plugins/intake.ts'
 import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
 import { Wire } from './plugins/wire.ts'
 import { messageRoutes } from './routes/messages.ts'
+import { rawRoute } from './routes/raw.ts'
 import { whoamiRoute } from './routes/whoami.ts'
 import { ProblemSchema } from './schemas.ts'
 import { LISTENER_OPTIONS } from './tls.ts'
@@ -111,7 +112,9 @@ export function build(options: AppOptions): TypedApp {
   problems(app, events)
   openapi(app)
   app.addSchema(ProblemSchema)
-  messageRoutes(app, { dispatcher: options.dispatcher, maxSize: config.maxSize, maxRecipients: config.maxRecipients })
+  const routeOptions = { dispatcher: options.dispatcher, clients, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout }
+  messageRoutes(app, routeOptions)
+  rawRoute(app, routeOptions)
   whoamiRoute(app)
   return app
 }

@@ -67,11 +67,17 @@ export function logRefusal(log: FastifyBaseLogger, problem: Problem, line: objec
       code: problem.code,
       status: problem.status,
       ...(verbose && { detail: problem.message }),
-      // Of an error its message, code and stack, never its other properties: they may hold the message.
+      // Of an error its code, its message and where it arose, never its other properties: they may hold mail. A parser's
+      // message quotes what it could not read.
       ...(fault && 'code' in fault && { error_code: String(fault.code) }),
-      ...(fault && verbose && { error: fault.message }),
-      ...(fault && problem.code === 'internal' && { stack: fault.stack }),
+      ...(fault && verbose && problem.status >= 500 && { error: fault.message }),
+      ...(fault && problem.code === 'internal' && { stack: framesOf(fault) }),
     },
     'refused',
   )
+}
+
+/** The places of a stack trace, without the message above them. */
+function framesOf({ stack = '' }: Error): string {
+  return stack.split('\n').filter((line) => /^ +at /.test(line)).join('\n')
 }

@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { hostname } from 'node:os'
 import type { SecureVersion } from 'node:tls'
+import { DRIP_MS } from './body.ts'
 import { parseRelays, type RelayAddress } from './relayaddress.ts'
 import { parseDuration, parseSize } from './units.ts'
 
@@ -29,6 +30,8 @@ export interface Config {
     readonly ca: string | undefined
     readonly connections: number
     readonly timeout: number
+    /** How long a connection may be silent because the caller of a streamed body is. */
+    readonly longestPause: number
     readonly name: string
   }
   readonly maxSize: number
@@ -60,6 +63,7 @@ const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'
 export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
   const reader = new EnvironmentReader(env)
   const { text, secret, choice, number, parsed } = reader
+  const requestTimeout = parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration)
   const config: Config = {
     host: text('POSTERN_HOST', '0.0.0.0'),
     port: number('POSTERN_PORT', 8443, 0, 65_535),
@@ -78,13 +82,14 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       ca: text('POSTERN_SMTP_CA', undefined),
       connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
       timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
+      longestPause: requestTimeout + DRIP_MS,
       name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
     },
     maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
     maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
     maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
     maxInflight: parsed('POSTERN_MAX_INFLIGHT', 256e6, parseSize),
-    requestTimeout: parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration),
+    requestTimeout,
     shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', 30_000, parseDuration),
     redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
     ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },

@@ -5,7 +5,7 @@ import type { Client } from './clients.ts'
 import type { LogRecipients } from './config.ts'
 import { Problem } from './errors.ts'
 import type { Outgoing } from './handover.ts'
-import { type Claim, derivedId, type IdempotencyStore, isFinal, parseIdempotencyKey } from './idempotency.ts'
+import { type Claim, type Claimed, derivedId, type IdempotencyStore, isFinal, parseIdempotencyKey } from './idempotency.ts'
 import type { Metrics } from './metrics.ts'
 import { callerOf } from './plugins/identity.ts'
 import type { Delivery } from './relay.ts'
@@ -22,8 +22,11 @@ export interface DispatchOptions {
 
 /** A request for one message, as a route has read it. */
 export interface Job {
-  /** Tells this body from another under the same idempotency key. */
-  readonly bodyHash: string
+  /**
+   * Tells this body from another under the same idempotency key. That of a streamed body is known at its end: the function
+   * reads what is left of it, and throws the Problem of a body that breaks off.
+   */
+  readonly bodyHash: string | (() => Promise<string>)
   readonly dryRun: boolean
   /**
    * Checks the message against the client's policy and makes it ready. `id` is what its message id is made of where the
@@ -50,26 +53,26 @@ export class Dispatcher {
     const key = header === undefined ? undefined : parseIdempotencyKey(String(header))
     if (key === undefined || job.dryRun) return answer(reply, 200, JSON.stringify(await this.#run(request, reply, job, request.id)))
 
-    const claim = await this.#claim(client.name, key, job.bodyHash, request, reply)
+    const claim = await this.#claim(client.name, key, job, request, reply)
     if (claim === undefined) return
     try {
       const body = JSON.stringify(await this.#run(request, reply, job, derivedId(client.name, key)))
-      await claim.finish({ status: 200, body })
+      await claim.finish({ status: 200, body }, await hashOf(job))
       answer(reply, 200, body)
     } catch (error) {
-      if (error instanceof Problem && isFinal(error)) await claim.finish({ status: error.status, body: JSON.stringify(error.toBody(request.id)) })
-      else await claim.free()
+      await settle(claim, error, job, request.id)
       throw error
     }
   }
 
   /** The claim of a new request; a finished one is answered here. Throws the Problem for a key that is taken. */
-  async #claim(client: string, key: string, bodyHash: string, request: FastifyRequest, reply: FastifyReply): Promise<Claim | undefined> {
+  async #claim(client: string, key: string, job: Job, request: FastifyRequest, reply: FastifyReply): Promise<Claim | undefined> {
     const { store, metrics } = this.#options
-    const claimed = await store.claim(client, key, bodyHash).catch((error: unknown) => {
+    const found = await store.claim(client, key, typeof job.bodyHash === 'string' ? job.bodyHash : undefined).catch((error: unknown) => {
       metrics.idempotency.inc({ result: 'unavailable' })
       throw error
     })
+    const claimed: Claimed = found.state === 'finished' && (await isOther(job, found.bodyHash)) ? { state: 'reused' } : found
     metrics.idempotency.inc({ result: claimed.state })
     switch (claimed.state) {
       case 'new':
@@ -95,6 +98,7 @@ export class Dispatcher {
     const outgoing = await job.prepare(id, client)
     const { messageId, envelope } = outgoing
     if (job.dryRun) {
+      await outgoing.streamed?.drain()
       this.#record(request, reply, { outcome: 'validated' }, 0)
       return { id: request.id, message_id: messageId, status: 'validated', accepted: [...envelope.to], rejected: [] }
     }
@@ -128,6 +132,23 @@ export class Dispatcher {
       place?.release()
     }
   }
+}
+
+async function hashOf({ bodyHash }: Job): Promise<string> {
+  return typeof bodyHash === 'string' ? bodyHash : bodyHash()
+}
+
+/** Whether a finished request had another body than this streamed one; the store compares the others itself. */
+async function isOther({ bodyHash }: Job, stored: string): Promise<boolean> {
+  return typeof bodyHash !== 'string' && stored !== '' && (await bodyHash()) !== stored
+}
+
+/** Keeps a failure that is an answer for good. A refused message whose body never came whole has no hash: its key is free. */
+async function settle(claim: Claim, error: unknown, job: Job, requestId: string): Promise<void> {
+  if (!(error instanceof Problem) || !isFinal(error)) return claim.free()
+  const hash = await hashOf(job).catch(() => undefined)
+  if (hash === undefined && error.outcome === 'not_sent') return claim.free()
+  return claim.finish({ status: error.status, body: JSON.stringify(error.toBody(requestId)) }, hash)
 }
 
 const REPLAYED = { 'idempotency-replayed': 'true' } as const

@@ -1,13 +1,18 @@
 import { Readable } from 'node:stream'
 import MimeNode from 'nodemailer/lib/mime-node'
+import { Base64Text } from './base64.ts'
 import type { DeliveryNotification, Envelope } from './message.ts'
+import type { Segment } from './mime.ts'
+import type { RelayFeatures, StreamedContent } from './streamed.ts'
 
-/** What is handed to a relay. `open` gives the content anew for each attempt, or the same stream where it has one only. */
+/** What is handed to a relay. `open` gives the content anew for each attempt. */
 export interface Outgoing {
   readonly envelope: Envelope
   /** `<local@domain>`. */
   readonly messageId: string
-  open(): Readable
+  open(relay?: RelayFeatures): Readable
+  /** Set where the content still comes from the caller: then it can be read only once. */
+  readonly streamed?: StreamedContent
 }
 
 // Small enough that what is still here when a connection breaks is known not to have been sent.
@@ -15,27 +20,25 @@ const SLICE = 16 * 1024
 
 /** Content that is in memory, given out in slices as fast as the socket takes them. */
 export class ContentStream extends Readable {
-  readonly #content: readonly Buffer[]
-  #chunk = 0
-  #at = 0
+  readonly #slices: Iterator<Buffer>
 
-  constructor(content: readonly Buffer[]) {
+  constructor(content: readonly Segment[]) {
     super({ highWaterMark: SLICE })
-    this.#content = content
+    this.#slices = slices(content)
   }
 
   override _read(): void {
-    const chunk = this.#content[this.#chunk]
-    if (chunk === undefined) return void this.push(null)
-    const slice = chunk.subarray(this.#at, this.#at + SLICE)
-    this.#at += slice.length
-    if (this.#at >= chunk.length) {
-      this.#chunk += 1
-      this.#at = 0
-    }
-    // Pushing nothing would end the reading: an empty chunk only leads on to the next.
-    if (slice.length > 0) this.push(slice)
-    else this._read()
+    const next = this.#slices.next()
+    this.push(next.done === true ? null : next.value)
+  }
+}
+
+/** Content in pieces of at most about 16 KB, none of them empty. Throws where a file's bytes are not there. */
+export function* slices(content: readonly Segment[]): Generator<Buffer> {
+  for (const segment of content) {
+    if (segment instanceof Base64Text) yield* segment.slices()
+    else if (!Buffer.isBuffer(segment)) throw new Error('a file that is still to come cannot be sent from memory')
+    else for (let at = 0; at < segment.length; at += SLICE) yield segment.subarray(at, at + SLICE)
   }
 }
 
@@ -49,13 +52,15 @@ export class Handover extends MimeNode {
   /** The SMTP session stands and the envelope is being sent. */
   started = false
   readonly #outgoing: Outgoing
+  readonly #relay: RelayFeatures
   readonly #onAssigned: () => void
   #content: Readable | undefined
   #ended = false
 
-  constructor(outgoing: Outgoing, onAssigned: () => void) {
+  constructor(outgoing: Outgoing, relay: RelayFeatures, onAssigned: () => void) {
     super()
     this.#outgoing = outgoing
+    this.#relay = relay
     this.#onAssigned = onAssigned
   }
 
@@ -90,14 +95,14 @@ export class Handover extends MimeNode {
     return this.#outgoing.messageId
   }
 
-  override getEnvelope(): { from: string; to: string[]; size: number; dsn?: object } {
-    const { from, to, size, dsn } = this.#outgoing.envelope
-    return { from, to: [...to], size, ...(dsn && { dsn: dsnParameters(dsn) }) }
+  override getEnvelope(): { from: string; to: string[]; size?: number; use8BitMime: boolean; dsn?: object } {
+    const { from, to, size, eightBit = false, dsn } = this.#outgoing.envelope
+    return { from, to: [...to], use8BitMime: eightBit, ...(size !== undefined && { size }), ...(dsn && { dsn: dsnParameters(dsn) }) }
   }
 
   override createReadStream(): Readable {
     this.started = true
-    this.#content = this.#outgoing.open()
+    this.#content = this.#outgoing.open(this.#relay)
     this.#content.once('end', () => {
       this.#ended = true
     })

@@ -12,7 +12,8 @@ const SWEEP_MS = 60_000
 const OVERHEAD = 300
 
 interface Entry {
-  readonly bodyHash: string
+  /** Empty while it is not known. */
+  bodyHash: string
   readonly expires: number
   answer: StoredAnswer | undefined
   size: number
@@ -47,13 +48,13 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
     return { keys: this.#keys, bytes: this.#bytes }
   }
 
-  async claim(scope: string, key: string, bodyHash: string): Promise<Claimed> {
+  async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
     const shelf = this.#shelf(scope)
     this.#dropExpired(scope, shelf)
     const known = shelf.entries.get(key)
     if (known !== undefined) {
-      if (known.bodyHash !== bodyHash) return { state: 'reused' }
-      return known.answer === undefined ? { state: 'running' } : { state: 'finished', answer: known.answer }
+      if (known.bodyHash !== '' && bodyHash !== '' && known.bodyHash !== bodyHash) return { state: 'reused' }
+      return known.answer === undefined ? { state: 'running' } : { state: 'finished', answer: known.answer, bodyHash: known.bodyHash }
     }
     const entry: Entry = { bodyHash, expires: Date.now() + KEY_LIFETIME_MS, answer: undefined, size: OVERHEAD + key.length + bodyHash.length }
     this.#shelves.set(scope, shelf)
@@ -70,10 +71,11 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
 
   #claim(scope: string, shelf: Shelf, key: string, entry: Entry): Claim {
     return {
-      finish: async (answer) => {
+      finish: async (answer, bodyHash = entry.bodyHash) => {
         if (shelf.entries.get(key) !== entry) return
-        const more = Buffer.byteLength(answer.body)
+        const more = Buffer.byteLength(answer.body) + bodyHash.length - entry.bodyHash.length
         entry.answer = answer
+        entry.bodyHash = bodyHash
         entry.size += more
         this.#account(shelf, 0, more)
         this.#makeRoom()

@@ -21,8 +21,8 @@ if not known[1] then
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
   return {'new'}
 end
-if known[1] ~= ARGV[1] then return {'reused'} end
-if known[4] then return {'finished', known[4], known[5]} end
+if known[1] ~= '' and ARGV[1] ~= '' and known[1] ~= ARGV[1] then return {'reused'} end
+if known[4] then return {'finished', known[4], known[5], known[1]} end
 if tonumber(known[3]) > now then return {'running'} end
 return {'lost'}`
 
@@ -34,6 +34,7 @@ return 1`
 const FINISH = `
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'body', ARGV[3])
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'hash', ARGV[4]) end
 return 1`
 
 const FREE = `
@@ -52,7 +53,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     this.#redis = redis
   }
 
-  async claim(scope: string, key: string, bodyHash: string): Promise<Claimed> {
+  async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
     const name = `postern:idempotency:${scope}:${createHash('sha256').update(key).digest('base64url')}`
     const token = randomUUID()
     const written = this.#redis.isReady
@@ -63,8 +64,8 @@ export class RedisIdempotencyStore implements IdempotencyStore {
       if (written) void this.#abandon(name, token)
       throw error
     }
-    const [state, status, body] = Array.isArray(reply) ? reply.map(String) : []
-    if (state === 'finished') return { state, answer: { status: Number(status), body: body ?? '' } }
+    const [state, status, body, stored] = Array.isArray(reply) ? reply.map(String) : []
+    if (state === 'finished') return { state, answer: { status: Number(status), body: body ?? '' }, bodyHash: stored ?? '' }
     if (state === 'running' || state === 'lost' || state === 'reused') return { state }
     return { state: 'new', claim: this.#claim(name, token) }
   }
@@ -79,13 +80,13 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }, RENEW_MS)
     renewal.unref()
     return {
-      finish: async (answer) => {
+      finish: async (answer, bodyHash = '') => {
         try {
-          await askRedis(this.#finish(name, token, answer))
+          await askRedis(this.#finish(name, token, answer, bodyHash))
           clearInterval(renewal)
         } catch {
           // The caller gets its answer now; the lease is renewed meanwhile, so the key says `running` and not `lost`.
-          void this.#finishLater(name, token, answer).finally(() => clearInterval(renewal))
+          void this.#finishLater(name, token, answer, bodyHash).finally(() => clearInterval(renewal))
         }
       },
       free: async () => {
@@ -110,18 +111,18 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }
   }
 
-  async #finishLater(name: string, token: string, answer: StoredAnswer): Promise<void> {
+  async #finishLater(name: string, token: string, answer: StoredAnswer, bodyHash: string): Promise<void> {
     for (let attempt = 0; attempt < FINISH_TRIES; attempt++) {
       await pause(RETRY_MS, undefined, { ref: false })
       try {
-        await askRedis(this.#finish(name, token, answer))
+        await askRedis(this.#finish(name, token, answer, bodyHash))
         return
       } catch {}
     }
   }
 
-  #finish(name: string, token: string, { status, body }: StoredAnswer): Promise<unknown> {
-    return this.#run(FINISH, name, token, String(status), body)
+  #finish(name: string, token: string, { status, body }: StoredAnswer, bodyHash: string): Promise<unknown> {
+    return this.#run(FINISH, name, token, String(status), body, bodyHash)
   }
 
   // A command on a closed connection throws before there is a promise.

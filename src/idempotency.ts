@@ -13,8 +13,11 @@ export interface StoredAnswer {
 
 /** A claim on a key that this process holds until it stores an answer or frees the key. */
 export interface Claim {
-  /** Stores the answer for what is left of the key's lifetime. Never rejects: a lost store shows in the next claim. */
-  finish(answer: StoredAnswer): Promise<void>
+  /**
+   * Stores the answer for what is left of the key's lifetime, and the body's hash where the claim had none. Never rejects:
+   * a lost store shows in the next claim.
+   */
+  finish(answer: StoredAnswer, bodyHash?: string): Promise<void>
   /** Frees the key: nothing was sent, the next request may try. Never rejects. */
   free(): Promise<void>
 }
@@ -24,16 +27,18 @@ export type Claimed =
   | { readonly state: 'running' }
   /** The replica that ran the request is gone: nobody knows what became of the message. */
   | { readonly state: 'lost' }
-  | { readonly state: 'finished'; readonly answer: StoredAnswer }
+  /** `bodyHash` is empty where nobody knows it: such an answer stands for every body. */
+  | { readonly state: 'finished'; readonly answer: StoredAnswer; readonly bodyHash: string }
   | { readonly state: 'reused' }
 
 /** Where keys and answers are kept. */
 export interface IdempotencyStore {
   /**
    * Claims a key for a request, atomically. `scope` is the client's name, `key` the key as parsed, `bodyHash` tells one
-   * request from another. Throws a 503 Problem `store_unavailable`; then nothing is claimed.
+   * request from another; a body that is yet to be streamed has none: then the caller compares the hashes of a finished
+   * request itself, once it has read its own body, and never hears `reused`. Throws a 503 Problem `store_unavailable`; then nothing is claimed.
    */
-  claim(scope: string, key: string, bodyHash: string): Promise<Claimed>
+  claim(scope: string, key: string, bodyHash: string | undefined): Promise<Claimed>
   close(): Promise<void>
 }
 

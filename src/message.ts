@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto'
 import { detectMimeType } from 'nodemailer/lib/mime-funcs'
+import { Base64Text } from './base64.ts'
 import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
-import { base64Entity, ended, type Entity, field, isStructured, mailbox, mailboxes, mayBeBase64, multipart, parameterized, textEntity, unstructured } from './mime.ts'
+import { base64Entity, ended, type Entity, field, type FilePlace, isStructured, mailbox, mailboxes, mayBeBase64, multipart, parameterized, type Segment, textEntity, unstructured } from './mime.ts'
 import type { AttachmentInput, MessageInput } from './schemas.ts'
 
 /** What the SMTP dialogue says of a message (RFC 5321 §2.3.1), apart from its content. */
@@ -9,8 +10,10 @@ export interface Envelope {
   /** Empty for the null reverse-path. */
   readonly from: string
   readonly to: readonly string[]
-  /** Octets, for the SIZE parameter (RFC 1870). */
-  readonly size: number
+  /** Octets, for the SIZE parameter (RFC 1870), where they are known beforehand. */
+  readonly size: number | undefined
+  /** The content may hold octets above 127: asks for 8BITMIME (RFC 6152) where the relay has it. */
+  readonly eightBit?: boolean
   readonly smtpUtf8: boolean
   readonly dsn: DeliveryNotification | undefined
 }
@@ -40,7 +43,7 @@ export interface ComposedMessage {
   readonly envelope: Envelope
   readonly messageId: string
   /** The message in wire form (CRLF, before dot-stuffing). */
-  readonly content: readonly Buffer[]
+  readonly content: readonly Segment[]
 }
 
 /** Reads the addresses of a body that has passed MessageSchema. `id` names the message where the caller does not. */
@@ -62,9 +65,12 @@ export function parseMessage(input: MessageInput, id: string): Message {
   }
 }
 
-/** Builds the message (RFC 5322, RFC 2045 to 2049) and its envelope in one pass, without streams, files or URLs. */
-export function composeMessage(message: Message, date: Date): ComposedMessage {
-  const content = ended(compose(message.input, topFields(message, date)))
+/**
+ * Builds the message (RFC 5322, RFC 2045 to 2049) and its envelope in one pass, without streams, files or URLs. `contents`
+ * are attachments that were left out of the JSON, by what stands there in their place.
+ */
+export function composeMessage(message: Message, date: Date, contents?: ReadonlyMap<string, Buffer>): ComposedMessage {
+  const content = ended(compose(message.input, topFields(message, date), contents))
   const addresses = [message.from, ...message.recipients, ...message.to, ...message.cc, ...message.replyTo]
   const { dsn } = message.input
   return {
@@ -73,7 +79,7 @@ export function composeMessage(message: Message, date: Date): ComposedMessage {
     envelope: {
       from: message.from.address,
       to: message.recipients.map((recipient) => recipient.address),
-      size: content.reduce((octets, chunk) => octets + chunk.length, 0),
+      size: sizeOf(content),
       smtpUtf8: addresses.some(({ address }) => needsSmtpUtf8(address)),
       dsn: dsn && { notify: dsn.notify, return: dsn.return, envelopeId: dsn.envelope_id },
     },
@@ -94,11 +100,24 @@ function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: D
   ].join('')
 }
 
-function compose(input: MessageInput, fields: string): Entity {
+/** Octets of a message, where all of it is there. */
+function sizeOf(content: readonly Segment[]): number | undefined {
+  let size = 0
+  for (const segment of content) {
+    if (!('length' in segment)) return undefined
+    size += segment.length
+  }
+  return size
+}
+
+function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<string, Buffer>): Entity {
   const boundary = boundaries()
-  const attachments = input.attachments ?? []
-  const inline = input.html === undefined ? [] : attachments.filter(({ content_id }) => content_id !== undefined)
-  const attached = attachments.filter((attachment) => !inline.includes(attachment)).map(attachmentEntity)
+  const files = (input.attachments ?? []).map((attachment, index): File => {
+    return { make: attachmentEntity(attachment, index, contents), inline: input.html !== undefined && attachment.content_id !== undefined, streamed: attachment.part !== undefined }
+  })
+  const ordered = inOrder(files)
+  const inline = ordered ? files.filter((file) => file.inline).map(({ make }) => make) : []
+  const attached = ordered ? files.filter((file) => !file.inline).map(({ make }) => make) : files.map(({ make }) => make)
 
   // The outermost entity carries the message's own fields: which one that is depends on what there is to carry.
   const wrap = (entities: readonly EntityMaker[], subtype: string, params = ''): EntityMaker => {
@@ -111,29 +130,46 @@ function compose(input: MessageInput, fields: string): Entity {
   if (text !== undefined) bodies.push((headers) => textEntity('text/plain; charset=utf-8', text, headers))
   if (html !== undefined) {
     const page: EntityMaker = (headers) => textEntity('text/html; charset=utf-8', html, headers)
-    bodies.push(wrap([page, ...inline.map(attachmentEntity)], 'related', '; type="text/html"'))
+    bodies.push(wrap([page, ...inline], 'related', '; type="text/html"'))
   }
   if (calendar !== undefined) {
     bodies.push((headers) => textEntity(`text/calendar; charset=utf-8; method=${calendar.method}`, calendar.content, headers))
   }
   const readable = bodies.length > 0 ? [wrap(bodies, 'alternative')] : []
   const parts = [...readable, ...attached]
-  const outermost = attached.length > 0 ? (headers: string) => multipart('mixed', boundary(), parts.map((make) => make('')), '', headers) : wrap(parts, 'mixed')
-  return outermost(fields)
+  if (attached.length === 0) return wrap(parts, 'mixed')(fields)
+  const [subtype, params] = ordered ? ['mixed', ''] : ['related', `; type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`]
+  return multipart(subtype, boundary(), parts.map((make) => make('')), params, fields)
 }
 
 type EntityMaker = (headers: string) => Entity
 
-function attachmentEntity({ filename, content, content_type, content_id }: AttachmentInput): EntityMaker {
+interface File {
+  readonly make: EntityMaker
+  /** Shown within the page, and so a part of it: ahead of what is attached. */
+  readonly inline: boolean
+  /** Comes at its turn and cannot be kept. */
+  readonly streamed: boolean
+}
+
+/** Whether streamed files keep their order when those within the page go first. If not, everything is related to the page. */
+function inOrder(files: readonly File[]): boolean {
+  const firstAttached = files.findIndex(({ inline, streamed }) => streamed && !inline)
+  return firstAttached === -1 || !files.some(({ inline, streamed }, index) => streamed && inline && index > firstAttached)
+}
+
+function attachmentEntity({ filename, content = '', part, content_type, content_id }: AttachmentInput, index: number, contents?: ReadonlyMap<string, Buffer>): EntityMaker {
   const type = content_type ?? typeOf(filename)
   const disposition = content_id === undefined ? 'attachment' : 'inline'
+  const file: FilePlace | undefined = part === undefined ? undefined : { part, path: `/attachments/${index}/part` }
+  const body = file ?? new Base64Text(contents?.get(content) ?? Buffer.from(content, 'latin1'))
   return (headers) =>
     base64Entity(
       headers +
         field('Content-Type', type) +
         field('Content-Disposition', parameterized(disposition, { filename })) +
         (content_id === undefined ? '' : field('Content-ID', `<${content_id.replace(/^<|>$/g, '')}>`)),
-      content,
+      body,
     )
 }
 

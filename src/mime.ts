@@ -1,9 +1,9 @@
 import { encode as encodeQuotedPrintable, wrap as wrapQuotedPrintable } from 'nodemailer/lib/qp'
 import { buildHeaderValue, encodeWord, foldLines, hasLongerLines, isPlainText } from 'nodemailer/lib/mime-funcs'
+import { BASE64_LINE, Base64Text } from './base64.ts'
 import { type Mailbox, needsSmtpUtf8 } from './mailbox.ts'
 
-// RFC 2045 §6.8 and RFC 5322 §2.1.1: encoded lines and folded headers stay within these many characters.
-const BASE64_LINE = 76
+// RFC 5322 §2.1.1: folded headers stay within these many characters.
 const HEADER_LINE = 76
 /** RFC 5322 §2.1.1: no line of a message may be longer, without its CRLF. */
 const MAX_LINE = 998
@@ -14,8 +14,19 @@ const LINE_BREAK = Buffer.from(CRLF)
 
 const STRUCTURED = /^(?:list-.*|in-reply-to|references|auto-submitted|precedence|importance|priority|feedback-id|content-language)$/i
 
-/** A MIME entity as the buffers that make it up, in order, without a line break of its own at the end. */
-export type Entity = readonly Buffer[]
+/** The place of a file whose bytes the caller still has to send, encoded on their way. */
+export interface FilePlace {
+  /** Name of the part that brings it. */
+  readonly part: string
+  /** JSON pointer to that name. */
+  readonly path: string
+}
+
+/** A stretch of a message: bytes, base64 that gets its line breaks when it is sent, or a place for a file. */
+export type Segment = Buffer | Base64Text | FilePlace
+
+/** A MIME entity as the segments that make it up, in order, without a line break of its own at the end. */
+export type Entity = readonly Segment[]
 
 /** One header field, folded, with its CRLF. `value` must already be safe for a header. */
 export function field(name: string, value: string): string {
@@ -71,9 +82,9 @@ export function textEntity(contentType: string, text: string, headers = ''): Ent
   return [Buffer.from(`${headers}Content-Type: ${contentType}${CRLF}Content-Transfer-Encoding: ${encoding}${CRLF}${CRLF}`), Buffer.from(body)]
 }
 
-/** A part whose content is already strict base64: only the line breaks are added, nothing is decoded. */
-export function base64Entity(headers: string, base64: string): Entity {
-  return [Buffer.from(`${headers}Content-Transfer-Encoding: base64${CRLF}${CRLF}`), wrapBase64(base64)]
+/** A part that goes out in base64. Content is never decoded: only the line breaks are added. */
+export function base64Entity(headers: string, content: Base64Text | FilePlace): Entity {
+  return [Buffer.from(`${headers}Content-Transfer-Encoding: base64${CRLF}${CRLF}`), content]
 }
 
 /** A multipart entity (RFC 2046 §5.1). The boundary has to be one that no part can contain. */
@@ -86,7 +97,7 @@ export function multipart(subtype: string, boundary: string, parts: readonly Ent
 /** Ends a message with a line break (RFC 5322 §2.1), unless its text already does. */
 export function ended(entity: Entity): Entity {
   const last = entity.at(-1)
-  return last?.subarray(-2).equals(LINE_BREAK) === true ? entity : [...entity, LINE_BREAK]
+  return Buffer.isBuffer(last) && last.subarray(-2).equals(LINE_BREAK) ? entity : [...entity, LINE_BREAK]
 }
 
 function encodeText(text: string): [encoding: string, body: string] {
@@ -106,17 +117,6 @@ function phrase(name: string): string {
 function wordEncoding(text: string): 'Q' | 'B' {
   const encoded = Buffer.byteLength(text) - text.length + (text.match(/[^\x20-\x7e\r\n]/g)?.length ?? 0)
   return encoded * 6 > text.length ? 'B' : 'Q'
-}
-
-function wrapBase64(base64: string): Buffer {
-  const breaks = Math.max(0, Math.ceil(base64.length / BASE64_LINE) - 1)
-  const wrapped = Buffer.allocUnsafe(base64.length + breaks * LINE_BREAK.length)
-  let at = 0
-  for (let from = 0; from < base64.length; from += BASE64_LINE) {
-    if (from > 0) at += wrapped.write(CRLF, at, 'latin1')
-    at += wrapped.write(base64.slice(from, from + BASE64_LINE), at, 'latin1')
-  }
-  return wrapped
 }
 
 function longestWord(text: string): number {

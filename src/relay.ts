@@ -61,9 +61,17 @@ export class Relay {
    */
   async send(outgoing: Outgoing, timeout: number, caller?: AbortSignal): Promise<Delivery> {
     const abort = new AbortController()
-    const deadline = setTimeout(() => abort.abort(), timeout)
+    const { streamed } = outgoing
+    const since = performance.now()
+    const watch = (ms: number): NodeJS.Timeout =>
+      setTimeout(() => {
+        const left = streamed?.msLeft(timeout, since) ?? 0
+        if (left > 0) deadline = watch(left)
+        else abort.abort()
+      }, ms)
+    let deadline = watch(timeout)
     let setup: NodeJS.Timeout | undefined
-    const handover = new Handover(outgoing, () => {
+    const handover = new Handover(outgoing, this, () => {
       setup = setTimeout(() => handover.started || abort.abort(), Math.min(this.#setupMs, timeout))
     })
     const callerLeft = (): void => {
@@ -73,6 +81,7 @@ export class Relay {
     try {
       return await this.#handOver(handover, abort.signal)
     } catch (error) {
+      if (streamed?.fault !== undefined) throw new AttemptFailed({ problem: streamed.fault, relayFailed: false, stale: false })
       throw new AttemptFailed(judge(error, this.label, handover))
     } finally {
       clearTimeout(deadline)
@@ -156,7 +165,7 @@ function sessionOptions(address: RelayAddress, smtp: Config['smtp'], ca: string 
     connectionTimeout: setupMs,
     greetingTimeout: setupMs,
     dnsTimeout: setupMs,
-    socketTimeout: smtp.timeout,
+    socketTimeout: Math.max(smtp.timeout, smtp.longestPause),
     logger: false,
   }
 }

@@ -59,6 +59,8 @@ export class Relays {
           if (stale) continue
           if (!relayFailed) throw problem
           if (!callerLeft()) monitored.fails(error)
+          // What has been read of a body that comes from the caller cannot be had again.
+          if (outgoing.streamed?.begun === true) throw problem
           break
         }
       }

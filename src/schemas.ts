@@ -1,4 +1,4 @@
-import { type Static, type TSchema, Type } from '@sinclair/typebox'
+import { type Static, Type } from '@sinclair/typebox'
 import { PROBLEMS, type ProblemCode } from './errors.ts'
 
 // Every `format` here is checked by a function of the same name in validation.ts; every object is closed.
@@ -25,7 +25,10 @@ const MailboxesSchema = Type.Union([...MailboxSchema.anyOf, Type.Array(MailboxSc
 export const AttachmentSchema = Type.Object(
   {
     filename: Type.String({ format: 'file-name', minLength: 1, maxLength: 255, examples: ['report.pdf'] }),
-    content: Type.String({ format: 'base64', description: 'The bytes in base64 (RFC 4648 §4), strict: padded, no white space.', examples: ['aGVsbG8K'] }),
+    content: Type.Optional(Type.String({ format: 'base64', description: 'The bytes in base64 (RFC 4648 §4), strict: padded, no white space.', examples: ['aGVsbG8K'] })),
+    part: Type.Optional(
+      Type.String({ format: 'one-line', minLength: 1, maxLength: 255, description: 'In multipart/form-data instead of content: the name of the part that brings the bytes.' }),
+    ),
     content_type: Type.Optional(
       Type.String({ format: 'media-type', maxLength: 255, description: 'Guessed from the file name when absent.', examples: ['application/pdf'] }),
     ),
@@ -101,6 +104,21 @@ export type AttachmentInput = Static<typeof AttachmentSchema>
 
 export const DryRunQuery = Type.Object({ dry_run: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')])) }, closed)
 
+/** The envelope of a raw message (RFC 5321 §2.3.1). */
+export const RawQuery = Type.Object(
+  {
+    mail_from: Type.String({ maxLength: 400, description: 'Sender of the envelope; empty or <> for the null reverse-path.', examples: ['billing@corp.example'] }),
+    rcpt_to: Type.Union([Type.String({ maxLength: 400 }), Type.Array(Type.String({ maxLength: 400 }), { minItems: 1 })], {
+      description: 'A recipient of the envelope; given once for each of them.',
+      examples: ['user@corp.example'],
+    }),
+    ...DryRunQuery.properties,
+  },
+  closed,
+)
+
+export type RawQueryInput = Static<typeof RawQuery>
+
 const RejectedSchema = Type.Object({
   email: Type.String(),
   code: Type.Integer({ description: 'SMTP reply code (RFC 5321 §4.2).' }),
@@ -157,11 +175,6 @@ export const ProblemSchema = Type.Object(
   },
   { $id: 'Problem', description: 'RFC 9457.' },
 )
-
-/** The `response` part of a route's schema for these problem codes. */
-export function problemResponses(codes: readonly ProblemCode[]): Record<number, TSchema> {
-  return Object.fromEntries(codes.map((code) => [PROBLEMS[code].status, Type.Ref(ProblemSchema)]))
-}
 
 function problemCodes(): ProblemCode[] {
   return Object.keys(PROBLEMS).filter((code): code is ProblemCode => code in PROBLEMS)

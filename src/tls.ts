@@ -65,10 +65,10 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()): S
   const leaf = chain[0]
   if (leaf !== undefined) {
     faults.push(...validityFaults(leaf, 'the server certificate', now))
-    if (key !== undefined && !leaf.checkPrivateKey(key)) faults.push('the server key does not belong to the server certificate')
+    if (key !== undefined && !leaf.checkPrivateKey(key)) faults.push('the server key does not belong to the server certificate: take both from the same issue')
   }
   for (const authority of authorities) {
-    if (!authority.ca) faults.push(`the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate`)
+    if (!authority.ca) faults.push(`the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate: put the CA that signed it there instead`)
   }
   const crl = readRevocationLists(material.crl, faults)
   const options: SecureContext = {
@@ -136,8 +136,8 @@ function readRevocationLists(pem: string | undefined, faults: string[]): readonl
 }
 
 function validityFaults(certificate: X509Certificate, what: string, now: Date): string[] {
-  if (notAfter(certificate) < now) return [`${what} has expired on ${notAfter(certificate).toISOString()}`]
-  if (notBefore(certificate) > now) return [`${what} is not valid before ${notBefore(certificate).toISOString()}`]
+  if (notAfter(certificate) < now) return [`${what} has expired on ${notAfter(certificate).toISOString()}: renew it`]
+  if (notBefore(certificate) > now) return [`${what} is not valid before ${notBefore(certificate).toISOString()}: check the clock`]
   return []
 }
 

@@ -5,6 +5,7 @@ import { isFoldable, isStructured, mayBeBase64 } from './mime.ts'
 
 /** Past this many faults the rest is noise, and building the answer would cost more than the request. */
 const MAX_FAULTS = 100
+const MAX_NAME = 100 // characters of a field's name
 
 const ALLOWED_HEADERS = new Set([
   'in-reply-to',
@@ -120,12 +121,16 @@ function toFault({ keyword, path, params, message, data, schema, description, pr
     case 'required':
       return { path: below(path, String(params['missingProperty'])), message: 'is required' }
     case 'anyOf':
-      return { path, message: `should be ${choices(schema) ?? description ?? 'one of the documented forms'}` }
+      return { path, message: `should be ${choices(schema) ?? inSentence(description) ?? 'one of the documented forms'}` }
     case 'x-complete':
       return { path: path + String(params['at'] ?? ''), message }
     default:
       return { path: propertyName === undefined ? path : below(path, propertyName), message }
   }
+}
+
+function inSentence(description: string | undefined): string | undefined {
+  return description?.replace(/^[A-Z]/, (first) => first.toLowerCase()).replace(/\.$/, '')
 }
 
 /** The values of a union of literals, in words. */
@@ -169,6 +174,7 @@ function hasRecipientAndContent(_schema: unknown, message: Readonly<Record<strin
   if (Array.isArray(attachments)) {
     const seen = new Set<unknown>()
     attachments.forEach((attachment: unknown, index) => {
+      if (isRecord(attachment)) checkSource(attachment, (text, field) => fault(text, `/attachments/${index}/${field}`))
       const given = isRecord(attachment) ? attachment['content_id'] : undefined
       if (typeof given !== 'string') return
       const id = given.replace(/^<|>$/g, '')
@@ -178,6 +184,13 @@ function hasRecipientAndContent(_schema: unknown, message: Readonly<Record<strin
   }
   Object.assign(hasRecipientAndContent, { errors })
   return errors.length === 0
+}
+
+/** An attachment's bytes come from one place. */
+function checkSource(attachment: Readonly<Record<string, unknown>>, fault: (text: string, field: string) => void): void {
+  const { content, part } = attachment
+  if (content === undefined && part === undefined) fault('is required', 'content')
+  if (content !== undefined && part !== undefined) fault('cannot stand beside content', 'part')
 }
 
 function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
@@ -211,7 +224,8 @@ function reasonOf(parse: () => unknown): string | undefined {
   }
 }
 
-/** A JSON pointer one level down (RFC 6901 §3). */
+/** A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and log. */
 function below(path: string, name: string): string {
-  return `${path}/${name.replaceAll('~', '~0').replaceAll('/', '~1')}`
+  const shown = name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}…` : name
+  return `${path}/${shown.replaceAll('~', '~0').replaceAll('/', '~1')}`
 }

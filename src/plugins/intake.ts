@@ -2,8 +2,12 @@ import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Admission, Place } from '../admission.ts'
 import { countValues, decodeUtf8, readBody, tooLarge } from '../body.ts'
+import { BodyHash } from '../bodyhash.ts'
 import type { Client } from '../clients.ts'
+import { belongs, reduce } from '../contents.ts'
 import { Problem } from '../errors.ts'
+import { boundaryOf, Parts } from '../multipart.ts'
+import { Upload } from '../upload.ts'
 import { callerOf } from './identity.ts'
 
 declare module 'fastify' {
@@ -12,6 +16,10 @@ declare module 'fastify' {
     place: Place | null
     /** SHA-256 of the body, where an Idempotency-Key asks for it. */
     bodyHash: string
+    /** Attachments that were taken out of the JSON, by what stands there instead. */
+    contents: ReadonlyMap<string, Buffer> | undefined
+    /** What follows the message in a multipart body; null where the body is JSON. */
+    parts: Parts | null
   }
 }
 
@@ -31,6 +39,10 @@ const MAX_PARSED_VALUES = 500_000
 // Recipients that may be listed above the limit, because duplicates count once.
 const DUPLICATES = 1_000
 
+// What a body that is passed on piece by piece has in the gateway at a time: header or message, and the buffers between two
+// sockets. Measured with the bench, rounded up.
+const STREAM_BYTES = 256 * 1024
+
 // A refused body is read on for so long and thrown away: closing at once would reset the connection under the answer.
 const LINGER_MS = 2_000
 
@@ -38,6 +50,8 @@ const LINGER_MS = 2_000
 export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients, requestTimeout }: IntakeOptions): void {
   app.decorateRequest('place', null)
   app.decorateRequest('bodyHash', '')
+  app.decorateRequest('contents', undefined)
+  app.decorateRequest('parts', null)
   app.addHook('onSend', async (request, reply) => linger(request, reply))
 
   app.addHook('onRequest', async (request, reply) => {
@@ -49,11 +63,11 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     if (request.headers['content-encoding'] !== undefined) {
       throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', { headers: { 'accept-encoding': 'identity' } })
     }
-    request.place = admission.enter(declared)
+    request.place = admission.enter(isStreamed(request) ? Math.min(declared, STREAM_BYTES) : declared)
     releaseAfter(request, reply, request.place)
   })
 
-  const parseJson = app.getDefaultJsonParser('error', 'error')
+  const parseText = app.getDefaultJsonParser('error', 'error')
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/json', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
     const { place } = request
@@ -65,11 +79,34 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
       place,
     })
     if (request.headers['idempotency-key'] !== undefined) request.bodyHash = createHash('sha256').update(body).digest('base64url')
-    const values = countValues(body, MAX_PARSED_VALUES)
+    return parseMessage(request, body)
+  })
+
+  app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
+    const { place } = request
+    if (place === null) throw new Problem('not_found', 'There is nothing at this path.')
+    const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
+    const upload = new Upload(payload, { maxSize: sizeLimit(callerOf(request).client, maxSize), idleTimeout: requestTimeout })
+    request.parts = new Parts(upload, boundaryOf(request.headers['content-type']), hash)
+    return parseMessage(request, await readMessagePart(request.parts, place))
+  })
+
+  // Read by its route, piece by piece.
+  app.addContentTypeParser('message/rfc822', async () => undefined)
+
+  const parseMessage = async (request: FastifyRequest, body: Buffer): Promise<unknown> => {
+    const { json, contents } = reduce(body)
+    const message = await parseJson(request, json)
+    if (!belongs(message, contents)) return parseJson(request, body)
+    request.contents = contents
+    return message
+  }
+  const parseJson = async (request: FastifyRequest, json: Buffer): Promise<unknown> => {
+    const values = countValues(json, MAX_PARSED_VALUES)
     if (values > MAX_PARSED_VALUES) throw tooManyValues()
-    const text = decodeUtf8(body)
+    const text = decodeUtf8(json)
     const message = await new Promise((resolve, reject) => {
-      parseJson(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))
+      parseText(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))
     })
     // Before the schema looks: it reports each faulty value, so its work and memory grow with what it is given.
     const listed = countRecipients(message)
@@ -78,12 +115,38 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     }
     if (values - listed.values > MAX_VALUES) throw tooManyValues()
     return message
-  })
+  }
+}
+
+/** Whether the body is passed on as it comes. Whoever says so and is not understood is refused before it is read. */
+function isStreamed({ headers }: FastifyRequest): boolean {
+  return /^(?:message\/rfc822|multipart\/form-data)[ \t]*(?:;|$)/i.test(headers['content-type'] ?? '')
+}
+
+/** The first part of a multipart body: the message as JSON. It takes its room as it grows. */
+async function readMessagePart(parts: Parts, place: Place): Promise<Buffer> {
+  const name = await parts.next()
+  if (name !== 'message') {
+    const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(name)}`
+    throw new Problem('invalid_message', `The first part should be "message", but ${found}.`, { errors: [{ path: '/message', message: 'should be the first part' }] })
+  }
+  const pieces: Buffer[] = []
+  for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
+    place.grow(piece.length)
+    pieces.push(piece)
+  }
+  return Buffer.concat(pieces)
 }
 
 /** The most that one message of this client may have, in bytes. */
 export function sizeLimit(client: Client, maxSize: number): number {
   return Math.min(client.maxSize ?? maxSize, maxSize)
+}
+
+/** A 415 for a body whose media type this route does not take; to be called before it is read. */
+export function refuseOtherThan({ headers }: FastifyRequest, mediaType: RegExp): void {
+  const given = headers['content-type']
+  if (given === undefined || !mediaType.test(given)) throw new Problem('unsupported_media_type', `This path does not take ${JSON.stringify(given ?? 'a body without a type')}.`)
 }
 
 function declaredLength(request: FastifyRequest): number {

@@ -1,56 +1,131 @@
+import { MESSAGE_PROBLEMS, problemResponses } from '../answers.ts'
+import type { Audit } from '../audit.ts'
+import { Base64Encoder } from '../base64.ts'
 import { tooLarge } from '../body.ts'
 import type { Client } from '../clients.ts'
 import type { Dispatcher } from '../dispatch.ts'
 import { type Fault, Problem } from '../errors.ts'
-import { ContentStream } from '../handover.ts'
-import { composeMessage, type Message, parseMessage } from '../message.ts'
-import { sizeLimit } from '../plugins/intake.ts'
+import { ContentStream, type Outgoing, slices } from '../handover.ts'
+import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../message.ts'
+import type { FilePlace } from '../mime.ts'
+import type { Parts } from '../multipart.ts'
+import { admit, type ClientSource } from '../plugins/identity.ts'
+import { refuseOtherThan, sizeLimit } from '../plugins/intake.ts'
 import { refused } from '../policy.ts'
-import { DryRunQuery, MessageSchema, problemResponses, ReceiptSchema } from '../schemas.ts'
+import { DryRunQuery, MessageSchema, ReceiptSchema } from '../schemas.ts'
+import { StreamedContent } from '../streamed.ts'
 import type { TypedApp } from '../app.ts'
 
 export interface MessageRouteOptions {
   readonly dispatcher: Dispatcher
+  readonly clients: ClientSource
   /** Bytes. */
   readonly maxSize: number
   readonly maxRecipients: number
 }
 
-/** POST /v1/messages: a message in JSON, checked, composed and handed to a relay before the answer. */
-export function messageRoutes(app: TypedApp, { dispatcher, maxSize, maxRecipients }: MessageRouteOptions): void {
+/** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
+export function messageRoutes(app: TypedApp, { dispatcher, clients, maxSize, maxRecipients }: MessageRouteOptions): void {
   app.route({
     method: 'POST',
     url: '/v1/messages',
     schema: {
+      operationId: 'sendMessage',
+      tags: ['Messages'],
       summary: 'Send a message',
+      description: 'Answers when a relay has taken the message, or with what is known of it.',
       querystring: DryRunQuery,
       body: MessageSchema,
       response: {
         200: ReceiptSchema,
-        ...problemResponses(['invalid_message', 'unknown_certificate', 'message_too_large', 'unsupported_media_type', 'rejected_by_relay', 'relay_unavailable', 'delivery_unknown']),
+        ...problemResponses([...MESSAGE_PROBLEMS, 'malformed_json']),
       },
     },
-    handler: (request, reply) =>
-      dispatcher.dispatch(request, reply, {
-        bodyHash: request.bodyHash,
-        dryRun: request.query.dry_run === 'true',
-        prepare: (id, client) => {
-          const message = parseMessage(request.body, id)
-          request.audit = {
-            messageId: message.messageId,
-            from: message.from.address,
-            recipients: message.recipients.map(({ address }) => address),
-            ...(request.body.tags && { tags: request.body.tags }),
+    onRequest: async (request) => refuseOtherThan(request, /^(?:application\/json|multipart\/form-data)[ \t]*(?:;|$)/i),
+    handler: async (request, reply) => {
+      const { parts } = request
+      const prepare = (id: string, client: Client): Outgoing => {
+        const message = parseMessage(request.body, id)
+        const audit: Audit = {
+          messageId: message.messageId,
+          from: message.from.address,
+          recipients: message.recipients.map(({ address }) => address),
+          ...(request.body.tags && { tags: request.body.tags }),
+        }
+        request.audit = audit
+        checkPolicy(message, client, maxRecipients)
+        checkParts(message, parts)
+        const composed = composeMessage(message, new Date(), request.contents)
+        const { envelope, messageId } = composed
+        const limit = sizeLimit(client, maxSize)
+        if (envelope.size !== undefined && envelope.size > limit) throw tooLarge(limit)
+        if (parts === null) {
+          if (envelope.size !== undefined) audit.bytes = envelope.size
+          return { envelope, messageId, open: () => new ContentStream(composed.content) }
+        }
+        const streamed = new StreamedContent(parts.upload, async function* () {
+          let size = 0
+          for await (const piece of assemble(composed, parts)) {
+            size += piece.length
+            if (size > limit) throw tooLarge(limit)
+            yield piece
           }
-          checkPolicy(message, client, maxRecipients)
-          const { envelope, messageId, content } = composeMessage(message, new Date())
-          request.audit.bytes = envelope.size
-          const limit = sizeLimit(client, maxSize)
-          if (envelope.size > limit) throw tooLarge(limit)
-          return { envelope, messageId, open: () => new ContentStream(content) }
-        },
-      }),
+          audit.bytes = size
+          admit(request.raw, clients.current) // the upload may have outlived its caller's listing
+        })
+        return { envelope, messageId, open: () => streamed.open(), streamed }
+      }
+      try {
+        await dispatcher.dispatch(request, reply, {
+          bodyHash: parts === null ? request.bodyHash : () => parts.digest(),
+          dryRun: request.query.dry_run === 'true',
+          prepare,
+        })
+      } finally {
+        parts?.stop()
+      }
+    },
   })
+}
+
+/** Puts a multipart body's files into their places as they come. Throws a 400 Problem for a part that is not the one named. */
+async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGenerator<Buffer> {
+  for (const segment of content) {
+    if (!('part' in segment)) {
+      yield* slices([segment])
+      continue
+    }
+    const name = await parts.next()
+    if (name !== segment.part) throw misplaced(segment, name)
+    const encoder = new Base64Encoder()
+    for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
+      const lines = encoder.push(piece)
+      if (lines.length > 0) yield lines
+    }
+    const rest = encoder.end()
+    if (rest.length > 0) yield rest
+  }
+  const extra = await parts.next()
+  if (extra !== undefined) throw partFault('/attachments', extra, 'is in no attachment')
+}
+
+function misplaced({ part, path }: FilePlace, found: string | undefined): Problem {
+  return partFault(path, part, found === undefined ? 'is missing' : `is missing where it should come: the next part is ${JSON.stringify(found)}`)
+}
+
+function partFault(path: string, part: string, message: string): Problem {
+  return new Problem('invalid_message', `The part ${JSON.stringify(part)} ${message}.`, { errors: [{ path, message: `${JSON.stringify(part)} ${message}` }] })
+}
+
+/** What the schema cannot say: parts are for multipart bodies, and each is for one attachment. Throws a 400 Problem. */
+function checkParts({ input }: Message, parts: Parts | null): void {
+  const seen = new Set<string>()
+  for (const [index, { part }] of (input.attachments ?? []).entries()) {
+    if (part === undefined) continue
+    if (parts === null) throw partFault(`/attachments/${index}/part`, part, 'cannot come: only multipart/form-data has parts')
+    if (seen.has(part)) throw partFault(`/attachments/${index}/part`, part, 'is named by two attachments')
+    seen.add(part)
+  }
 }
 
 /** What the client's policy says of a message. A refusal names every offending address. Throws 403 and 413 Problems. */

@@ -1,13 +1,22 @@
+import { COMMON_PROBLEMS, problemResponses } from '../answers.ts'
 import type { TypedApp } from '../app.ts'
 import { formatFingerprint } from '../fingerprint.ts'
 import { callerOf } from '../plugins/identity.ts'
-import { problemResponses, WhoamiSchema } from '../schemas.ts'
+import { WhoamiSchema } from '../schemas.ts'
 
 /** GET /v1/whoami: what the caller is to the gateway. */
 export function whoamiRoute(app: TypedApp): void {
   app.get(
     '/v1/whoami',
-    { schema: { summary: 'Who am I', response: { 200: WhoamiSchema, ...problemResponses(['unknown_certificate']) } } },
+    {
+      schema: {
+        operationId: 'whoami',
+        tags: ['Identity'],
+        summary: 'Who am I',
+        description: 'What the caller is to the gateway: its name, its certificate, its policy.',
+        response: { 200: WhoamiSchema, ...problemResponses(COMMON_PROBLEMS) },
+      },
+    },
     async (request) => {
       const { client, peer } = callerOf(request)
       return {

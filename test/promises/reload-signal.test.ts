@@ -8,8 +8,8 @@ import t from 'tap'
 import { listing } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 
-const CLI = fileURLToPath(new URL('../../src/cli.ts', import.meta.url))
-const STRIP = fileURLToPath(new URL('../../node_modules/@tapjs/typescript/dist/esm/import.mjs', import.meta.url))
+/** As it is shipped: `npm test` has built it. */
+const CLI = fileURLToPath(new URL('../../dist/cli.js', import.meta.url))
 
 t.test('SIGHUP reads the files again, tells once more what is wrong with them, and does not end the process', async (t) => {
   const pki = await makePki()
@@ -20,7 +20,7 @@ t.test('SIGHUP reads the files again, tells once more what is wrong with them, a
     'ca.crt': pki.ca.certificate,
     'clients.yaml': listing(client.fingerprint),
   })
-  const gateway = spawn(process.execPath, ['--import', STRIP, CLI, 'serve'], {
+  const gateway = spawn(process.execPath, [CLI, 'serve'], {
     env: {
       ...process.env,
       POSTERN_HOST: '127.0.0.1',

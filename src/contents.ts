@@ -1,0 +1,67 @@
+import { randomBytes } from 'node:crypto'
+
+/** A JSON body whose long attachments were taken out. */
+export interface Reduced {
+  /** The JSON text with a short word in the place of each content that was taken. */
+  readonly json: Buffer
+  /** What was taken, strict base64, by that word. The bytes are those of the body. */
+  readonly contents: ReadonlyMap<string, Buffer>
+}
+
+const KEY = Buffer.from('"content"')
+const QUOTE = 0x22
+const COLON = 0x3a
+// Below this a string costs less than the look for it.
+const WORTH_BYTES = 16 * 1024
+
+/**
+ * Takes long attachments out of a JSON body before it is parsed: as strings they would be in memory three times over. It
+ * knows nothing of JSON's structure: `belongs` has to confirm that what was taken stood where attachments stand.
+ */
+export function reduce(body: Buffer): Reduced {
+  const contents = new Map<string, Buffer>()
+  const kept: Buffer[] = []
+  let from = 0
+  for (let key = body.indexOf(KEY); key !== -1 && body.length >= WORTH_BYTES; key = body.indexOf(KEY, Math.max(from, key + KEY.length))) {
+    const colon = skipSpace(body, key + KEY.length)
+    const open = skipSpace(body, colon + 1)
+    if (body[colon] !== COLON || body[open] !== QUOTE) continue
+    const close = body.indexOf(QUOTE, open + 1)
+    if (close - open < WORTH_BYTES) continue
+    const content = body.subarray(open + 1, close)
+    if (!isBase64Text(content)) continue
+    const word = randomBytes(24).toString('base64') // nobody can guess it; valid base64, as the schema asks
+    contents.set(word, content)
+    kept.push(body.subarray(from, open + 1), Buffer.from(word))
+    from = close
+  }
+  return contents.size === 0 ? { json: body, contents } : { json: Buffer.concat([...kept, body.subarray(from)]), contents }
+}
+
+/** Whether everything that was taken stands in the `content` of an attachment. If not, the body has to be parsed whole. */
+export function belongs(message: unknown, contents: ReadonlyMap<string, Buffer>): boolean {
+  if (contents.size === 0) return true
+  const attachments: unknown = typeof message === 'object' && message !== null ? Reflect.get(message, 'attachments') : undefined
+  if (!Array.isArray(attachments)) return false
+  const found = attachments.filter((attachment: unknown) => typeof attachment === 'object' && attachment !== null && contents.has(String(Reflect.get(attachment, 'content'))))
+  return found.length === contents.size
+}
+
+function skipSpace(body: Buffer, at: number): number {
+  let end = at
+  while (body[end] === 0x20 || body[end] === 0x0a || body[end] === 0x0d || body[end] === 0x09) end += 1
+  return end
+}
+
+const ALPHABET = new Uint8Array(256)
+for (const [value, letter] of [...'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'].entries()) ALPHABET[letter.charCodeAt(0)] = value + 1
+
+/** RFC 4648 §4, strict: whole groups, and no bits set that the padding leaves unused. */
+function isBase64Text(text: Buffer): boolean {
+  if (text.length % 4 !== 0) return false
+  const padding = text.at(-1) !== 0x3d ? 0 : text.at(-2) !== 0x3d ? 1 : 2
+  const end = text.length - padding
+  for (let at = 0; at < end; at++) if (ALPHABET[text[at] ?? 0] === 0) return false
+  const last = (ALPHABET[text[end - 1] ?? 0] ?? 0) - 1
+  return padding === 0 || last % (padding === 1 ? 4 : 16) === 0
+}

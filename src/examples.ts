@@ -1,0 +1,89 @@
+import type { MessageInput } from './schemas.ts'
+
+interface Media {
+  /** Where no schema of a route describes the body. */
+  readonly schema?: object
+  readonly examples: Readonly<Record<string, { readonly summary: string; readonly value: unknown }>>
+}
+
+const SIMPLE: MessageInput = { from: 'Billing <billing@corp.example>', to: 'user@corp.example', subject: 'Your invoice', text: 'It is attached.' }
+
+const CALENDAR = [
+  'BEGIN:VCALENDAR',
+  'VERSION:2.0',
+  'PRODID:-//corp.example//billing//EN',
+  'METHOD:REQUEST',
+  'BEGIN:VEVENT',
+  'UID:review-2041@corp.example',
+  'DTSTAMP:20260105T090000Z',
+  'DTSTART:20260112T090000Z',
+  'DTEND:20260112T093000Z',
+  'SUMMARY:Invoice review',
+  'END:VEVENT',
+  'END:VCALENDAR',
+  '',
+].join('\r\n')
+
+const messages: Readonly<Record<string, { readonly summary: string; readonly value: MessageInput }>> = {
+  simple: { summary: 'A text', value: SIMPLE },
+  html: {
+    summary: 'Text and html with an inline picture and an attachment',
+    value: {
+      from: { email: 'billing@corp.example', name: 'Billing' },
+      to: ['user@corp.example', { email: 'second@corp.example', name: 'Second Reader' }],
+      cc: 'team@corp.example',
+      bcc: 'archive@corp.example',
+      reply_to: 'support@corp.example',
+      subject: 'Your invoice 2041',
+      text: 'The invoice is attached.',
+      html: '<p>The invoice is attached.</p><img src="cid:logo" alt="Corp">',
+      attachments: [
+        { filename: 'invoice.csv', content: 'aXRlbSxhbW91bnQKcG9zdGVybiw0MgoK', content_type: 'text/csv' },
+        { filename: 'logo.png', content: 'iVBORw0KGgo=', content_type: 'image/png', content_id: 'logo' },
+      ],
+      headers: { 'X-Invoice': '2041', 'Auto-Submitted': 'auto-generated' },
+      message_id: '<invoice-2041@corp.example>',
+      tags: { job: 'invoices' },
+    },
+  },
+  invitation: {
+    summary: 'A calendar invitation',
+    value: { ...SIMPLE, subject: 'Invoice review', text: 'Monday at ten.', calendar: { method: 'REQUEST', content: CALENDAR } },
+  },
+  notified: {
+    summary: 'With delivery status notifications',
+    value: { ...SIMPLE, dsn: { notify: ['failure', 'delay'], return: 'headers', envelope_id: 'invoice-2041' } },
+  },
+}
+
+const RAW = ['From: billing@corp.example', 'To: user@corp.example', 'Subject: Your invoice', '', 'It is attached.', ''].join('\r\n')
+
+const UPLOAD = {
+  message: { ...SIMPLE, attachments: [{ filename: 'report.txt', part: 'report' }] },
+  report: 'Everything is in order.\n',
+}
+
+/** Bodies that each path takes, by media type: all of them are answered with 200 by a gateway whose client may do it. */
+export const EXAMPLES: Readonly<Record<string, Readonly<Record<string, Media>>>> = {
+  '/v1/messages': {
+    'application/json': { examples: messages },
+    'multipart/form-data': {
+      schema: {
+        type: 'object',
+        description: 'First the message as in JSON; then the files, in the order in which its attachments name them by `part`.',
+        properties: {
+          message: { type: 'object', description: 'The message as application/json, with attachments that may have `part` (the name of a file part) instead of `content`.' },
+        },
+        required: ['message'],
+        additionalProperties: { type: 'string', contentMediaType: 'application/octet-stream' },
+      },
+      examples: { upload: { summary: 'An attachment that is streamed', value: UPLOAD } },
+    },
+  },
+  '/v1/messages/raw': {
+    'message/rfc822': {
+      schema: { type: 'string', contentMediaType: 'message/rfc822', description: 'A complete message (RFC 5322). It is streamed: memory does not grow with its size.' },
+      examples: { simple: { summary: 'A text', value: RAW } },
+    },
+  },
+}

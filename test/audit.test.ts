@@ -1,0 +1,115 @@
+import t from 'tap'
+import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
+import { startRelay } from './support/relay.ts'
+
+const lines = ({ log }: TestGateway) => log.filter(({ msg }) => msg === 'message' || msg === 'refused')
+
+t.test('each message is one line with everything that is known of it', async (t) => {
+  const gateway = await startGateway(t)
+  const answer = await gateway.post({ ...MESSAGE, bcc: 'c@corp.example', tags: { invoice: '2041' } })
+  t.equal(answer.status, 200)
+  const [line, ...others] = lines(gateway)
+  t.same(others, [])
+  t.match(line, {
+    level: 30,
+    time: Number,
+    client: 'billing',
+    fingerprint: gateway.client.fingerprint.toUpperCase().replace(/..(?=.)/g, '$&:'),
+    request_id: answer.headers['x-request-id'],
+    message_id: answer.json['message_id'],
+    sender: 'billing@corp.example',
+    recipients: ['user@corp.example', 'c@corp.example'],
+    bytes: gateway.relay.messages[0]?.raw.length,
+    relay: `localhost:${gateway.relay.port}`,
+    reply: '250 2.0.0 Ok: queued as 1',
+    outcome: 'accepted',
+    duration_ms: Number,
+    tags: { invoice: '2041' },
+  })
+  t.notMatch(gateway.relay.messages[0]?.raw.toString(), /invoice|2041/, 'tags stay out of the message')
+})
+
+t.test('a refusal is one line too, with the same facts as far as they are known', async (t) => {
+  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"] } }' })
+  await gateway.post({ ...MESSAGE, from: 'ceo@corp.example', tags: { a: 'b' } })
+  await gateway.post({ ...MESSAGE, subject: 'a\nb' })
+  const [policy, input, ...others] = lines(gateway)
+  t.same(others, [])
+  t.match(policy, { level: 40, client: 'billing', code: 'sender_not_allowed', outcome: 'not_sent', status: 403, sender: 'ceo@corp.example', recipients: ['user@corp.example'], tags: { a: 'b' } })
+  t.match(input, { level: 40, client: 'billing', code: 'invalid_message', outcome: 'not_sent', status: 400 })
+})
+
+const REFUSING = {
+  onRcptTo({ address }: { address: string }, _session: unknown, done: (error?: Error) => void): void {
+    if (address.startsWith('ok')) return done()
+    done(Object.assign(new Error(`<${address}>: no such user ${address}`), { responseCode: address.startsWith('later') ? 450 : 550 }))
+  },
+}
+
+for (const [mode, shown, hidden] of [
+  ['full', /ok@secret-domain\.example/, /^$/],
+  ['domain', /@secret-domain\.example/, /(?:ok|bad|later)@/],
+  ['none', /"recipient_count":2/, /secret-domain/],
+] as const) {
+  t.test(`with POSTERN_LOG_RECIPIENTS=${mode} no more than that is shown, whatever happens`, async (t) => {
+    const relay = await startRelay(t, REFUSING)
+    const gateway = await startGateway(t, { relay, env: { POSTERN_LOG_RECIPIENTS: mode, POSTERN_LOG_LEVEL: 'trace' }, clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], to: ["*@secret-domain.example"], max_recipients: 2 } }' })
+    const to = (...names: string[]): object => ({ ...MESSAGE, to: names.map((name) => (name.includes('@') ? name : `${name}@secret-domain.example`)) })
+    const statuses = []
+    for (const message of [to('ok'), to('ok', 'bad'), to('bad', 'bad2'), to('later', 'later2'), to('ok', 'bad@sub.secret-domain.example'), to('ok', 'bad', 'later'), to('ok', 'bad@secret-domain.example,x')]) {
+      statuses.push((await gateway.post(message)).status)
+    }
+    await gateway.post(to('ok', 'bad'), { path: '/v1/messages?dry_run=true' })
+    t.same(statuses, [200, 200, 422, 503, 403, 413, 400])
+    await relay.close()
+    t.equal((await gateway.post(to('ok', 'bad'))).status, 503)
+    t.equal(lines(gateway).length, 9)
+    t.match(gateway.logText(), shown)
+    if (mode !== 'full') t.notMatch(gateway.logText(), hidden)
+  })
+}
+
+t.test('no content, no password and no key is ever logged, at any level', async (t) => {
+  const relay = await startRelay(t, {
+    credentials: 'app:s3cr3t-passw0rd',
+    authOptional: false,
+    onAuth: ({ username, password }, _session, done) => (password === 's3cr3t-passw0rd' ? done(null, { user: username }) : done(new Error('no'))),
+  })
+  const gateway = await startGateway(t, { relay, env: { POSTERN_LOG_LEVEL: 'trace' } })
+  const secret = {
+    ...MESSAGE,
+    from: { email: 'billing@corp.example', name: 'NEEDLE-name' },
+    subject: 'NEEDLE-subject',
+    text: 'NEEDLE-text',
+    html: '<p>NEEDLE-html</p>',
+    headers: { 'X-Needle': 'NEEDLE-header' },
+    attachments: [{ filename: 'NEEDLE-file.txt', content: Buffer.from('NEEDLE-bytes').toString('base64'), content_id: 'NEEDLE-cid' }],
+    calendar: { method: 'REQUEST', content: 'NEEDLE-calendar' },
+  }
+  t.equal((await gateway.post(secret)).status, 200)
+  t.equal(relay.messages[0]?.user, 'app')
+  const post = { method: 'POST', path: '/v1/messages', headers: { 'content-type': 'application/json' } }
+  const statuses = []
+  for (const body of [
+    JSON.stringify({ ...secret, subject: 'NEEDLE\n' }),
+    JSON.stringify({ ...secret, text: 5 }),
+    JSON.stringify({ ...secret, from: 'NEEDLE@NEEDLE@x' }),
+    JSON.stringify({ ...secret, attachments: [{ filename: 'x', content: 'NEEDLE!' }] }),
+    JSON.stringify('NEEDLE'),
+    'NEEDLE',
+    '{"text":"NEEDLE',
+    '{"text":"NEEDLE"NEEDLE}',
+    '{"a":NEEDLE}',
+    '{"NEEDLE":1,"__proto__":{"a":"NEEDLE"}}',
+  ]) {
+    statuses.push((await gateway.request({ ...post, body })).status)
+  }
+  t.same(statuses, Array(10).fill(400))
+  t.equal((await gateway.request({ ...post, headers: { 'content-type': 'text/plain' }, body: 'NEEDLE' })).status, 415)
+  await relay.close()
+  t.equal((await gateway.post(secret)).status, 503)
+  const text = gateway.logText()
+  t.equal(lines(gateway).length, 13)
+  for (const needle of [/NEEDLE/, /TkVFRExF/, /s3cr3t/, /PRIVATE KEY/]) t.notMatch(text, needle)
+  for (const line of gateway.client.key.split('\n').filter((part) => part.length > 20)) t.notOk(text.includes(line))
+})
