@@ -186,7 +186,8 @@ function linger({ raw, caller, place }: FastifyRequest, reply: FastifyReply): vo
   if (raw.complete || !hasBody) {
     // A stranger has nothing more to ask on this connection.
     if (caller === null) void reply.header('connection', 'close')
-    else if (place !== null) void reply.removeHeader('connection')
+    // Taking out what is not there would keep Node from saying that it closes a connection that was revoked.
+    else if (place !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection')) void reply.removeHeader('connection')
     return
   }
   void reply.removeHeader('connection')
