@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { LoadError } from './load.ts'
+import { LoadError } from './reload/load.ts'
 import { type Io, UsageError } from './cli/usage.ts'
 
 const USAGE = `Usage: postern COMMAND

@@ -2,8 +2,8 @@ import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { hostname } from 'node:os'
 import type { SecureVersion } from 'node:tls'
-import { DRIP_MS } from './body.ts'
-import { parseRelays, type RelayAddress } from './relayaddress.ts'
+import { DRIP_MS } from './intake/body.ts'
+import { parseRelays, type RelayAddress } from './relay/address.ts'
 import { parseDuration, parseSize } from './units.ts'
 
 export type { RelayAddress }

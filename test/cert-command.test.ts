@@ -6,7 +6,7 @@ import { connect, createServer } from 'node:tls'
 import t, { type Test } from 'tap'
 import { cert } from '../src/cli/cert.ts'
 import { UsageError } from '../src/cli/usage.ts'
-import { parseClients } from '../src/clients.ts'
+import { parseClients } from '../src/identity/clients.ts'
 import {
   fingerprintOf,
   formatFingerprint,
@@ -14,7 +14,7 @@ import {
   keyPinOf,
   parseFingerprint,
   parseKeyPin,
-} from '../src/fingerprint.ts'
+} from '../src/tls/fingerprint.ts'
 
 const LISTED = 'AB:'.repeat(31) + 'CD'
 const NO_PIN = `spki:sha256/${Buffer.alloc(32).toString('base64')}`

@@ -1,6 +1,6 @@
 import t from 'tap'
-import { type ClientDirectory, ClientsFileError, parseClients } from '../src/clients.ts'
-import { parseFingerprint, parseKeyPin } from '../src/fingerprint.ts'
+import { type ClientDirectory, ClientsFileError, parseClients } from '../src/identity/clients.ts'
+import { parseFingerprint, parseKeyPin } from '../src/tls/fingerprint.ts'
 
 const hex = (n: number): string => `ab${n.toString(16).padStart(62, '0')}`
 const colons = (text: string): string => text.toUpperCase().replace(/..(?=.)/g, '$&:')

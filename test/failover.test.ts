@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 import t, { type Test } from 'tap'
-import { Relays } from '../src/relays.ts'
+import { Relays } from '../src/relay/relays.ts'
 import { type Script, startFaultRelay } from './support/fault-relay.ts'
 import { testConfig } from './support/gateway.ts'
 import { LARGE, outcomeOf, outgoing, relaysFor, SMALL } from './support/outcome.ts'

@@ -3,7 +3,7 @@ import t from 'tap'
 import { parse } from 'yaml'
 import { fingerprint } from '../src/cli/fingerprint.ts'
 import { UsageError } from '../src/cli/usage.ts'
-import { formatFingerprint, formatKeyPin } from '../src/fingerprint.ts'
+import { formatFingerprint, formatKeyPin } from '../src/tls/fingerprint.ts'
 import { type Leaf, makePki } from './support/pki.ts'
 
 const pki = await makePki()

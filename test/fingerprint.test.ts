@@ -9,7 +9,7 @@ import {
   keyPinOf,
   parseFingerprint,
   parseKeyPin,
-} from '../src/fingerprint.ts'
+} from '../src/tls/fingerprint.ts'
 import { makePki } from './support/pki.ts'
 
 const PLAIN = 'ab'.repeat(31) + '0f'

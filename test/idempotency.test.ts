@@ -1,6 +1,6 @@
 import t from 'tap'
-import { derivedId, parseIdempotencyKey } from '../src/idempotency.ts'
-import { MemoryIdempotencyStore } from '../src/idempotency-memory.ts'
+import { derivedId, parseIdempotencyKey } from '../src/state/idempotency.ts'
+import { MemoryIdempotencyStore } from '../src/state/idempotency-memory.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
 import { startRelay } from './support/relay.ts'
 

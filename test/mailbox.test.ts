@@ -1,5 +1,5 @@
 import t from 'tap'
-import { type MailboxInput, needsSmtpUtf8, parseAddress, parseDomain, parseMailbox, parseName } from '../src/mailbox.ts'
+import { type MailboxInput, needsSmtpUtf8, parseAddress, parseDomain, parseMailbox, parseName } from '../src/message/mailbox.ts'
 
 const GOOD: [input: MailboxInput, address: string, name: string][] = [
   ['a@b.example', 'a@b.example', ''],

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { Relays } from '../src/relays.ts'
+import { Relays } from '../src/relay/relays.ts'
 import { STAGES, startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, testConfig } from './support/gateway.ts'
 import { LARGE, LARGE_TIMEOUT, matrix, outcomeOf, outgoing, relaysFor, SMALL, SMALL_TIMEOUT } from './support/outcome.ts'

@@ -3,10 +3,10 @@ import { X509Certificate } from 'node:crypto'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { createRevocationList } from '../src/certificates.ts'
-import { authenticatesClients } from '../src/purpose.ts'
-import { RevocationList } from '../src/revocation.ts'
-import { ClientTrust, type Verdict } from '../src/trust.ts'
+import { createRevocationList } from '../src/tls/certificates.ts'
+import { authenticatesClients } from '../src/tls/purpose.ts'
+import { RevocationList } from '../src/tls/revocation.ts'
+import { ClientTrust, type Verdict } from '../src/tls/trust.ts'
 import { makePki } from './support/pki.ts'
 
 const DAY_MS = 86_400_000
@@ -51,7 +51,7 @@ t.test('with revocation lists every issuer needs a current one of its own', asyn
 })
 
 t.test('a revocation list of another key under the same name counts for nothing', async (t) => {
-  const { createAuthority } = await import('../src/certificates.ts')
+  const { createAuthority } = await import('../src/tls/certificates.ts')
   const name = /CN=(.*)/.exec(read(pki.ca.certificate).subject)?.[1]
   const impostor = await createAuthority({ name })
   const crl = [await createRevocationList(impostor, [])]

@@ -1,12 +1,12 @@
 import type { X509Certificate } from 'node:crypto'
 import { readFileSync, statSync } from 'node:fs'
-import { checkWebroot } from '../acme.ts'
-import type { ClientDirectory } from '../clients.ts'
+import { checkWebroot } from '../operations/acme.ts'
+import type { ClientDirectory } from '../identity/clients.ts'
 import { codeOf, type Config, readConfig } from '../config.ts'
-import { bundleFindings, listingFindings, readableCertificates, serverFindings } from '../findings.ts'
-import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../load.ts'
-import { probe } from '../probe.ts'
-import { Relay } from '../relay.ts'
+import { bundleFindings, listingFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
+import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
+import { probe } from '../relay/probe.ts'
+import { Relay } from '../relay/relay.ts'
 import type { Io } from './usage.ts'
 
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.

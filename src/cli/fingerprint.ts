@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
-import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf } from '../fingerprint.ts'
+import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
 
 /**

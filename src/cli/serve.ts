@@ -1,7 +1,7 @@
 import { type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
-import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../load.ts'
-import { digestsOf } from '../reload.ts'
+import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
+import { digestsOf } from '../reload/reload.ts'
 import { type Gateway, type Loaded, start } from '../server.ts'
 
 /** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */

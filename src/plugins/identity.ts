@@ -1,11 +1,11 @@
 import type { IncomingHttpHeaders } from 'node:http'
 import { TLSSocket } from 'node:tls'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import type { Client, ClientDirectory } from '../clients.ts'
+import type { Client, ClientDirectory } from '../identity/clients.ts'
 import { Problem } from '../errors.ts'
-import { FORWARDED_HEADERS, type ForwardedCertificates } from '../forwarded.ts'
-import { identify, type Peer, peerOf, presentedBy } from '../identity.ts'
-import type { ClientTrust, Verdict } from '../trust.ts'
+import { FORWARDED_HEADERS, type ForwardedCertificates } from '../identity/forwarded.ts'
+import { identify, type Peer, peerOf, presentedBy } from '../identity/peer.ts'
+import type { ClientTrust, Verdict } from '../tls/trust.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {

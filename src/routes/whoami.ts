@@ -1,8 +1,8 @@
-import { COMMON_PROBLEMS, problemResponses } from '../answers.ts'
+import { COMMON_PROBLEMS, problemResponses } from '../api/answers.ts'
 import type { TypedApp } from '../app.ts'
-import { formatFingerprint } from '../fingerprint.ts'
+import { formatFingerprint } from '../tls/fingerprint.ts'
 import { callerOf } from '../plugins/identity.ts'
-import { WhoamiSchema } from '../schemas.ts'
+import { WhoamiSchema } from '../api/schemas.ts'
 
 /** GET /v1/whoami: what the caller is to the gateway. */
 export function whoamiRoute(app: TypedApp): void {

@@ -3,13 +3,12 @@ import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { fileURLToPath } from 'node:url'
 import t from 'tap'
 import { listing } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 
 /** As it is shipped: `npm test` has built it. */
-const CLI = fileURLToPath(new URL('../../dist/cli.js', import.meta.url))
+const CLI = 'dist/cli.js'
 
 t.test('SIGHUP reads the files again, tells once more what is wrong with them, and does not end the process', async (t) => {
   const pki = await makePki()

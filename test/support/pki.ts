@@ -1,6 +1,6 @@
 import { generateKeyPairSync, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
-import { type CertificateRequest, createAuthority, type Issued, issueCertificate } from '../../src/certificates.ts'
-import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../../src/fingerprint.ts'
+import { type CertificateRequest, createAuthority, type Issued, issueCertificate } from '../../src/tls/certificates.ts'
+import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../../src/tls/fingerprint.ts'
 
 /** A leaf certificate with its key (PEM), and what it can be listed by. */
 export interface Leaf extends Issued {
@@ -63,7 +63,7 @@ function leaf({ certificate, key }: Issued): Leaf {
 }
 
 async function selfSigned(name: string): Promise<Issued> {
-  const x509 = await import('@peculiar/x509') // after src/certificates.ts, which makes it loadable
+  const x509 = await import('@peculiar/x509') // after src/tls/certificates.ts, which makes it loadable
   const algorithm = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }
   const keys = await webcrypto.subtle.generateKey(algorithm, true, ['sign', 'verify'])
   const certificate = await x509.X509CertificateGenerator.createSelfSigned({

@@ -1,0 +1,111 @@
+import { isUtf8 } from 'node:buffer'
+import type { Readable } from 'node:stream'
+import type { Place } from './admission.ts'
+import { Problem } from '../errors.ts'
+
+export interface BodyLimits {
+  /** Bytes. */
+  readonly maxSize: number
+  /** Longest pause between two pieces, ms. */
+  readonly idleTimeout: number
+  /** Bytes that the place has already been given room for, from Content-Length. */
+  readonly declared: number
+  readonly place: Place
+}
+
+// A body that never pauses and never ends would hold its place for good: after a minute it has to have come at this rate.
+export const DRIP_MS = 60_000
+export const LEAST_BYTES_PER_MS = 16 // 25 MB in 26 minutes
+
+/**
+ * Reads a whole body into memory, within its limits: a body without a declared length takes its room as it grows, and a
+ * peer that pauses too long or only drips is cut. Throws 408, 413 and 503 Problems.
+ */
+export function readBody(body: Readable, { maxSize, idleTimeout, declared, place }: BodyLimits): Promise<Buffer> {
+  return new Promise((resolve, reject) => {
+    const pieces: Buffer[] = []
+    // Memory that nothing was written to yet costs nothing: a declared length is no way to take it.
+    const whole = declared > 0 ? Buffer.allocUnsafeSlow(declared) : undefined
+    let size = 0
+    const start = performance.now()
+    const idle = setTimeout(() => {
+      stop(new Problem('request_timeout', `The body paused for more than ${idleTimeout} ms.`))
+    }, idleTimeout)
+    const stop = (error: Error): void => {
+      settle()
+      reject(error)
+    }
+    const onData = (piece: Buffer): void => {
+      idle.refresh()
+      size += piece.length
+      if (size > maxSize) return stop(tooLarge(maxSize))
+      if (performance.now() - start > DRIP_MS + size / LEAST_BYTES_PER_MS) return stop(new Problem('request_timeout', 'The body came too slowly.'))
+      try {
+        if (size > declared) place.grow(Math.min(piece.length, size - declared))
+      } catch (error) {
+        return stop(error instanceof Error ? error : new Error('no room', { cause: error }))
+      }
+      if (whole === undefined) pieces.push(piece)
+      else piece.copy(whole, size - piece.length)
+    }
+    const onEnd = (): void => {
+      settle()
+      resolve(whole?.subarray(0, size) ?? Buffer.concat(pieces, size))
+    }
+    const onClose = (): void => stop(new Problem('request_timeout', 'The connection was closed before the body was complete.'))
+    const settle = (): void => {
+      clearTimeout(idle)
+      body.off('data', onData).off('end', onEnd).off('error', stop).off('close', onClose)
+      // An aborted request emits an error once more; nobody is left to hear it.
+      body.on('error', () => {})
+    }
+    body.on('data', onData).once('end', onEnd).once('error', stop).once('close', onClose)
+  })
+}
+
+/** JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters. */
+export function decodeUtf8(body: Buffer): string {
+  if (!isUtf8(body)) throw new Problem('malformed_json', 'The body is not valid UTF-8.')
+  return body.toString('utf8')
+}
+
+const QUOTE = 0x22
+const COMMA = 0x2c
+const BRACKET = 0x5b
+const BACKSLASH = 0x5c
+const BRACE = 0x7b
+const LONG_RUN = 256 // bytes of a string after which searching for its end is cheaper than stepping
+
+/**
+ * About how many values a JSON text holds, by what opens and separates them, stopping past `most`. Nothing is built: a few
+ * megabytes of `[[[` or `{},{},` would take many times their size as objects.
+ */
+export function countValues(json: Buffer, most: number): number {
+  let values = 1
+  let inString = false
+  let run = 0
+  for (let at = 0; at < json.length && values <= most; at++) {
+    const byte = json[at]
+    if (!inString) {
+      if (byte === QUOTE) inString = true
+      else if (byte === COMMA || byte === BRACKET || byte === BRACE) values += 1
+      run = 0
+    } else if (byte === QUOTE) {
+      inString = false
+    } else if (byte === BACKSLASH) {
+      at += 1
+      run = 0
+    } else if (++run === LONG_RUN) {
+      const quote = json.indexOf(QUOTE, at)
+      if (quote === -1) break
+      at = quote - 1
+      while (json[at] === BACKSLASH) at -= 1
+      run = 0
+    }
+  }
+  return values
+}
+
+export function tooLarge(maxSize: number): Problem {
+  return new Problem('message_too_large', `The message is larger than the ${maxSize} bytes that are allowed.`)
+}

@@ -1,0 +1,61 @@
+import { isAscii } from 'node:buffer'
+import { Problem } from '../errors.ts'
+import type { RelayFeatures } from '../relay/streamed.ts'
+
+const LF = 0x0a
+const CR = 0x0d
+const MAX_LINE = 998 // RFC 5322 §2.1.1, without the CRLF
+
+/** Checks a message's body as it passes by. Nothing is changed: bare CR and LF become CRLF, and dots are stuffed, on the way out. */
+export class RawBody {
+  readonly #relay: RelayFeatures | undefined
+  #lineLength = 0
+  #eightBit = false
+
+  /** Without a relay every octet but NUL will do. */
+  constructor(relay: RelayFeatures | undefined) {
+    this.#relay = relay
+  }
+
+  /**
+   * Throws a 400 Problem `malformed_mime` for what no relay can be trusted to pass on unharmed: NUL, lines of more than 998
+   * octets (relays break or cut them), and 8-bit octets where the relay has no 8BITMIME (RFC 6152).
+   */
+  async check(piece: Buffer): Promise<void> {
+    if (piece.includes(0)) throw new Problem('malformed_mime', 'The message holds a NUL octet.')
+    this.#checkLines(piece)
+    if (this.#eightBit || isAscii(piece)) return
+    this.#eightBit = true
+    if (this.#relay === undefined || (await this.#takesEightBit(this.#relay))) return
+    throw new Problem('malformed_mime', `The message holds 8-bit octets, and ${this.#relay.label} does not announce 8BITMIME (RFC 6152): encode them.`)
+  }
+
+  /** A line ends at CR, LF or both. Goes from one line end to the last within reach of it, not from byte to byte. */
+  #checkLines(piece: Buffer): void {
+    let start = 0
+    for (let reach = MAX_LINE - this.#lineLength; reach < piece.length; reach = start + MAX_LINE) {
+      const end = lineEnd(piece, start, reach)
+      if (end === -1) throw new Problem('malformed_mime', `The message has a line of more than ${MAX_LINE} octets.`)
+      start = end + 1
+      this.#lineLength = 0
+    }
+    const end = lineEnd(piece, start, piece.length - 1)
+    this.#lineLength = end === -1 ? this.#lineLength + piece.length - start : piece.length - 1 - end
+  }
+
+  async #takesEightBit(relay: RelayFeatures): Promise<boolean> {
+    try {
+      return await relay.supports('8BITMIME')
+    } catch (cause) {
+      throw new Problem('relay_unavailable', `${relay.label} could not be asked whether it takes 8-bit octets.`, { cause })
+    }
+  }
+}
+
+/** The last line end from `start` to `reach`, or -1. */
+function lineEnd(piece: Buffer, start: number, reach: number): number {
+  const lf = piece.lastIndexOf(LF, reach)
+  if (lf >= start) return lf
+  const cr = piece.lastIndexOf(CR, reach)
+  return cr >= start ? cr : -1
+}

@@ -1,0 +1,83 @@
+import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
+import type { LogRecipients } from '../config.ts'
+import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
+import { formatFingerprint } from '../tls/fingerprint.ts'
+
+declare module 'fastify' {
+  interface FastifyRequest {
+    /** What is known of the message so far, for its log line; null on routes that take no message. */
+    audit: Audit | null
+  }
+}
+
+/** The facts of one message that reach the log. Never its content, its headers or a secret. */
+export interface Audit {
+  messageId?: string
+  from?: string
+  recipients?: readonly string[]
+  bytes?: number
+  tags?: Readonly<Record<string, string>>
+}
+
+export interface AuditResult {
+  readonly outcome: 'accepted' | 'partial' | 'validated' | Outcome
+  readonly relay?: string
+  readonly code?: number
+  readonly response?: string
+  readonly rejected?: readonly RejectedRecipient[]
+  readonly problem?: Problem
+}
+
+/** Writes the one log line of a message: its request, who asked, what became of it. */
+export function writeAudit(request: FastifyRequest, reply: FastifyReply, result: AuditResult, recipients: LogRecipients): void {
+  const { audit, caller } = request
+  const shown = (email: string): string => (recipients === 'full' ? email : email.slice(email.lastIndexOf('@')))
+  const { problem } = result
+  const line = {
+    client: caller?.client.name ?? null,
+    fingerprint: caller === null ? null : formatFingerprint(caller.peer.fingerprint),
+    remote: request.raw.socket.remoteAddress ?? null,
+    message_id: audit?.messageId ?? null,
+    sender: audit?.from ?? null,
+    recipients: recipients === 'none' ? null : (audit?.recipients?.map(shown) ?? null),
+    recipient_count: audit?.recipients?.length ?? null,
+    bytes: audit?.bytes ?? null,
+    relay: result.relay ?? problem?.smtp?.relay ?? null,
+    reply: recipients === 'full' ? (result.response ?? problem?.smtp?.response ?? null) : (result.code ?? problem?.smtp?.code ?? null),
+    rejected: recipients === 'none' ? (result.rejected?.length ?? 0) : (result.rejected?.map(({ email, code }) => ({ email: shown(email), code })) ?? []),
+    outcome: result.outcome,
+    status: 200,
+    duration_ms: Math.round(reply.elapsedTime * 10) / 10,
+    tags: audit?.tags ?? {},
+  }
+  if (problem === undefined) request.log.info(line, 'message')
+  else logRefusal(request.log, problem, line, recipients === 'full')
+}
+
+/**
+ * One line for a request that was refused or failed: loud where it is the gateway or the relay that failed. `verbose` is
+ * for those who may see addresses: sentences and replies name them.
+ */
+export function logRefusal(log: FastifyBaseLogger, problem: Problem, line: object, verbose = true): void {
+  const { cause } = problem
+  const fault = cause instanceof Error ? cause : undefined
+  log[problem.status >= 500 ? 'error' : 'warn'](
+    {
+      ...line,
+      code: problem.code,
+      status: problem.status,
+      ...(verbose && { detail: problem.message }),
+      // Of an error its code, its message and where it arose, never its other properties: they may hold mail. A parser's
+      // message quotes what it could not read.
+      ...(fault && 'code' in fault && { error_code: String(fault.code) }),
+      ...(fault && verbose && problem.status >= 500 && { error: fault.message }),
+      ...(fault && problem.code === 'internal' && { stack: framesOf(fault) }),
+    },
+    'refused',
+  )
+}
+
+/** The places of a stack trace, without the message above them. */
+function framesOf({ stack = '' }: Error): string {
+  return stack.split('\n').filter((line) => /^ +at /.test(line)).join('\n')
+}

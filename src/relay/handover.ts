@@ -1,0 +1,119 @@
+import { Readable } from 'node:stream'
+import MimeNode from 'nodemailer/lib/mime-node'
+import { Base64Text } from '../message/base64.ts'
+import type { DeliveryNotification, Envelope } from '../message/message.ts'
+import type { Segment } from '../message/mime.ts'
+import type { RelayFeatures, StreamedContent } from './streamed.ts'
+
+/** What is handed to a relay. `open` gives the content anew for each attempt. */
+export interface Outgoing {
+  readonly envelope: Envelope
+  /** `<local@domain>`. */
+  readonly messageId: string
+  open(relay?: RelayFeatures): Readable
+  /** Set where the content still comes from the caller: then it can be read only once. */
+  readonly streamed?: StreamedContent
+}
+
+// Small enough that what is still here when a connection breaks is known not to have been sent.
+const SLICE = 16 * 1024
+
+/** Content that is in memory, given out in slices as fast as the socket takes them. */
+export class ContentStream extends Readable {
+  readonly #slices: Iterator<Buffer>
+
+  constructor(content: readonly Segment[]) {
+    super({ highWaterMark: SLICE })
+    this.#slices = slices(content)
+  }
+
+  override _read(): void {
+    const next = this.#slices.next()
+    this.push(next.done === true ? null : next.value)
+  }
+}
+
+/** Content in pieces of at most about 16 KB, none of them empty. Throws where a file's bytes are not there. */
+export function* slices(content: readonly Segment[]): Generator<Buffer> {
+  for (const segment of content) {
+    if (segment instanceof Base64Text) yield* segment.slices()
+    else if (!Buffer.isBuffer(segment)) throw new Error('a file that is still to come cannot be sent from memory')
+    else for (let at = 0; at < segment.length; at += SLICE) yield segment.subarray(at, at + SLICE)
+  }
+}
+
+/**
+ * One attempt to hand a message over, in the form that nodemailer's pool takes. nodemailer's errors do not tell a
+ * connection that broke before the message from one that broke after it, so the attempt itself watches how far it got.
+ */
+export class Handover extends MimeNode {
+  /** A connection was assigned; it may still have to be opened. */
+  assigned = false
+  /** The SMTP session stands and the envelope is being sent. */
+  started = false
+  readonly #outgoing: Outgoing
+  readonly #relay: RelayFeatures
+  readonly #onAssigned: () => void
+  #content: Readable | undefined
+  #ended = false
+
+  constructor(outgoing: Outgoing, relay: RelayFeatures, onAssigned: () => void) {
+    super()
+    this.#outgoing = outgoing
+    this.#relay = relay
+    this.#onAssigned = onAssigned
+  }
+
+  /** Some of the content has left for the socket. */
+  get bodyStarted(): boolean {
+    return this.#content?.readableDidRead === true
+  }
+
+  /**
+   * The whole content, and with it the terminating dot, has left for the socket: the relay may have the message, whatever
+   * happens to the connection now. As long as this is false it cannot have it.
+   */
+  get complete(): boolean {
+    return this.#ended
+  }
+
+  /** Makes sure that the dot is never sent: a message that has been answered for must not arrive after all. */
+  abandon(): void {
+    if (!this.#ended) this.#content?.destroy()
+  }
+
+  override getHeader(key: string): string | undefined {
+    // The pool asks for the id at the moment at which it assigns a connection, and at no other.
+    if (key === 'message-id' && !this.assigned) {
+      this.assigned = true
+      this.#onAssigned()
+    }
+    return this.messageId()
+  }
+
+  override messageId(): string {
+    return this.#outgoing.messageId
+  }
+
+  override getEnvelope(): { from: string; to: string[]; size?: number; use8BitMime: boolean; dsn?: object } {
+    const { from, to, size, eightBit = false, dsn } = this.#outgoing.envelope
+    return { from, to: [...to], use8BitMime: eightBit, ...(size !== undefined && { size }), ...(dsn && { dsn: dsnParameters(dsn) }) }
+  }
+
+  override createReadStream(): Readable {
+    this.started = true
+    this.#content = this.#outgoing.open(this.#relay)
+    this.#content.once('end', () => {
+      this.#ended = true
+    })
+    return this.#content
+  }
+}
+
+function dsnParameters({ notify, return: ret, envelopeId }: DeliveryNotification): object {
+  return {
+    ...(notify && { notify: notify.map((event) => event.toUpperCase()) }),
+    ...(ret && { ret: ret === 'full' ? 'FULL' : 'HDRS' }),
+    ...(envelopeId && { envid: envelopeId }),
+  }
+}

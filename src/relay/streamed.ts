@@ -1,0 +1,79 @@
+import { Readable } from 'node:stream'
+import { Problem } from '../errors.ts'
+import type { Upload } from '../intake/upload.ts'
+
+/** What content may ask of the relay that it goes to. */
+export interface RelayFeatures {
+  readonly label: string
+  supports(extension: string): Promise<boolean>
+}
+
+/** Makes the content, reading the upload as it goes. Without a relay nothing is sent: a dry run. */
+export type Generate = (relay: RelayFeatures | undefined) => AsyncIterable<Buffer>
+
+// A relay socket's own buffer: more here would only be memory.
+const HIGH_WATER_MARK = 16 * 1024
+
+/**
+ * Content that comes from the caller while it goes to the relay. It can be opened for each attempt, but read only once:
+ * after the first piece has been taken there is no second attempt.
+ */
+export class StreamedContent {
+  /** Why the content broke off: the answer, whatever the relay made of it. */
+  fault: Problem | undefined
+  readonly #upload: Pick<Upload, 'waiting' | 'movedAt'>
+  readonly #generate: Generate
+  #begunAt: number | undefined
+  #endedAt: number | undefined
+  #movedAt = 0
+
+  constructor(upload: Pick<Upload, 'waiting' | 'movedAt'>, generate: Generate) {
+    this.#upload = upload
+    this.#generate = generate
+  }
+
+  /** Whether any of it has been read. */
+  get begun(): boolean {
+    return this.#begunAt !== undefined
+  }
+
+  open(relay?: RelayFeatures): Readable {
+    return Readable.from(this.#read(relay), { objectMode: false, highWaterMark: HIGH_WATER_MARK })
+  }
+
+  /** Reads and checks everything, and throws it away. Throws the Problem that the content ends with. */
+  async drain(): Promise<void> {
+    try {
+      for await (const _ of this.#read(undefined));
+    } catch (error) {
+      throw this.fault ?? error
+    }
+  }
+
+  /**
+   * How long a hand-over that began at `since` may still take, ms: its time stands still while the caller is waited for,
+   * and while the relay takes what there is, which it must do piece by piece within the same time.
+   */
+  msLeft(timeout: number, since: number, now = performance.now()): number {
+    if (this.#begunAt === undefined) return since + timeout - now
+    if (this.#endedAt !== undefined) return this.#endedAt + timeout - (this.#begunAt - since) - now
+    if (this.#upload.waiting) return timeout
+    return Math.max(this.#movedAt, this.#upload.movedAt) + timeout - now
+  }
+
+  async *#read(relay: RelayFeatures | undefined): AsyncGenerator<Buffer> {
+    if (this.begun) throw new Error('the content can be read only once')
+    this.#begunAt = this.#movedAt = performance.now()
+    try {
+      for await (const piece of this.#generate(relay)) {
+        yield piece
+        this.#movedAt = performance.now()
+      }
+      this.#endedAt = performance.now()
+    } catch (error) {
+      this.fault = error instanceof Problem ? error : new Problem('internal', 'The gateway failed to read the message.', { cause: error })
+      // nodemailer writes its own code into the error that it gets.
+      throw new Error('the content broke off', { cause: error })
+    }
+  }
+}

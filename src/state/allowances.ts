@@ -1,0 +1,67 @@
+import { RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from 'rate-limiter-flexible'
+import type { Client } from '../identity/clients.ts'
+import { Problem, type ProblemCode } from '../errors.ts'
+import type { RedisConnection } from './redis.ts'
+import type { Allowance } from '../units.ts'
+
+/** What a message took of its client's allowances. */
+export interface Taken {
+  /** Gives recipients back that got nothing: a refused message does not use up the quota. Never rejects. */
+  refund(recipients: number): Promise<void>
+}
+
+/**
+ * Rates (messages) and quotas (recipients) of clients, in this process or shared through Redis. While Redis is away each
+ * replica counts for itself. A changed allowance is another limiter, so it holds from the next message on.
+ */
+export class Allowances {
+  readonly #redis: RedisConnection | undefined
+  readonly #limiters = new Map<string, RateLimiterMemory | RateLimiterRedis>()
+
+  constructor(redis: RedisConnection | undefined) {
+    this.#redis = redis
+  }
+
+  /** Takes one message and so many recipients. Throws a 429 Problem, having taken nothing. */
+  async take({ name, rate, quota }: Client, recipients: number): Promise<Taken> {
+    await this.#take('rate', name, rate, 1, 'rate_limited')
+    try {
+      await this.#take('quota', name, quota, recipients, 'quota_exceeded')
+    } catch (error) {
+      await this.#give('rate', name, rate, 1)
+      throw error
+    }
+    return { refund: (unused) => this.#give('quota', name, quota, unused) }
+  }
+
+  async #take(kind: 'rate' | 'quota', client: string, allowance: Allowance | undefined, points: number, code: ProblemCode): Promise<void> {
+    if (allowance === undefined) return
+    try {
+      await this.#limiter(kind, allowance).consume(client, points)
+    } catch (refusal) {
+      if (!(refusal instanceof RateLimiterRes)) throw refusal
+      // The limiter counts what it refuses: a large message must not lock out the small ones after it.
+      await this.#give(kind, client, allowance, points)
+      const unit = kind === 'rate' ? 'messages' : 'recipients'
+      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s.`, { retryAfter: refusal.msBeforeNext / 1000 })
+    }
+  }
+
+  async #give(kind: 'rate' | 'quota', client: string, allowance: Allowance | undefined, points: number): Promise<void> {
+    if (allowance === undefined || points === 0) return
+    await this.#limiter(kind, allowance).reward(client, points).catch(() => {})
+  }
+
+  #limiter(kind: string, { points, seconds }: Allowance): RateLimiterMemory | RateLimiterRedis {
+    const keyPrefix = `postern:${kind}:${points}/${seconds}`
+    const known = this.#limiters.get(keyPrefix)
+    if (known !== undefined) return known
+    const memory = new RateLimiterMemory({ keyPrefix, points, duration: seconds })
+    const limiter =
+      this.#redis === undefined
+        ? memory
+        : new RateLimiterRedis({ storeClient: this.#redis, useRedisPackage: true, rejectIfRedisNotReady: true, insuranceLimiter: memory, keyPrefix, points, duration: seconds })
+    this.#limiters.set(keyPrefix, limiter)
+    return limiter
+  }
+}

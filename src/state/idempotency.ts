@@ -1,0 +1,70 @@
+import { createHash } from 'node:crypto'
+import { Problem, type ProblemCode } from '../errors.ts'
+
+/** How long a key and its answer are kept. */
+export const KEY_LIFETIME_MS = 86_400_000
+
+/** An answer as it is given again. */
+export interface StoredAnswer {
+  readonly status: number
+  /** The JSON text. */
+  readonly body: string
+}
+
+/** A claim on a key that this process holds until it stores an answer or frees the key. */
+export interface Claim {
+  /**
+   * Stores the answer for what is left of the key's lifetime, and the body's hash where the claim had none. Never rejects:
+   * a lost store shows in the next claim.
+   */
+  finish(answer: StoredAnswer, bodyHash?: string): Promise<void>
+  /** Frees the key: nothing was sent, the next request may try. Never rejects. */
+  free(): Promise<void>
+}
+
+export type Claimed =
+  | { readonly state: 'new'; readonly claim: Claim }
+  | { readonly state: 'running' }
+  /** The replica that ran the request is gone: nobody knows what became of the message. */
+  | { readonly state: 'lost' }
+  /** `bodyHash` is empty where nobody knows it: such an answer stands for every body. */
+  | { readonly state: 'finished'; readonly answer: StoredAnswer; readonly bodyHash: string }
+  | { readonly state: 'reused' }
+
+/** Where keys and answers are kept. */
+export interface IdempotencyStore {
+  /**
+   * Claims a key for a request, atomically. `scope` is the client's name, `key` the key as parsed, `bodyHash` tells one
+   * request from another; a body that is yet to be streamed has none: then the caller compares the hashes of a finished
+   * request itself, once it has read its own body, and never hears `reused`. Throws a 503 Problem `store_unavailable`; then nothing is claimed.
+   */
+  claim(scope: string, key: string, bodyHash: string | undefined): Promise<Claimed>
+  close(): Promise<void>
+}
+
+/** Problems that are an answer for good. Any other means that nothing was sent, and frees the key. */
+const FINAL_PROBLEMS: ReadonlySet<ProblemCode> = new Set(['rejected_by_relay', 'delivery_unknown'])
+
+/**
+ * Reads an Idempotency-Key header, bare or quoted (RFC 9651 §3.3.3): 1 to 255 visible ASCII characters. The same key in
+ * either form is the same key. Throws a 422 Problem.
+ */
+export function parseIdempotencyKey(header: string): string {
+  const trimmed = header.trim()
+  const quoted = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(trimmed)?.[1]?.replace(/\\(["\\])/g, '$1')
+  const key = quoted ?? trimmed
+  if (!/^[\x21-\x7e]{1,255}$/.test(key) || (quoted === undefined && key.startsWith('"'))) {
+    throw new Problem('invalid_idempotency_key', 'An Idempotency-Key is 1 to 255 visible ASCII characters, bare or in double quotes.')
+  }
+  return key
+}
+
+/** A message id's local part that any replica derives again from client and key, so that a duplicate shows downstream. */
+export function derivedId(client: string, key: string): string {
+  return createHash('sha256').update(`${client}\0${key}`).digest('hex').slice(0, 40)
+}
+
+/** Whether this problem is stored as the answer to its key. */
+export function isFinal(problem: Problem): boolean {
+  return FINAL_PROBLEMS.has(problem.code)
+}

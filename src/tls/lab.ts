@@ -1,0 +1,127 @@
+import type { X509Certificate } from 'node:crypto'
+import { connect, type ConnectionOptions, type SecureVersion, type TLSSocket } from 'node:tls'
+import { alertOf } from './alerts.ts'
+import { codeOf } from '../config.ts'
+
+export const LAB_VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies readonly SecureVersion[]
+export type LabVersion = (typeof LAB_VERSIONS)[number]
+
+export interface LabTarget {
+  readonly host: string
+  readonly port: number
+  /** CA certificates, PEM: what the server's certificate is verified against. */
+  readonly ca: readonly string[]
+  readonly client: { readonly cert: string; readonly key: string } | undefined
+}
+
+/** What became of one handshake in one version of TLS. */
+export interface LabResult {
+  readonly version: LabVersion
+  readonly works: boolean
+  /** What was negotiated, or how it ended and what to do about it. */
+  readonly words: string
+  /** The handshake never began: no name, no route, nothing listening. */
+  readonly unreachable: boolean
+  /** The certificate that the server showed, as far as it got. */
+  readonly server: ServerCertificate | undefined
+}
+
+export interface ServerCertificate {
+  /** From the leaf up; the last ones may come from the trust store rather than from the server. */
+  readonly chain: readonly X509Certificate[]
+  /** `good`, `untested` (the handshake ended too early), or the code of what is wrong with it. */
+  readonly verdict: string
+}
+
+const CONNECT_MS = 5_000 // a server that needs longer for a handshake is not usable
+const SETTLE_MS = 1_000 // for a rejection in TLS 1.3 to arrive, which comes after the client's handshake
+
+/**
+ * Tries one version alone. Where the handshake succeeds it waits a second for second thoughts: in TLS 1.3 the server
+ * judges the client's certificate when the client is through. Sends nothing but the handshake. Never rejects.
+ */
+export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabResult> {
+  return new Promise((resolve) => {
+    const socket = connect(options(target, version))
+    let agreed: { words: string; server: ServerCertificate | undefined } | undefined
+    let reached = false
+    let timer = setTimeout(() => settle(false, `No answer within ${CONNECT_MS / 1_000} s.`), CONNECT_MS)
+    const settle = (works: boolean, words: string): void => {
+      clearTimeout(timer)
+      const server = agreed?.server ?? shown(socket, 'untested')
+      resolve({ version, works, words, unreachable: !reached, server })
+      socket.destroy()
+    }
+    const end = (how: string): void => settle(false, agreed === undefined ? how : `refused after the handshake (${agreed.words}): ${how}`)
+    socket.once('connect', () => (reached = true))
+    socket.once('secureConnect', () => {
+      agreed = { words: negotiated(socket), server: shown(socket, socket.authorized ? 'good' : String(socket.authorizationError)) }
+      const accepted = (): void => settle(true, `works: ${agreed?.words}`)
+      clearTimeout(timer)
+      timer = setTimeout(accepted, SETTLE_MS)
+      socket.once('data', accepted) // whoever talks has let us in
+    })
+    socket.on('error', (error) => end(explain(error, reached)))
+    socket.once('close', () => end(NO_ALERT))
+  })
+}
+
+function options({ host, port, ca, client }: LabTarget, version: LabVersion): ConnectionOptions {
+  return {
+    host: host.replace(/^\[(.*)\]$/, '$1'),
+    port,
+    ca: [...ca],
+    ...client,
+    minVersion: version,
+    maxVersion: version,
+    // The lowest level, because it is about what the server does: at the usual one TLS 1.0 and 1.1 cannot be offered.
+    ciphers: 'DEFAULT@SECLEVEL=0',
+    // The verdict is part of the report, and nothing is sent to a server that fails it.
+    rejectUnauthorized: false,
+    ALPNProtocols: ['http/1.1'],
+  }
+}
+
+function negotiated(socket: TLSSocket): string {
+  const group = Object.entries(socket.getEphemeralKeyInfo() ?? {}).find(([key]) => key === 'name')?.[1]
+  return [socket.getProtocol(), socket.getCipher().standardName, group ?? 'no key exchange group (no forward secrecy)'].join(', ')
+}
+
+/** The chain, read while the socket still has it. */
+function shown(socket: TLSSocket, verdict: string): ServerCertificate | undefined {
+  const leaf = socket.getPeerX509Certificate()
+  if (leaf === undefined) return undefined
+  const chain = [leaf]
+  const seen = new Set([leaf.fingerprint256])
+  let next = leaf.issuerCertificate
+  while (next !== undefined && !seen.has(next.fingerprint256)) {
+    seen.add(next.fingerprint256)
+    chain.push(next)
+    next = next.issuerCertificate
+  }
+  return { chain, verdict }
+}
+
+const NO_ALERT =
+  'the server closed the connection without an alert. Node servers do this to a client certificate that they refuse (unknown CA, expired, revoked, not for clients): their log has the reason.'
+
+const ERRORS: ReadonlyMap<string, string> = new Map([
+  ['ENOTFOUND', 'the host name cannot be resolved.'],
+  ['EAI_AGAIN', 'the host name cannot be resolved at the moment.'],
+  ['ECONNREFUSED', 'nothing listens there.'],
+  ['EHOSTUNREACH', 'there is no way to this host.'],
+  ['ENETUNREACH', 'there is no way to this host.'],
+  ['ETIMEDOUT', 'no answer: something between may drop packets.'],
+  ['ERR_SSL_WRONG_VERSION_NUMBER', 'what answers does not speak TLS from the first byte: perhaps plain HTTP, or a protocol with STARTTLS.'],
+  ['ERR_SSL_PACKET_LENGTH_TOO_LONG', 'what answers does not speak TLS from the first byte.'],
+  ['ERR_SSL_UNSUPPORTED_PROTOCOL', 'the server answers with another version than the one offered.'],
+  ['ERR_SSL_NO_PROTOCOLS_AVAILABLE', 'this machine\'s OpenSSL does not offer the version.'],
+])
+
+function explain(error: Error, reached: boolean): string {
+  const alert = alertOf(error)
+  if (alert !== undefined) return `alert ${alert.number} (${alert.name}). ${alert.meaning}`.trim()
+  const code = codeOf(error)
+  if (reached && (code === 'ECONNRESET' || code === 'EPIPE')) return NO_ALERT
+  return ERRORS.get(code) ?? `${error.message.trim()} (${code}).`
+}
