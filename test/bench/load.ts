@@ -1,0 +1,51 @@
+import { readFileSync } from 'node:fs'
+import { createInterface } from 'node:readline'
+import { connect, type TLSSocket } from 'node:tls'
+import { type Lane, run } from './loop.ts'
+
+/*
+ * The load, as a process: requests over keep-alive mutual TLS, written by hand because a general HTTP client would take
+ * more CPU than what it measures. Opens its connections, tells that it is ready, then runs one load for each line it gets:
+ * `{ count }` one request after the other on each connection, or `{ rate, seconds }` at that rate whatever the answers do.
+ */
+const { LOAD_PORTS = '', LOAD_CONNECTIONS = '1', LOAD_PATH = '/', LOAD_BODY = '', LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
+const ports = LOAD_PORTS.split(',').map(Number)
+const tls = { ca: readFileSync(LOAD_CA), cert: readFileSync(LOAD_CERT), key: readFileSync(LOAD_KEY), host: '127.0.0.1', servername: 'localhost' }
+const body = readFileSync(LOAD_BODY)
+const request = Buffer.concat([
+  Buffer.from(`POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`),
+  body,
+])
+function open(port: number): Promise<Lane> {
+  return new Promise((resolve, reject) => {
+    const socket: TLSSocket = connect({ ...tls, port }, () => resolve({ send }))
+    let rest = ''
+    let done: ((status: number) => void) | undefined
+    const send = (then: (status: number) => void): void => {
+      done = then
+      socket.write(request)
+    }
+    socket.setNoDelay(true)
+    socket.on('error', reject)
+    socket.on('close', () => {
+      console.error('the server closed a connection')
+      process.exit(1)
+    })
+    socket.on('data', (chunk) => {
+      rest += chunk.toString('latin1')
+      const head = rest.indexOf('\r\n\r\n')
+      if (head === -1) return
+      const length = /\r\ncontent-length: (\d+)/i.exec(rest)?.[1]
+      if (length === undefined) throw new Error(`an answer without a length: ${rest}`)
+      if (rest.length < head + 4 + Number(length)) return
+      const status = Number(rest.slice(9, 12))
+      rest = ''
+      done?.(status)
+    })
+  })
+}
+
+const connections: Lane[] = []
+for (let index = 0; index < Number(LOAD_CONNECTIONS); index++) connections.push(await open(ports[index % ports.length] ?? 0))
+console.log(JSON.stringify({ connections: connections.length }))
+createInterface({ input: process.stdin }).on('line', (line) => void run(connections, JSON.parse(line)).then((result) => console.log(JSON.stringify(result))))
