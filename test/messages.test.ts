@@ -118,6 +118,7 @@ t.test('a dry run checks everything but the relay, and sends nothing', async (t)
   t.equal(relay.messages.length, 0)
   t.equal(gateway.log.filter(({ outcome }) => outcome === 'validated').length, 2)
   for (const query of ['?dry_run=yes', '?dry_run=', '?dryrun=true', '?dry_run=true&dry_run=true']) t.equal((await post(MESSAGE, { path: `/v1/messages${query}` })).status, 400, query)
+  t.match((await post(MESSAGE, { path: '/v1/messages?dry_run=yes' })).json['errors'], [{ path: '/dry_run' }])
   t.equal((await post(MESSAGE, { path: '/v1/messages?dry_run=false' })).status, 503)
 })
 

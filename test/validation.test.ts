@@ -94,6 +94,8 @@ const BAD: Record<string, object[]> = {
   '/headers': [{ ...MESSAGE, headers: [] }, { ...MESSAGE, headers: 'X-A: b' }, { ...MESSAGE, headers: null }],
   '/headers/X-A': [...[5, null, [], {}, 'x'.repeat(999)].map((value) => header('X-A', value)), ...lines((odd) => header('X-A', `a${odd}Bcc: evil@x.example`))],
   '/headers/References': ['한글', '', '   ', 'x'.repeat(950), `a${' '.repeat(100)}b`].map((value) => header('References', value)),
+  '/headers/x-a': [{ ...MESSAGE, headers: { 'X-A': 'a', 'x-a': 'b' } }],
+  '/headers/references': [{ ...MESSAGE, headers: { References: '<a@b>', references: '<c@d>' } }],
   '/message_id': ['x', '<x>', '<@x>', '<a@>', '<a@b', 'a@b', '<a b@c>', '<a@b> <c@d>', '<a@b>\r\nBcc: x', '<a@b>\n', '<é@b>', 5, null].map((message_id) => ({ ...MESSAGE, message_id })),
   '/calendar': [null, 5, 'BEGIN:VCALENDAR', []].map((calendar) => ({ ...MESSAGE, calendar })),
   '/calendar/method': ['request', '', 'REQUEST\r\nBcc: x', 5].map((method) => ({ ...MESSAGE, calendar: { method, content: 'x' } })),

@@ -159,7 +159,11 @@ function hasRecipientAndContent(_schema: unknown, message: Readonly<Record<strin
   if (!['to', 'cc', 'bcc'].some(holds)) fault('should have at least one recipient in to, cc or bcc')
   if (!['text', 'html', 'attachments'].some(holds)) fault('should have at least one of text, html and attachments')
   const { dsn, attachments, headers } = message
+  const names = new Set<string>()
   for (const [name, value] of Object.entries(isRecord(headers) ? headers : {})) {
+    const key = name.toLowerCase()
+    if (names.has(key)) fault('stands more than once: upper and lower case are the same', below('/headers', name))
+    names.add(key)
     if (typeof value !== 'string' || !isStructured(name)) continue
     if (!/^ *[\x21-\x7e][\x20-\x7e]*$/.test(value)) fault('should be ASCII and not empty', below('/headers', name))
     else if (!isFoldable(value)) fault('has a word or a gap that is too long for a header line', below('/headers', name))

@@ -71,8 +71,7 @@ export function toProblem(error: unknown, request: FastifyRequest): Problem {
   if (error instanceof Problem) return error
   if (!isFastifyError(error)) return new Problem('internal', 'The gateway failed to answer.', { cause: error })
   if (error.validation !== undefined) {
-    const place = error.validationContext === 'body' ? '' : `${error.validationContext ?? ''}`
-    const faults = toFaults(error.validation).map(({ path, message }) => ({ path: place + path, message }))
+    const faults = toFaults(error.validation)
     const headersOnly = faults.length > 0 && faults.every(({ path }) => path.startsWith('/headers'))
     return new Problem(headersOnly ? 'invalid_header' : 'invalid_message', describe(faults), { errors: faults })
   }
