@@ -1,5 +1,6 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { makePki } from '../support/pki.ts'
@@ -76,20 +77,48 @@ t.test('sslscan, with a client certificate, finds no version, cipher or weakness
   t.notMatch(xml, /<heartbleed [^>]*vulnerable="1"/)
 })
 
-t.test('testssl.sh has no finding worse than low', async (t) => {
+t.test('a client that is let in cannot make the listener renegotiate', async (t) => {
   const gateway = await serve(t, NO_RELAY)
-  const report = join(await temporaryDirectory(t), 'report.json')
+  const child = spawn('openssl', ['s_client', '-connect', `127.0.0.1:${gateway.port}`, '-tls1_2', '-state', ...asClient(gateway)], { stdio: 'pipe' })
+  const ended = once(child, 'close')
+  let output = ''
+  let asked = false
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', (piece: string) => {
+      output += piece
+      if (asked || !output.includes('Extended master secret')) return // the last line about a handshake that is done
+      asked = true
+      child.stdin.write('R\n')
+    })
+  }
+  t.match(await ended, [1])
+  t.match(output, /^RENEGOTIATING$/m)
+  t.match(output, /^SSL3 alert read:warning:no renegotiation$/m)
+  t.match(await curl(gateway, '--tls-max', '1.2'), /"client":"billing"/)
+})
+
+t.test('testssl.sh, with a client certificate, has no finding worse than low', async (t) => {
+  const gateway = await serve(t, NO_RELAY)
+  const directory = await temporaryDirectory(t)
+  const report = join(directory, 'report.json')
+  // Without a certificate it guesses from the moment at which TLS 1.3 rejects it, and leaves renegotiation and HTTP out.
+  const openssl = join(directory, 'openssl')
+  await writeFile(openssl, `#!/bin/sh\ncommand=$1\nshift\n[ "$command" != s_client ] || set -- ${asClient(gateway).join(' ')} "$@"\nexec openssl "$command" "$@"\n`, { mode: 0o755 })
   const offline = ['--nodns', 'none', '--ip', '127.0.0.1', '--add-ca', join(gateway.directory, 'ca.crt')]
-  const quick = ['--warnings', 'batch', '--connect-timeout', '5', '--openssl-timeout', '5', '--quiet', '--color', '0']
+  const quiet = ['--warnings', 'batch', '--connect-timeout', '20', '--openssl-timeout', '20', '--quiet', '--color', '0']
   // Its exit status counts hints and engines of its own; the report is what matters.
-  await run('testssl', [...quick, ...offline, '--jsonfile', report, '-p', '-s', '-S', '-U', `https://localhost:${gateway.port}`]).catch(() => {})
+  await run('testssl', [...quiet, ...offline, '--openssl', openssl, '--jsonfile', report, '-p', '-s', '-S', '-U', `https://localhost:${gateway.port}`]).catch(() => {})
   const findings: { id: string; severity: string; finding: string }[] = JSON.parse(await readFile(report, 'utf8'))
   t.ok(findings.length > 60, `${findings.length} findings`)
   // A private CA publishes where it likes; the revocation list that matters here is that of the clients.
   const worse = findings.filter(({ id, severity }) => ['MEDIUM', 'HIGH', 'CRITICAL', 'FATAL'].includes(severity) && id !== 'cert_revocation')
   t.same(worse, [])
-  for (const id of ['TLS1_2', 'TLS1_3', 'heartbleed']) t.match(findings.find((finding) => finding.id === id), { severity: 'OK' }, id)
+  for (const id of ['TLS1_2', 'TLS1_3', 'heartbleed', 'secure_client_renego', 'BREACH']) t.match(findings.find((finding) => finding.id === id), { severity: 'OK' }, id)
 })
+
+function asClient({ directory }: GatewayProcess): readonly string[] {
+  return ['-cert', join(directory, 'client.crt'), '-key', join(directory, 'client.key'), '-CAfile', join(directory, 'ca.crt')]
+}
 
 /** What `curl -v` says while it asks who it is. */
 function curl(gateway: GatewayProcess, ...args: readonly string[]): Promise<string> {
