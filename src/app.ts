@@ -7,6 +7,7 @@ import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyRequ
 import type { Admission } from './intake/admission.ts'
 import { logRefusal, writeAudit } from './operations/audit.ts'
 import type { Config } from './config.ts'
+import { correlationOf } from './operations/correlation.ts'
 import type { Dispatcher } from './dispatch.ts'
 import { Problem } from './errors.ts'
 import { watchHandshakes } from './tls/handshakes.ts'
@@ -15,6 +16,7 @@ import { openapi } from './api/openapi.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
 import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
+import { refuseAtShutdown } from './plugins/shutdown.ts'
 import { Wire } from './plugins/wire.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { rawRoute } from './routes/raw.ts'
@@ -58,7 +60,7 @@ export function build(options: AppOptions): TypedApp {
       logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })
     },
   }
-  const wire = new Wire(clients, options.logger)
+  const wire = new Wire(clients, options.logger, options.metrics)
   const app = Fastify({
     https: {
       ...options.secureContext,
@@ -77,6 +79,7 @@ export function build(options: AppOptions): TypedApp {
     loggerInstance: options.logger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),
+    childLoggerFactory: (logger, bindings, childOptions, raw) => logger.child({ ...bindings, ...correlationOf(raw.headers) }, childOptions),
     trustProxy: false,
     return503OnClosing: false,
     exposeHeadRoutes: false,
@@ -101,11 +104,8 @@ export function build(options: AppOptions): TypedApp {
   })
   identity(app, clients)
   wire.attach(app)
-  app.addHook('onRequest', async (request, reply) => {
-    if (options.shuttingDown()) {
-      void reply.header('connection', 'close')
-      if (!request.is404) throw new Problem('shutting_down', 'The gateway is shutting down: ask another replica, or this one when it is back.')
-    }
+  refuseAtShutdown(app, options.shuttingDown)
+  app.addHook('onRequest', async (request) => {
     if (!accepts(request.headers.accept)) throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
   })
   intake(app, { admission: options.admission, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout })

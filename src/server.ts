@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
+import { setTimeout as pause } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
 import { acmeServer, checkWebroot } from './operations/acme.ts'
 import { Admission } from './intake/admission.ts'
@@ -39,6 +40,11 @@ export interface Gateway {
 }
 
 const POLL_MS = 10
+// At the end of a shutdown, for callers that keep connections open: each is told with its next answer to come back on a
+// new one. Whoever is silent for so long is closed.
+const FAREWELL_MS = 1_000
+// A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
+const FIRST_LOOK_MS = 800
 
 /** Starts the gateway. Throws a LoadError when a port cannot be had. */
 export async function start(config: Config, loaded: Loaded, logger: FastifyBaseLogger): Promise<Gateway> {
@@ -64,8 +70,10 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   const dispatcher = new Dispatcher({ relays, store, allowances: new Allowances(redis), metrics, logRecipients: config.log.recipients })
   const app = build({ dispatcher, metrics, config, secureContext: loaded.secureContext, clients, admission, logger, shuttingDown: () => shuttingDown })
   const sockets = trackSockets(app.server)
+  let firstLook: Promise<void> = Promise.resolve()
   const operations = operationsServer({
-    ...probeRoutes(() => {
+    ...probeRoutes(async () => {
+      await firstLook
       if (shuttingDown) return 'shutting down'
       return relays.status.some(({ up }) => up) ? undefined : 'no relay is reachable'
     }),
@@ -96,6 +104,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     throw error
   }
   clients.serve(app.server)
+  firstLook = Promise.race([relays.probeAll(), pause(FIRST_LOOK_MS, undefined, { ref: false })])
   const gateway: Gateway = {
     port: portOf(app.server),
     opsPort: portOf(operations),
@@ -104,13 +113,17 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     async stop() {
       shuttingDown = true
       const deadline = Date.now() + config.shutdownGrace
-      while (admission.messages > 0 && Date.now() < deadline) await new Promise((resolve) => setTimeout(resolve, POLL_MS))
+      const until = async (done: () => boolean, end: number): Promise<void> => {
+        while (!done() && Date.now() < end) await pause(POLL_MS)
+      }
+      await until(() => admission.messages === 0, deadline)
+      await until(() => sockets.size === 0, Math.min(deadline, Date.now() + FAREWELL_MS))
+      await until(() => admission.messages === 0, deadline)
       const cut = admission.messages
       await closeAll()
       return cut
     },
   }
-  void relays.probeAll()
   logger.info(
     { port: gateway.port, ops_port: gateway.opsPort, http_port: gateway.httpPort, clients: loaded.clients.clients.size, relays: relays.status.map(({ label }) => label) },
     'listening',

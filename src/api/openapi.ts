@@ -1,5 +1,6 @@
 import swagger, { type FastifyDynamicSwaggerOptions } from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
+import { CORRELATION_ID } from '../operations/correlation.ts'
 import { EXAMPLES } from './examples.ts'
 
 /** Adds `app.swagger()`, the OpenAPI 3.1 description of the routes declared after this call. It exposes no route. */
@@ -53,7 +54,8 @@ const PARAMETERS = {
     name: 'X-Request-Id',
     in: 'header',
     description: 'An id of the caller\'s own, for the log line as `correlation_id`. The answer carries the id of the gateway.',
-    schema: { type: 'string', pattern: '^[\\w.-]{1,128}$' },
+    schema: { type: 'string', pattern: CORRELATION_ID },
+    example: 'job-2041.7',
   },
   TraceParent: {
     name: 'traceparent',

@@ -47,7 +47,7 @@ async function serveInto(inbox: Inbox, page: InboxPage, io: Io): Promise<number>
       POSTERN_SMTP_CA: join(CERTS, 'ca.crt'),
     }),
   )
-  const logger = createLogger(config)
+  const logger = await createLogger(config)
   const gateway = await start(config, loaded, logger)
   io.print('')
   io.print(`The gateway listens on https://localhost:${gateway.port}; mail goes to an inbox in this process and to ${INBOX}/.`)

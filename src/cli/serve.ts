@@ -1,4 +1,4 @@
-import { type Logger, pino } from 'pino'
+import { type DestinationStream, type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
 import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
 import { digestsOf } from '../reload/reload.ts'
@@ -7,7 +7,7 @@ import { type Gateway, type Loaded, start } from '../server.ts'
 /** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */
 export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
   const { config, loaded, warnings } = loadAll(readConfig(env))
-  const logger = createLogger(config)
+  const logger = await createLogger(config)
   for (const warning of warnings) logger.warn(warning)
   if (loaded.clients.clients.size === 0) logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
   const gateway = await start(config, loaded, logger)
@@ -25,8 +25,19 @@ export function loadAll({ config, faults, warnings }: ConfigResult): { config: C
   return { config, loaded: { secureContext, clients, relayCa, digests }, warnings }
 }
 
-export function createLogger({ log }: Pick<Config, 'log'>): Logger {
-  return pino({ level: log.level, base: null, timestamp: pino.stdTimeFunctions.isoTime, formatters: { level: (label) => ({ level: label }) } })
+/** One JSON object a line on stdout; for people where stdout is a terminal and pino-pretty is installed, which no image has. */
+export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger> {
+  const options = { level: log.level, base: null, timestamp: pino.stdTimeFunctions.isoTime, formatters: { level: (label: string) => ({ level: label }) } }
+  return pino(options, (process.stdout.isTTY ? await prettyOutput() : undefined) ?? pino.destination(1))
+}
+
+async function prettyOutput(): Promise<DestinationStream | undefined> {
+  try {
+    const { build } = await import('pino-pretty')
+    return build({ colorize: process.env['NO_COLOR'] === undefined, translateTime: 'SYS:HH:MM:ss.l', sync: true })
+  } catch {
+    return undefined
+  }
 }
 
 /**

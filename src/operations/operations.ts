@@ -15,7 +15,7 @@ const REQUEST_TIMEOUT_MS = 5_000
 const MAX_HEAD_BYTES = 8 * 1024
 
 /** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
-export type Readiness = () => string | undefined
+export type Readiness = () => Promise<string | undefined>
 
 /** The plain HTTP server for probes and metrics. It knows no mail route and shares nothing with the listener that does. */
 export function operationsServer(routes: OperationsRoutes): Server {
@@ -48,8 +48,8 @@ export function operationsServer(routes: OperationsRoutes): Server {
 export function probeRoutes(notReady: Readiness): OperationsRoutes {
   return {
     '/livez': () => plain(200, 'ok'),
-    '/readyz': () => {
-      const reason = notReady()
+    '/readyz': async () => {
+      const reason = await notReady()
       return reason === undefined ? plain(200, 'ok') : plain(503, reason)
     },
   }

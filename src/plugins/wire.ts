@@ -4,6 +4,7 @@ import type { Duplex } from 'node:stream'
 import { TLSSocket } from 'node:tls'
 import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { logRefusal } from '../operations/audit.ts'
+import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
 import { admit, type Arrival, type ClientSource } from './identity.ts'
 import { rawProblem } from './problems.ts'
@@ -18,12 +19,14 @@ const LINGER_MS = 1_000
 export class Wire {
   readonly #clients: ClientSource
   readonly #log: FastifyBaseLogger
+  readonly #metrics: Pick<Metrics, 'rejections'>
   readonly #unanswered = new WeakMap<Duplex, Set<ServerResponse>>()
   readonly #ended = new WeakSet<Duplex>()
 
-  constructor(clients: ClientSource, log: FastifyBaseLogger) {
+  constructor(clients: ClientSource, log: FastifyBaseLogger, metrics: Pick<Metrics, 'rejections'>) {
     this.#clients = clients
     this.#log = log
+    this.#metrics = metrics
   }
 
   /** To be called after the gate has its hook: its own comes second. */
@@ -74,6 +77,7 @@ export class Wire {
     if (unanswered.some(({ headersSent }) => headersSent)) return void socket.destroy()
     const id = randomUUID()
     const answer = this.#behindGate(peer, problem)
+    this.#metrics.rejections.inc({ code: answer.code })
     logRefusal(this.#log, answer, { request_id: id, error_code: errorCode, remote: socket instanceof TLSSocket ? socket.remoteAddress : undefined })
     socket.end(rawProblem(answer, id))
     socket.resume()

@@ -20,6 +20,8 @@ export interface RelayEvents {
 // A relay that is down is looked at again after this long, doubled each time, with jitter so that replicas spread.
 const FIRST_RETRY_MS = 500
 const LAST_RETRY_MS = 15_000
+// One that no message was handed to for so long is looked at, so that its end is known before a message meets it.
+const IDLE_MS = 10_000
 
 /** The relays of the configuration in their order, the first that works taking each message. */
 export class Relays {
@@ -108,6 +110,8 @@ class MonitoredRelay {
   #retryMs = FIRST_RETRY_MS
   #timer: NodeJS.Timeout | undefined
   #closed = false
+  /** When it last answered, as performance.now() has it. */
+  #heard = 0
 
   constructor(relay: Relay, events: RelayEvents) {
     this.relay = relay
@@ -115,10 +119,11 @@ class MonitoredRelay {
   }
 
   works(): void {
+    this.#heard = performance.now()
     if (this.up) return
     this.up = true
     this.#retryMs = FIRST_RETRY_MS
-    clearTimeout(this.#timer)
+    this.#schedule(IDLE_MS)
     this.#events.changed(this.relay.label, true)
   }
 
@@ -126,16 +131,17 @@ class MonitoredRelay {
     if (!this.up || this.#closed) return
     this.up = false
     this.#events.changed(this.relay.label, false, reason)
-    this.#schedule()
+    this.#retry()
   }
 
   async probe(): Promise<void> {
     try {
       await probe(this.relay.session)
       this.works()
+      this.#schedule(IDLE_MS)
     } catch (error) {
       if (this.up) this.fails(error)
-      else if (!this.#closed) this.#schedule()
+      else this.#retry()
     }
   }
 
@@ -145,11 +151,23 @@ class MonitoredRelay {
     await this.relay.close()
   }
 
-  #schedule(): void {
-    const jitter = 0.5 + Math.random() / 2
-    this.#timer = setTimeout(() => void this.probe(), this.#retryMs * jitter)
-    this.#timer.unref()
+  #retry(): void {
+    this.#schedule(this.#retryMs * (0.5 + Math.random() / 2))
     this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS)
+  }
+
+  #schedule(ms: number): void {
+    clearTimeout(this.#timer)
+    if (this.#closed) return
+    this.#timer = setTimeout(() => this.#look(), ms)
+    this.#timer.unref()
+  }
+
+  /** Messages tell as much as a probe does: where some went through lately there is nothing to ask. */
+  #look(): void {
+    const silent = this.relay.pending > 0 ? 0 : performance.now() - this.#heard
+    if (this.up && silent < IDLE_MS) this.#schedule(IDLE_MS - silent)
+    else void this.probe()
   }
 }
 
