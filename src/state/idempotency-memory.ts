@@ -1,4 +1,5 @@
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
+import { type Entry, Shelf } from './shelf.ts'
 
 export interface MemoryLimits {
   readonly keys: number
@@ -8,22 +9,8 @@ export interface MemoryLimits {
 
 const LIMITS: MemoryLimits = { keys: 1_000_000, bytes: 256 * 2 ** 20 }
 const SWEEP_MS = 60_000
-/** What an entry costs beside its texts: two map slots, an object and string headers. Measured, rounded up. */
-const OVERHEAD = 300
-
-interface Entry {
-  /** Empty while it is not known. */
-  bodyHash: string
-  readonly expires: number
-  answer: StoredAnswer | undefined
-  size: number
-}
-
-/** Entries by key, oldest first: every entry lives equally long, so the oldest is the next to expire. */
-interface Shelf {
-  readonly entries: Map<string, Entry>
-  bytes: number
-}
+/** What an entry costs beside its texts: a map slot, two objects and string headers. Measured, rounded up. */
+const OVERHEAD = 350
 
 /**
  * Keys and answers in this process. When it is full the client that holds most loses its oldest answers first, so that
@@ -49,19 +36,20 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
   }
 
   async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
-    const shelf = this.#shelf(scope)
+    const shelf = this.#shelves.get(scope) ?? new Shelf()
     this.#dropExpired(scope, shelf)
-    const known = shelf.entries.get(key)
+    const known = shelf.get(key)
     if (known !== undefined) {
       if (known.bodyHash !== '' && bodyHash !== '' && known.bodyHash !== bodyHash) return { state: 'reused' }
       return known.answer === undefined ? { state: 'running' } : { state: 'finished', answer: known.answer, bodyHash: known.bodyHash }
     }
-    const entry: Entry = { bodyHash, expires: Date.now() + KEY_LIFETIME_MS, answer: undefined, size: OVERHEAD + key.length + bodyHash.length }
+    const size = OVERHEAD + key.length + bodyHash.length
+    const entry: Entry = { key, bodyHash, expires: Date.now() + KEY_LIFETIME_MS, answer: undefined, size, older: undefined, newer: undefined }
     this.#shelves.set(scope, shelf)
-    shelf.entries.set(key, entry)
-    this.#account(shelf, 1, entry.size)
+    shelf.add(entry)
+    this.#account(shelf, 1, size)
     this.#makeRoom()
-    return { state: 'new', claim: this.#claim(scope, shelf, key, entry) }
+    return { state: 'new', claim: this.#claim(scope, shelf, entry) }
   }
 
   async close(): Promise<void> {
@@ -69,47 +57,44 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
     this.#shelves.clear()
   }
 
-  #claim(scope: string, shelf: Shelf, key: string, entry: Entry): Claim {
+  #claim(scope: string, shelf: Shelf, entry: Entry): Claim {
     return {
       finish: async (answer, bodyHash = entry.bodyHash) => {
-        if (shelf.entries.get(key) !== entry) return
-        const more = Buffer.byteLength(answer.body) + bodyHash.length - entry.bodyHash.length
+        if (!shelf.has(entry)) return
+        const more = memoryOf(answer) + bodyHash.length - entry.bodyHash.length
         entry.answer = answer
         entry.bodyHash = bodyHash
         entry.size += more
         this.#account(shelf, 0, more)
         this.#makeRoom()
       },
-      free: async () => this.#drop(scope, shelf, key, entry),
+      free: async () => this.#drop(scope, shelf, entry),
     }
-  }
-
-  #shelf(scope: string): Shelf {
-    return this.#shelves.get(scope) ?? { entries: new Map(), bytes: 0 }
   }
 
   #dropExpired(scope: string, shelf: Shelf): void {
     const now = Date.now()
-    for (const [key, entry] of shelf.entries) {
-      if (entry.expires > now) break
-      if (entry.answer !== undefined) this.#drop(scope, shelf, key, entry)
-    }
+    for (let entry = shelf.oldestFinished(now); entry !== undefined; entry = shelf.oldestFinished(now)) this.#drop(scope, shelf, entry)
   }
 
   #makeRoom(): void {
     while (this.#keys > this.#limits.keys || this.#bytes > this.#limits.bytes) {
-      const [scope, shelf] = [...this.#shelves].reduce((most, other) => (other[1].bytes > most[1].bytes ? other : most))
-      const oldest = firstFinished(shelf)
-      if (oldest === undefined) return
-      this.#drop(scope, shelf, ...oldest)
+      let most: { readonly scope: string; readonly shelf: Shelf; readonly oldest: Entry } | undefined
+      for (const [scope, shelf] of this.#shelves) {
+        if (most !== undefined && shelf.bytes <= most.shelf.bytes) continue
+        const oldest = shelf.oldestFinished()
+        if (oldest !== undefined) most = { scope, shelf, oldest }
+      }
+      if (most === undefined) return
+      this.#drop(most.scope, most.shelf, most.oldest)
     }
   }
 
-  #drop(scope: string, shelf: Shelf, key: string, entry: Entry): void {
-    if (shelf.entries.get(key) !== entry) return
-    shelf.entries.delete(key)
+  #drop(scope: string, shelf: Shelf, entry: Entry): void {
+    if (!shelf.has(entry)) return
+    shelf.delete(entry)
     this.#account(shelf, -1, -entry.size)
-    if (shelf.entries.size === 0) this.#shelves.delete(scope)
+    if (shelf.keys === 0) this.#shelves.delete(scope)
   }
 
   #account(shelf: Shelf, keys: number, bytes: number): void {
@@ -119,7 +104,7 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
   }
 }
 
-function firstFinished(shelf: Shelf): [key: string, entry: Entry] | undefined {
-  for (const [key, entry] of shelf.entries) if (entry.answer !== undefined) return [key, entry]
-  return undefined
+/** V8 keeps a text in one byte a character only as long as every character fits. */
+function memoryOf({ body }: StoredAnswer): number {
+  return /[^\0-\xff]/.test(body) ? 2 * body.length : body.length
 }
