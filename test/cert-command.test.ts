@@ -171,7 +171,7 @@ t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
     [['server', '--san'], /^Option '--san' argument is ambiguous\.$/],
     [['server', '--register'], /are for clients/],
     [['client', 'a', '--from', '*@corp.example'], /add --register/],
-    [['client', 'a', '--register'], /a is not in .*clients\.yaml yet: say what it may send from/],
+    [['client', 'a', '--register'], /^a cannot be listed: it is not in .*clients\.yaml yet, so say what it may send from/],
     [['client', 'a', '--register', '--from', 'corp.example'], /^--from "corp\.example" has no "@"/],
     [['client', 'a', '--register', '--from', 'a@*.example'], /^--from "a@\*\.example" is not/],
   ]

@@ -1,0 +1,43 @@
+import { type FileHandle, open, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
+import { setTimeout as wait } from 'node:timers/promises'
+import { isSystemError, refusal, UsageError } from './usage.ts'
+
+const LOCK_RETRY_MS = 50
+const LOCK_TRIES = 20 // a second in all, while another command holds the lock for some milliseconds
+
+/**
+ * Replaces a file in one step and keeps its owner and mode. The new text is written to a lock beside it, so that of two
+ * commands at once the second edits what the first has written. A file that is not there is an empty one. Throws a
+ * UsageError where it cannot be written, and what `edit` throws; the file then stays as it was.
+ */
+export async function replaceFile(path: string, edit: (text: string) => string): Promise<void> {
+  const file = await realpath(path).catch(() => path) // a link stays a link
+  const lock = await openLock(`${file}.lock`)
+  try {
+    const present = await stat(file).catch(() => undefined)
+    await lock.writeFile(edit(present === undefined ? '' : await readFile(file, 'utf8')))
+    if (present !== undefined) {
+      await lock.chown(present.uid, present.gid)
+      await lock.chmod(present.mode & 0o777)
+    }
+    await lock.sync()
+    await rename(`${file}.lock`, file)
+  } catch (error) {
+    await rm(`${file}.lock`, { force: true })
+    return refusal(`${path} cannot be written`)(error)
+  } finally {
+    await lock.close()
+  }
+}
+
+async function openLock(file: string): Promise<FileHandle> {
+  for (let tries = 1; ; tries++) {
+    try {
+      return await open(file, 'wx', 0o644)
+    } catch (error) {
+      if (!isSystemError(error) || error.code !== 'EEXIST') return refusal(`${file} cannot be made`)(error)
+    }
+    if (tries === LOCK_TRIES) throw new UsageError(`${file} is in the way: remove it if no other command is at work.`)
+    await wait(LOCK_RETRY_MS)
+  }
+}
