@@ -4,6 +4,7 @@ import { type AuditResult, writeAudit } from './operations/audit.ts'
 import type { Client } from './identity/clients.ts'
 import type { LogRecipients } from './config.ts'
 import { Problem } from './errors.ts'
+import { onceOver } from './intake/departure.ts'
 import type { Outgoing } from './relay/handover.ts'
 import { type Claim, type Claimed, derivedId, type IdempotencyStore, isFinal, parseIdempotencyKey } from './state/idempotency.ts'
 import type { Metrics } from './operations/metrics.ts'
@@ -160,8 +161,6 @@ function answer(reply: FastifyReply, status: number, body: string): void {
 /** Aborts when the connection closes before the answer: a message that still waits in the queue is then not sent. */
 function callerLeft({ raw }: FastifyReply): AbortSignal {
   const left = new AbortController()
-  raw.once('close', () => {
-    if (!raw.writableFinished) left.abort()
-  })
+  onceOver(raw, (answered) => answered || left.abort())
   return left.signal
 }

@@ -5,6 +5,7 @@ import { countValues, decodeUtf8, readBody, tooLarge } from '../intake/body.ts'
 import { BodyHash } from '../intake/bodyhash.ts'
 import type { Client } from '../identity/clients.ts'
 import { belongs, reduce } from '../intake/contents.ts'
+import { onceOver } from '../intake/departure.ts'
 import { Problem } from '../errors.ts'
 import { boundaryOf, Parts } from '../intake/multipart.ts'
 import { Upload } from '../intake/upload.ts'
@@ -64,7 +65,8 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
       throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', { headers: { 'accept-encoding': 'identity' } })
     }
     request.place = admission.enter(isStreamed(request) ? Math.min(declared, STREAM_BYTES) : declared)
-    releaseAfter(request, reply, request.place)
+    const { place } = request
+    onceOver(reply.raw, () => place.release())
   })
 
   const parseText = app.getDefaultJsonParser('error', 'error')
@@ -151,17 +153,6 @@ export function refuseOtherThan({ headers }: FastifyRequest, mediaType: RegExp):
 
 function declaredLength(request: FastifyRequest): number {
   return Number(request.headers['content-length'] ?? 0)
-}
-
-/** Frees the place once: when the answer is out, or when the connection is gone, which a queued answer is not told. */
-function releaseAfter({ raw: { socket } }: FastifyRequest, { raw }: FastifyReply, place: Place): void {
-  const release = (): void => {
-    raw.off('close', release)
-    socket.off('close', release)
-    place.release()
-  }
-  raw.once('close', release)
-  socket.once('close', release)
 }
 
 function tooManyValues(): Problem {
