@@ -18,6 +18,7 @@ export class Parts {
   readonly #parser: Dicer
   readonly #events: Event[] = []
   #turn: Promise<unknown> = Promise.resolve()
+  #fault: Problem | undefined
   #inPart = false
   #finished = false
 
@@ -60,11 +61,12 @@ export class Parts {
   }
 
   async #take(): Promise<Event | undefined> {
-    while (this.#events.length === 0 && !this.#finished) await this.#feed()
+    while (this.#fault === undefined && this.#events.length === 0 && !this.#finished) await this.#feed()
+    if (this.#fault !== undefined) throw this.#fault
     const event = this.#events.shift()
     if (event?.kind === 'broken') {
       this.upload.stop()
-      throw malformed(event.reason)
+      throw (this.#fault = malformed(event.reason))
     }
     if (event?.kind === 'part') this.#hash?.begin(event.name)
     else if (event?.kind === 'data') this.#hash?.update(event.piece)
@@ -93,6 +95,7 @@ export class Parts {
         named = true
         const name = partName(header)
         if (name === undefined) broken('A part has no Content-Disposition of form-data with one name.')
+        else if (isEncoded(header)) broken(`The part ${JSON.stringify(name)} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`)
         else this.#events.push({ kind: 'part', name })
       })
       // What the parser finds is taken from its hands: parts stay in order, and no stream of its own keeps data back.
@@ -133,6 +136,12 @@ function partName(header: object): string | undefined {
   }
   const [name] = names
   return name === undefined || names.length > 1 ? undefined : Buffer.from(name, 'latin1').toString()
+}
+
+/** Content that is encoded would arrive so, as another file than the one that was sent. */
+function isEncoded(header: object): boolean {
+  const values: unknown = Reflect.get(header, 'content-transfer-encoding')
+  return values !== undefined && !/^(?:7bit|8bit|binary)$/i.test(String(values).trim())
 }
 
 function malformed(reason: string): Problem {

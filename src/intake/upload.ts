@@ -88,7 +88,7 @@ export class Upload {
 
   #wait(): Promise<Buffer | undefined> {
     const body = this.#body
-    if (body.readableEnded) return Promise.resolve(undefined)
+    if (body.readableEnded) return ended(body)
     if (body.destroyed) return Promise.reject(brokenOff())
     return new Promise((resolve, reject) => {
       const settle = (): void => {
@@ -111,7 +111,7 @@ export class Upload {
       }
       const onEnd = (): void => {
         settle()
-        resolve(undefined)
+        resolve(ended(body))
       }
       const onClose = (): void => fail(brokenOff())
       const { idleTimeout } = this.#limits
@@ -125,6 +125,11 @@ export class Upload {
     const waited = this.#waited + performance.now() - (this.#waitingSince ?? 0)
     return waited > DRIP_MS + this.size / LEAST_BYTES_PER_MS
   }
+}
+
+/** A shortened message must never pass for a whole one: the end counts only where HTTP's own framing says so. */
+async function ended({ complete }: IncomingMessage): Promise<undefined> {
+  if (!complete) throw brokenOff()
 }
 
 function brokenOff(): Problem {

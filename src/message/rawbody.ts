@@ -52,10 +52,9 @@ export class RawBody {
   }
 }
 
-/** The last line end from `start` to `reach`, or -1. */
+/** The last line end from `start` to `reach`, or -1. Looks at no octet outside: a body without CR would be gone through again and again. */
 function lineEnd(piece: Buffer, start: number, reach: number): number {
-  const lf = piece.lastIndexOf(LF, reach)
-  if (lf >= start) return lf
-  const cr = piece.lastIndexOf(CR, reach)
-  return cr >= start ? cr : -1
+  const within = piece.subarray(start, reach + 1)
+  const end = Math.max(within.lastIndexOf(LF), within.lastIndexOf(CR))
+  return end === -1 ? -1 : start + end
 }

@@ -64,7 +64,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     if (request.headers['content-encoding'] !== undefined) {
       throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', { headers: { 'accept-encoding': 'identity' } })
     }
-    request.place = admission.enter(isStreamed(request) ? Math.min(declared, STREAM_BYTES) : declared)
+    request.place = admission.enter(isStreamed(request) ? streamRoom(request) : declared)
     const { place } = request
     onceOver(reply.raw, () => place.release())
   })
@@ -123,6 +123,11 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
 /** Whether the body is passed on as it comes. Whoever says so and is not understood is refused before it is read. */
 function isStreamed({ headers }: FastifyRequest): boolean {
   return /^(?:message\/rfc822|multipart\/form-data)[ \t]*(?:;|$)/i.test(headers['content-type'] ?? '')
+}
+
+/** What a streamed body takes: one that does not say how long it is may be long. */
+function streamRoom(request: FastifyRequest): number {
+  return request.headers['content-length'] === undefined ? STREAM_BYTES : Math.min(declaredLength(request), STREAM_BYTES)
 }
 
 /** The first part of a multipart body: the message as JSON. It takes its room as it grows. */
