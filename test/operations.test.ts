@@ -1,0 +1,201 @@
+import { once } from 'node:events'
+import { cpSync, mkdirSync, readdirSync, symlinkSync } from 'node:fs'
+import { type IncomingHttpHeaders, request as httpRequest } from 'node:http'
+import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
+import t, { type Test } from 'tap'
+import { makeFiles, settings, temporaryDirectory } from './interop/process.ts'
+import { startFaultRelay } from './support/fault-relay.ts'
+import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
+import { launch, shell } from './support/readme.ts'
+import { startRelay } from './support/relay.ts'
+
+const POLL_MS = 20
+
+interface Answer {
+  readonly status: number | undefined
+  readonly headers: IncomingHttpHeaders
+  readonly text: string
+}
+
+/** A request to the operations port, whose target is sent as it is given. */
+async function ask({ gateway }: TestGateway, path: string, { method = 'GET', headers = {}, body = '' } = {}): Promise<Answer> {
+  const outgoing = httpRequest({ host: '127.0.0.1', port: gateway.opsPort, path, method, headers, agent: false })
+  outgoing.end(body)
+  const [answer] = await once(outgoing, 'response')
+  const pieces: Buffer[] = []
+  for await (const piece of answer) pieces.push(piece)
+  return { status: answer.statusCode, headers: answer.headers, text: Buffer.concat(pieces).toString() }
+}
+
+async function until(condition: () => Promise<boolean> | boolean): Promise<void> {
+  while (!(await condition())) await pause(POLL_MS)
+}
+
+t.test('the operations port answers its own paths to GET and HEAD, and nothing else', async (t) => {
+  const gateway = await startGateway(t)
+  for (const [path, type] of [
+    ['/livez', 'text/plain; charset=utf-8'],
+    ['/readyz', 'text/plain; charset=utf-8'],
+    ['/readyz?verbose', 'text/plain; charset=utf-8'],
+    ['/metrics', 'text/plain; version=0.0.4; charset=utf-8'],
+    ['/openapi.json', 'application/json; charset=utf-8'],
+    ['/docs', 'text/html; charset=utf-8'],
+  ] as const) {
+    const answer = await ask(gateway, path)
+    t.equal(answer.status, 200, path)
+    t.match(answer.headers, { 'content-type': type, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' })
+    const head = await ask(gateway, path, { method: 'HEAD' })
+    t.same([head.status, head.text], [200, ''])
+    for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS']) t.match(await ask(gateway, path, { method }), { status: 405, headers: { allow: 'GET, HEAD' } }, `${method} ${path}`)
+  }
+  for (const path of ['/', '/healthz', '/livez/', '/METRICS', '/docs/../metrics', '/docs/package.json', '/docs/..%2f..%2fpackage.json', '/toString']) t.equal((await ask(gateway, path)).status, 404, path)
+})
+
+t.test('no mail goes over the operations port, whatever it looks like', async (t) => {
+  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }' })
+  const json = JSON.stringify(MESSAGE)
+  const mime = 'From: billing@corp.example\r\nSubject: x\r\n\r\nHi.\r\n'
+  const raw = '/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=user@corp.example'
+  const multipart = `--b\r\nContent-Disposition: form-data; name="message"\r\n\r\n${json}\r\n--b--\r\n`
+  for (const [path, type, body] of [
+    ['/v1/messages', 'application/json', json],
+    ['/v1/messages?dry_run=true', 'application/json', json],
+    ['/v1/messages', 'multipart/form-data; boundary=b', multipart],
+    [raw, 'message/rfc822', mime],
+    [`https://localhost:${gateway.port}/v1/messages`, 'application/json', json],
+    [`http://127.0.0.1${raw}`, 'message/rfc822', mime],
+  ] as const) {
+    const headers = { 'content-type': type, 'idempotency-key': 'k', 'client-cert': 'x', 'x-ssl-client-cert': encodeURIComponent(gateway.client.certificate) }
+    for (const method of ['POST', 'PUT']) t.equal((await ask(gateway, path, { method, headers, body })).status, 404, `${method} ${path}`)
+  }
+  t.equal(gateway.relay.messages.length, 0)
+  t.equal((await gateway.post(MESSAGE)).status, 200, 'which the other port takes')
+})
+
+t.test('a probe opens no connection to a relay, however often it comes', async (t) => {
+  const gateway = await startGateway(t)
+  t.equal((await ask(gateway, '/readyz')).status, 200)
+  const before = gateway.relay.connections
+  for (let n = 0; n < 100; n++) t.equal((await ask(gateway, '/readyz')).status, 200)
+  t.equal(gateway.relay.connections, before)
+})
+
+t.test('it is not ready while no relay can be reached, from the first probe on, and ready when one is back', async (t) => {
+  const relay = await startFaultRelay(t)
+  await relay.stop()
+  const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url } })
+  t.match(await ask(gateway, '/readyz'), { status: 503, text: 'no relay is reachable\n' })
+  t.equal((await ask(gateway, '/livez')).status, 200, 'a restart would not help')
+  t.match((await ask(gateway, '/metrics')).text, /^postern_relay_up\{relay="localhost:\d+"\} 0$/m)
+  await relay.listen()
+  await until(async () => (await ask(gateway, '/readyz')).status === 200)
+  t.match((await ask(gateway, '/metrics')).text, /^postern_relay_up\{relay="localhost:\d+"\} 1$/m)
+})
+
+t.test('one relay of several is enough to be ready', async (t) => {
+  const [away, there] = [await startFaultRelay(t), await startRelay(t)]
+  await away.stop()
+  const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: `${away.url} ${there.url}` } })
+  t.equal((await ask(gateway, '/readyz')).status, 200)
+  await until(async () => /postern_relay_up\{.*\} 0/.test((await ask(gateway, '/metrics')).text))
+})
+
+t.test('a relay that goes away is noticed without a message', async (t) => {
+  const relay = await startRelay(t)
+  const gateway = await startGateway(t, { relay })
+  t.equal((await ask(gateway, '/readyz')).status, 200)
+  await relay.close()
+  await until(() => gateway.logText().includes('relay is down'))
+  t.match(await ask(gateway, '/readyz'), { status: 503, text: 'no relay is reachable\n' })
+})
+
+t.test('while it shuts down it says so to probes, and to callers on connections that they keep', async (t) => {
+  const held: (() => void)[] = []
+  const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void held.push(done) })
+  const gateway = await startGateway(t, { relay })
+  const inProgress = gateway.post(MESSAGE)
+  await until(() => held.length > 0)
+  const stopped = gateway.gateway.stop()
+  t.match(await ask(gateway, '/readyz'), { status: 503, text: 'shutting down\n' })
+  t.equal((await ask(gateway, '/livez')).status, 200)
+  const refused = await gateway.post(MESSAGE)
+  t.match(refused, { status: 503, json: { code: 'shutting_down', outcome: 'not_sent', retryable: true }, headers: { connection: 'close', 'retry-after': /^\d+$/ } })
+  held.forEach((release) => release())
+  t.match(await inProgress, { status: 200, headers: { connection: 'close' } })
+  t.equal(await stopped, 0, 'nothing was cut')
+})
+
+t.test('postern health ends with 0 when the gateway is ready, and with 1 and the reason when it is not', async (t) => {
+  const health = (env: Record<string, string>): Promise<string> => shell(`"${process.execPath}" dist/cli.js health`, process.cwd(), env)
+  const gateway = await startGateway(t)
+  t.equal(await health({ POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }), '')
+  t.equal(await health({ POSTERN_OPS_HOST: '0.0.0.0', POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }), '', 'every address is asked for on loopback')
+  const relay = await startFaultRelay(t)
+  await relay.stop()
+  const lonely = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url } })
+  await t.rejects(health({ POSTERN_OPS_PORT: String(lonely.gateway.opsPort) }), { message: /ended with 1: The gateway is not ready: no relay is reachable\.\n/ })
+  const port = String(gateway.gateway.opsPort)
+  await gateway.gateway.stop()
+  await t.rejects(health({ POSTERN_OPS_PORT: port }), { message: /ended with 1: Nothing answers at http:\/\/127\.0\.0\.1:\d+\/readyz\.\n/ })
+})
+
+const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736'
+const SPAN = '00f067aa0ba902b7'
+
+t.test("a caller's own ids reach the log lines of its request where they are well-formed", async (t) => {
+  const gateway = await startGateway(t)
+  const answer = await gateway.post(MESSAGE, { headers: { traceparent: `00-${TRACE}-${SPAN}-01`, 'x-request-id': 'job-2041.7' } })
+  const last = (): unknown => gateway.log.findLast(({ msg }) => msg === 'message' || msg === 'refused')
+  t.match(last(), { msg: 'message', request_id: answer.headers['x-request-id'], trace_id: TRACE, correlation_id: 'job-2041.7' })
+  t.not(answer.headers['x-request-id'], 'job-2041.7', "the answer carries the gateway's own")
+  await gateway.post({}, { headers: { traceparent: `01-${TRACE}-${SPAN}-00-later`, 'x-request-id': 'QUJD+/=' } })
+  t.match(last(), { msg: 'refused', trace_id: TRACE, correlation_id: 'QUJD+/=' })
+  for (const traceparent of [`ff-${TRACE}-${SPAN}-01`, `00-${'0'.repeat(32)}-${SPAN}-01`, `00-${TRACE}-${'0'.repeat(16)}-01`, `00-${TRACE.toUpperCase()}-${SPAN}-01`, `00-${TRACE}-${SPAN}-01-more`, TRACE, 'NEEDLE', '']) {
+    await gateway.post(MESSAGE, { headers: { traceparent } })
+    t.notHas(last(), { trace_id: TRACE }, traceparent)
+  }
+  for (const id of ['NEEDLE NEEDLE', 'NEEDLE"', 'NEEDLE{}', `NEEDLE${'x'.repeat(128)}`, '']) {
+    await gateway.post(MESSAGE, { headers: { 'x-request-id': id } })
+    t.notOk(Object.hasOwn(Object(last()), 'correlation_id'), id)
+  }
+  await gateway.post(MESSAGE, { headers: { 'x-request-id': ['NEEDLE', 'NEEDLE'] } })
+  t.notMatch(gateway.logText(), /NEEDLE/)
+})
+
+t.test('logs are for people on a terminal where pino-pretty is installed, and JSON everywhere else', async (t) => {
+  const relay = await startRelay(t)
+  const { directory } = await makeFiles(t)
+  const env = { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_SMTP_URL: relay.url, NO_COLOR: '1' }
+  const command = `exec script -qec "exec '${process.execPath}' dist/cli.js serve" /dev/null` // `script` gives a terminal
+  const pretty = await launch(t, command, process.cwd(), env)(/listening/)
+  t.match(pretty, /^\[\d\d:\d\d:\d\d\.\d+\] INFO: listening\r?$/)
+  const json = await launch(t, command, await withoutPretty(t), env)(/listening/)
+  t.match(JSON.parse(json), { level: 'info', msg: 'listening', time: /^\d{4}-\d\d-\d\dT[\d:.]+Z$/ })
+})
+
+/** The built gateway with every package but pino-pretty, as in an image. */
+async function withoutPretty(t: Test): Promise<string> {
+  const folder = await temporaryDirectory(t) // not below this one, whose node_modules would be found
+  cpSync('dist', join(folder, 'dist'), { recursive: true })
+  cpSync('package.json', join(folder, 'package.json'))
+  mkdirSync(join(folder, 'node_modules'))
+  for (const name of readdirSync('node_modules')) {
+    if (name !== 'pino-pretty' && !name.startsWith('.')) symlinkSync(join(process.cwd(), 'node_modules', name), join(folder, 'node_modules', name))
+  }
+  return folder
+}
+
+t.test('the page of the API needs nothing from anywhere else', async (t) => {
+  const gateway = await startGateway(t)
+  const page = await ask(gateway, '/docs')
+  t.match(page.headers['content-security-policy'], /^default-src 'none'; script-src 'self'; /)
+  t.notMatch(page.headers['content-security-policy'], /https?:|\*/)
+  const links = [...page.text.matchAll(/(?:src|href)="([^"]*)"/g)].map(([, link = '']) => link)
+  t.same(links, ['data:,', '/docs/swagger-ui.css', '/openapi.json', '/docs/swagger-ui-bundle.js', '/docs/start.js'])
+  for (const link of links.slice(1)) {
+    const { status, text, headers } = await ask(gateway, link)
+    t.equal(status, 200, link)
+    t.ok(text.length > 100 && headers['content-type'] !== undefined)
+  }
+})
