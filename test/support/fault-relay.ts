@@ -33,6 +33,8 @@ export interface FaultRelay {
   /** Messages that it has whole and about which it never said anything whole. */
   readonly unanswered: readonly Buffer[]
   readonly sessions: number
+  /** Sessions that were ended with QUIT. */
+  readonly farewells: number
   /** Ends every open session from its side, as a relay does with idle ones. */
   hangUp(how: 'FIN' | 'RST' | '421'): void
   /** Stops or starts listening on the same port. */
@@ -49,9 +51,10 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
   const unanswered: Buffer[] = []
   const open = new Set<Session>()
   let sessions = 0
+  let farewells = 0
   const server = createServer((socket) => {
     sessions += 1
-    const session = new Session(socket, relay, { context, complete, accepted, unanswered })
+    const session = new Session(socket, relay, { context, complete, accepted, unanswered, quit: () => void (farewells += 1) })
     open.add(session)
     socket.once('close', () => open.delete(session))
   })
@@ -64,6 +67,9 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
     unanswered,
     get sessions() {
       return sessions
+    },
+    get farewells() {
+      return farewells
     },
     hangUp: (how) => open.forEach((session) => session.hangUp(how)),
     async stop() {
@@ -91,6 +97,7 @@ interface Shared {
   readonly complete: Buffer[]
   readonly accepted: Buffer[]
   readonly unanswered: Buffer[]
+  readonly quit: () => void
 }
 
 class Session {
@@ -174,6 +181,7 @@ class Session {
     }
     if (verb === 'RSET') return this.#say('250 2.0.0 ok')
     if (verb === 'QUIT') {
+      this.#shared.quit()
       this.#say('221 2.0.0 bye')
       return void this.#socket.end()
     }

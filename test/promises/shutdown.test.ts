@@ -1,0 +1,134 @@
+import { once } from 'node:events'
+import { connect } from 'node:net'
+import { connect as tlsConnect, type TLSSocket } from 'node:tls'
+import t, { type Test } from 'tap'
+import { type GatewayProcess, serve } from '../interop/process.ts'
+import { startFaultRelay } from '../support/fault-relay.ts'
+import { MESSAGE } from '../support/gateway.ts'
+import { makePki } from '../support/pki.ts'
+import { startRelay, type TestRelay } from '../support/relay.ts'
+
+/** A relay that gives its reply to a whole message only when it is let go. */
+async function startHoldingRelay(t: Test): Promise<TestRelay & { readonly reached: Promise<void>; release(): void }> {
+  let reach = (): void => {}
+  let release = (): void => {}
+  const reached = new Promise<void>((resolve) => (reach = resolve))
+  const released = new Promise<void>((resolve) => (release = resolve))
+  const relay = await startRelay(t, {
+    onData(stream, _session, done) {
+      stream.resume()
+      stream.once('end', () => {
+        reach()
+        void released.then(() => done(null, '2.0.0 Ok: queued as held'))
+      })
+    },
+  })
+  t.teardown(() => release())
+  return Object.assign(relay, { reached, release })
+}
+
+/** GET on the operations port; its status and body. */
+async function operations({ log }: GatewayProcess, path: string): Promise<{ status: number; text: string }> {
+  const { ops_port } = log.find(({ msg }) => msg === 'listening') ?? {}
+  const answer = await fetch(`http://127.0.0.1:${ops_port}${path}`)
+  return { status: answer.status, text: await answer.text() }
+}
+
+async function logged({ log, child }: GatewayProcess, msg: string): Promise<Record<string, unknown>> {
+  for (;;) {
+    const line = log.find((entry) => entry['msg'] === msg)
+    if (line !== undefined) return line
+    if (child.stdout === null) throw new Error('no output')
+    await once(child.stdout, 'data')
+    await new Promise((resolve) => setImmediate(resolve))
+  }
+}
+
+for (const signal of ['SIGTERM', 'SIGINT'] as const) {
+  t.test(`${signal} finishes the message in progress, refuses new ones, says so on /readyz, and ends with 0`, async (t) => {
+    const relay = await startHoldingRelay(t)
+    const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url })
+    const exited = once(gateway.child, 'exit')
+    const inProgress = gateway.post(MESSAGE)
+    await relay.reached
+    gateway.child.kill(signal)
+    await logged(gateway, 'shutting down')
+    t.match(await gateway.post(MESSAGE), { status: 503, json: { code: 'shutting_down', outcome: 'not_sent', retryable: true }, headers: { 'retry-after': /^\d+$/ } })
+    t.match(await operations(gateway, '/readyz'), { status: 503, text: /shutting down/ })
+    t.match(await operations(gateway, '/livez'), { status: 200 })
+    relay.release()
+    t.match(await inProgress, { status: 200, json: { status: 'accepted' } })
+    t.same(await exited, [0, null])
+    t.equal(gateway.log.at(-1)?.['msg'], 'stopped')
+  })
+}
+
+t.test('at the end of the grace period the rest is cut: exit status 1, and the log says how many', async (t) => {
+  const relay = await startHoldingRelay(t)
+  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '300ms' })
+  const exited = once(gateway.child, 'exit')
+  const inProgress = gateway.post(MESSAGE).then(
+    ({ json }) => json['code'],
+    () => 'connection lost',
+  )
+  await relay.reached
+  gateway.child.kill('SIGTERM')
+  t.same(await exited, [1, null])
+  t.match(gateway.log.at(-1), { level: 'error', cut: 1, msg: /grace period ended/ })
+  t.match(await inProgress, /^(delivery_unknown|connection lost)$/, 'never told that it was sent, or that it was not')
+})
+
+t.test('a second signal ends the wait at once, with 1', async (t) => {
+  const relay = await startHoldingRelay(t)
+  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url })
+  const exited = once(gateway.child, 'exit')
+  gateway.post(MESSAGE).catch(() => {})
+  await relay.reached
+  gateway.child.kill('SIGTERM')
+  await logged(gateway, 'shutting down')
+  gateway.child.kill('SIGINT')
+  t.same(await exited, [1, null])
+})
+
+t.test('connections that are idle, silent or in the middle of a head do not hold the end up', async (t) => {
+  const relay = await startRelay(t)
+  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '50s' })
+  t.equal((await gateway.post(MESSAGE)).status, 200, 'a connection that is kept alive')
+  const silent = connect(gateway.port, '127.0.0.1')
+  await once(silent, 'connect')
+  const half = await dial(gateway)
+  half.write('POST /v1/messages HTTP/1.1\r\nHost: loc')
+  const closed = Promise.all([once(silent, 'close'), once(half, 'close')])
+  t.equal(await gateway.stop(), 0)
+  await closed
+})
+
+t.test('a body that does not go on is waited for until the grace period ends, and then cut', async (t) => {
+  const relay = await startRelay(t)
+  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '300ms' })
+  const upload = await dial(gateway)
+  upload.write('POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n')
+  await once(upload, 'data') // 100 (Continue): the body is being read
+  const closed = once(upload, 'close')
+  t.equal(await gateway.stop(), 1)
+  await closed
+  t.match(gateway.log.at(-1), { cut: 1 })
+  t.equal(relay.messages.length, 0)
+})
+
+t.test('the pool takes its leave of the relay with QUIT', async (t) => {
+  const relay = await startFaultRelay(t)
+  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url })
+  t.equal((await gateway.post(MESSAGE)).status, 200)
+  t.equal(await gateway.stop(), 0)
+  t.equal(relay.farewells, relay.sessions)
+  t.ok(relay.sessions > 0)
+})
+
+async function dial({ port, client }: GatewayProcess): Promise<TLSSocket> {
+  const { ca } = await makePki()
+  const socket = tlsConnect({ host: '127.0.0.1', servername: 'localhost', port, ca: ca.certificate, cert: client.certificate, key: client.key })
+  socket.on('error', () => {}) // it is cut in the end
+  await once(socket, 'secureConnect')
+  return socket
+}
