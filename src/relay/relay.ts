@@ -102,17 +102,17 @@ export class Relay {
     return this.#pool.pendingCount()
   }
 
-  /** Says QUIT on every connection as soon as it is idle and closes the pool; what is still under way then is cut. */
+  /** Says QUIT on every idle connection and closes the pool; what is still under way is cut. */
   async close(): Promise<void> {
     const leaving = new Set<PoolResource>()
     for (const deadline = Date.now() + QUIT_MS; Date.now() < deadline; await pause(QUIT_POLL_MS)) {
       const open = this.#connections()
-      if (open.length === 0) break
       for (const resource of open) {
         if (!resource.available || leaving.has(resource)) continue
         leaving.add(resource)
         resource.connection.quit()
       }
+      if (!open.some((resource) => leaving.has(resource))) break
     }
     this.#pool.close({ force: true })
   }
