@@ -1,5 +1,10 @@
+import { once } from 'node:events'
+import { Agent, request } from 'node:https'
 import t from 'tap'
+import { type Client, parseClients } from '../src/identity/clients.ts'
+import { Allowances } from '../src/state/allowances.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
+import { startOnFiles } from './support/motion.ts'
 import { startRelay } from './support/relay.ts'
 
 const withPolicy = (policy: string): string => `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], ${policy} } }`
@@ -59,3 +64,66 @@ t.test('an answer given again costs nothing, and a dry run neither', async (t) =
   t.equal((await post(MESSAGE, { headers })).status, 200)
   t.equal((await post(MESSAGE)).status, 429)
 })
+
+t.test('recipients that are given back after their window has ended are no gift to the next one', async (t) => {
+  const allowances = new Allowances(undefined)
+  const client = limited('billing', { quota: { points: 2, seconds: 1 } })
+  const { refund } = await allowances.take(client, 2)
+  await t.rejects(allowances.take(client, 1), { code: 'quota_exceeded', status: 429 })
+  await new Promise((resolve) => setTimeout(resolve, 1100)) // the window is what is tested
+  await refund(2)
+  await allowances.take(client, 2)
+  await t.rejects(allowances.take(client, 1), { code: 'quota_exceeded' })
+})
+
+t.test('what one client uses up is another client\'s no less', async (t) => {
+  const allowances = new Allowances(undefined)
+  const rate = { points: 1, seconds: 3600 }
+  await allowances.take(limited('a', { rate }), 1)
+  await t.rejects(allowances.take(limited('a', { rate }), 1), { code: 'rate_limited', status: 429 })
+  await allowances.take(limited('b', { rate }), 1)
+})
+
+t.test('a message over the quota does not use up the rate, nor one over the rate the quota', async (t) => {
+  const allowances = new Allowances(undefined)
+  const client = limited('billing', { rate: { points: 2, seconds: 3600 }, quota: { points: 3, seconds: 3600 } })
+  for (let n = 0; n < 5; n++) await t.rejects(allowances.take(client, 4), { code: 'quota_exceeded' })
+  await allowances.take(client, 1)
+  await allowances.take(client, 1)
+  for (let n = 0; n < 5; n++) await t.rejects(allowances.take(client, 1), { code: 'rate_limited' })
+  const sameQuota = limited('billing', { quota: { points: 3, seconds: 3600 } })
+  await allowances.take(sameQuota, 1)
+  await t.rejects(allowances.take(sameQuota, 1), { code: 'quota_exceeded' })
+})
+
+t.test('a changed clients file holds from the next message, on connections that are open too', async (t) => {
+  const listing = (policy: string): string => `clients: { billing: { fingerprints: ["FINGERPRINT"], from: ["*"], ${policy} } }\n`
+  const gateway = await startOnFiles(t, { clients: listing('rate: 2/hour') })
+  const agent = new Agent({ keepAlive: true, maxSockets: 1 })
+  t.teardown(() => agent.destroy())
+  const body = JSON.stringify({ ...MESSAGE, to: to(3) })
+  const post = async (): Promise<unknown> => {
+    const { pki, port, client } = gateway
+    const headers = { 'content-type': 'application/json', 'content-length': body.length }
+    const outgoing = request({ host: '127.0.0.1', servername: 'localhost', port, method: 'POST', path: '/v1/messages', agent, headers, ca: pki.ca.certificate, cert: client.certificate, key: client.key })
+    outgoing.end(body)
+    const [answer] = await once(outgoing, 'response')
+    const { code } = JSON.parse((await answer.toArray()).join(''))
+    return code ?? answer.statusCode
+  }
+  const change = (policy: string): Promise<unknown> => gateway.reloaded('clients', () => gateway.replace('clients.yaml', listing(policy).replace('FINGERPRINT', gateway.client.fingerprint)))
+  t.same([await post(), await post(), await post()], [200, 200, 'rate_limited'])
+  await change('rate: 3/hour')
+  t.same([await post(), await post(), await post(), await post()], [200, 200, 200, 'rate_limited'], 'a higher rate, counted anew')
+  await change('quota: 4/day')
+  t.same([await post(), await post()], [200, 'quota_exceeded'], 'a quota where there was a rate')
+  await change('max_recipients: 2')
+  t.equal(await post(), 'too_many_recipients')
+})
+
+function limited(name: string, allowances: Pick<Client, 'rate'> | Pick<Client, 'quota'>): Client {
+  const fingerprint = Array.from({ length: 32 }, () => 'AB').join(':')
+  const client = parseClients(`clients: { ${name}: { fingerprints: ["${fingerprint}"], from: ["*"] } }`, 'clients.yaml').clients.get(name)
+  if (client === undefined) throw new Error(`${name} is not listed`)
+  return { ...client, ...allowances }
+}

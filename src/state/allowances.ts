@@ -24,32 +24,35 @@ export class Allowances {
 
   /** Takes one message and so many recipients. Throws a 429 Problem, having taken nothing. */
   async take({ name, rate, quota }: Client, recipients: number): Promise<Taken> {
-    await this.#take('rate', name, rate, 1, 'rate_limited')
+    const message = await this.#take('rate', name, rate, 1, 'rate_limited')
     try {
-      await this.#take('quota', name, quota, recipients, 'quota_exceeded')
+      const addressed = await this.#take('quota', name, quota, recipients, 'quota_exceeded')
+      return { refund: addressed }
     } catch (error) {
-      await this.#give('rate', name, rate, 1)
+      await message(1)
       throw error
     }
-    return { refund: (unused) => this.#give('quota', name, quota, unused) }
   }
 
-  async #take(kind: 'rate' | 'quota', client: string, allowance: Allowance | undefined, points: number, code: ProblemCode): Promise<void> {
-    if (allowance === undefined) return
+  /** Gives the way back. */
+  async #take(kind: 'rate' | 'quota', client: string, allowance: Allowance | undefined, points: number, code: ProblemCode): Promise<Taken['refund']> {
+    if (allowance === undefined) return async () => {}
+    const limiter = this.#limiter(kind, allowance)
+    const giveBack = async (unused: number, { msBeforeNext }: RateLimiterRes, since: number): Promise<void> => {
+      // In the next window it was never taken: given back there, it would be a gift.
+      if (unused > 0 && performance.now() - since < msBeforeNext) await limiter.reward(client, unused).catch(() => {})
+    }
     try {
-      await this.#limiter(kind, allowance).consume(client, points)
+      const taken = await limiter.consume(client, points)
+      const since = performance.now()
+      return (unused) => giveBack(unused, taken, since)
     } catch (refusal) {
       if (!(refusal instanceof RateLimiterRes)) throw refusal
       // The limiter counts what it refuses: a large message must not lock out the small ones after it.
-      await this.#give(kind, client, allowance, points)
+      await giveBack(points, refusal, performance.now())
       const unit = kind === 'rate' ? 'messages' : 'recipients'
       throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s.`, { retryAfter: refusal.msBeforeNext / 1000 })
     }
-  }
-
-  async #give(kind: 'rate' | 'quota', client: string, allowance: Allowance | undefined, points: number): Promise<void> {
-    if (allowance === undefined || points === 0) return
-    await this.#limiter(kind, allowance).reward(client, points).catch(() => {})
   }
 
   #limiter(kind: string, { points, seconds }: Allowance): RateLimiterMemory | RateLimiterRedis {
