@@ -37,7 +37,7 @@ const SINGLE = new Set([
  * Reads the header of a message and no more: what came of the body with it is `rest`. Throws a 400 Problem for a header
  * of more than 64 KiB, and what Upload.next throws.
  */
-export async function readHeader(upload: Upload): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
+export async function readHeader(upload: Pick<Upload, 'next'>): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
   const pieces: Buffer[] = []
   const end = new HeaderEnd()
   let size = 0
