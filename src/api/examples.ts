@@ -1,4 +1,4 @@
-import type { MessageInput } from './schemas.ts'
+import type { MessageInput, Receipt } from './schemas.ts'
 
 interface Media {
   /** Where no schema of a route describes the body. */
@@ -84,6 +84,59 @@ export const EXAMPLES: Readonly<Record<string, Readonly<Record<string, Media>>>>
     'message/rfc822': {
       schema: { type: 'string', contentMediaType: 'message/rfc822', description: 'A complete message (RFC 5322). It is streamed: memory does not grow with its size.' },
       examples: { simple: { summary: 'A text', value: RAW } },
+    },
+  },
+}
+
+interface Answer {
+  readonly description: string
+  readonly examples: Readonly<Record<string, { readonly summary: string; readonly value: object }>>
+}
+
+const ACCEPTED: Receipt = {
+  id: '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11',
+  message_id: '<invoice-2041@corp.example>',
+  status: 'accepted',
+  accepted: ['user@corp.example'],
+  rejected: [],
+  smtp: { relay: 'mail.internal:587', code: 250, response: '250 2.0.0 Ok: queued as 4XyZ' },
+}
+
+const RECEIPTS: Readonly<Record<Receipt['status'], { readonly summary: string; readonly value: Receipt }>> = {
+  accepted: { summary: 'The SMTP server has the message', value: ACCEPTED },
+  partial: {
+    summary: 'It has the message and refused some recipients',
+    value: {
+      ...ACCEPTED,
+      status: 'partial',
+      rejected: [{ email: 'nobody@corp.example', code: 550, enhanced: '5.1.1', message: '550 5.1.1 No such user' }],
+    },
+  },
+  validated: {
+    summary: 'With dry_run=true: nothing was sent',
+    value: { id: ACCEPTED.id, message_id: ACCEPTED.message_id, status: 'validated', accepted: ['user@corp.example'], rejected: [] },
+  },
+}
+
+const TAKEN: Answer = { description: 'The SMTP server answered 250 to the whole message; with `dry_run=true`, the message could be sent.', examples: RECEIPTS }
+
+/** What a 200 looks like, by path. */
+export const ANSWERS: Readonly<Record<string, Answer>> = {
+  '/v1/messages': TAKEN,
+  '/v1/messages/raw': TAKEN,
+  '/v1/whoami': {
+    description: 'The caller: its name in the clients file, its certificate, its policy as the file states it.',
+    examples: {
+      billing: {
+        summary: 'A client',
+        value: {
+          client: 'billing',
+          fingerprint: '5E:88:48:98:DA:28:04:71:51:D0:E5:6F:8D:C6:29:27:73:60:3D:0D:6A:AB:BD:D6:2A:11:EF:72:1D:15:42:D8',
+          not_before: '2026-01-01T00:00:00.000Z',
+          not_after: '2027-01-01T00:00:00.000Z',
+          policy: { from: ['billing@corp.example'], to: ['*@corp.example'], rate: '600/minute' },
+        },
+      },
     },
   },
 }

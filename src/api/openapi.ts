@@ -1,7 +1,7 @@
 import swagger, { type FastifyDynamicSwaggerOptions } from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { CORRELATION_ID } from '../operations/correlation.ts'
-import { EXAMPLES } from './examples.ts'
+import { ANSWERS, EXAMPLES } from './examples.ts'
 
 /** Adds `app.swagger()`, the OpenAPI 3.1 description of the routes declared after this call. It exposes no route. */
 export function openapi(app: FastifyInstance): void {
@@ -39,6 +39,9 @@ const HEADERS = {
   'X-Request-Id': { description: 'The id of the request, as in the body and in the log line.', required: true, schema: { type: 'string', format: 'uuid' } },
   'Retry-After': { description: 'Seconds to wait before the request is worth another try.', required: true, schema: { type: 'integer', minimum: 1 } },
   'Idempotency-Replayed': { description: '`true` where this is the answer to an earlier request with the same Idempotency-Key.', schema: { type: 'string', const: 'true' } },
+  'Strict-Transport-Security': { description: 'RFC 6797.', required: true, schema: { type: 'string' } },
+  'X-Content-Type-Options': { description: 'The answer is of the type that it says.', required: true, schema: { type: 'string', const: 'nosniff' } },
+  'Cache-Control': { description: 'Nothing is kept on the way.', required: true, schema: { type: 'string', const: 'no-store' } },
   Allow: { description: 'The methods that the path takes.', required: true, schema: { type: 'string' } },
 } as const
 
@@ -85,6 +88,12 @@ function completeOperation(path: string, method: string, operation: unknown): vo
     if (!isRecord(response)) continue
     response['headers'] = Object.fromEntries(headersOf(status, takesMessage).map((name) => [name, { $ref: `#/components/headers/${name}` }]))
   }
+  const answer = ANSWERS[path]
+  const success = isRecord(operation['responses']) ? operation['responses']['200'] : undefined
+  if (answer !== undefined && isRecord(success)) {
+    success['description'] = answer.description
+    for (const [, media] of entries(success['content'])) if (isRecord(media)) media['examples'] = answer.examples
+  }
   const bodies = takesMessage ? EXAMPLES[path] : undefined
   if (bodies === undefined) return
   const body = isRecord(operation['requestBody']) ? operation['requestBody'] : { required: true }
@@ -97,10 +106,11 @@ function completeOperation(path: string, method: string, operation: unknown): vo
 }
 
 function headersOf(status: string, takesMessage: boolean): readonly (keyof typeof HEADERS)[] {
-  if (['409', '429', '503'].includes(status)) return ['X-Request-Id', 'Retry-After']
-  if (status === '405') return ['X-Request-Id', 'Allow']
-  if (takesMessage && ['200', '422', '504'].includes(status)) return ['X-Request-Id', 'Idempotency-Replayed']
-  return ['X-Request-Id']
+  const always = ['X-Request-Id', 'Strict-Transport-Security', 'X-Content-Type-Options', 'Cache-Control'] as const
+  if (['409', '429', '503'].includes(status)) return [...always, 'Retry-After']
+  if (status === '405') return [...always, 'Allow']
+  if (takesMessage && ['200', '422', '504'].includes(status)) return [...always, 'Idempotency-Replayed']
+  return always
 }
 
 /** A union of constants is an enum to every tool that reads the document. */
@@ -108,7 +118,7 @@ function simplified<T>(node: T): T
 function simplified(node: unknown): unknown {
   if (Array.isArray(node)) return node.map((item: unknown) => simplified(item))
   if (!isRecord(node)) return node
-  const { anyOf, ...others } = node
+  const { anyOf, 'x-complete': _, ...others } = node
   if (Array.isArray(anyOf) && anyOf.every((branch: unknown) => isRecord(branch) && typeof branch['const'] === 'string')) {
     return { ...others, type: 'string', enum: anyOf.map((branch: Record<string, unknown>) => branch['const']) }
   }

@@ -102,7 +102,10 @@ export const MessageSchema = Type.Object(
 export type MessageInput = Static<typeof MessageSchema>
 export type AttachmentInput = Static<typeof AttachmentSchema>
 
-export const DryRunQuery = Type.Object({ dry_run: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')])) }, closed)
+export const DryRunQuery = Type.Object(
+  { dry_run: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')], { description: 'true: checks everything but the SMTP server, and sends nothing.' })) },
+  closed,
+)
 
 /** The envelope of a raw message (RFC 5321 §2.3.1). */
 export const RawQuery = Type.Object(
