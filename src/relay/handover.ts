@@ -1,4 +1,4 @@
-import { Readable } from 'node:stream'
+import { Duplex, Readable } from 'node:stream'
 import MimeNode from 'nodemailer/lib/mime-node'
 import { Base64Text } from '../message/base64.ts'
 import type { DeliveryNotification, Envelope } from '../message/message.ts'
@@ -18,19 +18,56 @@ export interface Outgoing {
 // Small enough that what is still here when a connection breaks is known not to have been sent.
 const SLICE = 16 * 1024
 
-/** Content that is in memory, given out in slices as fast as the socket takes them. */
+/** Content that is in memory, given out in slices as fast as the socket takes them, or at once where it is one slice. */
 export class ContentStream extends Readable {
   readonly #slices: Iterator<Buffer>
+  readonly #small: boolean
+  #sent = false
 
   constructor(content: readonly Segment[]) {
     super({ highWaterMark: SLICE })
-    this.#slices = slices(content)
+    const small = joined(content)
+    this.#small = small !== undefined
+    this.#slices = slices(small ?? content)
+  }
+
+  /** All of it has gone on at once. */
+  get sent(): boolean {
+    return this.#sent
   }
 
   override _read(): void {
     const next = this.#slices.next()
     this.push(next.done === true ? null : next.value)
   }
+
+  /**
+   * nodemailer pipes content through a stream that stuffs dots and adds the last one, into the socket. What is small
+   * leaves that stream with its last dot in one read, so that a message is one write to the socket, and one TLS record.
+   */
+  override pipe<T extends NodeJS.WritableStream>(destination: T, options?: { end?: boolean }): T {
+    if (!this.#small || !(destination instanceof Duplex)) return super.pipe(destination, options)
+    const whole: unknown = this.read()
+    this.#sent = true
+    destination.pause()
+    destination.end(whole)
+    destination.read()
+    destination.resume()
+    return destination
+  }
+}
+
+/** The content as one piece, where that is a single slice. */
+function joined(content: readonly Segment[]): readonly Buffer[] | undefined {
+  const pieces: Buffer[] = []
+  let size = 0
+  for (const segment of content) {
+    if (!Buffer.isBuffer(segment)) return undefined
+    size += segment.length
+    if (size > SLICE) return undefined
+    pieces.push(segment)
+  }
+  return size === 0 ? undefined : [Buffer.concat(pieces, size)]
 }
 
 /** Content in pieces of at most about 16 KB, none of them empty. Throws where a file's bytes are not there. */
@@ -58,7 +95,7 @@ export class Handover extends MimeNode {
   #ended = false
 
   constructor(outgoing: Outgoing, relay: RelayFeatures, onAssigned: () => void) {
-    super()
+    super('', { baseBoundary: 'none' }) // it has no parts, and drawing a random boundary costs more than the rest of this
     this.#outgoing = outgoing
     this.#relay = relay
     this.#onAssigned = onAssigned
@@ -74,12 +111,12 @@ export class Handover extends MimeNode {
    * happens to the connection now. As long as this is false it cannot have it.
    */
   get complete(): boolean {
-    return this.#ended
+    return this.#ended || (this.#content instanceof ContentStream && this.#content.sent)
   }
 
   /** Makes sure that the dot is never sent: a message that has been answered for must not arrive after all. */
   abandon(): void {
-    if (!this.#ended) this.#content?.destroy()
+    if (!this.complete) this.#content?.destroy()
   }
 
   override getHeader(key: string): string | undefined {
