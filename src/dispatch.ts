@@ -155,7 +155,9 @@ async function settle(claim: Claim, error: unknown, job: Job, requestId: string)
 const REPLAYED = { 'idempotency-replayed': 'true' } as const
 
 function answer(reply: FastifyReply, status: number, body: string): void {
-  void reply.code(status).type(status === 200 ? 'application/json; charset=utf-8' : 'application/problem+json').send(body)
+  if (status === 200) void reply.code(status).type('application/json; charset=utf-8').send(body)
+  // As bytes, as in plugins/problems.ts: this media type has no parameters.
+  else void reply.code(status).type('application/problem+json').send(Buffer.from(body))
 }
 
 /** Aborts when the connection closes before the answer: a message that still waits in the queue is then not sent. */

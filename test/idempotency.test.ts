@@ -1,7 +1,9 @@
 import t from 'tap'
 import { derivedId, parseIdempotencyKey } from '../src/state/idempotency.ts'
 import { MemoryIdempotencyStore } from '../src/state/idempotency-memory.ts'
-import { MESSAGE, startGateway } from './support/gateway.ts'
+import { startFaultRelay } from './support/fault-relay.ts'
+import { MESSAGE, startGateway, type TestAnswer } from './support/gateway.ts'
+import { makePki } from './support/pki.ts'
 import { startRelay } from './support/relay.ts'
 
 t.test('a key is read bare or quoted, and refused when it is neither', async (t) => {
@@ -83,6 +85,103 @@ t.test('a refused request frees its key, and a dry run never takes one', async (
   t.equal(relay.messages.length, 1)
 })
 
+t.test('an unknown outcome is answered again and not sent again', async (t) => {
+  const relay = await startFaultRelay(t, { stage: 'after the dot', fault: 'close' })
+  const { post } = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url } })
+  const headers = { 'idempotency-key': 'k' }
+  const first = await post(MESSAGE, { headers })
+  t.match(first, { status: 504, json: { code: 'delivery_unknown', outcome: 'unknown', retryable: false } })
+  relay.script = {}
+  const second = await post(MESSAGE, { headers })
+  t.equal(second.status, 504)
+  t.equal(second.text, first.text)
+  t.equal(second.headers['content-type'], first.headers['content-type'])
+  t.equal(second.headers['idempotency-replayed'], 'true')
+  t.equal(relay.complete.length, 1)
+  t.equal((await post(MESSAGE)).status, 200, 'without the key it is another message')
+  t.equal(relay.complete.length, 2)
+})
+
+t.test('whatever else is answered frees the key, for another body too', async (t) => {
+  const clients = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"], quota: 4/day, max_recipients: 3, max_size: 10KB } }'
+  const { post, relay } = await startGateway(t, { clients, env: { POSTERN_SMTP_URL: 'smtp://127.0.0.1:1', POSTERN_SMTP_TIMEOUT: '2s' } })
+  const recipients = (count: number): string[] => Array.from({ length: count }, (_, n) => `u${n}@corp.example`)
+  const headers = { 'idempotency-key': 'k' }
+  const refusals: [number, string, object][] = [
+    [400, 'invalid_message', { ...MESSAGE, to: 'nobody' }],
+    [400, 'invalid_header', { ...MESSAGE, headers: { Bcc: 'a@corp.example' } }],
+    [403, 'sender_not_allowed', { ...MESSAGE, from: 'ceo@other.example' }],
+    [413, 'too_many_recipients', { ...MESSAGE, to: recipients(4) }],
+    [413, 'message_too_large', { ...MESSAGE, text: 'x'.repeat(20_000) }],
+    [503, 'relay_unavailable', MESSAGE],
+    [503, 'relay_unavailable', { ...MESSAGE, text: 'Other.' }],
+  ]
+  for (const [status, code, message] of refusals) {
+    const answer = await post(message, { headers })
+    t.match(answer, { status, json: { code, outcome: 'not_sent' } }, code)
+    t.equal(answer.headers['idempotency-replayed'], undefined)
+  }
+  t.equal(relay.messages.length, 0)
+
+  const gateway = await startGateway(t, { clients })
+  t.equal((await gateway.post({ ...MESSAGE, to: recipients(3) })).status, 200)
+  t.match(await gateway.post({ ...MESSAGE, to: recipients(2) }, { headers }), { status: 429, json: { code: 'quota_exceeded' } })
+  const sent = await gateway.post(MESSAGE, { headers })
+  t.equal(sent.status, 200)
+  t.equal(sent.headers['idempotency-replayed'], undefined)
+})
+
+t.test('a key belongs to its client, and the message id says so', async (t) => {
+  const pki = await makePki()
+  const other = await pki.client('reports')
+  const clients = `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] }, reports: { fingerprints: ["${other.fingerprint}"], from: ["*"] } }`
+  const { post, relay } = await startGateway(t, { clients })
+  const headers = { 'idempotency-key': 'order-1' }
+  const [first, second] = [await post(MESSAGE, { headers }), await post({ ...MESSAGE, text: 'Other.' }, { headers, as: other })]
+  t.same([first.status, second.status], [200, 200])
+  t.equal(second.headers['idempotency-replayed'], undefined)
+  t.equal(second.json['message_id'], `<${derivedId('reports', 'order-1')}@corp.example>`)
+  t.not(first.json['message_id'], second.json['message_id'])
+  t.equal(relay.messages.length, 2)
+})
+
+t.test('the message id of a key is the same after the store was lost, and a message\'s own stays', async (t) => {
+  const relay = await startRelay(t)
+  const headers = { 'idempotency-key': 'order-1' }
+  const ids: unknown[] = []
+  for (let start = 0; start < 2; start++) {
+    const { post } = await startGateway(t, { relay })
+    ids.push((await post(MESSAGE, { headers })).json['message_id'])
+    t.equal((await post({ ...MESSAGE, message_id: '<own@corp.example>' }, { headers: { 'idempotency-key': 'own' } })).json['message_id'], '<own@corp.example>')
+  }
+  t.equal(relay.messages.length, 4, 'each store sent both')
+  t.equal(ids[0], ids[1])
+  t.match(relay.messages[2]?.raw.toString(), new RegExp(`^Message-ID: ${String(ids[0])}\\r$`, 'm'))
+})
+
+t.test('complete messages and those with files are answered again and sent once', async (t) => {
+  const clients = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
+  const { request, post, relay } = await startGateway(t, { clients })
+  const raw = (text: string, to = 'user@corp.example'): Promise<TestAnswer> =>
+    request({ method: 'POST', path: `/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=${to}`, body: `From: billing@corp.example\r\nSubject: Hello\r\n\r\n${text}\r\n`, headers: { 'content-type': 'message/rfc822', 'idempotency-key': 'raw' } })
+  const message = JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.txt', part: 'file' }] })
+  const part = (name: string, content: string): string => `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n${content}\r\n`
+  const multipart = (content: string): Promise<TestAnswer> =>
+    request({ method: 'POST', path: '/v1/messages', body: `${part('message', message)}${part('file', content)}--b--\r\n`, headers: { 'content-type': 'multipart/form-data; boundary=b', 'idempotency-key': 'multipart' } })
+  for (const [name, send] of [['raw', raw], ['multipart', multipart]] as const) {
+    const before = relay.messages.length
+    const [first, second, other] = [await send('One.'), await send('One.'), await send('Two.')]
+    t.equal(first.status, 200, name)
+    t.equal(second.text, first.text, name)
+    t.equal(second.headers['idempotency-replayed'], 'true')
+    t.match(other, { status: 422, json: { code: 'idempotency_key_reused' } }, name)
+    t.equal(first.json['message_id'], `<${derivedId('billing', name)}@corp.example>`)
+    t.equal(relay.messages.length, before + 1)
+  }
+  t.match(await raw('One.', 'other@corp.example'), { status: 422, json: { code: 'idempotency_key_reused' } }, 'the envelope is a part of the request')
+  t.match(await post(MESSAGE, { headers: { 'idempotency-key': 'raw' } }), { status: 422, json: { code: 'idempotency_key_reused' } }, 'and so is the route')
+})
+
 t.test('a full store forgets the oldest answers of the client that holds most, and never a running request', async (t) => {
   const store = new MemoryIdempotencyStore({ keys: 4, bytes: 1_000_000 })
   t.teardown(() => store.close())
@@ -110,4 +209,17 @@ t.test('bytes bound the store as well as keys', async (t) => {
   }
   t.match(await store.claim('billing', '49', 'hash'), { state: 'finished' })
   t.match(await store.claim('billing', '0', 'hash'), { state: 'new' })
+})
+
+t.test('characters that take two bytes in memory count as two', async (t) => {
+  const store = new MemoryIdempotencyStore({ keys: 1000, bytes: 10_000 })
+  t.teardown(() => store.close())
+  const sizes: number[] = []
+  for (const body of ['x'.repeat(1000), `${'x'.repeat(999)}я`]) {
+    const before = store.size.bytes
+    const claimed = await store.claim('billing', body, 'hash')
+    if (claimed.state === 'new') await claimed.claim.finish({ status: 200, body })
+    sizes.push(store.size.bytes - before)
+  }
+  t.equal((sizes[1] ?? 0) - (sizes[0] ?? 0), 1000)
 })
