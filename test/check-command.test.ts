@@ -1,3 +1,4 @@
+import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { type AddressInfo, createServer, type Socket } from 'node:net'
@@ -5,7 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createServer as createTlsServer } from 'node:tls'
 import t, { type Test } from 'tap'
-import { createAuthority, issueCertificate } from '../src/tls/certificates.ts'
+import { createAuthority, createRevocationList, issueCertificate } from '../src/tls/certificates.ts'
 import { check } from '../src/cli/check.ts'
 import { makePki } from './support/pki.ts'
 import { startRelay } from './support/relay.ts'
@@ -122,6 +123,27 @@ t.test('a plaintext relay is a finding unless it is on this machine', async (t) 
   t.match(far.lines.join('\n'), /^warning: POSTERN_SMTP_TLS is off: .*unencrypted/m)
 })
 
+t.test('a revocation list that keeps everybody out is told before anybody is', async (t) => {
+  const pki = await makePki()
+  const past = { thisUpdate: new Date(Date.now() - 2 * DAY_MS), nextUpdate: new Date(Date.now() - DAY_MS) }
+  const cases: readonly [string, RegExp][] = [
+    [await createRevocationList(pki.ca, [], past), /^error: POSTERN_TLS_CRL .*crl\.pem: the revocation list has expired on .* for the client CA "CN=Postern CA .*Have the CA publish/m],
+    [await createRevocationList(pki.otherCa, []), /^error: POSTERN_TLS_CRL .*there is no current revocation list for the client CA/m],
+    ['nothing', /^error: TLS .*the CRL file holds no list in PEM form/m],
+  ]
+  for (const [crl, line] of cases) {
+    const { lines, found } = await run(t, { files: { 'crl.pem': crl } })
+    t.match(lines.join('\n'), line)
+    t.equal(found, 1)
+  }
+  t.equal((await run(t, { files: { 'crl.pem': await createRevocationList(pki.ca, []) } })).found, 0)
+})
+
+t.test('the command ends with 1 when anything is wrong, be it a warning, and with 0 when nothing is', async (t) => {
+  t.equal(await exitStatus(await settled(t, { keyMode: 0o644 })), 1)
+  t.equal(await exitStatus(await settled(t, {})), 0)
+})
+
 t.test('faults of the environment and the clients file are told in the same run', async (t) => {
   const { lines, found } = await run(t, { env: { POSTERN_PROT: '1', POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: '/nonexistent' }, files: { 'clients.yaml': 'clients: {}' } })
   t.equal(found, 3)
@@ -137,8 +159,8 @@ interface Wrong {
   readonly keyMode?: number
 }
 
-/** Runs the check on a sound configuration with something wrong in it. */
-async function run(t: Test, { env = {}, files = {}, keyMode = 0o600 }: Wrong = {}): Promise<{ lines: readonly string[]; found: number }> {
+/** The environment of a sound configuration with something wrong in it. */
+async function settled(t: Test, { env = {}, files = {}, keyMode = 0o600 }: Wrong): Promise<Record<string, string>> {
   const pki = await makePki()
   const directory = mkdtempSync(join(tmpdir(), 'postern-check-'))
   t.teardown(() => rmSync(directory, { recursive: true }))
@@ -151,22 +173,32 @@ async function run(t: Test, { env = {}, files = {}, keyMode = 0o600 }: Wrong = {
   }
   for (const [name, content] of Object.entries({ ...sound, ...files })) writeFileSync(join(directory, name), content)
   chmodSync(join(directory, 'server.key'), keyMode)
+  return {
+    POSTERN_TLS_CERT: join(directory, 'server.crt'),
+    POSTERN_TLS_KEY: join(directory, 'server.key'),
+    POSTERN_TLS_CLIENT_CA: join(directory, 'ca.crt'),
+    ...('crl.pem' in files && { POSTERN_TLS_CRL: join(directory, 'crl.pem') }),
+    POSTERN_SMTP_CA: join(directory, 'relay-ca.crt'),
+    POSTERN_CLIENTS: join(directory, 'clients.yaml'),
+    POSTERN_SMTP_URL: env['POSTERN_SMTP_URL'] ?? (await startRelay(t)).url,
+    POSTERN_SMTP_NAME: 'gateway.test',
+    ...env,
+  }
+}
+
+async function run(t: Test, wrong: Wrong = {}): Promise<{ lines: readonly string[]; found: number }> {
   const lines: string[] = []
-  const found = await check({
-    env: {
-      POSTERN_TLS_CERT: join(directory, 'server.crt'),
-      POSTERN_TLS_KEY: join(directory, 'server.key'),
-      POSTERN_TLS_CLIENT_CA: join(directory, 'ca.crt'),
-      POSTERN_SMTP_CA: join(directory, 'relay-ca.crt'),
-      POSTERN_CLIENTS: join(directory, 'clients.yaml'),
-      POSTERN_SMTP_URL: env['POSTERN_SMTP_URL'] ?? (await startRelay(t)).url,
-      POSTERN_SMTP_NAME: 'gateway.test',
-      ...env,
-    },
-    print: (line) => void lines.push(line),
-  })
+  const found = await check({ env: await settled(t, wrong), print: (line) => void lines.push(line) })
   t.ok(lines.every((line) => !line.includes('\n')), 'one line each')
   return { lines, found }
+}
+
+/** Of the program as it is shipped, without the loader that tap adds to every process below a test. */
+async function exitStatus(settings: Record<string, string>): Promise<unknown> {
+  const { NODE_OPTIONS, ...env } = process.env
+  const child = spawn(process.execPath, ['dist/cli.js', 'check'], { env: { ...env, ...settings }, stdio: ['ignore', 'ignore', 'inherit'] })
+  const [status] = await once(child, 'exit')
+  return status
 }
 
 async function listen(t: Test, server: ReturnType<typeof createServer>): Promise<number> {

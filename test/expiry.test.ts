@@ -1,4 +1,7 @@
+import { writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import t from 'tap'
+import { issueCertificate } from '../src/tls/certificates.ts'
 import { parseClients } from '../src/identity/clients.ts'
 import { ExpiryWatch } from '../src/tls/expiry.ts'
 import { Metrics } from '../src/operations/metrics.ts'
@@ -36,6 +39,17 @@ t.test('a client whose certificate ends within 30 days is told of in the log onc
   t.notOk(log.some(({ subject }) => subject === 'billing'))
   await whoami()
   t.match(await logged({ subject: 'billing', msg: 'a certificate expires soon: renew it' }), { level: 40, days_left: 9 })
+})
+
+t.test("the server's own certificate is told of from the start on", async (t) => {
+  const soon = await issueCertificate(pki.ca, { name: 'localhost', usage: 'server', days: 20 })
+  const { logged } = await startOnFiles(t, {
+    prepare: (dir) => {
+      writeFileSync(join(dir, 'server.crt'), soon.certificate)
+      writeFileSync(join(dir, 'server.key'), soon.key)
+    },
+  })
+  t.match(await logged({ subject: 'server', msg: 'a certificate expires soon: renew it' }), { level: 40, days_left: 19 })
 })
 
 t.test('each certificate is warned of once a day, from 30 days on and not before', async (t) => {

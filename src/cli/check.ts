@@ -3,8 +3,10 @@ import { readFileSync, statSync } from 'node:fs'
 import { checkWebroot } from '../operations/acme.ts'
 import type { ClientDirectory } from '../identity/clients.ts'
 import { codeOf, type Config, readConfig } from '../config.ts'
+import type { SecureContext } from '../tls/context.ts'
 import { bundleFindings, listingFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
 import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
+import { ClientTrust } from '../tls/trust.ts'
 import { probe } from '../relay/probe.ts'
 import { Relay } from '../relay/relay.ts'
 import type { Io } from './usage.ts'
@@ -21,7 +23,8 @@ export async function check(io: Io): Promise<number> {
   const { config, faults: configFaults, warnings: configWarnings } = readConfig(io.env)
   const errors = [...configFaults]
   const warnings = [...configWarnings]
-  collect(() => loadSecureContext(config), errors)
+  const secureContext = collect(() => loadSecureContext(config), errors)
+  if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
   const clients = collect(() => loadClients(config), errors)
   const ca = collect(() => loadRelayCa(config), errors)
   await checkWebroot(config.http.webroot).catch((error: unknown) => {
@@ -38,6 +41,12 @@ export async function check(io: Io): Promise<number> {
   const found = errors.length + warnings.length
   if (found === 0) io.print(`ok: ${summary(config, clients?.clients.size ?? 0)}`)
   return found
+}
+
+/** What a handshake would find missing: without a current list of its CA no client gets in. */
+function revocationFindings(secureContext: SecureContext, { tls }: Config): readonly string[] {
+  const warnings = new ClientTrust(secureContext).warnings(Date.now())
+  return warnings.map((warning) => `POSTERN_TLS_CRL ${tls.crl}: ${warning}. Have the CA publish a list and put it there.`)
 }
 
 function certificateFindings({ tls }: Config, clients: ClientDirectory | undefined): readonly string[] {

@@ -1,6 +1,6 @@
 const WINDOW_MS = 60_000
-const LINES_PER_KEY = 10 // enough to see a pattern; a client that retries every second writes no more
-const LINES = 300 // a window, for peers that come from many addresses
+const LINES_PER_KEY = 60 // a client that retries every second is told each time
+const LINES = 600 // a window, for peers that come from many addresses
 
 /** Bounds how much strangers can make the gateway write: so many lines a minute for each key, and in all. */
 export class LogLimit {

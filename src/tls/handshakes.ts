@@ -101,7 +101,7 @@ const VERIFICATION: ReadonlyMap<string, Verdict> = new Map<string, Verdict>([
 ])
 
 const CIPHERS = 'The client offers no cipher, group or signature algorithm that is accepted here: it needs ECDHE with AES-GCM or ChaCha20-Poly1305.'
-const VERSION = 'The client speaks no TLS version between POSTERN_TLS_MIN_VERSION and POSTERN_TLS_MAX_VERSION: update the client, or widen these.'
+const VERSION = 'The client speaks no TLS version between POSTERN_TLS_MIN_VERSION and POSTERN_TLS_MAX_VERSION: update the client (TLS 1.2 or 1.3), or widen these if they are narrower than that.'
 const PLAIN = 'Plain HTTP or something else that is not TLS came: use https:// in the client, and TCP passthrough in a proxy.'
 
 const LIBRARY: ReadonlyMap<string, Verdict> = new Map<string, Verdict>([
