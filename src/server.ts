@@ -43,6 +43,8 @@ const POLL_MS = 10
 // At the end of a shutdown, for callers that keep connections open: each is told with its next answer to come back on a
 // new one. Whoever is silent for so long is closed.
 const FAREWELL_MS = 1_000
+// Then it listens on for a moment: a load balancer may not have noticed yet, and a new connection still gets an answer.
+const QUIET_MS = 200
 // A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
 const FIRST_LOOK_MS = 800
 
@@ -117,7 +119,12 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
         while (!done() && Date.now() < end) await pause(POLL_MS)
       }
       await until(() => admission.messages === 0, deadline)
-      await until(() => sockets.size === 0, Math.min(deadline, Date.now() + FAREWELL_MS))
+      let lastOpen = 0
+      const quiet = (): boolean => {
+        if (sockets.size > 0) lastOpen = Date.now()
+        return Date.now() - lastOpen >= QUIET_MS
+      }
+      await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
       await until(() => admission.messages === 0, deadline)
       const cut = admission.messages
       await closeAll()

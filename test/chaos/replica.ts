@@ -8,6 +8,8 @@ import type { Leaf, Pki } from '../support/pki.ts'
 /** `postern serve` on a port that stays the same across restarts, ended with the test. */
 export class Replica {
   readonly port: number
+  /** Lines of its log, those before a restart too. */
+  readonly log: string[] = []
   readonly #env: Record<string, string>
   #child: ChildProcess | undefined
 
@@ -16,13 +18,14 @@ export class Replica {
     this.#env = env
   }
 
-  static async start(t: Test, pki: Pki, client: Leaf, env: Record<string, string>): Promise<Replica> {
+  /** `allowed` goes into the client's entry of the clients file, after a comma. */
+  static async start(t: Test, pki: Pki, client: Leaf, env: Record<string, string>, allowed = ''): Promise<Replica> {
     const directory = await temporaryDirectory(t)
     await writeFiles(directory, {
       'ca.crt': pki.ca.certificate,
       'server.crt': pki.server.certificate,
       'server.key': pki.server.key,
-      'clients.yaml': `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"] } }`,
+      'clients.yaml': `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"]${allowed} } }`,
     })
     const port = await freePort()
     const replica = new Replica(port, { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: String(port), POSTERN_OPS_PORT: '0', ...env })
@@ -45,12 +48,12 @@ export class Replica {
   }
 
   async #spawn(): Promise<void> {
-
     const child = spawn(process.execPath, ['dist/cli.js', 'serve'], { stdio: ['ignore', 'pipe', 'inherit'], env: this.#env })
     this.#child = child
     const lines = createInterface({ input: child.stdout })
     await new Promise<void>((resolve, reject) => {
       lines.on('line', (line) => {
+        this.log.push(line)
         if (line.includes('"msg":"listening"')) resolve()
       })
       child.once('exit', (status) => reject(new Error(`a replica ended with ${status} instead of listening`)))

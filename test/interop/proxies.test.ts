@@ -1,19 +1,15 @@
-import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { Agent, request as httpsRequest } from 'node:https'
-import { connect } from 'node:net'
 import { X509Certificate } from 'node:crypto'
-import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { formatFingerprint } from '../../src/tls/fingerprint.ts'
 import { MESSAGE } from '../support/gateway.ts'
 import { type MovingGateway, startOnFiles } from '../support/motion.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
 import { freePort, temporaryDirectory, writeFiles } from './process.ts'
+import { startProgram } from './program.ts'
 
 const pki = await makePki()
-const START_MS = 15_000
-const POLL_MS = 25
 
 interface Proxy {
   readonly name: string
@@ -223,34 +219,8 @@ async function start(t: Test, proxy: Proxy): Promise<Proxied> {
     'ca.crt': pki.ca.certificate,
     'proxy.conf': proxy.configuration(directory, port, gateway.port),
   })
-  await run(t, proxy.command(directory), port)
+  await startProgram(t, proxy.command(directory), port)
   return { gateway, clients, listed, unlisted, ask: (as, headers, body) => ask(port, as, headers, body) }
-}
-
-/** Starts a program and waits until it listens; ends it after the test. */
-async function run(t: Test, [command, ...args]: readonly [string, ...string[]], port: number): Promise<void> {
-  const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
-  const errors: Buffer[] = []
-  child.stderr.on('data', (piece: Buffer) => errors.push(piece))
-  const ended = once(child, 'close')
-  t.teardown(async () => {
-    child.kill('SIGTERM')
-    await ended
-  })
-  for (const deadline = Date.now() + START_MS; !(await listens(port)); await pause(POLL_MS)) {
-    if (child.exitCode !== null || Date.now() > deadline) throw new Error(`${command} does not listen: ${Buffer.concat(errors)}`)
-  }
-}
-
-function listens(port: number): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(port, '127.0.0.1')
-    socket.once('connect', () => {
-      socket.destroy()
-      resolve(true)
-    })
-    socket.once('error', () => resolve(false))
-  })
 }
 
 async function ask(port: number, as: Leaf | null, headers: Record<string, string | string[]> = {}, body?: object) {
