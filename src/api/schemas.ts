@@ -1,7 +1,7 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { PROBLEMS, type ProblemCode } from '../errors.ts'
 
-// Every `format` here is checked by a function of the same name in validation.ts; every object is closed.
+// Every `format` here is checked by a function of the same name in formats.ts; every object is closed.
 const closed = { additionalProperties: false } as const
 
 export const MailboxSchema = Type.Union(

@@ -1,7 +1,7 @@
 import { STATUS_CODES } from 'node:http'
 import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { Problem, type ProblemCode } from '../errors.ts'
-import { toFaults } from '../api/validation.ts'
+import { toFaults } from '../api/faults.ts'
 
 export const PROBLEM_TYPE = 'application/problem+json'
 
