@@ -191,6 +191,8 @@ function linger({ raw, caller, place }: FastifyRequest, reply: FastifyReply): vo
   reply.raw.once('finish', () => raw.resume())
   const timer = setTimeout(() => socket.destroy(), LINGER_MS)
   timer.unref()
-  socket.once('close', () => clearTimeout(timer))
-  if (caller !== null) raw.once('end', () => clearTimeout(timer))
+  // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
+  raw.once('close', () => {
+    if (caller !== null || socket.destroyed) clearTimeout(timer)
+  })
 }
