@@ -6,7 +6,8 @@ import { formatFingerprint } from '../../src/tls/fingerprint.ts'
 import { MESSAGE } from '../support/gateway.ts'
 import { type MovingGateway, startOnFiles } from '../support/motion.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
-import { freePort, temporaryDirectory, writeFiles } from './process.ts'
+import { blocks } from '../support/readme.ts'
+import { freePort, run as runToEnd, temporaryDirectory, writeFiles } from './process.ts'
 import { startProgram } from './program.ts'
 
 const pki = await makePki()
@@ -21,8 +22,20 @@ interface Proxy {
 const nginxCommand: Proxy['command'] = (directory) => ['/usr/sbin/nginx', '-p', directory, '-c', `${directory}/proxy.conf`, '-e', 'stderr', '-g', 'daemon off;']
 const haproxyCommand: Proxy['command'] = (directory) => ['/usr/sbin/haproxy', '-db', '-f', `${directory}/proxy.conf`]
 
-// The parts of these configurations that are about Postern stand in the README too.
-const nginx = (clientCertificate: 'on' | 'optional'): Proxy => ({
+/** The configuration of the README, with ports, paths and names of this machine. */
+function ofReadme(language: string, section: string, directory: string, port: number, postern: number): string {
+  const [block, ...others] = blocks(language, section)
+  if (block === undefined || others.length > 0) throw new Error(`the README has not one ${language} block under "${section}"`)
+  const replaced = block.text
+    .replaceAll('postern.internal:8443', `127.0.0.1:${postern}`)
+    .replaceAll('postern.internal', 'localhost')
+    .replaceAll(`/etc/${language}/tls/`, `${directory}/`)
+    .replace(/^(\s*(?:listen|bind)) :?443\b/m, `$1 127.0.0.1:${port}`)
+  if (!replaced.includes(`127.0.0.1:${port}`) || !replaced.includes(`127.0.0.1:${postern}`)) throw new Error(`the ports of the ${language} block have other names`)
+  return replaced
+}
+
+const nginx = (verify: 'on' | 'optional'): Proxy => ({
   name: 'nginx',
   command: nginxCommand,
   configuration: (directory, port, postern) => `
@@ -35,93 +48,30 @@ const nginx = (clientCertificate: 'on' | 'optional'): Proxy => ({
       fastcgi_temp_path ${directory}/fastcgi;
       uwsgi_temp_path ${directory}/uwsgi;
       scgi_temp_path ${directory}/scgi;
-      upstream postern {
-        server 127.0.0.1:${postern};
-        keepalive 16;
-      }
-      server {
-        listen 127.0.0.1:${port} ssl;
-        ssl_certificate server.crt;
-        ssl_certificate_key server.key;
-        ssl_client_certificate ca.crt;
-        ssl_verify_client ${clientCertificate};
-        client_max_body_size 35m;
-        location / {
-          proxy_pass https://postern;
-          proxy_http_version 1.1;
-          proxy_set_header Connection "";
-          proxy_set_header Host $http_host;
-          proxy_set_header X-SSL-Client-Cert $ssl_client_escaped_cert;
-          proxy_set_header Client-Cert "";
-          proxy_set_header Client-Cert-Chain "";
-          proxy_ssl_certificate edge.crt;
-          proxy_ssl_certificate_key edge.key;
-          proxy_ssl_trusted_certificate ca.crt;
-          proxy_ssl_verify on;
-          proxy_ssl_server_name on;
-          proxy_ssl_name localhost;
-          proxy_request_buffering off;
-          proxy_next_upstream off;
-          proxy_read_timeout 120s;
-        }
-      }
+      ${ofReadme('nginx', 'Ending TLS in the proxy', directory, port, postern).replace('ssl_verify_client on;', `ssl_verify_client ${verify};`)}
     }`,
 })
 
-const haproxy = (clientCertificate: 'required' | 'optional'): Proxy => ({
+const haproxy = (verify: 'required' | 'optional'): Proxy => ({
   name: 'HAProxy',
   command: haproxyCommand,
-  configuration: (directory, port, postern) => `
-defaults
-  mode http
-  timeout connect 5s
-  timeout client 75s
-  timeout server 120s
-
-frontend mail
-  bind 127.0.0.1:${port} ssl crt ${directory}/server.pem ca-file ${directory}/ca.crt verify ${clientCertificate} ssl-min-ver TLSv1.2
-  http-request del-header Client-Cert
-  http-request del-header Client-Cert-Chain
-  http-request del-header X-SSL-Client-Cert
-  http-request set-header Client-Cert ":%[ssl_c_der,base64]:" if { ssl_c_used }
-  default_backend postern
-
-backend postern
-  retries 0
-  server postern 127.0.0.1:${postern} ssl crt ${directory}/edge.pem ca-file ${directory}/ca.crt verify required verifyhost localhost sni str(localhost)
-`,
+  configuration: (...where) => ofReadme('haproxy', 'Ending TLS in the proxy', ...where).replace('verify required ssl-min-ver', `verify ${verify} ssl-min-ver`),
 })
 
 const nginxPassthrough: Proxy = {
   name: 'nginx',
   command: nginxCommand,
-  configuration: (directory, port, postern) => `
+  configuration: (directory, ...ports) => `
     load_module /usr/lib/nginx/modules/ngx_stream_module.so;
     pid ${directory}/nginx.pid;
     events {}
-    stream {
-      server {
-        listen 127.0.0.1:${port};
-        proxy_pass 127.0.0.1:${postern};
-        proxy_timeout 120s;
-      }
-    }`,
+    ${ofReadme('nginx', 'Passing TCP on', directory, ...ports)}`,
 }
 
 const haproxyPassthrough: Proxy = {
   name: 'HAProxy',
   command: haproxyCommand,
-  configuration: (_, port, postern) => `
-defaults
-  mode tcp
-  timeout connect 5s
-  timeout client 120s
-  timeout server 120s
-
-listen mail
-  bind 127.0.0.1:${port}
-  server postern 127.0.0.1:${postern}
-`,
+  configuration: (...where) => ofReadme('haproxy', 'Passing TCP on', ...where),
 }
 
 const byteSequence = ({ certificate }: Leaf): string => `:${new X509Certificate(certificate).raw.toString('base64')}:`
@@ -150,6 +100,15 @@ for (const [proxy, lenient] of [
     const sent = await ask(listed, {}, MESSAGE)
     t.match(sent, { status: 200, json: { status: 'accepted' } })
     t.match(await gateway.logged({ request_id: sent.json['id'] }), { client: 'billing', fingerprint: formatFingerprint(listed.fingerprint) })
+  })
+
+  t.test(`${proxy.name}: the lab tells what it makes of each version`, async (t) => {
+    const { lab } = await start(t, proxy)
+    const report = await lab()
+    for (const version of ['1\\.0', '1\\.1']) t.match(report, new RegExp(`^TLS ${version} with the certificate: alert 70 \\(protocol_version\\)`, 'm'))
+    t.match(report, /^TLS 1\.2 with the certificate: works: TLSv1\.2, TLS_ECDHE_\S+, \S+$/m)
+    t.match(report, /^TLS 1\.3 with the certificate: works: TLSv1\.3, TLS_AES_\S+, \S+$/m)
+    t.match(report, /^ {2}names {4}DNS:localhost.*\n {2}dates .*valid until .*\n {2}chain .*CN=localhost.*\n {2}verdict {2}good, by /m)
   })
 
   t.test(`${proxy.name}: who sends the headers itself is still itself`, async (t) => {
@@ -192,6 +151,8 @@ interface Proxied {
   /** The client billing; `gateway.client` is the client reports. */
   readonly listed: Leaf
   readonly unlisted: Leaf
+  /** What `postern tls` prints of the proxy, with the client certificate. */
+  lab(): Promise<string>
   /** GET /v1/whoami through the proxy, or POST /v1/messages where there is a body. */
   ask(as: Leaf | null, headers?: Record<string, string | string[]>, body?: object): Promise<{ status: number; json: Record<string, unknown> }>
 }
@@ -217,10 +178,16 @@ async function start(t: Test, proxy: Proxy): Promise<Proxied> {
     'edge.key': edge.key,
     'edge.pem': edge.certificate + edge.key,
     'ca.crt': pki.ca.certificate,
+    'billing.crt': listed.certificate,
+    'billing.key': listed.key,
     'proxy.conf': proxy.configuration(directory, port, gateway.port),
   })
   await startProgram(t, proxy.command(directory), port)
-  return { gateway, clients, listed, unlisted, ask: (as, headers, body) => ask(port, as, headers, body) }
+  const lab = (): Promise<string> => {
+    const [ca, cert, key] = ['ca.crt', 'billing.crt', 'billing.key'].map((name) => `${directory}/${name}`)
+    return runToEnd(process.execPath, ['dist/cli.js', 'tls', `localhost:${port}`, '--ca', `${ca}`, '--cert', `${cert}`, '--key', `${key}`])
+  }
+  return { gateway, clients, listed, unlisted, lab, ask: (as, headers, body) => ask(port, as, headers, body) }
 }
 
 async function ask(port: number, as: Leaf | null, headers: Record<string, string | string[]> = {}, body?: object) {
