@@ -1,4 +1,4 @@
-/** What is known about a message when the answer is not a 200: contract promise 1. */
+/** What is known about a message when the answer is not a 200. */
 export type Outcome = 'not_sent' | 'unknown'
 
 /** The closed list of problem codes: status, title and whether the same request may succeed later. */

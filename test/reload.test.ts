@@ -11,7 +11,7 @@ const pki = await makePki()
 const newServer = () => issueCertificate(pki.ca, { name: 'localhost', usage: 'server' })
 const printOf = (certificate: string): string => formatFingerprint(fingerprintOf(new X509Certificate(certificate)))
 
-/** What the contract promises, ms. */
+/** What is promised, ms. */
 const IN_FORCE_WITHIN_MS = 2_000
 
 t.test('a clients file that is overwritten is in force within 2 seconds', async (t) => {

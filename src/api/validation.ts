@@ -18,7 +18,7 @@ export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {
   },
 }
 
-/** What no single field can say: a message has a recipient and something to read (contract §2). */
+/** What no single field can say: a message has a recipient and something to read. */
 function isComplete(_schema: unknown, message: Readonly<Record<string, unknown>>): boolean {
   const errors: object[] = []
   const fault = (text: string, at = ''): void => void errors.push({ keyword: 'x-complete', message: text, params: { at } })

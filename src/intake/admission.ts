@@ -9,7 +9,7 @@ export interface Place {
   release(): void
 }
 
-/** Keeps what is in progress within bounds, whatever clients send (contract §1.4). */
+/** Keeps what is in progress within bounds, whatever clients send. */
 export class Admission {
   readonly #maxMessages: number
   readonly #maxBytes: number

@@ -30,7 +30,7 @@ interface SmtpError {
 }
 
 /**
- * Judges a failed attempt (contract §1.1). What is known of the message follows from `progress`, never from the error:
+ * Judges a failed attempt. What is known of the message follows from `progress`, never from the error:
  * once everything has been handed over only a complete refusal (4yz, 5yz) proves that the relay does not have it.
  */
 export function judge(error: unknown, relay: string, progress: Progress): Failure {
