@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { cpSync, mkdirSync, readdirSync, symlinkSync } from 'node:fs'
 import { type IncomingHttpHeaders, request as httpRequest } from 'node:http'
+import { Agent } from 'node:https'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
@@ -124,6 +125,17 @@ t.test('while it shuts down it says so to probes, and to callers on connections 
   held.forEach((release) => release())
   t.match(await inProgress, { status: 200, headers: { connection: 'close' } })
   t.equal(await stopped, 0, 'nothing was cut')
+})
+
+t.test('a caller whose connection is idle when the end begins hears of it in an answer, not in a reset', async (t) => {
+  const gateway = await startGateway(t)
+  const agent = new Agent({ keepAlive: true, maxSockets: 1, maxCachedSessions: 0 })
+  t.teardown(() => agent.destroy())
+  t.equal((await gateway.post(MESSAGE, { agent })).status, 200)
+  const stopped = gateway.gateway.stop()
+  t.match(await gateway.post(MESSAGE, { agent }), { status: 503, json: { code: 'shutting_down' }, headers: { connection: 'close' } })
+  t.equal(await stopped, 0)
+  t.equal(gateway.relay.messages.length, 1)
 })
 
 t.test('postern health ends with 0 when the gateway is ready, and with 1 and the reason when it is not', async (t) => {
