@@ -41,7 +41,7 @@ export interface OpenUpload {
   write(piece: Buffer | string): Promise<void>
 }
 
-export function openUpload({ port, pki, client }: TestGateway, path: string, headers: Record<string, string>): OpenUpload {
+export function openUpload({ port, pki, client }: Pick<TestGateway, 'port' | 'pki' | 'client'>, path: string, headers: Record<string, string>): OpenUpload {
   const outgoing = httpsRequest({
     host: '127.0.0.1', servername: 'localhost', port, path, method: 'POST', headers,
     ca: pki.ca.certificate, cert: client.certificate, key: client.key, agent: new Agent({ maxCachedSessions: 0 }),
