@@ -24,7 +24,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const rounds = quick ? 1 : 3
   const seconds = quick ? 3 : 8
   const relay = await startRelay({ RELAY_DELAY_MS: String(RELAY_MS) })
-  const gateway = await postern(relay, { POSTERN_SMTP_CONNECTIONS: String(CONNECTIONS), POSTERN_MAX_PENDING: String(PENDING) })
+  const gateway = await postern(relay, { POSTERN_SMTP_CONNECTIONS: String(CONNECTIONS), POSTERN_MAX_PENDING: String(PENDING), POSTERN_REQUEST_TIMEOUT: '10m' })
   const steady = await gateway.callers(PENDING)
   const callers = await gateway.callers(CALLERS)
   const measure = async (run: () => Promise<LoadResult>): Promise<Round> => {
