@@ -2,11 +2,13 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, syml
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { parseAllDocuments } from 'yaml'
 import { parseClients } from '../src/identity/clients.ts'
 import { readConfig } from '../src/config.ts'
 import { PROBLEMS } from '../src/errors.ts'
+import { Metrics } from '../src/operations/metrics.ts'
+import { MESSAGE, startGateway } from './support/gateway.ts'
 import { blocks, launch, README, shell } from './support/readme.ts'
+import { startRelay } from './support/relay.ts'
 
 const SMTP_URL = 'smtp://localhost:587'
 
@@ -69,8 +71,8 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   })
 
   t.equal(blocks('sh').length + blocks('js').length + blocks('python').length, 7, 'no block was left out')
-  // The configurations of proxies are run by test/interop/proxies.test.ts.
-  t.same(blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml', 'nginx', 'haproxy'].includes(language)), [], 'no block is of another kind')
+  // The configurations of proxies are run by test/interop/proxies.test.ts and scale.test.ts; test/deployment.test.ts reads what is YAML.
+  t.same(blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml', 'json', 'nginx', 'haproxy'].includes(language)), [], 'no block is of another kind')
 })
 
 t.test('the settings are exactly those that are read, with the defaults that hold', async (t) => {
@@ -120,27 +122,27 @@ t.test('the clients file of the README is one that Postern takes', async (t) => 
   t.equal(clients.get('edge')?.role, 'proxy')
 })
 
-t.test('the manifests are sound YAML, and what they say of Postern agrees with the image', async (t) => {
-  const [compose, manifests] = blocks('yaml', 'Behind a forwarded port, in a container').map(({ text }) => documents(t, text))
-  const [stack] = compose ?? []
-  const dockerfile = readFileSync('Dockerfile', 'utf8')
-  const port = /^EXPOSE (\d+)$/m.exec(dockerfile)?.[1]
-  t.same(stack.services.postern.ports, [`443:${port}`], 'only the gateway is published')
-  t.same(stack.services.postern.networks, ['front', 'mail'])
-  t.equal(stack.services.mail.ports, undefined)
-  t.equal(stack.networks.mail.internal, true)
-  for (const name of Object.keys(stack.services.postern.environment)) t.match(name, /^POSTERN_/)
+t.test('the metrics are exactly those that there are, with their labels', async (t) => {
+  const metrics = new Metrics()
+  metrics.observe({ relayPending: () => 0, inflightBytes: () => 0 })
+  const own = metrics.registry.getMetricsAsArray().filter(({ name }) => name.startsWith('postern_'))
+  const there = own.map((metric) => [metric.name, Object(metric).labelNames])
+  const documented = table('Metrics').map(([name = '', labels = '']) => [literals(name)[0], literals(labels)])
+  t.same(Object.fromEntries(documented), Object.fromEntries(there))
+})
 
-  t.same(manifests?.map(({ kind }) => kind), ['Deployment', 'Service', 'NetworkPolicy'])
-  const [deployment, service, policy] = manifests ?? []
-  const { containers, volumes } = deployment.spec.template.spec
-  t.equal(deployment.spec.replicas, 2)
-  t.same(deployment.spec.selector.matchLabels, deployment.spec.template.metadata.labels)
-  t.same(service.spec.selector, deployment.spec.template.metadata.labels)
-  t.same(policy.spec.ingress[0].from[0].podSelector.matchLabels, deployment.spec.template.metadata.labels)
-  t.equal(String(containers[0].ports[0].containerPort), port)
-  t.same(containers[0].volumeMounts.map(({ name }: { name: string }) => name), volumes.map(({ name }: { name: string }) => name))
-  t.equal(`${/^WORKDIR (.*)$/m.exec(dockerfile)?.[1]}/certs`, containers[0].volumeMounts[0].mountPath)
+t.test('the line of the log has exactly the fields of a real one', async (t) => {
+  const [block] = blocks('json', 'Logs')
+  const line = JSON.parse(block?.text ?? '')
+  const relay = await startRelay(t, {
+    onRcptTo: ({ address }, _session, done) => done(address.startsWith('nobody') ? Object.assign(new Error('No such user'), { responseCode: 550 }) : null),
+  })
+  const gateway = await startGateway(t, { relay })
+  const headers = { traceparent: `00-${line.trace_id}-00f067aa0ba902b7-01`, 'x-request-id': line.correlation_id }
+  t.equal((await gateway.post({ ...MESSAGE, to: line.recipients, tags: line.tags }, { headers })).status, 200)
+  const real = gateway.log.find(({ msg }) => msg === 'message')
+  t.same(Object.keys(line), Object.keys(real ?? {}))
+  for (const name of ['trace_id', 'correlation_id', 'client', 'sender', 'recipients', 'recipient_count', 'rejected', 'outcome', 'status', 'tags']) t.same(line[name], real?.[name], name)
 })
 
 /** The rows of the table under a heading, without its two lines of head. */
@@ -159,14 +161,6 @@ function absent(value: unknown): number {
   if (value === undefined) return 1
   if (typeof value !== 'object' || value === null || Array.isArray(value)) return 0
   return Object.values(value).reduce((sum: number, part) => sum + absent(part), 0)
-}
-
-// The shape of each manifest is what the test is about.
-function documents(t: Test, text: string): any[] {
-  return parseAllDocuments(text, { strict: true, version: '1.2' }).map((document) => {
-    t.same(document.errors, [])
-    return document.toJS()
-  })
 }
 
 /** What a clone holds after `npm ci`. */

@@ -1,4 +1,5 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
+import { PROBLEMS } from '../errors.ts'
 import type { AuditResult } from './audit.ts'
 
 // From a hand-over on the same machine to a relay that takes its time.
@@ -28,6 +29,11 @@ export class Metrics {
   readonly relayDuration = this.#histogram('relay_duration_seconds', 'Time that an attempt to hand a message over took.', ['relay'])
   readonly relayUp = this.#gauge('relay_up', 'Whether the relay answered last time (1) or not (0).', ['relay'])
   readonly certificateExpiry = this.#gauge('certificate_expiry_timestamp_seconds', 'notAfter of a certificate, as a Unix time.', ['subject'])
+
+  constructor() {
+    // An alert on an increase misses the first of a series that was not there before.
+    for (const code of Object.keys(PROBLEMS)) this.rejections.inc({ code }, 0)
+  }
 
   /** Adds what is measured on demand. To be called once. */
   observe({ relayPending, inflightBytes }: Levels): void {

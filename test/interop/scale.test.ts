@@ -5,6 +5,7 @@ import t, { type Test } from 'tap'
 import { Replica } from '../chaos/replica.ts'
 import { MESSAGE } from '../support/gateway.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
+import { blocks } from '../support/readme.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { freePort, temporaryDirectory, writeFiles } from './process.ts'
 import { startProgram } from './program.ts'
@@ -43,8 +44,7 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
     replicas.push(await Replica.start(t, pki, client, env, allowed))
   }
   while (!replicas.every(({ log }) => log.some((line) => line.includes('the shared store is there')))) await pause(RETRY_MS)
-  const servers = replicas.map((replica, n) => `  server postern${n} 127.0.0.1:${replica.port} check port ${opsPorts[n]}`)
-  await writeFiles(directory, { 'haproxy.cfg': configuration(port, servers) })
+  await writeFiles(directory, { 'haproxy.cfg': configuration(port, replicas, opsPorts) })
   await startProgram(t, ['/usr/sbin/haproxy', '-db', '-f', `${directory}/haproxy.cfg`], port)
   return {
     relay,
@@ -60,24 +60,15 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
   }
 }
 
-// A connection that a replica no longer takes goes to the other one; a readiness check finds the end before that.
-const configuration = (port: number, servers: readonly string[]): string => `
-defaults
-  mode tcp
-  timeout connect 2s
-  timeout client 120s
-  timeout server 120s
-  timeout check 5s
-
-listen mail
-  bind 127.0.0.1:${port}
-  balance roundrobin
-  retries 3
-  option redispatch 1
-  option httpchk GET /readyz
-  default-server inter 200ms fall 1 rise 1
-${servers.join('\n')}
-`
+/** The configuration of the README, with the addresses of this machine. */
+function configuration(port: number, replicas: readonly Replica[], opsPorts: readonly number[]): string {
+  const [block, ...others] = blocks('haproxy', 'Scaling out')
+  if (block === undefined || others.length > 0) throw new Error('the README has not one haproxy block under "Scaling out"')
+  return replicas.reduce(
+    (text, replica, n) => text.replace(`postern-${n + 1}.internal:8443 check port 9464`, `127.0.0.1:${replica.port} check port ${opsPorts[n]}`),
+    block.text.replace('bind :443', `bind 127.0.0.1:${port}`),
+  )
+}
 
 async function post(port: number, { certificate: cert, key }: Leaf, agent: Agent, message: object, headers: Record<string, string>): Promise<Answer> {
   const outgoing = httpsRequest({
