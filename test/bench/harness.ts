@@ -35,6 +35,7 @@ const running = new Set<ChildProcess>()
 const CLOCK_TICKS = 100 // a second, of /proc/PID/stat on every Linux that Node runs on
 const START_MS = 20_000 // a machine that is busy with something else
 const LOOK_MS = 2
+const ANSWER_MS = 120_000 // the longest load, on a machine that is busy
 
 process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL')
@@ -75,8 +76,11 @@ export function startScript(name: string, { env = {}, argv = [] }: ProgramOption
   const next = (): Promise<Record<string, unknown>> =>
     new Promise((resolve, reject) => {
       const ended = (): void => reject(new Error(`${name} ended instead of answering`))
+      if (child.exitCode !== null || child.signalCode !== null) return ended()
+      const late = setTimeout(() => reject(new Error(`${name} did not answer within ${ANSWER_MS / 1000} s`)), ANSWER_MS)
       child.once('exit', ended)
       waiting.push((answer) => {
+        clearTimeout(late)
         child.off('exit', ended)
         resolve(answer)
       })
@@ -96,8 +100,13 @@ export function startScript(name: string, { env = {}, argv = [] }: ProgramOption
 export async function startCommand(command: string, args: readonly string[], ready: () => Promise<boolean>, options: ProgramOptions = {}): Promise<Program> {
   const log = openSync(join(directory, 'commands.log'), 'a')
   const child = own(spawn(command, args, { stdio: ['ignore', log, log], env: { ...process.env, ...options.env } }))
+  let failure: Error | undefined
+  child.once('error', (error) => {
+    failure = error
+  })
   const deadline = Date.now() + START_MS
   while (!(await ready())) {
+    if (failure !== undefined) throw new Error(`${command} cannot be started: is it installed?`, { cause: failure })
     if (child.exitCode !== null || Date.now() > deadline) throw new Error(`${command} did not start:\n${readFileSync(join(directory, 'commands.log'), 'utf8')}`)
     await pause(LOOK_MS)
   }
@@ -120,12 +129,12 @@ export interface GatewayProgram extends Program {
 let gateways = 0
 
 /** `postern serve` with one listed client, its log in a file: the cheapest place that keeps it. */
-export async function startGateway(env: Readonly<Record<string, string>>, clients = `clients: { bench: { fingerprints: ["${clientCertificate.fingerprint256}"], from: ["*"] } }`, node: readonly string[] = []): Promise<GatewayProgram> {
+export async function startGateway(env: Readonly<Record<string, string>>, clients = `clients: { bench: { fingerprints: ["${clientCertificate.fingerprint256}"], from: ["*"] } }`, node: readonly string[] = [], cli = CLI): Promise<GatewayProgram> {
   const name = `gateway-${++gateways}`
   const log = join(directory, `${name}.log`)
   const begun = performance.now()
   const child = own(
-    spawn(process.execPath, [...node, CLI, 'serve'], {
+    spawn(process.execPath, [...node, cli, 'serve'], {
       stdio: ['ignore', openSync(log, 'a'), 'inherit'],
       env: {
         ...process.env,

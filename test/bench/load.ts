@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { connect, type TLSSocket } from 'node:tls'
-import { type Lane, run } from './loop.ts'
+import { type Job, type Lane, run } from './loop.ts'
 
 /*
  * The load, as a process: requests over keep-alive mutual TLS, written by hand because a general HTTP client would take
@@ -16,36 +16,60 @@ const request = Buffer.concat([
   Buffer.from(`POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`),
   body,
 ])
-function open(port: number): Promise<Lane> {
-  return new Promise((resolve, reject) => {
-    const socket: TLSSocket = connect({ ...tls, port }, () => resolve({ send }))
-    let rest = ''
-    let done: ((status: number) => void) | undefined
-    const send = (then: (status: number) => void): void => {
-      done = then
-      socket.write(request)
-    }
-    socket.setNoDelay(true)
-    socket.on('error', reject)
-    socket.on('close', () => {
-      console.error('the server closed a connection')
-      process.exit(1)
+
+/** One connection. A server may close it while nothing is asked (keep-alive times are about a minute): then it is opened anew. */
+class Connection implements Lane {
+  readonly #port: number
+  #socket: TLSSocket | undefined
+  #done: ((status: number) => void) | undefined
+
+  constructor(port: number) {
+    this.#port = port
+  }
+
+  open(): Promise<void> {
+    if (this.#socket?.closed === false) return Promise.resolve()
+    return new Promise((resolve, reject) => {
+      const socket = (this.#socket = connect({ ...tls, port: this.#port }, resolve))
+      let rest = ''
+      socket.setNoDelay(true)
+      socket.on('error', reject)
+      socket.on('close', () => {
+        if (this.#done === undefined) return
+        console.error('the server closed a connection instead of answering')
+        process.exit(1)
+      })
+      socket.on('data', (chunk) => {
+        rest += chunk.toString('latin1')
+        const head = rest.indexOf('\r\n\r\n')
+        if (head === -1) return
+        const length = /\r\ncontent-length: (\d+)/i.exec(rest)?.[1]
+        if (length === undefined) throw new Error(`an answer without a length: ${rest}`)
+        if (rest.length < head + 4 + Number(length)) return
+        const status = Number(rest.slice(9, 12))
+        rest = ''
+        const done = this.#done
+        this.#done = undefined
+        done?.(status)
+      })
     })
-    socket.on('data', (chunk) => {
-      rest += chunk.toString('latin1')
-      const head = rest.indexOf('\r\n\r\n')
-      if (head === -1) return
-      const length = /\r\ncontent-length: (\d+)/i.exec(rest)?.[1]
-      if (length === undefined) throw new Error(`an answer without a length: ${rest}`)
-      if (rest.length < head + 4 + Number(length)) return
-      const status = Number(rest.slice(9, 12))
-      rest = ''
-      done?.(status)
-    })
-  })
+  }
+
+  send(done: (status: number) => void): void {
+    this.#done = done
+    this.#socket?.write(request)
+  }
 }
 
-const connections: Lane[] = []
-for (let index = 0; index < Number(LOAD_CONNECTIONS); index++) connections.push(await open(ports[index % ports.length] ?? 0))
+const connections = Array.from({ length: Number(LOAD_CONNECTIONS) }, (_, index) => new Connection(ports[index % ports.length] ?? 0))
+const openAll = async (): Promise<void> => {
+  for (const connection of connections) await connection.open()
+}
+await openAll()
 console.log(JSON.stringify({ connections: connections.length }))
-createInterface({ input: process.stdin }).on('line', (line) => void run(connections, JSON.parse(line)).then((result) => console.log(JSON.stringify(result))))
+createInterface({ input: process.stdin }).on('line', (line) => {
+  const job: Job = JSON.parse(line)
+  void openAll()
+    .then(() => run(connections, job))
+    .then((result) => console.log(JSON.stringify(result)))
+})

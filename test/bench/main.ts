@@ -1,14 +1,16 @@
 import { spawn } from 'node:child_process'
 import { text } from 'node:stream/consumers'
-import { behindNginx, type Contender, naive, pool, postern, type RelayProgram, single, startPlainRelay, startSecureRelay } from './contenders.ts'
-import { cpuSeconds, residentBytes } from './harness.ts'
+import { behindNginx, type Callers, type Contender, naive, pool, postern, type RelayProgram, single, startPlainRelay, startSecureRelay } from './contenders.ts'
 import { curve } from './curve.ts'
-import { figure, machine, median, table } from './results.ts'
+import { cpuSeconds, residentBytes } from './harness.ts'
+import { figure, median, table } from './results.ts'
 
 const CONCURRENT = 50
 const POOL = 10 // connections to the relay: Postern's default, and the same for all
+const ALONE = 200 // messages of the caller that sends one after the other
 
-interface Measured {
+/** What one round of one contender gave. */
+interface Round {
   /** Messages a second. */
   readonly throughput: number
   readonly p50: number
@@ -19,65 +21,78 @@ interface Measured {
   readonly alone: number
 }
 
-/** All contenders side by side, on a plain relay and on one with STARTTLS and AUTH. */
-export async function bench({ quick }: { quick: boolean }): Promise<string> {
-  const rounds = quick ? 1 : 7
-  const count = quick ? 1000 : 4000
-  const plain = await startPlainRelay()
-  const secure = await startSecureRelay()
-  const tables: string[] = []
-  for (const relay of [plain, secure]) {
-    const contenders = relay.secure
-      ? [await postern(relay), await pool(relay), await single(relay), await naive(relay), await behindNginx(relay)]
-      : [await postern(relay), await pool(relay), await naive(relay), await behindNginx(relay)]
-    const rows = await compare(contenders, rounds, count)
-    if (!relay.secure) rows.push(await wire(relay, rounds, count))
-    tables.push(`### ${relay.secure ? 'Relay with STARTTLS and AUTH' : 'Plain relay'}\n\n${table(HEAD, rows)}`)
-    await Promise.all(contenders.map((contender) => contender.stop()))
-  }
-  if (!quick) await curve(plain)
-  await Promise.all([plain.stop(), secure.stop()])
-  return [
-    '## Side by side',
-    `${machine()}. Messages of 2 KB, ${CONCURRENT} concurrent callers, ${POOL} connections to the relay, one process each; medians of ${rounds} alternating rounds of ${count} messages. In brackets: Postern's figure over the contender's.`,
-    ...tables,
-    ...(quick ? [] : ['![Throughput and p99 over offered load](throughput.svg)']),
-  ].join('\n\n')
+/** A contender with its load: connected once, and idle while others are measured. */
+interface Runner {
+  readonly contender: Contender
+  readonly many: Callers
+  readonly one: Callers
+  readonly count: number
+  readonly rounds: Round[]
 }
 
 const HEAD = ['', 'messages/s', 'p50 ms', 'p99 ms', 'CPU s / 1,000', 'p50 ms, one caller', 'peak RSS MB']
 
-async function compare(contenders: readonly Contender[], rounds: number, count: number): Promise<string[][]> {
-  const results = new Map<Contender, Measured[]>(contenders.map((contender) => [contender, []]))
-  for (const contender of contenders) await measure(contender, Math.min(count, 2000)) // until the code is hot
+/** All contenders side by side, on a plain relay and on one with STARTTLS and AUTH. */
+export async function bench({ quick }: { quick: boolean }): Promise<string> {
+  const rounds = quick ? 2 : 5
+  const plain = await startPlainRelay()
+  const secure = await startSecureRelay()
+  const count = quick ? 1000 : 3000
+  const few = count / 6 // for those that open a connection for each message: they take as long for them
+  const onPlain = await compare(
+    [await runner(postern(plain), count), await runner(pool(plain), count), await runner(naive(plain), count), await runner(behindNginx(plain), count)],
+    rounds,
+  )
+  onPlain.push(await wire(plain, rounds, 10 * count))
+  const onSecure = await compare(
+    [await runner(postern(secure), count), await runner(pool(secure), count), await runner(single(secure), few), await runner(naive(secure), few), await runner(behindNginx(secure), count)],
+    rounds,
+  )
+  if (!quick) await curve(plain)
+  await Promise.all([plain.stop(), secure.stop()])
+  return [
+    '# Side by side',
+    `Messages of 2 KB, ${CONCURRENT} concurrent callers, ${POOL} connections to the relay; medians of ${rounds} alternating rounds. In brackets: Postern's figure over the contender's. CPU time and memory are those of the application or gateway alone, nginx included.`,
+    `## Relay without TLS: Postfix's smtp-sink\n\n${table(HEAD, onPlain)}`,
+    `## Relay with STARTTLS and AUTH\n\n${table(HEAD, onSecure)}`,
+    ...(quick ? [] : ['![Throughput and p99 over offered load](throughput.svg)']),
+  ].join('\n\n')
+}
+
+async function runner(started: Promise<Contender>, count: number): Promise<Runner> {
+  const contender = await started
+  return { contender, many: await contender.callers(CONCURRENT), one: await contender.callers(1), count, rounds: [] }
+}
+
+/** Measures in turns, so that what else happens on the machine meets all alike. The first is what the others are compared with. */
+async function compare(runners: readonly Runner[], rounds: number): Promise<string[][]> {
+  for (const { many, count } of runners) await many.run({ count }) // until the code is hot
   for (let round = 0; round < rounds; round++) {
-    for (const contender of contenders) results.get(contender)?.push(await measure(contender, count))
+    for (const runner of round % 2 === 0 ? runners : [...runners].reverse()) runner.rounds.push(await measure(runner))
   }
-  const summaries = contenders.map((contender) => summary(results.get(contender) ?? []))
+  const memory = runners.map(({ contender }) => residentBytes(contender.pids) / 2 ** 20)
+  for (const { many, one, contender } of runners) await Promise.all([many.close(), one.close(), contender.stop()])
+  const summaries = runners.map((runner) => summary(runner.rounds))
   const [own] = summaries
-  return contenders.map((contender, index) => {
+  return runners.map(({ contender }, index) => {
     const measured = summaries[index]
     if (measured === undefined || own === undefined) return [contender.name]
-    const cell = (key: keyof Measured): string => figure(measured[key]) + (measured === own ? '' : ` (${(own[key] / measured[key]).toFixed(2)})`)
-    return [contender.name, cell('throughput'), cell('p50'), cell('p99'), cell('cpu'), cell('alone'), figure(residentBytes(contender.pids) / 2 ** 20)]
+    const cell = (key: keyof Round): string => figure(measured[key]) + (measured === own ? '' : ` (${(own[key] / measured[key]).toFixed(2)})`)
+    return [contender.name, cell('throughput'), cell('p50'), cell('p99'), cell('cpu'), cell('alone'), figure(memory[index] ?? NaN)]
   })
 }
 
-async function measure(contender: Contender, count: number): Promise<Measured> {
-  const many = await contender.callers(CONCURRENT)
+async function measure({ contender, many, one, count }: Runner): Promise<Round> {
   const before = cpuSeconds(contender.pids)
   const { seconds, accepted, failed, refused } = await many.run({ count })
   const cpu = cpuSeconds(contender.pids) - before
-  await many.close()
   if (failed + refused.count > 0) throw new Error(`${contender.name} did not take every message`)
-  const one = await contender.callers(1)
-  const { accepted: alone } = await one.run({ count: Math.ceil(count / 10) })
-  await one.close()
+  const { accepted: alone } = await one.run({ count: ALONE })
   return { throughput: count / seconds, p50: accepted.p50, p99: accepted.p99, cpu: (cpu / count) * 1000, alone: alone.p50 }
 }
 
-function summary(measured: readonly Measured[]): Measured {
-  const of = (key: keyof Measured): number => median(measured.map((values) => values[key]))
+function summary(rounds: readonly Round[]): Round {
+  const of = (key: keyof Round): number => median(rounds.map((values) => values[key]))
   return { throughput: of('throughput'), p50: of('p50'), p99: of('p99'), cpu: of('cpu'), alone: of('alone') }
 }
 
