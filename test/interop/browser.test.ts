@@ -249,3 +249,24 @@ t.test('the page follows the colours of the system', async (t) => {
   t.ok((await background('light')) > 200)
   t.ok((await background('dark')) < 60)
 })
+
+t.test('the page of the API shows every operation and asks nothing of anybody else', async (t) => {
+  const { gateway } = await startGateway(t)
+  const context = await browser.newContext()
+  t.teardown(() => context.close())
+  const page = await context.newPage()
+  const asked = new Set<string>()
+  const complaints: string[] = []
+  page.on('request', (request) => asked.add(new URL(request.url()).origin))
+  page.on('console', (message) => {
+    if (message.type() === 'error') complaints.push(message.text())
+  })
+  page.on('pageerror', (error) => complaints.push(error.message))
+  const origin = `http://127.0.0.1:${gateway.opsPort}`
+  await page.goto(`${origin}/docs`)
+  for (const path of ['/v1/messages', '/v1/messages/raw', '/v1/whoami']) await page.locator(`[data-path="${path}"]`).waitFor()
+  await page.locator('[data-path="/v1/messages"]').click()
+  await page.getByText('idempotency_key_reused').first().waitFor()
+  t.strictSame([...asked].filter((place) => place !== 'null'), [origin])
+  t.strictSame(complaints, [])
+})
