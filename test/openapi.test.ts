@@ -136,6 +136,18 @@ t.test('every example of a request, sent as it stands, is answered with 200 as d
   t.equal(sent, 6)
 })
 
+t.test('the command that stands with each operation works when it is pasted', async (t) => {
+  const gateway = await startGateway(t, { clients: RAW })
+  const { pki, client, relay, port } = gateway
+  const folder = t.testdir({ 'ca.crt': pki.ca.certificate, 'app.crt': client.certificate, 'app.key': client.key })
+  for (const { path, operation } of operationsOf(await documentOf(gateway))) {
+    const command = /^```sh\n(.*?)\n```$/ms.exec(operation['description'])?.[1] ?? ''
+    const answer = JSON.parse(await shell(command.replace('curl', 'curl -sS').replace('8443', String(port)), folder))
+    t.match(answer, path === '/v1/whoami' ? { client: 'billing' } : { status: 'accepted', accepted: ['user@corp.example'] }, path)
+  }
+  t.equal(relay.messages.length, 2)
+})
+
 t.test('answers that are not a 200 are as the description has them', async (t) => {
   const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"], rate: 3/hour, max_recipients: 1 } }' })
   const document = await documentOf(gateway)

@@ -88,6 +88,20 @@ export const EXAMPLES: Readonly<Record<string, Readonly<Record<string, Media>>>>
   },
 }
 
+const CURL = 'curl --cacert ca.crt --cert app.crt --key app.key'
+const HOST = 'https://localhost:8443'
+
+/** How each path is tried: lines to paste into a shell, in the folder of the certificates. */
+export const COMMANDS: Readonly<Record<string, string>> = {
+  '/v1/messages': `${CURL} ${HOST}/v1/messages \\
+  -H 'Content-Type: application/json' \\
+  -d '${JSON.stringify(SIMPLE)}'`,
+  '/v1/messages/raw': `printf 'From: billing@corp.example\\nSubject: Your invoice\\n\\nIt is attached.\\n' |
+  ${CURL} '${HOST}/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=user@corp.example' \\
+  -H 'Content-Type: message/rfc822' --data-binary @-`,
+  '/v1/whoami': `${CURL} ${HOST}/v1/whoami`,
+}
+
 interface Answer {
   readonly description: string
   readonly examples: Readonly<Record<string, { readonly summary: string; readonly value: object }>>

@@ -1,7 +1,7 @@
 import swagger, { type FastifyDynamicSwaggerOptions } from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { CORRELATION_ID } from '../operations/correlation.ts'
-import { ANSWERS, EXAMPLES } from './examples.ts'
+import { ANSWERS, COMMANDS, EXAMPLES } from './examples.ts'
 
 /** Adds `app.swagger()`, the OpenAPI 3.1 description of the routes declared after this call. It exposes no route. */
 export function openapi(app: FastifyInstance): void {
@@ -26,9 +26,7 @@ export function openapi(app: FastifyInstance): void {
 const DESCRIPTION = `The one small door in front of an SMTP server. A 200 means that the SMTP server answered 250 to the whole message; every
 other answer says in \`outcome\` what is known: \`not_sent\` (safe to send again) or \`unknown\`.
 
-Every request needs a client certificate:
-
-    curl --cacert ca.crt --cert app.crt --key app.key https://localhost:8443/v1/whoami`
+Every request needs a client certificate: try each with the command that stands with it.`
 
 // Added at the end, because the types of the generator know no `mutualTLS` yet (OpenAPI 3.1 §4.8.27).
 const SECURITY_SCHEMES = {
@@ -81,6 +79,8 @@ function complete<T extends { readonly paths?: unknown; readonly components?: un
 function completeOperation(path: string, method: string, operation: unknown): void {
   if (!isRecord(operation)) return
   const takesMessage = method === 'post'
+  const command = COMMANDS[path]
+  if (command !== undefined) operation['description'] = `${String(operation['description'])}\n\n\`\`\`sh\n${command}\n\`\`\``
   const names = takesMessage ? ['IdempotencyKey', 'CorrelationId', 'TraceParent'] : ['CorrelationId', 'TraceParent']
   const parameters = Array.isArray(operation['parameters']) ? operation['parameters'] : []
   operation['parameters'] = [...parameters, ...names.map((name) => ({ $ref: `#/components/parameters/${name}` }))]

@@ -7,7 +7,8 @@ const ASSETS = new URL('../../dist/docs/', import.meta.url)
 const CONTENT_SECURITY_POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// No "try it out": a browser has no client certificate here, and the gateway answers no page of another origin.
+// No "try it out": a browser has no client certificate here, and the gateway answers no page of another origin. Each operation
+// has a curl line instead.
 const START = `SwaggerUIBundle({ url: '/openapi.json', dom_id: '#docs', supportedSubmitMethods: [], defaultModelsExpandDepth: 0, docExpansion: 'list', validatorUrl: null })
 `
 
