@@ -58,6 +58,15 @@ export async function serve(t: Test, env: Record<string, string>, clients: strin
   return { port, directory, client, child, log, stop, post: await poster(t, port, client) }
 }
 
+/** The lines about failed handshakes, as soon as there are so many. */
+export async function handshakeFailures({ log, child }: GatewayProcess, count: number): Promise<readonly Record<string, unknown>[]> {
+  for (;;) {
+    const lines = log.filter(({ msg }) => msg === 'TLS handshake failed')
+    if (lines.length >= count || child.stdout === null) return lines
+    await once(child.stdout, 'data')
+  }
+}
+
 /** A directory with everything that `serve` reads, under the usual names, and a client certificate that is listed. */
 export async function makeFiles(t: Test, clients: string = ANYTHING): Promise<{ directory: string; client: Leaf }> {
   const pki = await makePki()

@@ -4,7 +4,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { makePki } from '../support/pki.ts'
-import { type GatewayProcess, run, serve, temporaryDirectory, writeFiles } from './process.ts'
+import { type GatewayProcess, handshakeFailures, run, serve, temporaryDirectory, writeFiles } from './process.ts'
 
 // Nothing is handed over here, so no relay has to be there.
 const NO_RELAY = { POSTERN_SMTP_URL: 'smtp://127.0.0.1:9' }
@@ -14,14 +14,14 @@ t.test('curl is let in with its certificate by TLS 1.2 and 1.3, and ends on the 
   t.match(await curl(gateway, '--tlsv1.2', '--tls-max', '1.2'), /SSL connection using TLSv1\.2[^]*"client":"billing"/)
   t.match(await curl(gateway), /SSL connection using TLSv1\.3[^]*"client":"billing"/)
   await t.rejects(curl(gateway, '--tlsv1.0', '--tls-max', '1.1', '--ciphers', 'DEFAULT@SECLEVEL=0'), { message: /ended with 35: [^]*alert protocol version/ })
-  t.match(await failures(gateway, 1), [{ reason: 'protocol_version', remote: '127.0.0.1', level: 'warn' }])
+  t.match(await handshakeFailures(gateway, 1), [{ reason: 'protocol_version', remote: '127.0.0.1', level: 'warn' }])
 })
 
 t.test('with TLSv1.2 as the newest, curl --tlsv1.1 ends on 1.2 and one that insists on 1.3 is refused', async (t) => {
   const gateway = await serve(t, { ...NO_RELAY, POSTERN_TLS_MAX_VERSION: 'TLSv1.2' })
   t.match(await curl(gateway, '--tlsv1.1'), /SSL connection using TLSv1\.2[^]*"client":"billing"/)
   await t.rejects(curl(gateway, '--tlsv1.3'), { message: /ended with 35: [^]*alert protocol version/ })
-  t.match(await failures(gateway, 1), [{ reason: 'protocol_version' }])
+  t.match(await handshakeFailures(gateway, 1), [{ reason: 'protocol_version' }])
   t.match(await metrics(gateway), /postern_tls_handshake_failures_total\{reason="protocol_version"\} 1\n/)
 })
 
@@ -44,7 +44,7 @@ t.test('what curl shows of each rejection is in the log with its reason', async 
   t.match(await run('curl', ['-sS', '-i', `http://localhost:${gateway.port}/v1/whoami`]), /^HTTP\/1\.1 400 [^]*HTTPS with client certificates/)
   // curl says which CA it lacks, in an alert.
   await t.rejects(run('curl', ['-sS', url]), { message: /ended with 60: / })
-  t.match(await failures(gateway, 8), [
+  t.match(await handshakeFailures(gateway, 8), [
     { reason: 'no_certificate' },
     { reason: 'no_certificate' },
     { reason: 'unknown_ca' },
@@ -125,15 +125,6 @@ function curl(gateway: GatewayProcess, ...args: readonly string[]): Promise<stri
   const file = (name: string): string => join(gateway.directory, name)
   const credentials = ['--cacert', file('ca.crt'), '--cert', file('client.crt'), '--key', file('client.key')]
   return run('curl', ['-sS', '-v', '--stderr', '-', ...credentials, ...args, `https://localhost:${gateway.port}/v1/whoami`])
-}
-
-/** The lines about failed handshakes, as soon as there are so many. */
-async function failures({ log, child }: GatewayProcess, count: number): Promise<readonly Record<string, unknown>[]> {
-  for (;;) {
-    const lines = log.filter(({ msg }) => msg === 'TLS handshake failed')
-    if (lines.length >= count || child.stdout === null) return lines
-    await once(child.stdout, 'data')
-  }
 }
 
 async function metrics({ log }: GatewayProcess): Promise<string> {
