@@ -20,6 +20,10 @@ const MAX_NAME = 256
 // for each character, and a domain of megabytes would keep IDNA busy for seconds.
 const MAX_TEXT = 2 * MAX_NAME + MAX_LOCAL + MAX_DOMAIN + 16
 
+// Mailboxes that were read last, by their text: each is asked for twice, by the schema and for the envelope, and senders repeat.
+const MAX_RECENT = 1_000 // of at most MAX_TEXT characters each
+const recent = new Map<string, Mailbox>()
+
 const LOCAL_PART = /^[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+(?:\.[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+)*$/u
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/
 const FORBIDDEN = /[\p{Cc}\p{Cs}\u2028\u2029\ufeff]/u
@@ -37,12 +41,12 @@ export function parseMailbox(input: MailboxInput): Mailbox {
     return { ...parseAddress(input.email), name: parseName(input.name ?? '') }
   }
   checkLength(input, MAX_TEXT)
-  if (FORBIDDEN.test(input)) throw new RangeError('contains a control character or line break')
-  const text = input.trim()
-  if (!text.endsWith('>')) return { ...parseAddress(text), name: '' }
-  const open = text.lastIndexOf('<')
-  if (open === -1) throw new RangeError('has ">" without "<"')
-  return { ...parseAddress(text.slice(open + 1, -1)), name: parseName(unquote(text.slice(0, open).trim())) }
+  const known = recent.get(input)
+  if (known !== undefined) return known
+  const mailbox = readMailbox(input)
+  if (recent.size === MAX_RECENT) recent.clear()
+  recent.set(input, mailbox)
+  return mailbox
 }
 
 /**
@@ -99,6 +103,15 @@ export function parseName(text: string): string {
 /** Whether the address needs the SMTPUTF8 extension (RFC 6531). */
 export function needsSmtpUtf8(address: string): boolean {
   return /[^\x00-\x7f]/.test(address)
+}
+
+function readMailbox(input: string): Mailbox {
+  if (FORBIDDEN.test(input)) throw new RangeError('contains a control character or line break')
+  const text = input.trim()
+  if (!text.endsWith('>')) return { ...parseAddress(text), name: '' }
+  const open = text.lastIndexOf('<')
+  if (open === -1) throw new RangeError('has ">" without "<"')
+  return { ...parseAddress(text.slice(open + 1, -1)), name: parseName(unquote(text.slice(0, open).trim())) }
 }
 
 function unquote(text: string): string {

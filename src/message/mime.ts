@@ -1,5 +1,5 @@
 import { encode as encodeQuotedPrintable, wrap as wrapQuotedPrintable } from 'nodemailer/lib/qp'
-import { buildHeaderValue, encodeWord, foldLines, hasLongerLines, isPlainText } from 'nodemailer/lib/mime-funcs'
+import { buildHeaderValue, encodeWord, foldLines, isPlainText } from 'nodemailer/lib/mime-funcs'
 import { BASE64_LINE, Base64Text } from './base64.ts'
 import { type Mailbox, needsSmtpUtf8 } from './mailbox.ts'
 
@@ -101,7 +101,7 @@ export function ended(entity: Entity): Entity {
 }
 
 function encodeText(text: string): [encoding: string, body: string] {
-  if (isPlainText(text) && !hasLongerLines(text, BASE64_LINE)) return ['7bit', text]
+  if (isPlainText(text) && longestLine(text) <= BASE64_LINE) return ['7bit', text]
   if (wordEncoding(text) === 'Q') return ['quoted-printable', wrapQuotedPrintable(encodeQuotedPrintable(text))]
   return ['base64', Buffer.from(text).toString('base64').replace(/.{76}(?!$)/g, `$&${CRLF}`)]
 }
@@ -117,6 +117,17 @@ function phrase(name: string): string {
 function wordEncoding(text: string): 'Q' | 'B' {
   const encoded = Buffer.byteLength(text) - text.length + (text.match(/[^\x20-\x7e\r\n]/g)?.length ?? 0)
   return encoded * 6 > text.length ? 'B' : 'Q'
+}
+
+/** Characters of the longest line of a text with CRLF between its lines. */
+function longestLine(text: string): number {
+  let longest = 0
+  let from = 0
+  for (let end = text.indexOf(CRLF); end !== -1; end = text.indexOf(CRLF, from)) {
+    longest = Math.max(longest, end - from)
+    from = end + CRLF.length
+  }
+  return Math.max(longest, text.length - from)
 }
 
 function longestWord(text: string): number {
