@@ -39,6 +39,38 @@ t.test('a refusal is one line too, with the same facts as far as they are known'
   t.match(input, { level: 40, client: 'billing', code: 'invalid_message', outcome: 'not_sent', status: 400 })
 })
 
+t.test('a message that came complete or in parts has the same line, with its size', async (t) => {
+  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }' })
+  const { relay } = gateway
+  const raw = await gateway.request({
+    method: 'POST',
+    path: '/v1/messages/raw?mail_from=bounces@corp.example&rcpt_to=user@corp.example&rcpt_to=c@corp.example',
+    headers: { 'content-type': 'message/rfc822' },
+    body: 'From: billing@corp.example\r\nMessage-ID: <a@corp.example>\r\nDate: Mon, 05 Jan 2026 09:00:00 +0000\r\n\r\nHi.\r\n',
+  })
+  t.equal(raw.status, 200, raw.text)
+  const message = JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.txt', part: 'a' }] })
+  const parts = [['message', message], ['a', 'Hi.']].map(([name, text]) => `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n${text}\r\n`)
+  const multipart = await gateway.request({ method: 'POST', path: '/v1/messages', headers: { 'content-type': 'multipart/form-data; boundary=b' }, body: `${parts.join('')}--b--\r\n` })
+  t.equal(multipart.status, 200, multipart.text)
+  const [first, second, ...others] = lines(gateway)
+  t.same(others, [])
+  t.same(Object.keys(first ?? {}), Object.keys(second ?? {}))
+  t.match(first, { client: 'billing', sender: 'bounces@corp.example', recipients: ['user@corp.example', 'c@corp.example'], message_id: '<a@corp.example>', outcome: 'accepted', request_id: raw.headers['x-request-id'] })
+  t.match(second, { client: 'billing', sender: 'billing@corp.example', recipients: ['user@corp.example'], message_id: multipart.json['message_id'], outcome: 'accepted' })
+  t.ok(Number(first?.['bytes']) > 0 && Number(first?.['bytes']) <= Number(relay.messages[0]?.raw.length))
+  t.equal(second?.['bytes'], relay.messages[1]?.raw.length)
+})
+
+t.test('an answer that was given before is said to be that, and is no second message', async (t) => {
+  const gateway = await startGateway(t)
+  const key = { headers: { 'idempotency-key': 'k' } }
+  await gateway.post(MESSAGE, key)
+  const again = await gateway.post(MESSAGE, key)
+  t.equal(lines(gateway).length, 1)
+  t.match(gateway.log.at(-1), { msg: 'answer replayed', request_id: again.headers['x-request-id'], client: 'billing', status: 200 })
+})
+
 const REFUSING = {
   onRcptTo({ address }: { address: string }, _session: unknown, done: (error?: Error) => void): void {
     if (address.startsWith('ok')) return done()
