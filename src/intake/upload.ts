@@ -2,6 +2,9 @@ import type { IncomingMessage } from 'node:http'
 import { DRIP_MS, LEAST_BYTES_PER_MS, tooLarge } from './body.ts'
 import { Problem } from '../errors.ts'
 
+// What one turn of the way to the relay is worth: Node 20 gathers no more than 16 KB on its own.
+const PIECE_BYTES = 64 * 1024
+
 export interface UploadLimits {
   /** Bytes. */
   readonly maxSize: number
@@ -54,10 +57,15 @@ export class Upload {
     return turn
   }
 
-  /** Ends a read that is under way, and all later ones. What is left of the body stays where it is. */
-  stop(): void {
-    this.#fault ??= new Problem('request_timeout', 'The body was not read to its end.')
+  /**
+   * Ends a read that is under way, and all later ones. What is left of the body stays where it is. Returns false where the
+   * body had come to its end, whole or not.
+   */
+  stop(problem = new Problem('request_timeout', 'The body was not read to its end.')): boolean {
+    const running = this.#fault === undefined && !this.#ended
+    this.#fault ??= problem
     this.#cut?.(this.#fault)
+    return running
   }
 
   async #next(): Promise<Buffer | undefined> {
@@ -82,7 +90,8 @@ export class Upload {
   }
 
   #take(): Buffer | undefined {
-    const piece: unknown = this.#body.read()
+    // Asking for so much lets Node gather as much while the last piece is on its way (stream.Readable.read).
+    const piece: unknown = this.#body.read(PIECE_BYTES) ?? this.#body.read()
     return Buffer.isBuffer(piece) ? piece : undefined
   }
 
