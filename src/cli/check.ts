@@ -127,11 +127,11 @@ function explain(error: unknown): string {
   }
 }
 
-/** OpenSSL's errors are a line of code positions around a reason, which they also give alone. */
+/** OpenSSL's errors are a line of code positions around a reason, which they also give alone. Node 24 adds an advice, which is not ours. */
 function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return 'unknown error'
   const reason = 'library' in error && 'reason' in error && typeof error.reason === 'string' ? error.reason : error.message
-  return reason.replace(/\s+/g, ' ').trim()
+  return reason.replace(/; if the root CA is installed.*/s, '').replace(/\s+/g, ' ').trim()
 }
 
 /** Only errors of the system have one, so that what is left was wrong with TLS: nodemailer has one code for both. */
