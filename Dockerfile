@@ -13,7 +13,9 @@ LABEL org.opencontainers.image.title="Postern" \
 ENV NODE_ENV=production
 WORKDIR /app
 COPY package.json package-lock.json ./
-RUN npm ci --omit=dev --ignore-scripts && npm cache clean --force
+# Types and source maps are for those who build: more than a quarter of what npm brings.
+RUN npm ci --omit=dev --ignore-scripts && npm cache clean --force && \
+    find node_modules -type f \( -name '*.d.ts' -o -name '*.d.mts' -o -name '*.d.cts' -o -name '*.map' \) -delete
 COPY --from=build /app/dist ./dist
 # Certificates and the clients file are mounted at /app/certs: the image holds no secret, and nothing in it is written to.
 USER node
