@@ -36,10 +36,10 @@ export const MESSAGE = {
 } as const
 
 /** Postfix's smtp-sink, the cheapest relay there is; the Debian package postfix has it. */
-export async function startPlainRelay(): Promise<RelayProgram> {
+export async function startPlainRelay(options: readonly string[] = []): Promise<RelayProgram> {
   const port = await freePort()
   const user = process.getuid?.() === 0 ? ['-u', 'nobody'] : [] // as root it insists
-  const sink = await startCommand('smtp-sink', [...user, '-m', '512', `127.0.0.1:${port}`, '512'], () => answers(port))
+  const sink = await startCommand('smtp-sink', [...user, ...options, '-m', '512', `127.0.0.1:${port}`, '512'], () => answers(port))
   return { ...sink, port, secure: false }
 }
 
