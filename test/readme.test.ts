@@ -70,7 +70,20 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     t.match(JSON.parse(await shell(unlisted, folder)), { code: 'unknown_certificate' })
   })
 
-  t.equal(blocks('sh').length + blocks('js').length + blocks('python').length, 7, 'no block was left out')
+  await t.test('large messages: a file beside the message, and a complete message', async (t) => {
+    const [file, complete, ...others] = blocks('sh', 'Large messages')
+    t.same(others, [])
+    t.match(JSON.parse(await shell(dev.withPort(file?.text ?? ''), folder)), { status: 'accepted', accepted: ['you@corp.example'] })
+    t.match(newestMail(folder), /filename=report\.pdf\r\n.*\r\n\r\nQWxsIGlzIHdlbGwuCg==\r\n/s)
+    const fingerprint = /(?:[0-9A-F]{2}:){31}[0-9A-F]{2}/.exec(await shell('node dist/cli.js fingerprint certs/app.crt', folder))?.[0]
+    writeFileSync(join(folder, 'raw.yaml'), `clients: { app: { fingerprints: ["${fingerprint}"], from: ["*@corp.example"], raw: true } }`)
+    const port = await startServe(t, folder, { POSTERN_CLIENTS: 'raw.yaml', POSTERN_SMTP_URL: dev.relay, POSTERN_SMTP_CA: 'certs/ca.crt' })
+    t.match(JSON.parse(await shell((complete?.text ?? '').replaceAll('8443', String(port)), folder)), { status: 'accepted', accepted: ['you@corp.example'] })
+    t.match(newestMail(folder), /^Subject: Raw\r\nDate: .*\r\nMessage-ID: .*\r\n\r\nIt works\.\r\n/m)
+    t.match(JSON.parse(await shell(dev.withPort(complete?.text ?? ''), folder)), { code: 'raw_not_allowed' })
+  })
+
+  t.equal(blocks('sh').length + blocks('js').length + blocks('python').length, 9, 'no block was left out')
   // The configurations of proxies are run by test/interop/proxies.test.ts and scale.test.ts; test/deployment.test.ts reads what is YAML.
   t.same(blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml', 'json', 'nginx', 'haproxy'].includes(language)), [], 'no block is of another kind')
 })
