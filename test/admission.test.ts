@@ -3,6 +3,7 @@ import { get } from 'node:http'
 import t, { type Test } from 'tap'
 import { Admission } from '../src/intake/admission.ts'
 import { ANYTHING, MESSAGE, startGateway, type TestAnswer, type TestGateway } from './support/gateway.ts'
+import { makePki } from './support/pki.ts'
 import { dial, firstAnswer, rest } from './support/sockets.ts'
 import { startRelay, type TestRelay } from './support/relay.ts'
 
@@ -58,10 +59,10 @@ async function startBusy(t: Test, pending: number, clients = ANYTHING): Promise<
 
 t.test('places are given up to the limit and never past it, in messages and in bytes', async (t) => {
   const admission = new Admission(2, 100)
-  const first = admission.enter(60)
-  t.throws(() => admission.enter(41), { code: 'overloaded', headers: { 'retry-after': '1' } }, 'one byte too many')
-  const second = admission.enter(40)
-  t.throws(() => admission.enter(0), { code: 'overloaded' }, 'one message too many')
+  const first = admission.enter('a', 60)
+  t.throws(() => admission.enter('a', 41), { code: 'overloaded', headers: { 'retry-after': '1' } }, 'one byte too many')
+  const second = admission.enter('b', 40)
+  t.throws(() => admission.enter('a', 0), { code: 'overloaded' }, 'one message too many')
   t.throws(() => first.grow(1), { code: 'overloaded' })
   t.same([admission.messages, admission.bytes], [2, 100], 'who was refused holds nothing')
   second.release()
@@ -71,6 +72,75 @@ t.test('places are given up to the limit and never past it, in messages and in b
   t.same([admission.messages, admission.bytes], [1, 100], 'held until the last holder is done')
   first.release()
   t.same([admission.messages, admission.bytes], [0, 0])
+})
+
+t.test('when everything is taken, the client that holds more loses the oldest body that is still to come', async (t) => {
+  const admission = new Admission(4, 100)
+  const cut: string[] = []
+  const hold = (client: string, name: string, bytes = 10): ReturnType<Admission['enter']> => {
+    const place = admission.enter(client, bytes)
+    place.reading(({ code }) => {
+      cut.push(`${name} ${code}`)
+      return true
+    })
+    return place
+  }
+  const slow = [hold('slow', '1'), hold('slow', '2'), hold('slow', '3'), hold('slow', '4')]
+  t.throws(() => hold('slow', '5'), { code: 'overloaded' }, 'nobody takes a place from himself')
+  t.same(cut, [])
+  hold('quick', 'a')
+  t.same(cut.splice(0), ['1 overloaded'])
+  t.same([admission.messages, admission.bytes], [4, 40])
+  t.throws(() => slow[0]?.grow(1), { code: 'overloaded' }, 'who was cut gets no more')
+  slow[0]?.release()
+  t.same([admission.messages, admission.bytes], [4, 40], 'and gives nothing back twice')
+  hold('quick', 'b')
+  t.same(cut.splice(0), ['2 overloaded'])
+  t.throws(() => hold('quick', 'c'), { code: 'overloaded' }, 'up to an equal share')
+  t.same(cut, [])
+  slow[2]?.release()
+  hold('large', 'd', 70)
+  t.throws(() => hold('other', 'e', 80), { code: 'overloaded' }, 'who asks for more than the others have gets nothing')
+  t.same(cut, [])
+  hold('slow', 'f', 20)
+  t.same(cut, ['d overloaded'], 'bytes count as messages do')
+  t.same([admission.messages, admission.bytes], [4, 50])
+})
+
+t.test('a place whose body has come is not taken away', async (t) => {
+  const admission = new Admission(2, 100)
+  for (let n = 0; n < 2; n++) admission.enter('busy', 10).reading(() => false)
+  t.throws(() => admission.enter('other', 10), { code: 'overloaded' })
+  t.equal(admission.messages, 2)
+})
+
+t.test('a client that sends slowly on every place cannot keep another one out', async (t) => {
+  const pki = await makePki()
+  const slow = await pki.client('slow')
+  const clients = `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] }, slow: { fingerprints: ["${slow.fingerprint}"], from: ["*"], raw: true } }`
+  const bodies: Record<string, string> = {
+    'JSON': `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`,
+    'JSON without a length': `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n`,
+    'multipart': 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n--x\r\n',
+    'raw': `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nFrom\r\n`,
+  }
+  for (const [name, bytes] of Object.entries(bodies)) {
+    const gateway = await startGateway(t, { clients, env: { POSTERN_MAX_PENDING: '3' } })
+    const sockets = await Promise.all(Array.from({ length: 3 }, () => dial(gateway, { as: slow })))
+    const answers = sockets.map((socket) => {
+      socket.write(bytes)
+      return firstAnswer(socket)
+    })
+    for (const answer of answers) answer.catch(() => {})
+    // The first of its own that is refused shows that every place is taken.
+    await until(async () => (await gateway.post(MESSAGE, { as: slow })).status === 503)
+    t.equal((await gateway.post(MESSAGE)).status, 200, name)
+    const lost = await Promise.race(answers)
+    t.match(lost, OVERLOADED, 'the one that lost its place is told')
+    t.match(lost.head, /^retry-after: 1\r$/m)
+    for (const socket of sockets) socket.destroy()
+    t.equal(gateway.relay.messages.filter(({ raw }) => !/^Subject: Hello\r$/m.test(raw.toString())).length, 0)
+  }
 })
 
 t.test('a message too many is refused at once, on every route, and its body is not asked for', async (t) => {

@@ -17,7 +17,7 @@ const GOOD = `${HEAD}Content-Length: ${BODY.length}\r\n\r\n${BODY}`
 const LAST = 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'
 const MEGABYTE = 1_000_000
 // Far above what is measured (milliseconds), far below what a hang would take.
-const SOON_MS = 5_000
+const SOON_MS = 15_000
 t.jobs = 6 // most of the time here is the gateway's patience, which buffered tests wait for together
 
 async function stillServes({ post }: TestGateway): Promise<number> {
@@ -90,14 +90,14 @@ t.test('a head that drips is cut at the same time', { buffered: true }, async (t
 })
 
 t.test('a body that comes slowly but does not pause is taken', { buffered: true }, async (t) => {
-  const gateway = await startGateway(t, { env: { POSTERN_REQUEST_TIMEOUT: '500ms' } })
+  const gateway = await startGateway(t, { env: { POSTERN_REQUEST_TIMEOUT: '2s' } })
   const socket = await dial(gateway)
   socket.write(`${HEAD}Content-Length: ${BODY.length}\r\n\r\n`)
   const answer = firstAnswer(socket)
   const pieces = BODY.match(/.{1,8}/g) ?? []
   for (const piece of pieces) {
     socket.write(piece)
-    await new Promise((resolve) => setTimeout(resolve, 100)) // the pace is what is tested
+    await new Promise((resolve) => setTimeout(resolve, 200)) // the pace is what is tested
   }
   t.equal((await answer).status, 200)
   socket.destroy()
@@ -108,30 +108,6 @@ t.test('a connection that never says anything is cut too', { buffered: true }, a
   const start = performance.now()
   await rest(await dial(gateway))
   t.ok(performance.now() - start < 1000 + SOON_MS)
-})
-
-t.test('a body that is too large is refused at once, and the connection ends soon', { buffered: true }, async (t) => {
-  const gateway = await startGateway(t, { env: { POSTERN_MAX_SIZE: '1MB' } })
-  const piece = Buffer.alloc(64 * 1024, 0x20)
-  const chunk = Buffer.concat([Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from('\r\n')])
-  const flooding = [['1 GB declared', 'Content-Length: 1000000000', piece], ['an endless chunked body', 'Transfer-Encoding: chunked', chunk]] as const
-  const before = process.memoryUsage().rss
-  await Promise.all(flooding.map(async ([name, head, bytes]) => {
-    const socket = await dial(gateway)
-    const start = performance.now()
-    socket.write(`${HEAD}${head}\r\n\r\n`)
-    const closed = rest(socket)
-    const answer = firstAnswer(socket).then((answer) => ({ ...answer, after: performance.now() - start }))
-    const written = await flood(socket, bytes, 200 * MEGABYTE)
-    t.match(await answer, { status: 413, json: { code: 'message_too_large' } }, name)
-    t.ok((await answer).after < SOON_MS, `${name}: answered after ${Math.round((await answer).after)} ms`)
-    await closed
-    t.ok(performance.now() - start < 2 * SOON_MS, `${name}: cut after ${Math.round(performance.now() - start)} ms and ${Math.round(written / MEGABYTE)} MB`)
-  }))
-  const grown = Math.round((process.memoryUsage().rss - before) / MEGABYTE)
-  t.ok(grown < 150, `this process grew by ${grown} MB`)
-  t.equal(await inflight(gateway), 0)
-  t.equal(await stillServes(gateway), 200)
 })
 
 t.test('a place is freed however its request ends', { buffered: true }, async (t) => {
@@ -162,6 +138,30 @@ t.test('a place is freed however its request ends', { buffered: true }, async (t
     socket.destroy()
   }
   hold()
+})
+
+t.test('a body that is too large is refused at once, and the connection ends soon', async (t) => {
+  const gateway = await startGateway(t, { env: { POSTERN_MAX_SIZE: '1MB' } })
+  const piece = Buffer.alloc(64 * 1024, 0x20)
+  const chunk = Buffer.concat([Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from('\r\n')])
+  const flooding = [['1 GB declared', 'Content-Length: 1000000000', piece], ['an endless chunked body', 'Transfer-Encoding: chunked', chunk]] as const
+  const before = process.memoryUsage().rss
+  await Promise.all(flooding.map(async ([name, head, bytes]) => {
+    const socket = await dial(gateway)
+    const start = performance.now()
+    socket.write(`${HEAD}${head}\r\n\r\n`)
+    const closed = rest(socket)
+    const answer = firstAnswer(socket).then((answer) => ({ ...answer, after: performance.now() - start }))
+    const written = await flood(socket, bytes, 200 * MEGABYTE)
+    t.match(await answer, { status: 413, json: { code: 'message_too_large' } }, name)
+    t.ok((await answer).after < SOON_MS, `${name}: answered after ${Math.round((await answer).after)} ms`)
+    await closed
+    t.ok(performance.now() - start < 2 * SOON_MS, `${name}: cut after ${Math.round(performance.now() - start)} ms and ${Math.round(written / MEGABYTE)} MB`)
+  }))
+  const grown = Math.round((process.memoryUsage().rss - before) / MEGABYTE)
+  t.ok(grown < 150, `this process grew by ${grown} MB`)
+  t.equal(await inflight(gateway), 0)
+  t.equal(await stillServes(gateway), 200)
 })
 
 t.test('a refusal can be read by clients that send the whole body first', async (t) => {

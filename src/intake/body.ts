@@ -27,6 +27,7 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
     // Memory that nothing was written to yet costs nothing: a declared length is no way to take it.
     const whole = declared > 0 ? Buffer.allocUnsafeSlow(declared) : undefined
     let size = 0
+    let settled = false
     const start = performance.now()
     const idle = setTimeout(() => {
       stop(new Problem('request_timeout', `The body paused for more than ${idleTimeout} ms.`))
@@ -54,12 +55,18 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
     }
     const onClose = (): void => stop(new Problem('request_timeout', 'The connection was closed before the body was complete.'))
     const settle = (): void => {
+      settled = true
       clearTimeout(idle)
       body.off('data', onData).off('end', onEnd).off('error', stop).off('close', onClose)
       // An aborted request emits an error once more; nobody is left to hear it.
       body.on('error', () => {})
     }
     body.on('data', onData).once('end', onEnd).once('error', stop).once('close', onClose)
+    place.reading((problem) => {
+      if (settled) return false
+      stop(problem)
+      return true
+    })
   })
 }
 

@@ -64,7 +64,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     if (request.headers['content-encoding'] !== undefined) {
       throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', { headers: { 'accept-encoding': 'identity' } })
     }
-    request.place = admission.enter(isStreamed(request) ? streamRoom(request) : declared)
+    request.place = admission.enter(client.name, isStreamed(request) ? streamRoom(request) : declared)
     const { place } = request
     onceOver(reply.raw, () => place.release())
   })
@@ -89,6 +89,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     if (place === null) throw new Problem('not_found', 'There is nothing at this path.')
     const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
     const upload = new Upload(payload, { maxSize: sizeLimit(callerOf(request).client, maxSize), idleTimeout: requestTimeout })
+    place.reading((problem) => upload.stop(problem))
     request.parts = new Parts(upload, boundaryOf(request.headers['content-type']), hash)
     return parseMessage(request, await readMessagePart(request.parts, place))
   })

@@ -67,6 +67,7 @@ export function rawRoute(app: TypedApp, { dispatcher, clients, maxSize, maxRecip
         idleTimeout: requestTimeout,
         ...(hashed && { onPiece: (piece: Buffer) => hash.update(piece) }),
       })
+      request.place?.reading((problem) => upload.stop(problem))
       hash.begin(JSON.stringify([query.mail_from, query.rcpt_to]))
       try {
         await dispatcher.dispatch(request, reply, {
@@ -111,7 +112,7 @@ async function prepare(request: FastifyRequest, upload: Upload, { from, to }: Ra
   )
   if (senders.length + recipients.length > 0) throw refusedByPolicy(client, senders, recipients)
 
-  const streamed = new StreamedContent(upload, async function* (relay) {
+  const streamed = new StreamedContent(client.name, upload, async function* (relay) {
     const body = new RawBody(relay)
     yield header.bytes
     for (let piece: Buffer | undefined = rest; piece !== undefined; piece = await upload.next()) {
