@@ -6,6 +6,7 @@ import PoolResource from 'nodemailer/lib/smtp-pool/pool-resource'
 import type { Config, RelayAddress } from '../config.ts'
 import type { RejectedRecipient } from '../errors.ts'
 import { Handover, type Outgoing } from './handover.ts'
+import { Lanes, type Leave } from './lanes.ts'
 import { type Failure, judge, rejectedRecipients } from './outcome.ts'
 import { probe, type SmtpSessionOptions } from './probe.ts'
 
@@ -39,12 +40,14 @@ export class Relay {
   readonly #pool: SMTPPool
   readonly #transporter: ReturnType<typeof createTransport>
   readonly #setupMs: number
+  readonly #lanes: Lanes
   #extensions: readonly string[] | undefined
 
   constructor(address: RelayAddress, smtp: Config['smtp'], ca: string | undefined) {
     this.label = address.label
     this.#setupMs = Math.min(MAX_SETUP_MS, smtp.timeout / (2 * Math.max(1, smtp.relays.length)))
     this.session = sessionOptions(address, smtp, ca, this.#setupMs)
+    this.#lanes = new Lanes(smtp.connections)
     this.#pool = new SMTPPool({
       ...this.session,
       maxConnections: smtp.connections,
@@ -78,12 +81,15 @@ export class Relay {
       if (!handover.started) abort.abort()
     }
     caller?.addEventListener('abort', callerLeft, { once: true })
+    let leaveLane: Leave | undefined
     try {
+      if (streamed !== undefined) leaveLane = await this.#lanes.enter(streamed.owner, abort.signal)
       return await this.#handOver(handover, abort.signal)
     } catch (error) {
       if (streamed?.fault !== undefined) throw new AttemptFailed({ problem: streamed.fault, relayFailed: false, stale: false })
       throw new AttemptFailed(judge(error, this.label, handover))
     } finally {
+      leaveLane?.()
       clearTimeout(deadline)
       clearTimeout(setup)
       caller?.removeEventListener('abort', callerLeft)
@@ -99,7 +105,7 @@ export class Relay {
 
   /** Messages that wait for a connection or are being handed over. */
   get pending(): number {
-    return this.#pool.pendingCount()
+    return this.#pool.pendingCount() + this.#lanes.waiting
   }
 
   /** Says QUIT on every idle connection and closes the pool; what is still under way is cut. */

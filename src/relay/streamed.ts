@@ -21,13 +21,16 @@ const HIGH_WATER_MARK = 16 * 1024
 export class StreamedContent {
   /** Why the content broke off: the answer, whatever the relay made of it. */
   fault: Problem | undefined
+  /** The client whose upload it is. */
+  readonly owner: string
   readonly #upload: Pick<Upload, 'waiting' | 'movedAt'>
   readonly #generate: Generate
   #begunAt: number | undefined
   #endedAt: number | undefined
   #movedAt = 0
 
-  constructor(upload: Pick<Upload, 'waiting' | 'movedAt'>, generate: Generate) {
+  constructor(owner: string, upload: Pick<Upload, 'waiting' | 'movedAt'>, generate: Generate) {
+    this.owner = owner
     this.#upload = upload
     this.#generate = generate
   }

@@ -63,7 +63,7 @@ export function messageRoutes(app: TypedApp, { dispatcher, clients, maxSize, max
           if (envelope.size !== undefined) audit.bytes = envelope.size
           return { envelope, messageId, open: () => new ContentStream(composed.content) }
         }
-        const streamed = new StreamedContent(parts.upload, async function* () {
+        const streamed = new StreamedContent(client.name, parts.upload, async function* () {
           let size = 0
           for await (const piece of assemble(composed, parts)) {
             size += piece.length
