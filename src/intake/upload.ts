@@ -102,6 +102,7 @@ export class Upload {
     return new Promise((resolve, reject) => {
       const settle = (): void => {
         clearTimeout(idle)
+        clearImmediate(gathering)
         this.#cut = undefined
         body.off('readable', onReadable).off('end', onEnd).off('error', onClose).off('close', onClose)
       }
@@ -111,7 +112,13 @@ export class Upload {
         body.on('error', () => {})
         reject(problem)
       }
+      // TLS brings 16 KB at a time: what has come with the first of it makes one piece.
+      let gathering: NodeJS.Immediate | undefined
       const onReadable = (): void => {
+        gathering ??= setImmediate(take)
+      }
+      const take = (): void => {
+        gathering = undefined
         const piece = this.#take()
         if (piece === undefined) return // the end is announced like this too
         if (this.#drips()) return fail(new Problem('request_timeout', 'The body came too slowly.'))
