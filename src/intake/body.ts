@@ -76,43 +76,6 @@ export function decodeUtf8(body: Buffer): string {
   return body.toString('utf8')
 }
 
-const QUOTE = 0x22
-const COMMA = 0x2c
-const BRACKET = 0x5b
-const BACKSLASH = 0x5c
-const BRACE = 0x7b
-const LONG_RUN = 256 // bytes of a string after which searching for its end is cheaper than stepping
-
-/**
- * About how many values a JSON text holds, by what opens and separates them, stopping past `most`. Nothing is built: a few
- * megabytes of `[[[` or `{},{},` would take many times their size as objects.
- */
-export function countValues(json: Buffer, most: number): number {
-  let values = 1
-  let inString = false
-  let run = 0
-  for (let at = 0; at < json.length && values <= most; at++) {
-    const byte = json[at]
-    if (!inString) {
-      if (byte === QUOTE) inString = true
-      else if (byte === COMMA || byte === BRACKET || byte === BRACE) values += 1
-      run = 0
-    } else if (byte === QUOTE) {
-      inString = false
-    } else if (byte === BACKSLASH) {
-      at += 1
-      run = 0
-    } else if (++run === LONG_RUN) {
-      const quote = json.indexOf(QUOTE, at)
-      if (quote === -1) break
-      at = quote - 1
-      while (json[at] === BACKSLASH) at -= 1
-      run = 0
-    }
-  }
-  return values
-}
-
 export function tooLarge(maxSize: number): Problem {
   return new Problem('message_too_large', `The message is larger than the ${maxSize} bytes that are allowed.`)
 }

@@ -1,13 +1,14 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Admission, Place } from '../intake/admission.ts'
-import { countValues, decodeUtf8, readBody, tooLarge } from '../intake/body.ts'
+import { decodeUtf8, readBody, tooLarge } from '../intake/body.ts'
 import { BodyHash } from '../intake/bodyhash.ts'
 import type { Client } from '../identity/clients.ts'
 import { belongs, reduce } from '../intake/contents.ts'
 import { onceOver } from '../intake/departure.ts'
 import { Problem } from '../errors.ts'
 import { boundaryOf, Parts } from '../intake/multipart.ts'
+import { survey } from '../intake/survey.ts'
 import { Upload } from '../intake/upload.ts'
 import { callerOf } from './identity.ts'
 
@@ -33,10 +34,9 @@ export interface IntakeOptions {
   readonly requestTimeout: number
 }
 
-// Everything of a message but its recipients is far below this many JSON values.
+// Everything of a message but its recipients is far below this many JSON values, and this many levels.
 const MAX_VALUES = 10_000
-// The most that is parsed at all; enough for 100,000 recipients as objects with names.
-const MAX_PARSED_VALUES = 500_000
+const MAX_DEPTH = 64
 // Recipients that may be listed above the limit, because duplicates count once.
 const DUPLICATES = 1_000
 
@@ -105,18 +105,18 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     return message
   }
   const parseJson = async (request: FastifyRequest, json: Buffer): Promise<unknown> => {
-    const values = countValues(json, MAX_PARSED_VALUES)
-    if (values > MAX_PARSED_VALUES) throw tooManyValues()
+    // Before the parser and the schema look: their work and memory grow with what they are given.
+    const most = Math.min(callerOf(request).client.maxRecipients ?? maxRecipients, maxRecipients)
+    const excess = survey(json, { depth: MAX_DEPTH, values: MAX_VALUES, recipients: most + DUPLICATES })
+    const tooMany = (): Problem => new Problem('too_many_recipients', `The message lists more than ${most + DUPLICATES} recipients; ${most} are allowed.`)
+    if (excess === 'recipients') throw tooMany()
+    if (excess !== undefined) throw new Problem('invalid_message', `The message ${excess === 'depth' ? 'nests deeper' : 'has more values'} than any message needs.`)
     const text = decodeUtf8(json)
     const message = await new Promise((resolve, reject) => {
       parseText(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))
     })
-    // Before the schema looks: it reports each faulty value, so its work and memory grow with what it is given.
-    const listed = countRecipients(message)
-    if (listed.recipients > Math.min(callerOf(request).client.maxRecipients ?? maxRecipients, maxRecipients) + DUPLICATES) {
-      throw new Problem('too_many_recipients', `The message lists ${listed.recipients} recipients; ${maxRecipients} are allowed.`)
-    }
-    if (values - listed.values > MAX_VALUES) throw tooManyValues()
+    // A name may be spelt with escapes.
+    if (countRecipients(message) > most + DUPLICATES) throw tooMany()
     return message
   }
 }
@@ -161,16 +161,11 @@ function declaredLength(request: FastifyRequest): number {
   return Number(request.headers['content-length'] ?? 0)
 }
 
-function tooManyValues(): Problem {
-  return new Problem('invalid_message', 'The message has more values than any message needs.')
-}
-
-/** Recipients of a JSON body whose shape is not known yet, and how many values they take up. */
-function countRecipients(body: unknown): { recipients: number; values: number } {
-  if (typeof body !== 'object' || body === null) return { recipients: 0, values: 0 }
+/** Recipients of a JSON body whose shape is not known yet. */
+function countRecipients(body: unknown): number {
+  if (typeof body !== 'object' || body === null) return 0
   const lists = ['to', 'cc', 'bcc'].map((name): unknown => Reflect.get(body, name)).filter(Array.isArray)
-  const recipients = lists.reduce((sum, list) => sum + list.length, 0)
-  return { recipients, values: 3 * recipients }
+  return lists.reduce((sum, list) => sum + list.length, 0)
 }
 
 /**
