@@ -28,6 +28,15 @@ t.test('a piece passes as it is exactly where nodemailer would change nothing', 
       if (clean !== ((await escaped(before, piece)) === piece)) faults.push(JSON.stringify([before, piece]))
     }
   }
+  // The way through many short lines is another one.
+  for (let round = 0; round < 300; round++) {
+    const lines = Array.from({ length: 80 }, () => 'x'.repeat(Math.floor(Math.random() * 3)))
+    const tail = Array.from({ length: 4 }, () => words[Math.floor(Math.random() * words.length)]).join('')
+    const piece = `${lines.join('\r\n')}\r\n${tail}`
+    const clean = needsNoEscape(Buffer.from(piece), false)
+    passed += clean ? 1 : 0
+    if (clean !== ((await escaped('', piece)) === piece)) faults.push(JSON.stringify(tail))
+  }
   t.same([...new Set(faults)], [])
   t.ok(passed > 1000, 'both happen')
 })
