@@ -1,3 +1,4 @@
+import { closeSync, openSync } from 'node:fs'
 import { type DestinationStream, type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
 import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
@@ -42,7 +43,8 @@ async function prettyOutput(): Promise<DestinationStream | undefined> {
 
 /**
  * Waits for SIGTERM or SIGINT, stops the gateway and resolves with the exit status: 0 when all was finished, 1 when the
- * grace period ended first. A second signal ends the wait at once. As PID 1 a process has no default signal handlers.
+ * grace period ended first. A second signal ends the wait at once. SIGHUP reads certificates and clients again, except
+ * where it means that the terminal was closed. As PID 1 a process has no default signal handlers.
  */
 export function untilSignalled(gateway: Gateway, logger: Logger, config: Pick<Config, 'shutdownGrace'>): Promise<number> {
   return new Promise((resolve) => {
@@ -66,8 +68,18 @@ export function untilSignalled(gateway: Gateway, logger: Logger, config: Pick<Co
         },
       )
     }
-    process.on('SIGHUP', () => gateway.reload())
+    process.on('SIGHUP', (signal) => (process.stdout.isTTY && !hasTerminal() ? onSignal(signal) : gateway.reload()))
     process.on('SIGTERM', onSignal)
     process.on('SIGINT', onSignal)
   })
+}
+
+/** Whether the terminal that this process was started on is still open. */
+function hasTerminal(): boolean {
+  try {
+    closeSync(openSync('/dev/tty', 'r'))
+    return true
+  } catch {
+    return false
+  }
 }

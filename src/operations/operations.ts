@@ -13,6 +13,7 @@ export type OperationsRoutes = Readonly<Record<string, () => OperationsAnswer | 
 
 const REQUEST_TIMEOUT_MS = 5_000
 const MAX_HEAD_BYTES = 8 * 1024
+const MAX_CONNECTIONS = 256 // probes and scrapers need a few
 
 /** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
 export type Readiness = () => Promise<string | undefined>
@@ -40,6 +41,7 @@ export function operationsServer(routes: OperationsRoutes): Server {
       .then(route)
       .then(respond, () => respond(plain(500, 'failed')))
   })
+  server.maxConnections = MAX_CONNECTIONS
   server.unref()
   return server
 }
