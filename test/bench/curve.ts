@@ -4,8 +4,8 @@ import { type Contender, behindNginx, naive, pool, postern, type RelayProgram } 
 import { RESULTS } from './harness.ts'
 import { plot, type Series } from './plot.ts'
 
-const RATES = [250, 500, 1000, 1500, 2000, 2500, 3000, 4000]
-const SECONDS = 3
+const RATES = [500, 1000, 1500, 2000, 3000]
+const SECONDS = 2
 const CALLERS = 200 // so that requests come when they are due although earlier ones are still waiting
 
 /** Offers load at rising rates and draws what came through, and how long it took. */
