@@ -30,7 +30,7 @@ interface Reading {
 const RETRY_S = 1
 
 /**
- * Keeps what is in progress within bounds, whatever clients send (contract §1.4). When everything is taken, a client that
+ * Keeps what is in progress within bounds, whatever clients send. When everything is taken, a client that
  * holds more than another loses places whose body is still to come: whoever only sends slowly cannot keep others out.
  */
 export class Admission {
