@@ -90,8 +90,10 @@ export class Upload {
   }
 
   #take(): Buffer | undefined {
-    // Asking for so much lets Node gather as much while the last piece is on its way (stream.Readable.read).
-    const piece: unknown = this.#body.read(PIECE_BYTES) ?? this.#body.read()
+    // Asking for so much lets Node gather as much while the last piece is on its way (stream.Readable.read). Not at the
+    // beginning: many uploads have come so far only, and wait for a connection to the relay.
+    const large: unknown = this.size === 0 ? null : this.#body.read(PIECE_BYTES)
+    const piece: unknown = large ?? this.#body.read()
     return Buffer.isBuffer(piece) ? piece : undefined
   }
 
