@@ -127,7 +127,10 @@ class Session {
   hangUp(how: 'FIN' | 'RST' | '421'): void {
     if (how === 'RST') this.#raw.resetAndDestroy()
     else if (how === 'FIN') this.#socket.end()
-    else this.#socket.end('421 4.4.2 idle for too long\r\n')
+    else {
+      this.#stopped = true // RFC 5321 §3.8: after a 421 it takes nothing, not even what is on its way
+      this.#socket.end('421 4.4.2 idle for too long\r\n')
+    }
   }
 
   #listen(socket: Socket): void {
