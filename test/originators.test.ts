@@ -93,7 +93,7 @@ t.test('a header that does not say who it is from is refused with its place', (t
       t.fail(name)
     } catch (error) {
       t.ok(error instanceof Problem, name)
-      t.match(error, { code: 'invalid_header', errors: [{ path }] }, name)
+      t.match(error, { code: 'malformed_mime', errors: [{ path }] }, name)
     }
   }
   t.end()

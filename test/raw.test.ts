@@ -110,7 +110,7 @@ t.test('a header that is malformed or too large is a 400, and nothing is sent', 
   }
   for (const [name, message] of Object.entries(faulty)) {
     const answer = await postRaw(gateway, message)
-    t.match([answer.status, answer.json], [400, { code: 'invalid_header', outcome: 'not_sent', retryable: false }], name)
+    t.match([answer.status, answer.json], [400, { code: 'malformed_mime', outcome: 'not_sent', retryable: false }], name)
   }
   t.equal(gateway.relay.messages.length, 0)
   t.equal((await postRaw(gateway, `${HEADER}${`X: ${'x'.repeat(900)}\r\n`.repeat(72)}\r\n`)).status, 200, 'just below 64 KiB')
@@ -136,7 +136,7 @@ t.test('8-bit octets need 8BITMIME, a header in UTF-8 needs SMTPUTF8', async (t)
   t.equal((await postRaw(able, body)).status, 200)
   t.equal((await postRaw(able, header)).status, 200)
   t.same(able.relay.messages.map(({ raw }) => raw.toString()), [body, header])
-  t.match((await postRaw(able, Buffer.from(header, 'latin1'))).json, { status: 400, code: 'invalid_header' }, 'Latin-1 in a header')
+  t.match((await postRaw(able, Buffer.from(header, 'latin1'))).json, { status: 400, code: 'malformed_mime' }, 'Latin-1 in a header')
 
   const plain = await gatewayOf(t, { relay: await startRelay(t, { hide8BITMIME: true, hideSMTPUTF8: true }) })
   t.match((await postRaw(plain, body)).json, { status: 400, code: 'malformed_mime', outcome: 'not_sent' })
@@ -169,7 +169,7 @@ t.test('a dry run reads and judges everything, sends nothing, and takes nothing 
     t.notOk('smtp' in answer.json)
   }
   t.match((await postRaw(gateway, `${HEADER}\r\n${'x'.repeat(100_000)}`, { path })).json, { code: 'malformed_mime' }, 'the body too')
-  t.match((await postRaw(gateway, 'Subject: x\r\n\r\n', { path })).json, { code: 'invalid_header' })
+  t.match((await postRaw(gateway, 'Subject: x\r\n\r\n', { path })).json, { code: 'malformed_mime' })
   t.equal((await postRaw(gateway, `${HEADER}\r\n`)).status, 200)
   t.match((await postRaw(gateway, `${HEADER}\r\n`)).json, { status: 429, code: 'rate_limited' })
   t.equal(gateway.relay.messages.length, 1)

@@ -62,7 +62,7 @@ t.test('nor does one within the header, whose lines are those that were judged',
   const { gateway, relay } = await wired(t)
   for (const end of ['\r', '\n', '\r\n']) {
     const answer = await postRaw(gateway, HEADER.replace('\r\n\r\n', `\r\nX: y${end}.${end}${SMUGGLED}`))
-    t.match([answer.status, answer.json], [400, { code: 'invalid_header' }])
+    t.match([answer.status, answer.json], [400, { code: 'malformed_mime' }])
   }
   t.equal(relay.complete.length, 0)
   const text = HEADER.replaceAll('\r\n', '\r')

@@ -46,7 +46,7 @@ export async function readHeader(upload: Pick<Upload, 'next'>): Promise<{ readon
     if (piece === undefined) return { head: Buffer.concat(pieces), closed: end.blank, rest: Buffer.alloc(0) }
     const bodyStart = end.find(piece)
     size += bodyStart ?? piece.length
-    if (size > MAX_HEADER) throw new Problem('invalid_header', `The header has more than ${MAX_HEADER} bytes.`)
+    if (size > MAX_HEADER) throw new Problem('malformed_mime', `The header has more than ${MAX_HEADER} bytes.`)
     if (bodyStart !== undefined) return { head: Buffer.concat([...pieces, piece.subarray(0, bodyStart)]), closed: true, rest: piece.subarray(bodyStart) }
     pieces.push(piece)
   }
@@ -54,7 +54,7 @@ export async function readHeader(upload: Pick<Upload, 'next'>): Promise<{ readon
 
 /**
  * Takes a header apart. Lines end as they will on the wire, where a bare CR or LF becomes CRLF: nobody downstream can
- * find a line in it that was not read here. Throws a 400 Problem `invalid_header` that names each faulty place.
+ * find a line in it that was not read here. Throws a 400 Problem `malformed_mime` that names each faulty place.
  */
 export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   const faults: Fault[] = []
@@ -104,7 +104,7 @@ export function writeHeader(fields: readonly Pick<HeaderField, 'raw'>[], closed:
 
 export function invalidHeader(faults: readonly Fault[]): Problem {
   const [first] = faults
-  return new Problem('invalid_header', first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`, { errors: faults })
+  return new Problem('malformed_mime', first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`, { errors: faults })
 }
 
 /** Finds the blank line after a header, piece by piece, each octet looked at once. */

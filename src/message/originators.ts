@@ -30,7 +30,7 @@ const SINGLES = new Set(['sender', 'resent-sender'])
 /**
  * Reads who a header says its message is from (RFC 5322 §3.6.2 and §3.6.6), and corrects it: Bcc, Resent-Bcc and
  * Return-Path go, Date and Message-ID come where they are missing. Everything else stays octet for octet, so that
- * signatures go on holding. `id` is what a missing message id is made of. Throws a 400 Problem `invalid_header`.
+ * signatures go on holding. `id` is what a missing message id is made of. Throws a 400 Problem `malformed_mime`.
  */
 export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: Date): JudgedHeader {
   const faults: Fault[] = []
