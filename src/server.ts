@@ -64,7 +64,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
   metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
-  const redis = config.redisUrl === undefined ? undefined : connectRedis(config.redisUrl, (up, reason) => {
+  const redis = config.redisUrl === undefined ? undefined : await connectRedis(config.redisUrl, (up, reason) => {
     if (up) logger.info('the shared store is there')
     else logger.error({ error: reason?.message }, 'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone')
   })

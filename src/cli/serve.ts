@@ -3,7 +3,7 @@ import { type DestinationStream, type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
 import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
 import { digestsOf } from '../reload/reload.ts'
-import { type Gateway, type Loaded, start } from '../server.ts'
+import type { Gateway, Loaded } from '../server.ts'
 
 /** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */
 export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
@@ -11,6 +11,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
   const logger = await createLogger(config)
   for (const warning of warnings) logger.warn(warning)
   if (loaded.clients.clients.size === 0) logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
+  const { start } = await import('../server.ts') // most of the start: a fault of the configuration is told without it
   const gateway = await start(config, loaded, logger)
   return untilSignalled(gateway, logger, config)
 }

@@ -1,7 +1,6 @@
-import { createClient } from '@redis/client'
 import { Problem } from '../errors.ts'
 
-export type RedisConnection = ReturnType<typeof connectRedis>
+export type RedisConnection = Awaited<ReturnType<typeof connectRedis>>
 
 // A store that has not answered by then is as good as away: callers are waiting.
 const ANSWER_MS = 2_000
@@ -13,7 +12,8 @@ const MAX_WAITING_COMMANDS = 10_000
  * A connection to Redis that comes back by itself. While it is away commands fail at once instead of piling up, and one
  * that hangs is given up after some seconds. `onChange` hears of every loss and return.
  */
-export function connectRedis(url: string, onChange: (up: boolean, reason?: Error) => void) {
+export async function connectRedis(url: string, onChange: (up: boolean, reason?: Error) => void) {
+  const { createClient } = await import('@redis/client') // a good part of the start, for those who use it
   const client = createClient({
     url,
     disableOfflineQueue: true,
