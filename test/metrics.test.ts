@@ -131,7 +131,7 @@ t.test('certificates show when they end: the server, and each client last seen',
 
 t.test('nothing that a caller sends becomes a label, and no request makes a series that another could not', async (t) => {
   const gateway = await startGateway(t)
-  const series = async (): Promise<number> => (await read(gateway)).split('\n').length
+  const series = async (): Promise<number> => (await read(gateway)).split('\n').filter((line) => line.startsWith('postern_')).length // Node's own grow with what it does
   const strangers = await Promise.all(['needle-a', 'needle-b'].map((name) => gateway.pki.client(name)))
   const wave = async (n: number): Promise<void> => {
     const needle = `needle${n}`
