@@ -84,7 +84,9 @@ function options({ host, port, ca, client }: LabTarget, version: LabVersion): Co
 
 function negotiated(socket: TLSSocket): string {
   const group = Object.entries(socket.getEphemeralKeyInfo() ?? {}).find(([key]) => key === 'name')?.[1]
-  return [socket.getProtocol(), socket.getCipher().standardName, group ?? 'no key exchange group (no forward secrecy)'].join(', ')
+  // TLS 1.3 always has a group (RFC 8446 §4.2.8 and a full handshake); Node.js 22 has no name for hybrid ones.
+  const unnamed = socket.getProtocol() === 'TLSv1.3' ? 'a hybrid group that this Node.js cannot name' : 'no key exchange group (no forward secrecy)'
+  return [socket.getProtocol(), socket.getCipher().standardName, group ?? unnamed].join(', ')
 }
 
 /** The chain, read while the socket still has it. */
