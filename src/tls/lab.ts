@@ -1,4 +1,5 @@
-import type { X509Certificate } from 'node:crypto'
+import { X509Certificate } from 'node:crypto'
+import { isIP } from 'node:net'
 import { connect, type ConnectionOptions, type SecureVersion, type TLSSocket } from 'node:tls'
 import { alertOf } from './alerts.ts'
 import { codeOf } from '../config.ts'
@@ -67,9 +68,11 @@ export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabR
 }
 
 function options({ host, port, ca, client }: LabTarget, version: LabVersion): ConnectionOptions {
+  const name = host.replace(/^\[(.*)\]$/, '$1')
   return {
-    host: host.replace(/^\[(.*)\]$/, '$1'),
+    host: name,
     port,
+    ...(isIP(name) !== 0 && { checkServerIdentity: (_name: string, { raw }: { readonly raw: Buffer }) => addressFault(raw, name) }),
     ca: [...ca],
     ...client,
     minVersion: version,
@@ -80,6 +83,12 @@ function options({ host, port, ca, client }: LabTarget, version: LabVersion): Co
     rejectUnauthorized: false,
     ALPNProtocols: ['http/1.1'],
   }
+}
+
+/** Node.js 22 does not find an IPv6 address among a certificate's names; OpenSSL does. */
+function addressFault(certificate: Buffer, address: string): Error | undefined {
+  if (new X509Certificate(certificate).checkIP(address) !== undefined) return undefined
+  return Object.assign(new Error(`the certificate is not for ${address}`), { code: 'ERR_TLS_CERT_ALTNAME_INVALID' })
 }
 
 function negotiated(socket: TLSSocket): string {
