@@ -13,8 +13,9 @@ import { startRedis } from './redis-server.ts'
 
 const pki = await makePki()
 const CALLERS = 8
-const MAX_ATTEMPTS = 50
-const RETRY_MS = 20
+const MAX_ATTEMPTS = 100
+const RETRY_MS = 50
+const STORIES = 100
 const MAX_LOAD_MS = 60_000
 
 interface Answer {
@@ -133,42 +134,57 @@ interface Story {
   last: Answer | string
 }
 
-/** Sends one message after the other on a connection that is kept, each again as long as it may be. */
-async function call(name: string, { post }: Cluster, load: { readonly over: boolean }, stories: Story[]): Promise<void> {
-  const agent = new Agent({ keepAlive: true, maxSockets: 1, maxCachedSessions: 0 })
-  for (let count = 0; !load.over; count++) {
-    const story: Story = { id: `${name}-${count}`, before: [], last: 'not answered' }
-    stories.push(story)
-    const message = { ...MESSAGE, headers: { 'X-Story': story.id } }
-    for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
-      if (typeof story.last !== 'string') story.before.push(story.last)
-      story.last = await post(message, {}, agent).catch((error: Error) => error.message)
-      if (typeof story.last === 'string' || story.last.json['retryable'] !== true) break
-      await pause(RETRY_MS)
-    }
+/** Sends one message, again as long as it may be. */
+async function deliver(id: string, { post }: Cluster, agent?: Agent): Promise<Story> {
+  const story: Story = { id, before: [], last: 'not answered' }
+  const message = { ...MESSAGE, headers: { 'X-Story': id } }
+  for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+    if (typeof story.last !== 'string') story.before.push(story.last)
+    story.last = await post(message, {}, agent).catch((error: Error) => error.message)
+    if (typeof story.last === 'string' || story.last.json['retryable'] !== true) break
+    await pause(RETRY_MS)
   }
+  return story
+}
+
+/** Sends one message after the other on a connection that is kept. */
+async function call(name: string, cluster: Cluster, load: Load): Promise<void> {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1, maxCachedSessions: 0 })
+  while (!load.over) load.stories.push(await deliver(`${name}-${load.count++}`, cluster, agent))
   agent.destroy()
+}
+
+/** Waits until the load has got on, and until each replica has had some of it: the balancer has seen that it is back. */
+async function settle(cluster: Cluster, load: Load): Promise<void> {
+  const enough = load.stories.length + STORIES
+  while (load.stories.length < enough && !load.over) await pause(RETRY_MS)
+  // The callers keep their connections to the other replica.
+  while ((await cluster.answered()).includes(0) && !load.over) load.stories.push(await deliver(`new-${load.count++}`, cluster))
+}
+
+interface Load {
+  over: boolean
+  count: number
+  readonly stories: Story[]
 }
 
 t.test('a rolling restart under load fails no request but those that are announced as safe to repeat, and these succeed', async (t) => {
   const cluster = await startCluster(t)
   const { relay, replicas } = cluster
-  const stories: Story[] = []
-  const load = { over: false }
+  const load: Load = { over: false, count: 0, stories: [] }
   const guard = setTimeout(() => (load.over = true), MAX_LOAD_MS)
-  const callers = Promise.all(Array.from({ length: CALLERS }, (_, n) => call(`caller${n}`, cluster, load, stories)))
+  const callers = Promise.all(Array.from({ length: CALLERS }, (_, n) => call(`caller${n}`, cluster, load)))
+  await settle(cluster, load)
   for (const replica of replicas) {
-    const before = stories.length
-    while (stories.length < before + 100 && !load.over) await pause(RETRY_MS)
     await replica.restart('SIGTERM')
+    await settle(cluster, load)
   }
-  const after = stories.length
-  while (stories.length < after + 100 && !load.over) await pause(RETRY_MS)
   t.notOk(load.over, 'all of it in time')
   load.over = true
   clearTimeout(guard)
   await callers
 
+  const { stories } = load
   const refused = stories.flatMap(({ before }) => before)
   t.comment(`${stories.length} messages, ${refused.length} answers that asked to try again, ${new Set(stories.filter(({ before }) => before.length > 0)).size} messages among them`)
   t.same(stories.filter(({ last }) => typeof last === 'string' || last.status !== 200), [], 'every message was sent in the end')
