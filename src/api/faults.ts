@@ -1,6 +1,7 @@
 import type { FastifySchemaValidationError } from 'fastify'
 import type { Fault } from '../errors.ts'
 import { FORMATS } from './formats.ts'
+import { isRecord } from './record.ts'
 
 /** Past this many faults the rest is noise, and building the answer would cost more than the request. */
 const MAX_FAULTS = 100
@@ -100,8 +101,4 @@ function branchOf({ keyword, schemaPath, path }: DetailedError): string | undefi
 function everyBranchIsWrong({ schema, schemaPath, path }: DetailedError, wrongBranches: ReadonlySet<string>): boolean {
   const count = Array.isArray(schema) ? schema.length : 0
   return Array.from({ length: count }, (_, index) => `${path} ${schemaPath}/${index}`).every((branch) => wrongBranches.has(branch))
-}
-
-export function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }

@@ -2,6 +2,7 @@ import swagger, { type FastifyDynamicSwaggerOptions } from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { CORRELATION_ID } from '../operations/correlation.ts'
 import { ANSWERS, COMMANDS, EXAMPLES } from './examples.ts'
+import { isRecord } from './record.ts'
 
 /** Adds `app.swagger()`, the OpenAPI 3.1 description of the routes declared after this call. It exposes no route. */
 export function openapi(app: FastifyInstance): void {
@@ -127,8 +128,4 @@ function simplified(node: unknown): unknown {
 
 function entries(value: unknown): [string, unknown][] {
   return isRecord(value) ? Object.entries(value) : []
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value)
 }
