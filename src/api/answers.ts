@@ -1,5 +1,6 @@
 import { type TSchema, Type } from '@sinclair/typebox'
 import { Problem, type ProblemCode, type ProblemDetails, PROBLEMS } from '../errors.ts'
+import { EXAMPLE_ID, EXAMPLE_REFUSAL, EXAMPLE_RELAY } from './examples.ts'
 import { ProblemSchema } from './schemas.ts'
 
 /** Problems that any path may answer with. */
@@ -62,9 +63,6 @@ function problemResponse(codes: readonly ProblemCode[]): TSchema {
   })
 }
 
-const EXAMPLE_ID = '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11'
-const RELAY = 'mail.internal:587'
-
 const DETAILS: { readonly [code in ProblemCode]?: readonly [detail: string, details: ProblemDetails] } = {
   invalid_message: ['/subject is required.', { errors: [{ path: '/subject', message: 'is required' }] }],
   sender_not_allowed: [
@@ -76,23 +74,17 @@ const DETAILS: { readonly [code in ProblemCode]?: readonly [detail: string, deta
     { errors: [{ path: '/to/1', message: 'someone@elsewhere.example is not a recipient that billing may write to' }] },
   ],
   rejected_by_relay: [
-    `${RELAY} refused the message: 550 5.1.1 No such user`,
+    `${EXAMPLE_RELAY} refused the message: ${EXAMPLE_REFUSAL.message}`,
     {
-      smtp: {
-        relay: RELAY,
-        code: 550,
-        enhanced: '5.1.1',
-        response: '550 5.1.1 No such user',
-        rejected: [{ email: 'nobody@corp.example', code: 550, enhanced: '5.1.1', message: '550 5.1.1 No such user' }],
-      },
+      smtp: { relay: EXAMPLE_RELAY, code: 550, enhanced: '5.1.1', response: EXAMPLE_REFUSAL.message, rejected: [EXAMPLE_REFUSAL] },
     },
   ],
   deferred_by_relay: [
-    `${RELAY} put the message off: 451 4.7.1 Try again later`,
-    { smtp: { relay: RELAY, code: 451, enhanced: '4.7.1', response: '451 4.7.1 Try again later' } },
+    `${EXAMPLE_RELAY} put the message off: 451 4.7.1 Try again later`,
+    { smtp: { relay: EXAMPLE_RELAY, code: 451, enhanced: '4.7.1', response: '451 4.7.1 Try again later' } },
   ],
-  relay_unavailable: [`${RELAY} could not be reached or closed the connection.`, { smtp: { relay: RELAY } }],
-  delivery_unknown: [`The whole message was handed to ${RELAY} and no reply came: it may have been delivered.`, { smtp: { relay: RELAY } }],
+  relay_unavailable: [`${EXAMPLE_RELAY} could not be reached or closed the connection.`, { smtp: { relay: EXAMPLE_RELAY } }],
+  delivery_unknown: [`The whole message was handed to ${EXAMPLE_RELAY} and no reply came: it may have been delivered.`, { smtp: { relay: EXAMPLE_RELAY } }],
 }
 
 function example(code: ProblemCode): object {

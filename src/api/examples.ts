@@ -107,13 +107,18 @@ interface Answer {
   readonly examples: Readonly<Record<string, { readonly summary: string; readonly value: object }>>
 }
 
+/** What the example answers have in common. */
+export const EXAMPLE_ID = '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11'
+export const EXAMPLE_RELAY = 'mail.internal:587'
+export const EXAMPLE_REFUSAL: Receipt['rejected'][number] = { email: 'nobody@corp.example', code: 550, enhanced: '5.1.1', message: '550 5.1.1 No such user' }
+
 const ACCEPTED: Receipt = {
-  id: '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11',
+  id: EXAMPLE_ID,
   message_id: '<invoice-2041@corp.example>',
   status: 'accepted',
   accepted: ['user@corp.example'],
   rejected: [],
-  smtp: { relay: 'mail.internal:587', code: 250, response: '250 2.0.0 Ok: queued as 4XyZ' },
+  smtp: { relay: EXAMPLE_RELAY, code: 250, response: '250 2.0.0 Ok: queued as 4XyZ' },
 }
 
 const RECEIPTS: Readonly<Record<Receipt['status'], { readonly summary: string; readonly value: Receipt }>> = {
@@ -123,7 +128,7 @@ const RECEIPTS: Readonly<Record<Receipt['status'], { readonly summary: string; r
     value: {
       ...ACCEPTED,
       status: 'partial',
-      rejected: [{ email: 'nobody@corp.example', code: 550, enhanced: '5.1.1', message: '550 5.1.1 No such user' }],
+      rejected: [EXAMPLE_REFUSAL],
     },
   },
   validated: {
