@@ -1,6 +1,6 @@
 #!/usr/bin/env node
-import { LoadError } from './reload/load.ts'
 import { type Io, UsageError } from './cli/usage.ts'
+import { LoadError } from './errors.ts'
 
 const USAGE = `Usage: postern COMMAND
 

@@ -127,6 +127,16 @@ export interface ProblemBody {
   readonly smtp?: SmtpReply
 }
 
+/** What an operator has configured cannot be used. Each fault is one plain line; the message is all of them. */
+export class LoadError extends Error {
+  readonly faults: readonly string[]
+  constructor(faults: readonly string[]) {
+    super(faults.join('\n'))
+    this.name = 'LoadError'
+    this.faults = faults
+  }
+}
+
 function takesRetryAfter(status: number): boolean {
   return status === 409 || status === 429 || status === 503
 }

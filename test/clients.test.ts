@@ -1,5 +1,6 @@
 import t from 'tap'
-import { type ClientDirectory, ClientsFileError, parseClients } from '../src/identity/clients.ts'
+import { LoadError } from '../src/errors.ts'
+import { type ClientDirectory, parseClients } from '../src/identity/clients.ts'
 import { parseFingerprint, parseKeyPin } from '../src/tls/fingerprint.ts'
 
 const hex = (n: number): string => `ab${n.toString(16).padStart(62, '0')}`
@@ -14,7 +15,7 @@ function faultsOf(text: string): readonly string[] {
     parseClients(text, 'clients.yaml')
     return []
   } catch (error) {
-    if (!(error instanceof ClientsFileError)) throw error
+    if (!(error instanceof LoadError)) throw error
     return error.faults
   }
 }

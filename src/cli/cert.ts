@@ -2,7 +2,7 @@ import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { lstat, mkdir, open, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { createAuthority, type Issued, issueCertificate } from '../tls/certificates.ts'
-import { ClientsFileError } from '../identity/clients.ts'
+import { LoadError } from '../errors.ts'
 import { fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import { PatternList } from '../identity/policy.ts'
 import { withRegistered } from '../identity/registration.ts'
@@ -107,7 +107,7 @@ async function plainly<T>(beginning: string, action: () => T | Promise<T>): Prom
   try {
     return await action()
   } catch (cause) {
-    if (cause instanceof ClientsFileError) throw new UsageError(cause.message, { cause })
+    if (cause instanceof LoadError) throw new UsageError(cause.message, { cause })
     if (!(cause instanceof RangeError)) throw cause
     throw new UsageError(`${beginning} ${cause.message}.`, { cause })
   }

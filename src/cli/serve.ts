@@ -1,7 +1,8 @@
 import { closeSync, openSync } from 'node:fs'
 import { type DestinationStream, type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
-import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
+import { LoadError } from '../errors.ts'
+import { collect, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
 import { digestsOf } from '../reload/reload.ts'
 import type { Gateway, Loaded } from '../server.ts'
 

@@ -1,4 +1,5 @@
 import { isAlias, isMap, isPair, isScalar, isSeq, LineCounter, type Node, parseDocument } from 'yaml'
+import { LoadError } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { PatternList } from './policy.ts'
 import { type Allowance, parseAllowance, parseSize } from '../units.ts'
@@ -27,16 +28,6 @@ export interface Client {
 export interface CertificateIdentity {
   readonly fingerprint: Fingerprint
   readonly keyPin: KeyPin
-}
-
-/** A clients file that cannot be used. Each fault is one line: file, line, reason. */
-export class ClientsFileError extends Error {
-  readonly faults: readonly string[]
-  constructor(faults: readonly string[]) {
-    super(faults.join('\n'))
-    this.name = 'ClientsFileError'
-    this.faults = faults
-  }
 }
 
 /** The clients of one clients file. A certificate that is not listed finds nobody; an empty directory knows nobody. */
@@ -73,7 +64,7 @@ const MAX_FAULTS = 100
 
 /**
  * Reads a clients file (YAML, so JSON too). `file` is the name used in faults.
- * Throws a ClientsFileError with the faults of the file, each with its line.
+ * Throws a LoadError with the faults of the file: file, line, reason.
  */
 export function parseClients(text: string, file: string): ClientDirectory {
   return new ClientsFileReader(text, file).read()
@@ -99,7 +90,7 @@ class ClientsFileReader {
     const document = parseDocument(this.#text, { lineCounter: this.#lines, prettyErrors: false, version: '1.2', uniqueKeys: false })
     for (const { message, pos } of [...document.errors, ...document.warnings]) this.#faultAt(pos[0], message)
     if (this.#faults.length === 0) this.#readRoot(document.contents)
-    if (this.#faults.length > 0) throw new ClientsFileError(this.#report())
+    if (this.#faults.length > 0) throw new LoadError(this.#report())
     return new ClientDirectory(this.#clients, this.#byFingerprint, this.#byKeyPin)
   }
 

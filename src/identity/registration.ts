@@ -11,7 +11,7 @@ export interface Registration {
 
 /**
  * The text of a clients file with one more certificate in it. Where the layout allows it every other byte stays as it was,
- * and a comment does in any case. Throws a ClientsFileError, with `file` as its name, where `serve` would refuse the text
+ * and a comment does in any case. Throws a LoadError, with `file` as its name, where `serve` would refuse the text
  * before or after, and a RangeError for a new client that may send from nowhere.
  */
 export function withRegistered(text: string, file: string, { name, fingerprint, from }: Registration): string {

@@ -1,17 +1,10 @@
 import { readFileSync } from 'node:fs'
-import { type ClientDirectory, ClientsFileError, parseClients } from '../identity/clients.ts'
+import { type ClientDirectory, parseClients } from '../identity/clients.ts'
 import { codeOf, type Config } from '../config.ts'
-import { type SecureContext, secureContextOptions, TlsMaterialError } from '../tls/context.ts'
+import { LoadError } from '../errors.ts'
+import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 
-/** Reasons for which something that the configuration names cannot be used: one plain sentence each. */
-export class LoadError extends Error {
-  readonly faults: readonly string[]
-  constructor(faults: readonly string[]) {
-    super(faults.join('\n'))
-    this.name = 'LoadError'
-    this.faults = faults
-  }
-}
+export { LoadError }
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
@@ -24,7 +17,7 @@ export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
   try {
     return secureContextOptions({ cert, key, clientCa, crl, minVersion: tls.minVersion, maxVersion: tls.maxVersion })
   } catch (error) {
-    if (!(error instanceof TlsMaterialError)) throw error
+    if (!(error instanceof LoadError)) throw error
     const files = [tls.cert, tls.key, tls.clientCa, tls.crl].filter((file) => file !== undefined).join(', ')
     throw new LoadError(error.faults.map((fault) => `TLS (${files}): ${fault}.`))
   }
@@ -35,12 +28,7 @@ export function loadClients({ clients }: Pick<Config, 'clients'>): ClientDirecto
   const faults: string[] = []
   const text = readFile('POSTERN_CLIENTS', clients, faults)
   if (faults.length > 0) throw new LoadError(faults)
-  try {
-    return parseClients(text, clients)
-  } catch (error) {
-    if (!(error instanceof ClientsFileError)) throw error
-    throw new LoadError(error.faults)
-  }
+  return parseClients(text, clients)
 }
 
 /** Reads the CA bundle for relays with a private CA. Throws a LoadError. */

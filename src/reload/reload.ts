@@ -2,14 +2,15 @@ import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import type { Server } from 'node:https'
 import type { FastifyBaseLogger } from 'fastify'
-import { type ClientDirectory, ClientsFileError, parseClients } from '../identity/clients.ts'
+import { type ClientDirectory, parseClients } from '../identity/clients.ts'
 import { codeOf, type Config } from '../config.ts'
+import { LoadError } from '../errors.ts'
 import { Connections } from './connections.ts'
 import { ExpiryWatch } from '../tls/expiry.ts'
 import { ForwardedCertificates } from '../identity/forwarded.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { type ClientSource, type Listing, standing } from '../plugins/identity.ts'
-import { type SecureContext, secureContextOptions, TlsMaterialError } from '../tls/context.ts'
+import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { FileWatch } from './watch.ts'
 
@@ -196,6 +197,6 @@ function passes(socket: unknown, listing: Listing): boolean {
 
 /** Sentences about files and their content, never the content: a key is among the files. */
 function reasonsOf(error: unknown): readonly string[] {
-  if (error instanceof TlsMaterialError || error instanceof ClientsFileError) return error.faults
+  if (error instanceof LoadError) return error.faults
   return [`cannot be read (${codeOf(error)})`]
 }

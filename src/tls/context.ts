@@ -1,5 +1,6 @@
 import { constants, createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContextOptions, type SecureVersion, type TlsOptions } from 'node:tls'
+import { LoadError } from '../errors.ts'
 
 /** The PEM texts that a listener is made of, as read from their files. */
 export interface TlsMaterial {
@@ -21,16 +22,6 @@ export interface SecureContext extends SecureContextOptions {
   readonly crl?: string[]
   readonly minVersion: SecureVersion
   readonly maxVersion: SecureVersion
-}
-
-/** Key material that must not be put into service. Each fault begins with the part that it is about. */
-export class TlsMaterialError extends Error {
-  readonly faults: readonly string[]
-  constructor(faults: readonly string[]) {
-    super(faults.join('\n'))
-    this.name = 'TlsMaterialError'
-    this.faults = faults
-  }
 }
 
 // Forward secrecy and authenticated encryption only. Security level 2 refuses RSA keys under 2048 bits, clients' too.
@@ -55,7 +46,7 @@ const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent
 /**
  * The complete secure context for a start or a reload, from texts alone. Complete matters: a context without `ca` trusts
  * every public CA, and one without `minVersion` falls back to the runtime's own.
- * Throws a TlsMaterialError that lists every fault.
+ * Throws a LoadError whose faults each begin with the part that they are about.
  */
 export function secureContextOptions(material: TlsMaterial, now = new Date()): SecureContext {
   const faults: string[] = []
@@ -82,7 +73,7 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()): S
     secureOptions: SECURE_OPTIONS,
   }
   if (faults.length === 0) faults.push(...contextFaults(options))
-  if (faults.length > 0) throw new TlsMaterialError(faults)
+  if (faults.length > 0) throw new LoadError(faults)
   return options
 }
 
