@@ -5,7 +5,7 @@ import type { ClientDirectory } from '../identity/clients.ts'
 import { codeOf, type Config, readConfig } from '../config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { bundleFindings, listingFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
-import { collect, LoadError, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
+import { collect, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { probe } from '../relay/probe.ts'
 import { Relay } from '../relay/relay.ts'
@@ -27,10 +27,7 @@ export async function check(io: Io): Promise<number> {
   if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
   const clients = collect(() => loadClients(config), errors)
   const ca = collect(() => loadRelayCa(config), errors)
-  await checkWebroot(config.http.webroot).catch((error: unknown) => {
-    if (!(error instanceof LoadError)) throw error
-    errors.push(...error.faults)
-  })
+  collect(() => checkWebroot(config.http.webroot), errors)
   if (clients?.clients.size === 0) errors.push(`${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`)
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env))
   const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(new Relay(address, config.smtp, ca))))

@@ -1,9 +1,9 @@
-import { constants } from 'node:fs'
-import { open, realpath, stat } from 'node:fs/promises'
+import { constants, statSync } from 'node:fs'
+import { open, realpath } from 'node:fs/promises'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import { isIPv6 } from 'node:net'
 import { join, sep } from 'node:path'
-import { LoadError } from '../reload/load.ts'
+import { LoadError } from '../errors.ts'
 
 export interface AcmeOptions {
   /** The directory that an ACME client writes into; absent: nothing is served. */
@@ -42,10 +42,17 @@ export function acmeServer(options: AcmeOptions): Server {
 }
 
 /** Throws a LoadError when the webroot is no directory: an ACME client would fail much later, and elsewhere. */
-export async function checkWebroot(webroot: string | undefined): Promise<void> {
-  if (webroot === undefined) return
-  const found = await stat(webroot).catch(() => undefined)
-  if (found?.isDirectory() !== true) throw new LoadError([`POSTERN_ACME_WEBROOT ${webroot} is not a directory: make it, and name it to the ACME client as its webroot.`])
+export function checkWebroot(webroot: string | undefined): void {
+  if (webroot === undefined || isDirectory(webroot)) return
+  throw new LoadError([`POSTERN_ACME_WEBROOT ${webroot} is not a directory: make it, and name it to the ACME client as its webroot.`])
+}
+
+function isDirectory(path: string): boolean {
+  try {
+    return statSync(path).isDirectory()
+  } catch {
+    return false // not there, or not to be seen by this user
+  }
 }
 
 /** The content of a challenge's file. Rejects for anything but a small regular file that really lies in the webroot. */
