@@ -2,6 +2,7 @@ import { closeSync, openSync } from 'node:fs'
 import { type DestinationStream, type Logger, pino } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
 import { LoadError } from '../errors.ts'
+import { checkWebroot } from '../operations/acme.ts'
 import { collect, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
 import { digestsOf } from '../reload/reload.ts'
 import type { Gateway, Loaded } from '../server.ts'
@@ -24,6 +25,7 @@ export function loadAll({ config, faults, warnings }: ConfigResult): { config: C
   const secureContext = collect(() => loadSecureContext(config), all)
   const clients = collect(() => loadClients(config), all)
   const relayCa = collect(() => loadRelayCa(config), all)
+  collect(() => checkWebroot(config.http.webroot), all)
   if (secureContext === undefined || clients === undefined || all.length > 0) throw new LoadError(all)
   return { config, loaded: { secureContext, clients, relayCa, digests }, warnings }
 }

@@ -79,9 +79,9 @@ t.test('all faults are told at once, a line each', async (t) => {
   const { directory } = await makeFiles(t)
   await rm(join(directory, 'server.key'))
   await writeFile(join(directory, 'clients.yaml'), 'clients:\n  a: {}\n  b: { from: [x] }\n')
-  const { status, lines } = serve({ ...settings(directory), POSTERN_PORT: 'https', POSTERN_TYPO: '1', POSTERN_SMTP_CA: join(directory, 'none.crt') })
+  const { status, lines } = serve({ ...settings(directory), POSTERN_PORT: 'https', POSTERN_TYPO: '1', POSTERN_SMTP_CA: join(directory, 'none.crt'), POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: join(directory, 'none') })
   t.equal(status, 1)
-  for (const says of [/^POSTERN_PORT "https"/, /^POSTERN_TYPO /, /server\.key does not exist/, /clients\.yaml:2: /, /clients\.yaml:3: /, /none\.crt does not exist/]) {
+  for (const says of [/^POSTERN_PORT "https"/, /^POSTERN_TYPO /, /server\.key does not exist/, /clients\.yaml:2: /, /clients\.yaml:3: /, /none\.crt does not exist/, /none is not a directory/]) {
     t.ok(lines.some((line) => says.test(line)), `${says} in ${lines.join(' | ')}`)
   }
 })
