@@ -11,6 +11,7 @@ import { correlationOf } from './operations/correlation.ts'
 import type { Dispatcher } from './dispatch.ts'
 import { Problem } from './errors.ts'
 import { watchHandshakes } from './tls/handshakes.ts'
+import { paceHandshakes } from './tls/pace.ts'
 import type { Metrics } from './operations/metrics.ts'
 import { openapi } from './api/openapi.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
@@ -93,6 +94,7 @@ export function build(options: AppOptions): TypedApp {
     },
   }).withTypeProvider<TypeBoxTypeProvider>()
 
+  paceHandshakes(app.server)
   watchHandshakes(app.server, options.metrics, options.logger)
   app.decorateRequest('audit', null)
   app.addHook('onRequest', async (request, reply) => {

@@ -16,24 +16,6 @@ export interface Peer extends CertificateIdentity {
 // Longer than real chains are.
 const MAX_CHAIN = 10
 
-const peers = new WeakMap<TLSSocket, Peer>()
-
-/**
- * The peer of a connection. Throws a 401 Problem for anything but a TLS socket whose chain was verified, so that a
- * request which came in any other way (a plain socket, a mock) has no identity.
- */
-export function peerOf(socket: unknown): Peer {
-  if (!(socket instanceof TLSSocket)) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
-  const known = peers.get(socket)
-  if (known !== undefined) return known
-  // Only the leaf is ever asked for: the other certificates of a presented chain are public and prove nothing.
-  const leaf = socket.authorized ? socket.getPeerX509Certificate() : undefined
-  if (leaf === undefined) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
-  const peer = peerFrom(leaf)
-  peers.set(socket, peer)
-  return peer
-}
-
 /** What a leaf certificate says; whether it may be believed is for others to decide. */
 export function peerFrom(leaf: X509Certificate): Peer {
   let keyPin: KeyPin | undefined
@@ -48,15 +30,21 @@ export function peerFrom(leaf: X509Certificate): Peer {
   }
 }
 
-/** The leaf of a connection and what came with it, leaf first: at most 10, in no trusted order above the leaf. */
-export function presentedBy(socket: TLSSocket): X509Certificate[] {
-  const presented: X509Certificate[] = []
-  let next = socket.getPeerX509Certificate()
-  while (next !== undefined && presented.length < MAX_CHAIN) {
-    presented.push(next)
-    next = next.issuerCertificate
-  }
-  return presented
+/**
+ * The leaf of a connection and what came with it, leaf first: at most 10, in no trusted order above the leaf. Throws a 401
+ * Problem for anything but a TLS socket whose chain was verified, so that a request which came in any other way (a plain
+ * socket, a mock) has no identity.
+ */
+export function presentedBy(socket: unknown): readonly [leaf: X509Certificate, ...others: X509Certificate[]] {
+  const leaf = socket instanceof TLSSocket && socket.authorized ? socket.getPeerX509Certificate() : undefined
+  if (leaf === undefined) throw noCertificate()
+  const others: X509Certificate[] = []
+  for (let next = leaf.issuerCertificate; next !== undefined && others.length < MAX_CHAIN - 1; next = next.issuerCertificate) others.push(next)
+  return [leaf, ...others]
+}
+
+export function noCertificate(): Problem {
+  return new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
 }
 
 /**

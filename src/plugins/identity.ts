@@ -1,10 +1,9 @@
 import type { IncomingHttpHeaders } from 'node:http'
-import { TLSSocket } from 'node:tls'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import type { Client, ClientDirectory } from '../identity/clients.ts'
 import { Problem } from '../errors.ts'
 import { FORWARDED_HEADERS, type ForwardedCertificates } from '../identity/forwarded.ts'
-import { identify, type Peer, peerOf, presentedBy } from '../identity/peer.ts'
+import { identify, noCertificate, type Peer, peerFrom, presentedBy } from '../identity/peer.ts'
 import type { ClientTrust, Verdict } from '../tls/trust.ts'
 
 declare module 'fastify' {
@@ -55,7 +54,7 @@ export function identity(app: FastifyInstance, clients: ClientSource): void {
 
 /** The caller on a connection, by the headers it sent. Throws a 401 or 403 Problem. */
 export function admit({ socket, headers }: Arrival, listing: Listing, now = Date.now()): Caller {
-  const connected = { peer: peerOf(socket), client: standing(socket, listing, now) }
+  const connected = standing(socket, listing, now)
   listing.seen(connected)
   if (headers === undefined) return connected
   if (connected.client.role === 'proxy') {
@@ -68,28 +67,40 @@ export function admit({ socket, headers }: Arrival, listing: Listing, now = Date
   return connected
 }
 
-const verdicts = new WeakMap<TLSSocket, { readonly trust: ClientTrust; readonly verdict: Verdict }>()
+interface Standing {
+  readonly peer: Peer
+  readonly trust?: ClientTrust
+  readonly verdict?: Verdict
+}
+
+const standings = new WeakMap<object, Standing>()
 
 /**
  * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. The
- * chain is climbed once for each connection and reload; otherwise this is a look-up. Throws a 401 or 403 Problem.
+ * certificate is read once for each connection and the chain climbed once for each reload; otherwise this is a look-up.
+ * Throws a 401 or 403 Problem.
  */
-export function standing(socket: unknown, { directory, trust }: Listing, now: number): Client {
-  const client = identify(peerOf(socket), directory, now)
-  if (!(socket instanceof TLSSocket)) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
-  let known = verdicts.get(socket)
-  if (known?.trust !== trust || (known.verdict.problem === undefined && known.verdict.until < now)) {
-    const [leaf, ...presented] = presentedBy(socket)
-    if (leaf === undefined) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
-    known = { trust, verdict: trust.judge(leaf, presented, now) }
-    verdicts.set(socket, known)
+export function standing(socket: unknown, { directory, trust }: Listing, now: number): Caller {
+  if (typeof socket !== 'object' || socket === null) throw noCertificate()
+  const known = standings.get(socket)
+  const current = known?.trust === trust ? known.verdict : undefined
+  if (known !== undefined && current !== undefined && (current.problem !== undefined || current.until >= now)) {
+    const client = identify(known.peer, directory, now)
+    if (current.problem !== undefined) throw current.problem
+    return { peer: known.peer, client }
   }
-  if (known.verdict.problem !== undefined) throw known.verdict.problem
-  return client
+  const [leaf, ...others] = presentedBy(socket)
+  const peer = known?.peer ?? peerFrom(leaf)
+  standings.set(socket, { peer })
+  const client = identify(peer, directory, now) // a stranger's chain is nobody's concern
+  const verdict = trust.judge(leaf, others, now)
+  standings.set(socket, { peer, trust, verdict })
+  if (verdict.problem !== undefined) throw verdict.problem
+  return { peer, client }
 }
 
 /** The caller that the gates have let in. */
 export function callerOf(request: FastifyRequest): Caller {
-  if (request.caller === null) throw new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
+  if (request.caller === null) throw noCertificate()
   return request.caller
 }

@@ -4,12 +4,18 @@ import { RevocationList } from './revocation.ts'
 import { notAfter, notBefore, type SecureContext } from './context.ts'
 
 /** What the client CA says of a certificate: a refusal, or the chain up to a root, good until a moment (Unix ms). */
-export type Verdict =
-  | { readonly problem: Problem }
-  | { readonly problem: undefined; readonly chain: readonly X509Certificate[]; readonly until: number }
+export type Verdict = { readonly problem: Problem } | Proof
+
+interface Proof {
+  readonly problem: undefined
+  readonly chain: readonly X509Certificate[]
+  readonly until: number
+}
 
 // More than any real chain has; what a peer presents beyond it is not looked at.
 const MAX_PRESENTED = 8
+// Proofs to remember, of about 2 KB each; only certificates that the CA issued have one.
+const MAX_PROVEN = 10_000
 
 /**
  * The client CA bundle and its revocation lists, as they are in force now. OpenSSL asks the same of each handshake; this
@@ -20,6 +26,7 @@ export class ClientTrust {
   readonly #lists: readonly RevocationList[]
   readonly #checksRevocation: boolean
   readonly #listsByIssuer = new Map<string, readonly RevocationList[]>()
+  readonly #proven = new Map<string, Proof>()
 
   constructor({ ca, crl }: Pick<SecureContext, 'ca' | 'crl'>) {
     this.#bundle = ca.map((pem) => new X509Certificate(pem))
@@ -27,8 +34,33 @@ export class ClientTrust {
     this.#lists = (crl ?? []).flatMap((pem) => readList(pem))
   }
 
-  /** The leaf's own dates are not looked at: they are part of its identity. `presented` may hold anything. */
+  /**
+   * The leaf's own dates are not looked at: they are part of its identity. `presented` may hold anything. What has been
+   * proven of a leaf stays proven while these lists are in force, whatever comes with it the next time.
+   */
   judge(leaf: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
+    const proven = this.#proven.get(leaf.fingerprint256)
+    if (proven !== undefined && now <= proven.until) return proven
+    const verdict = this.#prove(leaf, presented, now)
+    if (verdict.problem !== undefined) return verdict
+    if (this.#proven.size >= MAX_PROVEN) this.#proven.clear()
+    this.#proven.set(leaf.fingerprint256, verdict)
+    return verdict
+  }
+
+  /** Sentences for the log about what in these lists keeps clients out. */
+  warnings(now: number): string[] {
+    if (!this.#checksRevocation) return []
+    return this.#bundle
+      .filter((authority) => this.#listOf(authority, now) === undefined)
+      .map((authority) => {
+        const newest = this.#listsOf(authority)[0]?.nextUpdate
+        const why = newest !== undefined && newest.getTime() < now ? `the revocation list has expired on ${newest.toISOString()}` : 'there is no current revocation list'
+        return `${why} for the client CA "${authority.subject.replaceAll('\n', ', ')}": every certificate that it issued is refused`
+      })
+  }
+
+  #prove(leaf: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
     const chain = this.#climb(leaf, presented.slice(0, MAX_PRESENTED), now, new Set())
     if (chain === undefined) {
       return { problem: new Problem('unknown_certificate', 'The client certificate was not issued by a client CA that is in force.') }
@@ -45,18 +77,6 @@ export class ClientTrust {
       }
     }
     return { problem: undefined, chain, until: Math.min(...ends) }
-  }
-
-  /** Sentences for the log about what in these lists keeps clients out. */
-  warnings(now: number): string[] {
-    if (!this.#checksRevocation) return []
-    return this.#bundle
-      .filter((authority) => this.#listOf(authority, now) === undefined)
-      .map((authority) => {
-        const newest = this.#listsOf(authority)[0]?.nextUpdate
-        const why = newest !== undefined && newest.getTime() < now ? `the revocation list has expired on ${newest.toISOString()}` : 'there is no current revocation list'
-        return `${why} for the client CA "${authority.subject.replaceAll('\n', ', ')}": every certificate that it issued is refused`
-      })
   }
 
   /** From a certificate up to a self-signed one of the bundle. Each certificate is climbed from once, whatever was presented. */
