@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import t from 'tap'
+import { isBase64 } from '../src/api/formats.ts'
 import { belongs, reduce } from '../src/intake/contents.ts'
 
 const LONG = randomBytes(20_000).toString('base64')
@@ -37,6 +38,17 @@ t.test('what is no base64 stays where it is, for the schema to refuse', async (t
     t.equal(contents.size, 0, name)
     t.match(json.toString(), content.slice(-100), name)
   }
+})
+
+t.test('what is base64 here is base64 to the schema, and nothing else is', async (t) => {
+  const body = 'AAAA'.repeat(4_096) // long enough to be taken
+  const signs = ['A', 'E', 'Q', 'B', '/', '=', '-']
+  const ends = ['', ...signs, ...signs.flatMap((a) => signs.flatMap((b) => [a + b, ...signs.flatMap((c) => [a + b + c, ...signs.map((d) => a + b + c + d)])]))]
+  const strange = ['AAA\u00c1', 'AAA\uff21', 'AA\u0100A', 'AAA\0', 'AAA\n', '\r\nAA', 'AAA ', 'AAA\x80', 'AA==AA==', 'A=AA', '=AAA']
+  const texts = [...ends.map((end) => body + end), ...strange.flatMap((sign) => [sign + body, body + sign, body + sign + body])]
+  const taken = texts.filter((text) => reduce(Buffer.from(`{"content":"${text}"}`)).contents.size === 1)
+  t.same(taken.map((text) => text.slice(-4)), texts.filter(isBase64).map((text) => text.slice(-4)))
+  t.ok(taken.length > 100 && taken.length < texts.length / 2, `${taken.length} of ${texts.length}`)
 })
 
 t.test('what was taken from anywhere but the content of an attachment makes the body be read whole', async (t) => {
