@@ -1,7 +1,7 @@
 import type { FastifySchemaValidationError } from 'fastify'
 import type { Fault } from '../errors.ts'
 import { FORMATS } from './formats.ts'
-import { isRecord } from './record.ts'
+import { isRecord } from '../record.ts'
 
 /** Past this many faults the rest is noise, and building the answer would cost more than the request. */
 const MAX_FAULTS = 100

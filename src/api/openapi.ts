@@ -2,7 +2,7 @@ import swagger, { type FastifyDynamicSwaggerOptions } from '@fastify/swagger'
 import type { FastifyInstance } from 'fastify'
 import { CORRELATION_ID } from '../operations/correlation.ts'
 import { ANSWERS, COMMANDS, EXAMPLES } from './examples.ts'
-import { isRecord } from './record.ts'
+import { isRecord } from '../record.ts'
 
 /** Adds `app.swagger()`, the OpenAPI 3.1 description of the routes declared after this call. It exposes no route. */
 export function openapi(app: FastifyInstance): void {

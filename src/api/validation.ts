@@ -2,7 +2,7 @@ import type { FastifyServerOptions } from 'fastify'
 import { isFoldable, isStructured } from '../message/mime.ts'
 import { below } from './faults.ts'
 import { FORMATS } from './formats.ts'
-import { isRecord } from './record.ts'
+import { isRecord } from '../record.ts'
 
 /** Nothing is coerced, defaulted or dropped; everything wrong is reported, with the value at hand for the sentence. */
 export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {

@@ -1,6 +1,7 @@
-import { isAlias, isMap, isPair, isScalar, isSeq, LineCounter, type Node, parseDocument } from 'yaml'
 import { LoadError } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
+import { readPlain } from './clients-plain.ts'
+import { type Located, type LocatedEntry, readYaml } from './clients-yaml.ts'
 import { PatternList } from './policy.ts'
 import { type Allowance, parseAllowance, parseSize } from '../units.ts'
 
@@ -67,82 +68,94 @@ const MAX_FAULTS = 100
  * Throws a LoadError with the faults of the file: file, line, reason.
  */
 export function parseClients(text: string, file: string): ClientDirectory {
-  return new ClientsFileReader(text, file).read()
+  const plain = readPlain(text)
+  const quick = plain && new ClientsFileReader(file).read(plain)
+  if (quick !== undefined) return quick
+  // Whatever is wrong is found again here, with its line.
+  const reader = new ClientsFileReader(file)
+  const { content, faults } = readYaml(text)
+  for (const { line, reason } of faults) reader.fault(line, reason)
+  const directory = content && reader.read(content)
+  if (directory === undefined) throw new LoadError(reader.report())
+  return directory
 }
 
 class ClientsFileReader {
-  readonly #lines = new LineCounter()
   readonly #file: string
-  readonly #text: string
   readonly #faults: { readonly line: number; readonly reason: string }[] = []
   readonly #clients = new Map<string, Client>()
   readonly #byFingerprint = new Map<string, Client>()
   readonly #byKeyPin = new Map<string, Client>()
   readonly #owners = new Map<string, string>()
 
-  constructor(text: string, file: string) {
-    this.#text = text
+  constructor(file: string) {
     this.#file = file
   }
 
-  read(): ClientDirectory {
-    // The library's own check for duplicate keys compares each with each; #entries does it in one pass.
-    const document = parseDocument(this.#text, { lineCounter: this.#lines, prettyErrors: false, version: '1.2', uniqueKeys: false })
-    for (const { message, pos } of [...document.errors, ...document.warnings]) this.#faultAt(pos[0], message)
-    if (this.#faults.length === 0) this.#readRoot(document.contents)
-    if (this.#faults.length > 0) throw new LoadError(this.#report())
-    return new ClientDirectory(this.#clients, this.#byFingerprint, this.#byKeyPin)
+  /** Undefined where there are faults. */
+  read(content: Located): ClientDirectory | undefined {
+    this.#readRoot(content)
+    return this.#faults.length > 0 ? undefined : new ClientDirectory(this.#clients, this.#byFingerprint, this.#byKeyPin)
   }
 
-  #report(): readonly string[] {
+  report(): readonly string[] {
     const inOrder = this.#faults.toSorted((one, other) => one.line - other.line)
     const shown = inOrder.slice(0, MAX_FAULTS).map(({ line, reason }) => `${this.#file}:${line}: ${reason}`)
     return inOrder.length > MAX_FAULTS ? [...shown, `${this.#file}: and ${inOrder.length - MAX_FAULTS} more`] : shown
   }
 
-  #readRoot(root: Node | null): void {
-    if (root === null || isNothing(root)) return
-    if (!isMap(root)) return this.#fault(root, 'the file should be a mapping with the key "clients"')
-    for (const [key, value, keyNode] of this.#entries(root)) {
-      if (key !== 'clients') this.#fault(keyNode, `unknown key "${key}": only "clients" is known here`)
-      else if (isMap(value)) for (const [name, entry, node] of this.#entries(value)) this.#readClient(name, entry, node)
-      else if (!isNothing(value)) this.#fault(keyNode, 'clients should be a mapping of names to clients')
+  fault(line: number, reason: string): undefined {
+    this.#faults.push({ line, reason: reason.replace(/\p{Cc}+/gu, ' ') })
+  }
+
+  #readRoot(root: Located): void {
+    if (isNothing(root)) return
+    if (root.kind !== 'mapping') return this.fault(root.line, 'the file should be a mapping with the key "clients"')
+    for (const { key, line, value } of this.#entries(root.entries)) {
+      if (key !== 'clients') this.fault(line, `unknown key "${key}": only "clients" is known here`)
+      else if (value.kind === 'mapping') for (const entry of this.#entries(value.entries)) this.#readClient(entry)
+      else if (!isNothing(value)) this.fault(line, 'clients should be a mapping of names to clients')
     }
   }
 
-  #readClient(name: string, entry: Node | null, nameNode: Node | null): void {
+  #readClient({ key: name, line: nameLine, value: entry }: LocatedEntry): void {
     const path = `clients.${name}`
     if (!CLIENT_NAME.test(name)) {
-      this.#fault(nameNode, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
+      this.fault(nameLine, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
     }
-    if (!isMap(entry)) return this.#fault(nameNode, `${path} should be a mapping with "fingerprints" and "from"`)
-    const values = new Map<string, { value: Node | null; keyNode: Node | null }>()
-    for (const [key, value, keyNode] of this.#entries(entry)) {
-      if (!KEYS.some((known) => known === key)) {
-        this.#fault(keyNode, `${path}: unknown key "${key}" (known: ${KEYS.join(', ')})`)
+    if (entry.kind !== 'mapping') return this.fault(nameLine, `${path} should be a mapping with "fingerprints" and "from"`)
+    const values = new Map<string, LocatedEntry>()
+    for (const found of this.#entries(entry.entries)) {
+      if (!KEYS.some((known) => known === found.key)) {
+        this.fault(found.line, `${path}: unknown key "${found.key}" (known: ${KEYS.join(', ')})`)
       }
-      values.set(key, { value, keyNode })
+      values.set(found.key, found)
     }
     const read = <T>(key: (typeof KEYS)[number], parse: (scalar: string) => T): T | undefined => {
       const found = values.get(key)
       if (found === undefined) return undefined
-      const scalar = isScalar(found.value) ? found.value.value : undefined
+      const scalar = found.value.kind === 'scalar' ? found.value.value : undefined
       const readable = typeof scalar === 'string' || typeof scalar === 'number' || typeof scalar === 'boolean'
-      if (!readable) return this.#fault(found.keyNode, `${path}.${key} should be a single value`)
-      return this.#attempt(found.value, `${path}.${key} "${scalar}"`, () => parse(String(scalar)))
+      if (!readable) return this.fault(found.line, `${path}.${key} should be a single value`)
+      return this.#attempt(found.value.line, `${path}.${key} "${scalar}"`, () => parse(String(scalar)))
     }
 
     const role = read('role', parseRole) ?? 'sender'
     const patterns = (key: 'from' | 'to'): PatternList | undefined => {
       const found = values.get(key)
       if (found === undefined) return undefined
-      const texts = this.#strings(found.value, found.keyNode, `${path}.${key}`)
-      const usable = texts.filter(({ text, node }) => this.#attempt(node, `${path}.${key} "${text}"`, () => new PatternList([text])))
-      return new PatternList(usable.map(({ text }) => text))
+      const texts = this.#strings(found, `${path}.${key}`)
+      try {
+        return new PatternList(texts.map(({ text }) => text))
+      } catch {
+        // One of them is no pattern: each is asked alone.
+        for (const { text, line } of texts) this.#attempt(line, `${path}.${key} "${text}"`, () => new PatternList([text]))
+        return new PatternList([])
+      }
     }
     const from = patterns('from')
     if (from === undefined && role === 'sender') {
-      this.#fault(nameNode, `${path} has no "from": name the senders it may use (there is no wildcard by omission)`)
+      this.fault(nameLine, `${path} has no "from": name the senders it may use (there is no wildcard by omission)`)
     }
     const client: Client = {
       name,
@@ -154,13 +167,13 @@ class ClientsFileReader {
       maxRecipients: read('max_recipients', parseCount),
       maxSize: read('max_size', parseSize),
       raw: read('raw', parseFlag) ?? false,
-      stated: statedPolicy(entry.toJSON()),
+      stated: statedPolicy(values),
     }
     this.#clients.set(name, client)
     const listed = values.get('fingerprints')
-    if (listed === undefined) return this.#fault(nameNode, `${path} has no "fingerprints"`)
-    for (const { text, node } of this.#strings(listed.value, listed.keyNode, `${path}.fingerprints`)) {
-      this.#attempt(node, `${path}.fingerprints "${text}"`, () => this.#list(text, client))
+    if (listed === undefined) return this.fault(nameLine, `${path} has no "fingerprints"`)
+    for (const { text, line } of this.#strings(listed, `${path}.fingerprints`)) {
+      this.#attempt(line, `${path}.fingerprints "${text}"`, () => this.#list(text, client))
     }
   }
 
@@ -174,49 +187,37 @@ class ClientsFileReader {
     else this.#byFingerprint.set(identity, client)
   }
 
-  #strings(value: Node | null, keyNode: Node | null, path: string): { text: string; node: Node }[] {
-    const items = isSeq(value) ? value.items : isScalar(value) && typeof value.value === 'string' ? [value] : undefined
+  #strings({ line, value }: LocatedEntry, path: string): { readonly text: string; readonly line: number }[] {
+    const items = value.kind === 'list' ? value.items : isString(value) ? [value] : undefined
     if (items === undefined) {
-      this.#fault(keyNode, `${path} should be a list of strings`)
+      this.fault(line, `${path} should be a list of strings`)
       return []
     }
-    const texts: { text: string; node: Node }[] = []
-    for (const item of items) {
-      if (isScalar(item) && typeof item.value === 'string') texts.push({ text: item.value, node: item })
-      else this.#fault(isNode(item) ? item : keyNode, `${path} should hold strings only (put it in quotes)`)
-    }
-    if (items.length === 0) this.#fault(keyNode, `${path} is empty`)
-    return texts
-  }
-
-  #entries(map: { readonly items: readonly unknown[] }): [key: string, value: Node | null, keyNode: Node | null][] {
-    const seen = new Set<string>()
-    return map.items.flatMap((pair): [string, Node | null, Node | null][] => {
-      if (!isPair(pair)) return []
-      const key = isNode(pair.key) ? pair.key : null
-      const name = isScalar(key) ? String(key.value) : ''
-      if (seen.has(name)) this.#fault(key, `"${name}" stands here twice`)
-      seen.add(name)
-      if (isAlias(pair.value)) this.#fault(pair.value, 'aliases are not accepted: write the value out')
-      return [[name, isNode(pair.value) ? pair.value : null, key]]
+    if (items.length === 0) this.fault(line, `${path} is empty`)
+    return items.flatMap((item) => {
+      if (isString(item)) return [{ text: item.value, line: item.line }]
+      this.fault(item.line, `${path} should hold strings only (put it in quotes)`)
+      return []
     })
   }
 
-  #attempt<T>(node: Node | null, subject: string, parse: () => T): T | undefined {
+  #entries(entries: readonly LocatedEntry[]): readonly LocatedEntry[] {
+    const seen = new Set<string>()
+    for (const { key, line, value } of entries) {
+      if (seen.has(key)) this.fault(line, `"${key}" stands here twice`)
+      seen.add(key)
+      if (value.kind === 'alias') this.fault(value.line, 'aliases are not accepted: write the value out')
+    }
+    return entries
+  }
+
+  #attempt<T>(line: number, subject: string, parse: () => T): T | undefined {
     try {
       return parse()
     } catch (error) {
       if (!(error instanceof RangeError)) throw error
-      return this.#fault(node, `${subject} ${error.message}`)
+      return this.fault(line, `${subject} ${error.message}`)
     }
-  }
-
-  #fault(node: Node | null, reason: string): undefined {
-    this.#faultAt(node?.range?.[0] ?? 0, reason)
-  }
-
-  #faultAt(offset: number, reason: string): void {
-    this.#faults.push({ line: this.#lines.linePos(offset).line || 1, reason: reason.replace(/\p{Cc}+/gu, ' ') })
   }
 }
 
@@ -233,17 +234,21 @@ function parseFlag(text: string): boolean {
   return text === 'true' || (text === 'false' ? false : reject('is neither true nor false'))
 }
 
-function isNode(value: unknown): value is Node {
-  return isScalar(value) || isMap(value) || isSeq(value) || isAlias(value)
+function isString(value: Located): value is Located & { readonly kind: 'scalar'; readonly value: string } {
+  return value.kind === 'scalar' && typeof value.value === 'string'
 }
 
-function isNothing(node: Node | null): boolean {
-  return node === null || (isScalar(node) && node.value === null)
+function isNothing(value: Located): boolean {
+  return value.kind === 'scalar' && value.value === null
 }
 
-function statedPolicy(entry: unknown): Readonly<Record<string, unknown>> {
-  const { fingerprints: _, ...policy }: Record<string, unknown> = { ...Object(entry) }
-  return policy
+function statedPolicy(values: ReadonlyMap<string, LocatedEntry>): Readonly<Record<string, unknown>> {
+  return Object.fromEntries([...values].flatMap(([key, { value }]) => (key === 'fingerprints' ? [] : [[key, plain(value)]])))
+}
+
+function plain(value: Located): unknown {
+  if (value.kind === 'list') return value.items.map(plain)
+  return value.kind === 'scalar' ? value.value : undefined
 }
 
 function reject(reason: string): never {
