@@ -14,6 +14,7 @@ import { watchHandshakes } from './tls/handshakes.ts'
 import { paceHandshakes } from './tls/pace.ts'
 import type { Metrics } from './operations/metrics.ts'
 import { openapi } from './api/openapi.ts'
+import { followAnswers } from './plugins/answers.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
 import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
@@ -95,20 +96,24 @@ export function build(options: AppOptions): TypedApp {
   }).withTypeProvider<TypeBoxTypeProvider>()
 
   paceHandshakes(app.server)
+  followAnswers(app.server)
   watchHandshakes(app.server, options.metrics, options.logger)
   app.decorateRequest('audit', null)
-  app.addHook('onRequest', async (request, reply) => {
+  app.addHook('onRequest', (request, reply, done) => {
     void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
+    done()
   })
-  app.addHook('onResponse', async (request, reply) => {
+  app.addHook('onResponse', (request, reply, done) => {
     const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
     options.metrics.requestDuration.observe({ route, status: String(reply.statusCode) }, reply.elapsedTime / 1000)
+    done()
   })
   identity(app, clients)
   wire.attach(app)
   refuseAtShutdown(app, options.shuttingDown)
-  app.addHook('onRequest', async (request) => {
+  app.addHook('onRequest', (request, _reply, done) => {
     if (!accepts(request.headers.accept)) throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
+    done()
   })
   intake(app, { admission: options.admission, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout })
   problems(app, events)

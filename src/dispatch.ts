@@ -4,11 +4,12 @@ import { type AuditResult, writeAudit } from './operations/audit.ts'
 import type { Client } from './identity/clients.ts'
 import type { LogRecipients } from './config.ts'
 import { Problem } from './errors.ts'
-import { onceOver } from './intake/departure.ts'
 import type { Outgoing } from './relay/handover.ts'
 import { type Claim, type Claimed, derivedId, type IdempotencyStore, isFinal, parseIdempotencyKey } from './state/idempotency.ts'
 import type { Metrics } from './operations/metrics.ts'
+import { onceOver } from './plugins/answers.ts'
 import { callerOf } from './plugins/identity.ts'
+import { Departure } from './relay/departure.ts'
 import type { Delivery } from './relay/relay.ts'
 import type { Relays } from './relay/relays.ts'
 import type { Receipt } from './api/schemas.ts'
@@ -121,7 +122,7 @@ export class Dispatcher {
     const taken = await this.#options.allowances.take(client, recipients)
     place?.retain()
     try {
-      const delivery = await this.#options.relays.send(outgoing, callerLeft(reply))
+      const delivery = await this.#options.relays.send(outgoing, departureOf(reply))
       await taken.refund(delivery.rejected.length)
       return delivery
     } catch (error) {
@@ -160,9 +161,9 @@ function answer(reply: FastifyReply, status: number, body: string): void {
   else void reply.code(status).type('application/problem+json').send(Buffer.from(body))
 }
 
-/** Aborts when the connection closes before the answer: a message that still waits in the queue is then not sent. */
-function callerLeft({ raw }: FastifyReply): AbortSignal {
-  const left = new AbortController()
-  onceOver(raw, (answered) => answered || left.abort())
-  return left.signal
+/** Of a caller whose connection closes before the answer: a message that still waits in the queue is then not sent. */
+function departureOf({ raw }: FastifyReply): Departure {
+  const departure = new Departure()
+  onceOver(raw, (answered) => answered || departure.leave())
+  return departure
 }

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 import t, { type Test } from 'tap'
+import { Departure } from '../src/relay/departure.ts'
 import { Relays } from '../src/relay/relays.ts'
 import { type Script, startFaultRelay } from './support/fault-relay.ts'
 import { testConfig } from './support/gateway.ts'
@@ -113,10 +114,10 @@ t.test('a caller that leaves while its message waits in the queue takes it back'
   const relay = await startFaultRelay(t, { stage: 'MAIL', fault: 'hang' })
   const relays = await relaysFor(t, [relay.url], { POSTERN_SMTP_CONNECTIONS: '1', POSTERN_SMTP_TIMEOUT: '3s' })
   const busy = outcomeOf(relays, SMALL)
-  const caller = new AbortController()
-  const waiting = relays.send(outgoing(SMALL), caller.signal)
+  const caller = new Departure()
+  const waiting = relays.send(outgoing(SMALL), caller)
   const left = t.rejects(waiting, { code: 'relay_unavailable', outcome: 'not_sent' })
-  setImmediate(() => caller.abort())
+  setImmediate(() => caller.leave())
   await left
   t.equal(relays.pending, 1, 'only the first is still there')
   t.match(await busy, { code: 'relay_unavailable' })

@@ -8,6 +8,8 @@ import { notAfter, notBefore } from '../tls/context.ts'
 /** What the leaf certificate of one connection says. Read once a socket: parsing costs more than the rest of a request. */
 export interface Peer extends CertificateIdentity {
   readonly fingerprint: Fingerprint
+  /** The same with colons and in upper case, as openssl prints it. */
+  readonly fingerprint256: string
   readonly subject: string
   readonly notBefore: Date
   readonly notAfter: Date
@@ -21,6 +23,7 @@ export function peerFrom(leaf: X509Certificate): Peer {
   let keyPin: KeyPin | undefined
   return {
     fingerprint: fingerprintOf(leaf),
+    fingerprint256: leaf.fingerprint256,
     get keyPin() {
       return (keyPin ??= keyPinOf(leaf))
     },

@@ -1,7 +1,6 @@
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import type { LogRecipients } from '../config.ts'
 import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
-import { formatFingerprint } from '../tls/fingerprint.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -35,7 +34,7 @@ export function writeAudit(request: FastifyRequest, reply: FastifyReply, result:
   const { problem } = result
   const line = {
     client: caller?.client.name ?? null,
-    fingerprint: caller === null ? null : formatFingerprint(caller.peer.fingerprint),
+    fingerprint: caller?.peer.fingerprint256 ?? null,
     remote: request.raw.socket.remoteAddress ?? null,
     message_id: audit?.messageId ?? null,
     sender: audit?.from ?? null,

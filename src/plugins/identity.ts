@@ -1,5 +1,5 @@
 import type { IncomingHttpHeaders } from 'node:http'
-import type { FastifyInstance, FastifyRequest } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Client, ClientDirectory } from '../identity/clients.ts'
 import { Problem } from '../errors.ts'
 import { FORWARDED_HEADERS, type ForwardedCertificates } from '../identity/forwarded.ts'
@@ -39,17 +39,21 @@ export interface Arrival {
 }
 
 /**
- * Decides who is asking, twice. In `onRequest` a stranger is turned away before any of the body is read and learns
- * nothing of the schema. In `preValidation`, when the body has come, the listing is asked again, because a long upload may
- * have outlived it. Both hooks sit at the root: 404s and every other answer are behind them.
+ * Decides who is asking, again and again. In `onRequest` a stranger is turned away before any of the body is read. When the
+ * body has come the listing is asked again, because a long upload may have outlived it: in `preValidation`, so that a former
+ * client learns nothing of the schema, and in `preHandler`, which has the last word before a message is sent. The hooks sit
+ * at the root: 404s and every other answer are behind them.
  */
 export function identity(app: FastifyInstance, clients: ClientSource): void {
-  const gate = async (request: FastifyRequest): Promise<void> => {
+  // With a callback: a promise for each gate of each request would be the dearest part of it.
+  const gate = (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
     request.caller = admit(request.raw, clients.current)
+    done()
   }
   app.decorateRequest('caller', null)
   app.addHook('onRequest', gate)
   app.addHook('preValidation', gate)
+  app.addHook('preHandler', gate)
 }
 
 /** The caller on a connection, by the headers it sent. Throws a 401 or 403 Problem. */

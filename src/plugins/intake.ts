@@ -5,11 +5,11 @@ import { decodeUtf8, readBody, tooLarge } from '../intake/body.ts'
 import { BodyHash } from '../intake/bodyhash.ts'
 import type { Client } from '../identity/clients.ts'
 import { belongs, reduce } from '../intake/contents.ts'
-import { onceOver } from '../intake/departure.ts'
 import { Problem } from '../errors.ts'
 import { boundaryOf, Parts } from '../intake/multipart.ts'
 import { survey } from '../intake/survey.ts'
 import { Upload } from '../intake/upload.ts'
+import { onceOver } from './answers.ts'
 import { callerOf } from './identity.ts'
 
 declare module 'fastify' {
@@ -53,10 +53,13 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
   app.decorateRequest('bodyHash', '')
   app.decorateRequest('contents', undefined)
   app.decorateRequest('parts', null)
-  app.addHook('onSend', async (request, reply) => linger(request, reply))
+  app.addHook('onSend', (request, reply, _payload, done) => {
+    linger(request, reply)
+    done()
+  })
 
-  app.addHook('onRequest', async (request, reply) => {
-    if (request.method !== 'POST' || request.is404) return
+  app.addHook('onRequest', (request, reply, done) => {
+    if (request.method !== 'POST' || request.is404) return done()
     const { client } = callerOf(request)
     const declared = declaredLength(request)
     const limit = sizeLimit(client, maxSize)
@@ -67,6 +70,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     request.place = admission.enter(client.name, isStreamed(request) ? streamRoom(request) : declared)
     const { place } = request
     onceOver(reply.raw, () => place.release())
+    done()
   })
 
   const parseText = app.getDefaultJsonParser('error', 'error')

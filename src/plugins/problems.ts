@@ -37,8 +37,8 @@ export function problems(app: FastifyInstance, events: ProblemEvents): void {
   })
   app.setErrorHandler((error: unknown, request, reply) => sendProblem(toProblem(error, request), request, reply, events))
   // From the head of the request: the body of one that is not served is never read, whatever its media type.
-  app.addHook('onRequest', async (request) => {
-    if (!request.is404) return
+  app.addHook('onRequest', (request, _reply, done) => {
+    if (!request.is404) return done()
     const allowed = methods.get(request.url.split('?', 1)[0] ?? '')
     if (allowed === undefined) throw new Problem('not_found', 'There is nothing at this path.')
     const list = [...allowed].join(', ')

@@ -11,13 +11,13 @@ const BODY_MS = 500
  * connection open hears of the end before the connection is gone, and comes back on a new one.
  */
 export function refuseAtShutdown(app: FastifyInstance, shuttingDown: () => boolean): void {
-  app.addHook('onRequest', async (request) => {
-    if (!shuttingDown()) return
-    await bodyOf(request.raw)
-    if (!request.is404) throw new Problem('shutting_down', 'The gateway is shutting down: ask another replica, or this one when it is back.')
+  app.addHook('onRequest', (request, _reply, done) => {
+    if (!shuttingDown()) return done()
+    void bodyOf(request.raw).then(() => done(request.is404 ? undefined : new Problem('shutting_down', 'The gateway is shutting down: ask another replica, or this one when it is back.')))
   })
-  app.addHook('onSend', async ({ raw }, reply) => {
+  app.addHook('onSend', ({ raw }, reply, _payload, done) => {
     if (shuttingDown() && (raw.complete || !hasBody(raw))) reply.raw.shouldKeepAlive = false // Node says "Connection: close"
+    done()
   })
 }
 

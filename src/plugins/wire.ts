@@ -6,6 +6,7 @@ import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { logRefusal } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
+import { answersOwed } from './answers.ts'
 import { admit, type Arrival, type ClientSource } from './identity.ts'
 import { rawProblem } from './problems.ts'
 
@@ -20,7 +21,6 @@ export class Wire {
   readonly #clients: ClientSource
   readonly #log: FastifyBaseLogger
   readonly #metrics: Pick<Metrics, 'rejections'>
-  readonly #unanswered = new WeakMap<Duplex, Set<ServerResponse>>()
   readonly #ended = new WeakSet<Duplex>()
 
   constructor(clients: ClientSource, log: FastifyBaseLogger, metrics: Pick<Metrics, 'rejections'>) {
@@ -32,7 +32,6 @@ export class Wire {
   /** To be called after the gate has its hook: its own comes second. */
   attach(app: FastifyInstance): void {
     const server: Server = app.server
-    server.on('request', (_request, response) => this.#follow(response))
     server.on('checkContinue', (request, response) => {
       askForBodyLate(request, response)
       server.emit('request', request, response)
@@ -43,9 +42,10 @@ export class Wire {
       socket.on('error', () => {}) // Node has taken its own listener away
       this.#refuse(request, socket, new Problem('method_not_allowed', 'The gateway is no proxy.', { headers: { allow: 'GET, POST' } }))
     })
-    app.addHook('onRequest', async ({ raw }) => {
-      const hosts = raw.headersDistinct['host']?.length ?? 0
-      if (hosts !== 1 && (hosts > 1 || raw.httpVersion === '1.1')) throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
+    app.addHook('onRequest', ({ raw: { rawHeaders, httpVersion } }, _reply, done) => {
+      const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && /^host$/i.test(name)).length
+      if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1')) throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
+      done()
     })
   }
 
@@ -60,17 +60,10 @@ export class Wire {
     this.#refuse({ socket }, socket, problem, error.code)
   }
 
-  #follow(response: ServerResponse): void {
-    const { socket } = response.req
-    const unanswered = this.#unanswered.get(socket) ?? new Set()
-    this.#unanswered.set(socket, unanswered.add(response))
-    response.once('close', () => unanswered.delete(response))
-  }
-
   /** Answers and ends the connection, but never ahead of an earlier request whose message may be on its way. */
   #refuse(peer: Arrival, socket: Duplex, problem: Problem, errorCode?: string): void {
     this.#ended.add(socket)
-    const unanswered = [...(this.#unanswered.get(socket) ?? [])]
+    const unanswered = socket instanceof TLSSocket ? answersOwed(socket) : []
     const running = unanswered.filter(({ req }) => req.complete)
     const last = running.at(-1)
     if (last !== undefined) return void last.once('close', () => socket.destroy())

@@ -5,6 +5,7 @@ import SMTPPool from 'nodemailer/lib/smtp-pool'
 import PoolResource from 'nodemailer/lib/smtp-pool/pool-resource'
 import type { Config, RelayAddress } from '../config.ts'
 import type { RejectedRecipient } from '../errors.ts'
+import type { Departure } from './departure.ts'
 import { Handover, type Outgoing } from './handover.ts'
 import { Lanes, type Leave } from './lanes.ts'
 import { type Failure, judge, rejectedRecipients } from './outcome.ts'
@@ -60,9 +61,9 @@ export class Relay {
 
   /**
    * Hands a message over once. `timeout` (ms) covers everything from the wait for a connection to the reply to the
-   * terminating dot; `caller` aborts only while nothing has been sent. Throws AttemptFailed.
+   * terminating dot; A caller that leaves ends it only while nothing has been sent. Throws AttemptFailed.
    */
-  async send(outgoing: Outgoing, timeout: number, caller?: AbortSignal): Promise<Delivery> {
+  async send(outgoing: Outgoing, timeout: number, caller?: Departure): Promise<Delivery> {
     const abort = new AbortController()
     const { streamed } = outgoing
     const since = performance.now()
@@ -77,10 +78,11 @@ export class Relay {
     const handover = new Handover(outgoing, this, () => {
       setup = setTimeout(() => handover.started || abort.abort(), Math.min(this.#setupMs, timeout))
     })
-    const callerLeft = (): void => {
-      if (!handover.started) abort.abort()
+    if (caller !== undefined) {
+      caller.whenGone = () => {
+        if (!handover.started) abort.abort()
+      }
     }
-    caller?.addEventListener('abort', callerLeft, { once: true })
     let leaveLane: Leave | undefined
     try {
       if (streamed !== undefined) leaveLane = await this.#lanes.enter(streamed.owner, abort.signal)
@@ -92,7 +94,7 @@ export class Relay {
       leaveLane?.()
       clearTimeout(deadline)
       clearTimeout(setup)
-      caller?.removeEventListener('abort', callerLeft)
+      if (caller !== undefined) caller.whenGone = undefined
     }
   }
 

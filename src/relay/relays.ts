@@ -1,5 +1,6 @@
 import type { Config } from '../config.ts'
 import { Problem } from '../errors.ts'
+import type { Departure } from './departure.ts'
 import type { Outgoing } from './handover.ts'
 import { probe } from './probe.ts'
 import { AttemptFailed, type Delivery, Relay } from './relay.ts'
@@ -41,9 +42,9 @@ export class Relays {
    * Hands a message over, to one relay and at most once: the next relay is tried only while no relay can have the
    * message. Within the configured timeout it gives the relay's 250 or throws the Problem that says what is known.
    */
-  async send(outgoing: Outgoing, caller?: AbortSignal): Promise<Delivery> {
+  async send(outgoing: Outgoing, caller?: Departure): Promise<Delivery> {
     const deadline = performance.now() + this.#timeout
-    const callerLeft = (): boolean => caller?.aborted === true
+    const callerLeft = (): boolean => caller?.gone === true
     let last: Problem | undefined
     for (const monitored of this.#inOrder()) {
       for (let attempt = 0; attempt <= this.#connections; attempt++) {
@@ -87,7 +88,7 @@ export class Relays {
     await Promise.all(this.#relays.map((monitored) => monitored.close()))
   }
 
-  async #attempt(relay: Relay, outgoing: Outgoing, timeout: number, caller?: AbortSignal): Promise<Delivery> {
+  async #attempt(relay: Relay, outgoing: Outgoing, timeout: number, caller?: Departure): Promise<Delivery> {
     const begun = performance.now()
     try {
       return await relay.send(outgoing, timeout, caller)

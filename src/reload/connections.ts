@@ -1,24 +1,20 @@
-import type { ServerResponse } from 'node:http'
 import type { Server } from 'node:https'
 import { TLSSocket } from 'node:tls'
+import { answersOwed, onceOver } from '../plugins/answers.ts'
 
 /** Whether the peer of a connection may go on asking. */
 export type Stands = (socket: TLSSocket) => boolean
 
-/** The open connections of a listener, and what each is answering: so that those that no longer pass can be closed. */
+/** The open connections of a listener, so that those that no longer pass can be closed. */
 export class Connections {
   readonly #stands: Stands
   /** Those that passed once. A stranger's never did: it gets its 403 and is closed with that. */
   readonly #passed = new Set<TLSSocket>()
-  readonly #answering = new WeakMap<object, Set<ServerResponse>>()
 
   constructor(server: Server, stands: Stands) {
     this.#stands = stands
     server.on('secureConnection', (socket: TLSSocket) => this.#pass(socket))
-    server.on('request', ({ socket }, response: ServerResponse) => {
-      const answers = this.#answering.get(socket) ?? new Set()
-      this.#answering.set(socket, answers.add(response))
-      response.once('close', () => answers.delete(response))
+    server.on('request', ({ socket }) => {
       // Somebody who was listed only after the handshake counts from the first request on.
       if (socket instanceof TLSSocket && !this.#passed.has(socket)) this.#pass(socket)
     })
@@ -43,12 +39,12 @@ export class Connections {
   }
 
   #closeAfterAnswers(socket: TLSSocket): void {
-    const answers = this.#answering.get(socket) ?? new Set<ServerResponse>()
-    if (answers.size === 0) return void socket.destroySoon()
-    for (const response of answers) {
-      response.shouldKeepAlive = false // says "Connection: close" where the head is not on its way yet
-      response.once('close', () => {
-        if (answers.size === 0) socket.destroySoon()
+    const answers = answersOwed(socket)
+    if (answers.length === 0) return void socket.destroySoon()
+    for (const answer of answers) {
+      answer.shouldKeepAlive = false // says "Connection: close" where the head is not on its way yet
+      onceOver(answer, () => {
+        if (answersOwed(socket).length === 0) socket.destroySoon()
       })
     }
   }

@@ -1,6 +1,5 @@
 import { COMMON_PROBLEMS, problemResponses } from '../api/answers.ts'
 import type { TypedApp } from '../app.ts'
-import { formatFingerprint } from '../tls/fingerprint.ts'
 import { callerOf } from '../plugins/identity.ts'
 import { WhoamiSchema } from '../api/schemas.ts'
 
@@ -21,7 +20,7 @@ export function whoamiRoute(app: TypedApp): void {
       const { client, peer } = callerOf(request)
       return {
         client: client.name,
-        fingerprint: formatFingerprint(peer.fingerprint),
+        fingerprint: peer.fingerprint256,
         not_before: peer.notBefore.toISOString(),
         not_after: peer.notAfter.toISOString(),
         policy: { ...client.stated },
