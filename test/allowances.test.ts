@@ -1,9 +1,9 @@
 import { once } from 'node:events'
-import { Agent, request } from 'node:https'
+import { request } from 'node:https'
 import t from 'tap'
 import { type Client, parseClients } from '../src/identity/clients.ts'
 import { Allowances } from '../src/state/allowances.ts'
-import { MESSAGE, startGateway } from './support/gateway.ts'
+import { MESSAGE, oneConnection, startGateway } from './support/gateway.ts'
 import { startOnFiles } from './support/motion.ts'
 import { startRelay } from './support/relay.ts'
 
@@ -99,8 +99,7 @@ t.test('a message over the quota does not use up the rate, nor one over the rate
 t.test('a changed clients file holds from the next message, on connections that are open too', async (t) => {
   const listing = (policy: string): string => `clients: { billing: { fingerprints: ["FINGERPRINT"], from: ["*"], ${policy} } }\n`
   const gateway = await startOnFiles(t, { clients: listing('rate: 2/hour') })
-  const agent = new Agent({ keepAlive: true, maxSockets: 1 })
-  t.teardown(() => agent.destroy())
+  const agent = oneConnection(t)
   const body = JSON.stringify({ ...MESSAGE, to: to(3) })
   const post = async (): Promise<unknown> => {
     const { pki, port, client } = gateway

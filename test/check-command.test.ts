@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { type AddressInfo, createServer, type Socket } from 'node:net'
+import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createServer as createTlsServer } from 'node:tls'
@@ -9,7 +9,9 @@ import t, { type Test } from 'tap'
 import { createAuthority, createRevocationList, issueCertificate } from '../src/tls/certificates.ts'
 import { check } from '../src/cli/check.ts'
 import { makePki } from './support/pki.ts'
+import { postern } from './support/process.ts'
 import { startRelay } from './support/relay.ts'
+import { listen } from './support/sockets.ts'
 
 const DAY_MS = 86_400_000
 
@@ -193,23 +195,9 @@ async function run(t: Test, wrong: Wrong = {}): Promise<{ lines: readonly string
   return { lines, found }
 }
 
-/** Of the program as it is shipped, without the loader that tap adds to every process below a test. */
+/** Of the program as it is shipped. */
 async function exitStatus(settings: Record<string, string>): Promise<unknown> {
-  const { NODE_OPTIONS, ...env } = process.env
-  const child = spawn(process.execPath, ['dist/cli.js', 'check'], { env: { ...env, ...settings }, stdio: ['ignore', 'ignore', 'inherit'] })
+  const child = spawn(...postern('check'), { env: { ...process.env, ...settings }, stdio: ['ignore', 'ignore', 'inherit'] })
   const [status] = await once(child, 'exit')
   return status
-}
-
-async function listen(t: Test, server: ReturnType<typeof createServer>): Promise<number> {
-  const sockets = new Set<Socket>()
-  server.on('connection', (socket: Socket) => sockets.add(socket))
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  t.teardown(() => {
-    for (const socket of sockets) socket.destroy()
-    server.close()
-  })
-  const address: AddressInfo | string | null = server.address()
-  return typeof address === 'object' && address !== null ? address.port : 0
 }

@@ -1,9 +1,11 @@
 import { X509Certificate } from 'node:crypto'
-import { Agent } from 'node:https'
+import type { Agent } from 'node:https'
+import { setTimeout as pause } from 'node:timers/promises'
 import { connect } from 'node:tls'
 import t, { type Test } from 'tap'
 import { createRevocationList } from '../src/tls/certificates.ts'
 import { formatFingerprint } from '../src/tls/fingerprint.ts'
+import { oneConnection } from './support/gateway.ts'
 import { type MovingGateway, type MovingOptions, startOnFiles, type WhoamiAnswer } from './support/motion.ts'
 import { type Leaf, makePki } from './support/pki.ts'
 
@@ -98,8 +100,7 @@ t.test('a proxy that names no client is asked for one, whatever else it says', a
 t.test('on one connection of a proxy each request is the client that it names, as the files have it at that moment', async (t) => {
   const [first, second] = [await pki.client('billing'), await pki.client('billing')]
   const { forward, reloaded, write, proxy } = await startProxied(t, [first, second], { crl: await createRevocationList(pki.ca, []) })
-  const agent = new Agent({ keepAlive: true, maxSockets: 1 })
-  t.teardown(() => agent.destroy())
+  const agent = oneConnection(t)
   const ask = (leaf: Leaf) => forward({ 'client-cert': byteSequence(leaf) }, agent)
   for (const leaf of [first, second, first]) t.match(await ask(leaf), { status: 200, fingerprint: formatFingerprint(leaf.fingerprint) })
   const serial = new X509Certificate(first.certificate).serialNumber
@@ -112,11 +113,13 @@ t.test('on one connection of a proxy each request is the client that it names, a
 })
 
 t.test('a forwarded certificate that expires between two requests stops at its notAfter', async (t) => {
-  const notAfter = Math.ceil(Date.now() / 1000) * 1000 + 1000
+  const notAfter = Math.ceil(Date.now() / 1000) * 1000 + 2000
   const brief = await pki.client('billing', { notAfter: new Date(notAfter) })
   const { forward } = await startProxied(t, [brief])
-  const ask = () => forward({ 'client-cert': byteSequence(brief) })
+  const agent = oneConnection(t)
+  const ask = () => forward({ 'client-cert': byteSequence(brief) }, agent)
   t.match(await ask(), { status: 200 })
+  await pause(notAfter - Date.now())
   let answer = await ask()
   while (answer.status === 200 && Date.now() < notAfter + 2000) answer = await ask()
   t.ok(Date.now() >= notAfter)

@@ -2,7 +2,7 @@ import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
 import { request as plainRequest } from 'node:http'
 import { createServer } from 'node:https'
-import { type AddressInfo, connect as connectTcp, type Socket } from 'node:net'
+import { connect as connectTcp, type Socket } from 'node:net'
 import { type ConnectionOptions, connect } from 'node:tls'
 import { pino } from 'pino'
 import t, { type Test } from 'tap'
@@ -12,6 +12,7 @@ import { Metrics } from '../src/operations/metrics.ts'
 import { LISTENER_OPTIONS, secureContextOptions, type TlsMaterial } from '../src/tls/context.ts'
 import { startGateway } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'
+import { portOf } from './support/sockets.ts'
 
 const VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
 const INFO = 30
@@ -164,8 +165,7 @@ async function listen(t: Test, { handshakeTimeout = 10_000, ...material }: Liste
   await once(server, 'listening')
   const close = (): Promise<void> => new Promise((resolve) => server.close(() => resolve()))
   t.teardown(close)
-  const address: AddressInfo | string | null = server.address()
-  const port = typeof address === 'object' && address !== null ? address.port : 0
+  const port = portOf(server)
 
   /** The status line that a client gets, or the code of the error that ends it. */
   const handshake = async (leaf: Issued | undefined, options: ConnectionOptions = {}): Promise<string> => {

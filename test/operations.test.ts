@@ -1,15 +1,15 @@
 import { once } from 'node:events'
 import { type IncomingHttpHeaders, request as httpRequest } from 'node:http'
-import { Agent } from 'node:https'
 import { setTimeout as pause } from 'node:timers/promises'
 import t from 'tap'
-import { makeFiles, settings } from './interop/process.ts'
+import { makeFiles, settings } from './support/process.ts'
 import { startFaultRelay } from './support/fault-relay.ts'
-import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
+import { MESSAGE, oneConnection, startGateway, type TestGateway } from './support/gateway.ts'
 import { launch, shell } from './support/readme.ts'
 import { startRelay } from './support/relay.ts'
 
 const POLL_MS = 20
+const GRACE = { POSTERN_SHUTDOWN_GRACE: '3s' }
 
 interface Answer {
   readonly status: number | undefined
@@ -112,7 +112,7 @@ t.test('a relay that goes away is noticed without a message', async (t) => {
 t.test('while it shuts down it says so to probes, and to callers on connections that they keep', async (t) => {
   const held: (() => void)[] = []
   const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void held.push(done) })
-  const gateway = await startGateway(t, { relay })
+  const gateway = await startGateway(t, { relay, env: GRACE })
   const inProgress = gateway.post(MESSAGE)
   await until(() => held.length > 0)
   const stopped = gateway.gateway.stop()
@@ -126,9 +126,8 @@ t.test('while it shuts down it says so to probes, and to callers on connections 
 })
 
 t.test('a caller whose connection is idle when the end begins hears of it in an answer, not in a reset', async (t) => {
-  const gateway = await startGateway(t)
-  const agent = new Agent({ keepAlive: true, maxSockets: 1, maxCachedSessions: 0 })
-  t.teardown(() => agent.destroy())
+  const gateway = await startGateway(t, { env: GRACE })
+  const agent = oneConnection(t)
   t.equal((await gateway.post(MESSAGE, { agent })).status, 200)
   const stopped = gateway.gateway.stop()
   t.match(await gateway.post(MESSAGE, { agent }), { status: 503, json: { code: 'shutting_down' }, headers: { connection: 'close' } })

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer as createHttpServer } from 'node:http'
-import { type AddressInfo, createServer as createTcpServer, type Server, type Socket } from 'node:net'
+import { createServer as createTcpServer, type Server } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createServer, type TlsOptions } from 'node:tls'
@@ -12,6 +12,7 @@ import { tls } from '../src/cli/tls.ts'
 import type { Issued } from '../src/tls/certificates.ts'
 import { startGateway } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'
+import { listen } from './support/sockets.ts'
 
 t.test('the lab shows what the gateway makes of each version, with and without a certificate', async (t) => {
   const { port, pki, client } = await startGateway(t)
@@ -150,19 +151,6 @@ function files<K extends string>(t: Test, issued: Record<K, Issued>): Record<K, 
 
 function tlsServer(options: TlsOptions): Server {
   return createServer(options, (socket) => void socket.on('error', () => {}))
-}
-
-async function listen(t: Test, server: Server, host = '127.0.0.1'): Promise<number> {
-  const sockets = new Set<Socket>()
-  server.on('connection', (socket: Socket) => sockets.add(socket))
-  server.listen(0, host)
-  await once(server, 'listening')
-  t.teardown(() => {
-    for (const socket of sockets) socket.destroy()
-    server.close()
-  })
-  const address: AddressInfo | string | null = server.address()
-  return typeof address === 'object' && address !== null ? address.port : 0
 }
 
 /** `openssl s_server` on a free port of its choice; resolves with the port when it says ACCEPT. */

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { isBase64 } from '../src/api/formats.ts'
-import { MESSAGE, startGateway, type TestAnswer } from './support/gateway.ts'
+import { MESSAGE, oneConnection, startGateway, type TestAnswer } from './support/gateway.ts'
 
 // Test output is lines of text: what is odd about a value is shown escaped.
 const shown = (value: unknown): string => (JSON.stringify(value) ?? 'undefined').replace(/[^\x20-\x7e]/g, (odd) => `\\u${odd.charCodeAt(0).toString(16)}`).slice(0, 90)
@@ -121,9 +121,10 @@ const BAD: Record<string, object[]> = {
 
 t.test('each other form is refused once, with the pointer to where it stands', async (t) => {
   const { post, relay } = await startGateway(t)
+  const agent = oneConnection(t)
   for (const [path, messages] of Object.entries(BAD)) {
     for (const message of messages) {
-      const answer = await post(message)
+      const answer = await post(message, { agent })
       const what = `${path} ${shown(message)} ${shown(answer.json['errors'])}`
       if (answer.status !== 400 || new Set(pathsOf(answer)).size !== 1 || pathsOf(answer)[0] !== path) t.fail(what)
       else t.match(answer.json, { code: path.startsWith('/headers') ? 'invalid_header' : 'invalid_message', outcome: 'not_sent', retryable: false }, what)
@@ -137,14 +138,15 @@ const STRUCTURAL = ['From', 'Sender', 'Reply-To', 'To', 'Cc', 'Bcc', 'Subject', 
 
 t.test('a header that belongs to Postern is refused by name, in every spelling', async (t) => {
   const { post, relay } = await startGateway(t)
+  const agent = oneConnection(t)
   for (const name of STRUCTURAL) {
     for (const spelling of [name, name.toLowerCase(), name.toUpperCase(), `${name} `, ` ${name}`, `${name}:`, `X-A\r\n${name}`, `${name}\0`, `${name.slice(0, -1)}${name.slice(-1).toUpperCase()}`]) {
-      const answer = await post(header(spelling, 'evil@x.example'))
+      const answer = await post(header(spelling, 'evil@x.example'), { agent })
       t.match(answer.json, { status: 400, code: 'invalid_header', errors: [{ path: `/headers/${spelling}`, message: 'is not an allowed header field' }] }, shown(spelling))
     }
   }
   for (const name of ['', 'X', 'X-', 'X A', 'X-A:', 'X-A\r\nBcc', 'X-é', 'Ｂcc', 'List', 'List-', `X-${'a'.repeat(80)}`]) {
-    const answer = await post(header(name, 'x'))
+    const answer = await post(header(name, 'x'), { agent })
     t.equal(answer.status, 400, shown(name))
   }
   t.equal(relay.messages.length, 0)

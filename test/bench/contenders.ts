@@ -1,7 +1,7 @@
 import { createConnection } from 'node:net'
 import { join } from 'node:path'
 import { readFileSync } from 'node:fs'
-import { freePort } from '../interop/process.ts'
+import { freePort } from '../support/process.ts'
 import { certificates, clientCertificate, directory, type Program, put, startCommand, startGateway, startScript } from './harness.ts'
 import type { Job, LoadResult } from './loop.ts'
 

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
-import { freePort, settings, temporaryDirectory, writeFiles } from '../interop/process.ts'
+import { freePort, postern, settings, temporaryDirectory, writeFiles } from '../support/process.ts'
 import type { Leaf, Pki } from '../support/pki.ts'
 
 /** `postern serve` on a port that stays the same across restarts, ended with the test. */
@@ -48,7 +48,7 @@ export class Replica {
   }
 
   async #spawn(): Promise<void> {
-    const child = spawn(process.execPath, ['dist/cli.js', 'serve'], { stdio: ['ignore', 'pipe', 'inherit'], env: this.#env })
+    const child = spawn(...postern('serve'), { stdio: ['ignore', 'pipe', 'inherit'], env: this.#env })
     this.#child = child
     const lines = createInterface({ input: child.stdout })
     await new Promise<void>((resolve, reject) => {

@@ -7,7 +7,7 @@ import { createInterface } from 'node:readline'
 import t, { type Test } from 'tap'
 import { issueCertificate } from '../../src/tls/certificates.ts'
 import { makePki } from '../support/pki.ts'
-import { freePort, run, serve, temporaryDirectory, writeFiles } from './process.ts'
+import { freePort, run, serve, temporaryDirectory, writeFiles } from '../support/process.ts'
 
 const NAME = 'gateway.example'
 

@@ -9,7 +9,7 @@ import { openInbox } from '../../src/dev/inbox.ts'
 import { openInboxPage } from '../../src/dev/inbox-page.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { makePki } from '../support/pki.ts'
-import { temporaryDirectory } from './process.ts'
+import { temporaryDirectory } from '../support/process.ts'
 
 // The browser may reach nothing but loopback, and looks for nothing of its own accord.
 const FLAGS = [

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Test } from 'tap'
-import { run } from './process.ts'
+import { run } from '../support/process.ts'
 
 /** What an image says of how it is to be run. */
 export interface ImageConfig {

@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import t from 'tap'
 import { startRelay } from '../support/relay.ts'
 import { buildImage, type Container, idOf, imageConfig, startContainer } from './container.ts'
-import { freePort, makeFiles, poster, run } from './process.ts'
+import { freePort, makeFiles, poster, run } from '../support/process.ts'
 
 const TAG = 'postern:test'
 const MESSAGE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello', text: 'Hi.' }

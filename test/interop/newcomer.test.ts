@@ -2,7 +2,7 @@ import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { blocks, launch, shell } from '../support/readme.ts'
-import { temporaryDirectory } from './process.ts'
+import { temporaryDirectory } from '../support/process.ts'
 
 t.test('from a clone to a mail on the inbox page, by the first command of the README and a paste', async (t) => {
   const folder = join(await temporaryDirectory(t), 'clone')

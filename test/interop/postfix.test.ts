@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import PostalMime, { type Email } from 'postal-mime'
 import t, { type Test } from 'tap'
 import { MESSAGE_SIZE_LIMIT, startPostfix } from './postfix.ts'
-import { run, serve } from './process.ts'
+import { run, serve } from '../support/process.ts'
 
 // One Postfix and one gateway for all of it: each test finds its own messages by their Message-ID.
 const postfix = await startPostfix(t)

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Test } from 'tap'
 import { makePki } from '../support/pki.ts'
-import { freePort, run, temporaryDirectory, writeFiles } from './process.ts'
+import { freePort, run, temporaryDirectory, writeFiles } from '../support/process.ts'
 
 /** Postfix of the distribution, with everything it reads and writes in a directory of its own. */
 export interface Postfix {

@@ -7,7 +7,7 @@ import { MESSAGE } from '../support/gateway.ts'
 import { type MovingGateway, startOnFiles } from '../support/motion.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
 import { blocks } from '../support/readme.ts'
-import { freePort, run as runToEnd, temporaryDirectory, writeFiles } from './process.ts'
+import { freePort, run as runToEnd, temporaryDirectory, writeFiles } from '../support/process.ts'
 import { startProgram } from './program.ts'
 
 const pki = await makePki()

@@ -2,7 +2,7 @@ import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createConnection } from 'node:net'
 import type { Test } from 'tap'
-import { freePort, temporaryDirectory } from './process.ts'
+import { freePort, temporaryDirectory } from '../support/process.ts'
 
 /** Debian's redis-server on a loopback port of its own, without persistence. */
 export interface RedisServer {

@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
 import { MESSAGE, startGateway, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
-import { serve } from './process.ts'
+import { serve } from '../support/process.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
 const key = (name: string): { headers: Record<string, string> } => ({ headers: { 'idempotency-key': name } })

@@ -7,7 +7,7 @@ import { MESSAGE } from '../support/gateway.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
 import { blocks } from '../support/readme.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
-import { freePort, temporaryDirectory, writeFiles } from './process.ts'
+import { freePort, temporaryDirectory, writeFiles } from '../support/process.ts'
 import { startProgram } from './program.ts'
 import { startRedis } from './redis-server.ts'
 

@@ -5,7 +5,7 @@ import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { launch } from '../support/readme.ts'
 import { startRelay } from '../support/relay.ts'
-import { makeFiles, settings, temporaryDirectory } from './process.ts'
+import { makeFiles, settings, temporaryDirectory } from '../support/process.ts'
 
 const POLL_MS = 20
 

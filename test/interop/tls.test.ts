@@ -4,7 +4,7 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import t from 'tap'
 import { makePki } from '../support/pki.ts'
-import { type GatewayProcess, handshakeFailures, run, serve, temporaryDirectory, writeFiles } from './process.ts'
+import { type GatewayProcess, handshakeFailures, run, serve, temporaryDirectory, writeFiles } from '../support/process.ts'
 
 // Nothing is handed over here, so no relay has to be there.
 const NO_RELAY = { POSTERN_SMTP_URL: 'smtp://127.0.0.1:9' }

@@ -8,7 +8,7 @@ import t from 'tap'
 import { createRevocationList } from '../../src/tls/certificates.ts'
 import { makePki } from '../support/pki.ts'
 import { README } from '../support/readme.ts'
-import { handshakeFailures, run, serve, temporaryDirectory, writeFiles } from './process.ts'
+import { handshakeFailures, run, serve, temporaryDirectory, writeFiles } from '../support/process.ts'
 
 const HANG_MS = 120_000 // some fifty processes, one after another, on a busy machine
 

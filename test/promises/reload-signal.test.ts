@@ -6,9 +6,7 @@ import { createInterface } from 'node:readline'
 import t from 'tap'
 import { listing } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
-
-/** As it is shipped: `npm test` has built it. */
-const CLI = 'dist/cli.js'
+import { postern } from '../support/process.ts'
 
 t.test('SIGHUP reads the files again, tells once more what is wrong with them, and does not end the process', async (t) => {
   const pki = await makePki()
@@ -19,7 +17,7 @@ t.test('SIGHUP reads the files again, tells once more what is wrong with them, a
     'ca.crt': pki.ca.certificate,
     'clients.yaml': listing(client.fingerprint),
   })
-  const gateway = spawn(process.execPath, [CLI, 'serve'], {
+  const gateway = spawn(...postern('serve'), {
     env: {
       ...process.env,
       POSTERN_HOST: '127.0.0.1',

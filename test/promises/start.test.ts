@@ -1,14 +1,12 @@
 import { spawnSync } from 'node:child_process'
 import { rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
-import { once } from 'node:events'
 import { join } from 'node:path'
 import t from 'tap'
-import { makeFiles, settings, writeFiles } from '../interop/process.ts'
 import { makePki } from '../support/pki.ts'
+import { makeFiles, postern, settings, writeFiles } from '../support/process.ts'
+import { listen } from '../support/sockets.ts'
 
-/** As it is shipped: `npm test` has built it. */
-const CLI = 'dist/cli.js'
 const PASSWORD = 'correct-horse'
 
 interface Ended {
@@ -19,7 +17,7 @@ interface Ended {
 
 /** Runs `postern serve` to its end. A run that would serve after all ends with a status of null. */
 function serve(env: Record<string, string>): Ended {
-  const { status, stdout, stderr } = spawnSync(process.execPath, [CLI, 'serve'], {
+  const { status, stdout, stderr } = spawnSync(...postern('serve'), {
     env: { POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', POSTERN_SMTP_URL: `smtp://user:${PASSWORD}@127.0.0.1:9`, ...env },
     encoding: 'utf8',
     timeout: 20_000,
@@ -41,11 +39,7 @@ t.test('each fault of the configuration ends the start with one plain sentence, 
     'bad.yaml': 'clients:\n  billing:\n    fingerprints: [12:34]\n    from: ["*"]\n',
     'broken.yaml': 'clients:\n  billing: [\n',
   })
-  const taken = createServer().listen(0, '127.0.0.1')
-  t.teardown(() => taken.close())
-  await once(taken, 'listening')
-  const address = taken.address()
-  const port = String(typeof address === 'object' && address !== null ? address.port : 0)
+  const port = String(await listen(t, createServer()))
   const cases: readonly [what: string, env: Record<string, string>, says: RegExp][] = [
     ['a missing certificate', { POSTERN_TLS_CERT: file('none.crt') }, /^POSTERN_TLS_CERT .*none\.crt does not exist\.$/],
     ['a certificate that is a folder', { POSTERN_TLS_CERT: directory }, /^POSTERN_TLS_CERT .* is a folder\.$|^POSTERN_TLS_CERT .* cannot be read/],
@@ -87,7 +81,7 @@ t.test('all faults are told at once, a line each', async (t) => {
 })
 
 t.test('an unknown command and an unknown option are named, and help is help', async (t) => {
-  const run = (...args: string[]): { status: number | null; stdout: string; stderr: string } => spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', timeout: 20_000 })
+  const run = (...args: string[]): { status: number | null; stdout: string; stderr: string } => spawnSync(...postern(...args), { encoding: 'utf8', timeout: 20_000 })
   t.match(run('serv'), { status: 1, stdout: '', stderr: /there is no command "serv"/ })
   t.match(run('cert', 'ca', '--dyas', '3'), { status: 1, stderr: /--dyas/ })
   t.match(run('help'), { status: 0, stdout: /postern COMMAND/, stderr: '' })

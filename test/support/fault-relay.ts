@@ -1,8 +1,9 @@
 import { once } from 'node:events'
-import { type AddressInfo, createServer, type Socket } from 'node:net'
+import { createServer, type Socket } from 'node:net'
 import { createSecureContext, TLSSocket } from 'node:tls'
 import type { Test } from 'tap'
 import { makePki } from './pki.ts'
+import { portOf } from './sockets.ts'
 
 export const STAGES = ['greeting', 'EHLO', 'STARTTLS', 'EHLO after TLS', 'AUTH', 'MAIL', 'RCPT 1', 'RCPT 2', 'DATA', 'first body byte', 'mid-body', 'after the dot', 'reply cut'] as const
 export type Stage = (typeof STAGES)[number]
@@ -86,8 +87,7 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
     },
   }
   await relay.listen()
-  const address: AddressInfo | string | null = server.address()
-  const port = typeof address === 'object' && address !== null ? address.port : 0
+  const port = portOf(server)
   Object.assign(relay, { port, url: `smtp://user:secret@localhost:${port}` })
   t.teardown(async () => {
     open.forEach((session) => session.hangUp('RST'))

@@ -50,6 +50,9 @@ export interface GatewayOptions {
 
 export const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] } }'
 
+/** For POSTERN_SHUTDOWN_GRACE: when a test ends nobody is left to wait for. Tests of the shutdown give a longer one. */
+export const ENDED = '1ms'
+
 export const MESSAGE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello', text: 'Hi.' } as const
 
 /** A gateway with real TLS in front and a real SMTP server behind, on loopback, stopped at the end of the test. */
@@ -84,6 +87,13 @@ export async function startGateway(t: Test, options: GatewayOptions = {}): Promi
   }
 }
 
+/** Requests with it share a connection, which ends with the test: for many of them, none of which is about connections. */
+export function oneConnection(t: Test): Agent {
+  const agent = new Agent({ keepAlive: true, maxSockets: 1, maxCachedSessions: 0 })
+  t.teardown(() => agent.destroy())
+  return agent
+}
+
 export function testConfig(env: Record<string, string>): Config {
   const { config, faults } = readConfig({
     POSTERN_HOST: '127.0.0.1',
@@ -91,7 +101,7 @@ export function testConfig(env: Record<string, string>): Config {
     POSTERN_OPS_PORT: '0',
     POSTERN_SMTP_TIMEOUT: '5s',
     POSTERN_SMTP_NAME: 'gateway.test',
-    POSTERN_SHUTDOWN_GRACE: '3s',
+    POSTERN_SHUTDOWN_GRACE: ENDED,
     ...env,
   })
   if (faults.length > 0) throw new Error(faults.join('\n'))

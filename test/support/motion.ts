@@ -7,6 +7,7 @@ import type { Test } from 'tap'
 import { loadAll } from '../../src/cli/serve.ts'
 import { readConfig } from '../../src/config.ts'
 import { type Gateway, start } from '../../src/server.ts'
+import { ENDED } from './gateway.ts'
 import { type Leaf, makePki, type Pki } from './pki.ts'
 import { startRelay, type TestRelay } from './relay.ts'
 
@@ -85,7 +86,7 @@ export async function startOnFiles(t: Test, options: MovingOptions = {}): Promis
       POSTERN_OPS_PORT: '0',
       POSTERN_SMTP_URL: relay.url,
       POSTERN_SMTP_CA: join(dir, 'ca.crt'),
-      POSTERN_SHUTDOWN_GRACE: '3s',
+      POSTERN_SHUTDOWN_GRACE: ENDED,
       POSTERN_TLS_CERT: join(dir, 'server.crt'),
       POSTERN_TLS_KEY: join(dir, 'server.key'),
       POSTERN_TLS_CLIENT_CA: join(dir, 'ca.crt'),

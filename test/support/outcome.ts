@@ -101,7 +101,6 @@ async function cell(t: Test, script: Script, large: boolean): Promise<void> {
   }
 }
 
-
 /** Runs every cell of these stages and every fault that means something there, in groups. */
 export async function matrix(t: Test, stages: readonly Stage[], pipelining: boolean, large: boolean): Promise<void> {
   // Fault by fault: those that hang wait for their deadline together. Ten large messages at a time are 100 MB in memory.

@@ -1,8 +1,8 @@
 import { once } from 'node:events'
-import type { AddressInfo } from 'node:net'
 import { SMTPServer, type SMTPServerOptions, type SMTPServerSession } from 'smtp-server'
 import type { Test } from 'tap'
 import { makePki } from './pki.ts'
+import { portOf } from './sockets.ts'
 
 /** A message as the relay got it. */
 export interface Arrived {
@@ -60,8 +60,7 @@ export async function startRelay(t: Test, options: SMTPServerOptions & { readonl
   server.on('error', () => {})
   server.listen(0, '127.0.0.1')
   await once(server.server, 'listening')
-  const address: AddressInfo | string | null = server.server.address()
-  const port = typeof address === 'object' && address !== null ? address.port : 0
+  const port = portOf(server.server)
   let closed: Promise<void> | undefined
   const close = (): Promise<void> => (closed ??= new Promise((resolve) => server.close(() => resolve())))
   t.teardown(close)

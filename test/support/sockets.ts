@@ -1,7 +1,8 @@
 import { once } from 'node:events'
-import { connect as connectTcp, type Socket } from 'node:net'
+import { type AddressInfo, connect as connectTcp, type Server, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls'
+import type { Test } from 'tap'
 import type { TestGateway } from './gateway.ts'
 
 export interface Dial extends ConnectionOptions {
@@ -43,6 +44,25 @@ export async function speak(gateway: TestGateway, bytes: string | Buffer, option
   const answer = rest(socket)
   socket.write(bytes)
   return answer
+}
+
+/** Starts a server of the test's own on a free port, which it resolves with; it and its connections end with the test. */
+export async function listen(t: Test, server: Server, host = '127.0.0.1'): Promise<number> {
+  const sockets = new Set<Socket>()
+  server.on('connection', (socket: Socket) => sockets.add(socket))
+  server.listen(0, host)
+  await once(server, 'listening')
+  t.teardown(() => {
+    for (const socket of sockets) socket.destroy()
+    server.close()
+  })
+  return portOf(server)
+}
+
+/** The port that a server listens on; 0 when it does not. */
+export function portOf(server: Pick<Server, 'address'>): number {
+  const address: AddressInfo | string | null = server.address()
+  return typeof address === 'object' && address !== null ? address.port : 0
 }
 
 /** A TCP connection to the gateway without TLS. */

@@ -7,8 +7,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
-import type { TestAnswer } from '../support/gateway.ts'
-import { type Leaf, makePki } from '../support/pki.ts'
+import { ANYTHING, type TestAnswer } from './gateway.ts'
+import { type Leaf, makePki } from './pki.ts'
+import { portOf } from './sockets.ts'
 
 /** Sends a body in JSON to /v1/messages as the listed client. */
 export type Post = (body: unknown, headers?: Record<string, string>) => Promise<TestAnswer>
@@ -26,13 +27,15 @@ export interface GatewayProcess {
   stop(): Promise<number | null>
 }
 
-const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] } }'
+/** The program as users start it: without the loader that tap adds to every Node.js process below a test. */
+export function postern(...args: readonly string[]): [command: string, args: string[]] {
+  return ['env', ['-u', 'NODE_OPTIONS', process.execPath, 'dist/cli.js', ...args]]
+}
 
 /** Starts the built gateway against a relay and stops it at the end of the test. */
 export async function serve(t: Test, env: Record<string, string>, clients: string = ANYTHING): Promise<GatewayProcess> {
   const { directory, client } = await makeFiles(t, clients)
-  // Without the loader that tap adds to every Node.js process below a test.
-  const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, 'dist/cli.js', 'serve'], {
+  const child = spawn(...postern('serve'), {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', ...env },
   })
@@ -110,10 +113,10 @@ export async function writeFiles(directory: string, files: Readonly<Record<strin
 export async function freePort(): Promise<number> {
   const server = createServer().listen(0, '127.0.0.1')
   await once(server, 'listening')
-  const address = server.address()
+  const port = portOf(server)
   server.close()
   await once(server, 'close')
-  return typeof address === 'object' && address !== null ? address.port : 0
+  return port
 }
 
 /** Runs a program to its end and resolves with its stdout. Throws with its stderr when its exit status is not 0. */

@@ -1,0 +1,4 @@
+// The commands.
+import '../cert-command.test.ts'
+import '../check-command.test.ts'
+import '../fingerprint-command.test.ts'

@@ -1,0 +1,3 @@
+// What newcomers meet first.
+import '../inbox-page.test.ts'
+import '../readme.test.ts'

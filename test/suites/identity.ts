@@ -1,0 +1,4 @@
+// Who a caller is, and what it may do.
+import '../allowances.test.ts'
+import '../forwarded.test.ts'
+import '../idempotency.test.ts'

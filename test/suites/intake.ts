@@ -1,0 +1,4 @@
+// Bodies on their way in.
+import '../admission.test.ts'
+import '../multipart.test.ts'
+import '../raw.test.ts'

@@ -1,0 +1,6 @@
+// What those who run it see.
+import '../acme.test.ts'
+import '../audit.test.ts'
+import '../expiry.test.ts'
+import '../metrics.test.ts'
+import '../operations.test.ts'

@@ -1,0 +1,6 @@
+// Handshakes and certificates.
+import '../attacks-tls.test.ts'
+import '../certificates.test.ts'
+import '../handshakes.test.ts'
+import '../tlslab.test.ts'
+import '../trust.test.ts'
