@@ -211,6 +211,13 @@ function readSecret(file: string): string {
 
 function parseRedisUrl(text: string): string {
   if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol)) throw new RangeError('should be a redis:// or rediss:// URL')
+  const { username, password, pathname } = new URL(text)
+  if (!/^(?:\/\d{0,5})?$/.test(pathname)) throw new RangeError('has a path that is not the number of a database')
+  try {
+    decodeURIComponent(username + password)
+  } catch {
+    throw new RangeError('has a user or password that is not percent-encoded: write "%" as %25')
+  }
   return text
 }
 

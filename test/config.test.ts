@@ -185,7 +185,7 @@ t.test('a URL that cannot be used never shows its password', async (t) => {
     t.notMatch([...faults, ...warnings].join('\n'), /s3cr3t/, url)
     t.same(config.smtp.relays, [])
   }
-  for (const url of ['s3cr3t', 'http://:s3cr3t@redis', 'redis//:s3cr3t@redis']) {
+  for (const url of ['s3cr3t', 'http://:s3cr3t@redis', 'redis//:s3cr3t@redis', 'redis://:s3cr3t%@redis', 'redis://:s3cr3t@redis/queue']) {
     const faults = faultsOf({ POSTERN_REDIS_URL: url })
     t.equal(faults.length, 1, url)
     t.notMatch(faults.join(), /s3cr3t/)
