@@ -76,10 +76,19 @@ function openFiles({ tls }: Config, env: Io['env']): readonly string[] {
     ['POSTERN_REDIS_URL_FILE', env.POSTERN_REDIS_URL_FILE],
   ]
   return files.flatMap(([name, file]) => {
-    const mode = file === undefined ? 0 : (statSync(file, { throwIfNoEntry: false })?.mode ?? 0) & 0o777
+    const mode = file === undefined ? 0 : modeOf(file)
     if ((mode & OPEN_TO_OTHERS) === 0) return []
     return [`${name} ${file} can be read or changed by others (mode ${mode.toString(8).padStart(4, '0')}): chmod 600 it, and replace the secret if strangers have accounts here.`]
   })
+}
+
+/** 0 for a file that cannot be looked at, which is reported where it is loaded. */
+function modeOf(file: string): number {
+  try {
+    return statSync(file).mode & 0o777
+  } catch {
+    return 0
+  }
 }
 
 async function tryRelay(relay: Relay): Promise<{ success?: string; fault?: string }> {
