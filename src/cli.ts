@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-import { type Io, UsageError } from './cli/usage.ts'
+import { type Io, parseCommandLine, UsageError } from './cli/usage.ts'
 import { LoadError } from './errors.ts'
 
 const USAGE = `Usage: postern COMMAND
@@ -15,10 +15,15 @@ const USAGE = `Usage: postern COMMAND
 
 Settings come from POSTERN_* variables: see the README.`
 
+// A setting that somebody takes for an option would be passed over in silence.
+const WITHOUT_ARGUMENTS: readonly string[] = ['serve', 'dev', 'check', 'health']
+
 const io: Io = { env: process.env, print: (line) => console.log(line) }
 
 // Each command is loaded when it is asked for: `health` runs every few seconds and needs no SMTP.
 async function run(command: string | undefined, args: readonly string[]): Promise<number> {
+  if (args.some((word) => word === '--help' || word === '-h')) command = 'help'
+  else if (command !== undefined && WITHOUT_ARGUMENTS.includes(command)) parseCommandLine({ args: [...args], options: {} })
   switch (command) {
     case 'serve':
       return (await import('./cli/serve.ts')).serve(process.env)

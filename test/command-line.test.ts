@@ -1,0 +1,34 @@
+import { spawnSync } from 'node:child_process'
+import { symlinkSync } from 'node:fs'
+import { join } from 'node:path'
+import t from 'tap'
+import { check } from '../src/cli/check.ts'
+
+const CLI = join(process.cwd(), 'dist', 'cli.js')
+
+function postern(...args: string[]): { readonly status: number | null; readonly stdout: string; readonly stderr: string } {
+  // No setting at all: a command that began to work would complain of that.
+  return spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', env: {}, cwd: EMPTY, timeout: 20_000 })
+}
+
+const EMPTY = t.testdir({})
+
+t.test('a command that takes no arguments names the one it got, and does nothing', async (t) => {
+  for (const command of ['serve', 'dev', 'check', 'health']) {
+    t.match(postern(command, '--port', '9'), { status: 1, stdout: '', stderr: /^Unknown option '--port'/ }, command)
+    t.match(postern(command, '9443'), { status: 1, stdout: '', stderr: /argument '9443'/ }, command)
+  }
+})
+
+t.test('--help after a command is help', async (t) => {
+  for (const args of [['serve', '--help'], ['cert', '-h'], ['tls', '--help']]) t.match(postern(...args), { status: 0, stdout: /postern COMMAND/, stderr: '' }, args.join(' '))
+})
+
+t.test('a file that cannot be looked at is one fault of a check, not its end', async (t) => {
+  const loop = join(EMPTY, 'loop')
+  symlinkSync('loop', loop)
+  const lines: string[] = []
+  const found = await check({ env: { POSTERN_TLS_KEY: loop, POSTERN_TLS_CERT: loop }, print: (line) => lines.push(line) })
+  t.ok(lines.includes(`error: POSTERN_TLS_KEY ${loop} cannot be read (ELOOP).`), lines.join(' | '))
+  t.ok(found >= lines.length)
+})
