@@ -320,6 +320,8 @@ t.test('POSTERN_CLIENTS says where the clients file is; where it cannot be writt
   await register('billing', `${dir}/who.yaml`)
   t.match(await readFile(`${dir}/who.yaml`, 'utf8'), 'billing:')
   t.notOk((await readdir(dir)).includes('clients.yaml'))
+  await register('ops', ' ')
+  t.match(await readFile(`${dir}/clients.yaml`, 'utf8'), 'ops:', 'a variable that is empty says nothing')
   const refused = { constructor: UsageError, message: /no such file or directory\.$/ }
   await t.rejects(register('hr', `${dir}/absent/who.yaml`), refused)
   t.notOk((await readdir(dir)).some((file) => file.startsWith('hr.')))

@@ -24,7 +24,8 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   const issued = await issue(order)
   const certificate = new X509Certificate(issued.certificate)
   const fingerprint = formatFingerprint(fingerprintOf(certificate))
-  const clients = io.env.POSTERN_CLIENTS ?? join(dir, 'clients.yaml')
+  const named = io.env.POSTERN_CLIENTS?.trim() ?? ''
+  const clients = named === '' ? join(dir, 'clients.yaml') : named
   const made: string[] = []
   try {
     await create(files.key, issued.key, 0o600)
