@@ -43,6 +43,7 @@ async function serveInto(inbox: Inbox, page: InboxPage, io: Io): Promise<number>
       POSTERN_HOST: '127.0.0.1',
       ...io.env,
       POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}`,
+      POSTERN_SMTP_URL_FILE: undefined,
       POSTERN_SMTP_TLS: 'required',
       POSTERN_SMTP_CA: join(CERTS, 'ca.crt'),
     }),
