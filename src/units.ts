@@ -38,6 +38,7 @@ export function parseAllowance(text: string): Allowance {
 }
 
 function positive(value: number): number {
-  if (value < 1 || !Number.isSafeInteger(value)) throw new RangeError('is not greater than zero')
+  if (value < 1) throw new RangeError('is not greater than zero')
+  if (!Number.isSafeInteger(value)) throw new RangeError('is too large')
   return value
 }
