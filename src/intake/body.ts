@@ -11,21 +11,24 @@ export interface BodyLimits {
   /** Bytes that the place has already been given room for, from Content-Length. */
   readonly declared: number
   readonly place: Place
+  /** Sees each piece as it comes; a Problem that it throws ends the body. */
+  readonly look: (piece: Buffer) => void
 }
 
 // A body that never pauses and never ends would hold its place for good: after a minute it has to have come at this rate.
 export const DRIP_MS = 60_000
 export const LEAST_BYTES_PER_MS = 16 // 25 MB in 26 minutes
+// Only what comes beyond this gets its declared room: most that is refused is refused before.
+const FIRST_BYTES = 64 * 1024
 
 /**
  * Reads a whole body into memory, within its limits: a body without a declared length takes its room as it grows, and a
  * peer that pauses too long or only drips is cut. Throws 408, 413 and 503 Problems.
  */
-export function readBody(body: Readable, { maxSize, idleTimeout, declared, place }: BodyLimits): Promise<Buffer> {
+export function readBody(body: Readable, { maxSize, idleTimeout, declared, place, look }: BodyLimits): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     const pieces: Buffer[] = []
-    // Memory that nothing was written to yet costs nothing: a declared length is no way to take it.
-    const whole = declared > 0 ? Buffer.allocUnsafeSlow(declared) : undefined
+    let whole: Buffer | undefined
     let size = 0
     let settled = false
     const start = performance.now()
@@ -42,12 +45,14 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
       if (size > maxSize) return stop(tooLarge(maxSize))
       if (performance.now() - start > DRIP_MS + size / LEAST_BYTES_PER_MS) return stop(new Problem('request_timeout', 'The body came too slowly.'))
       try {
+        look(piece)
         if (size > declared) place.grow(Math.min(piece.length, size - declared))
       } catch (error) {
         return stop(error instanceof Error ? error : new Error('no room', { cause: error }))
       }
-      if (whole === undefined) pieces.push(piece)
-      else piece.copy(whole, size - piece.length)
+      if (size <= FIRST_BYTES || declared < size) return void pieces.push(piece)
+      whole ??= gathered(pieces, declared)
+      piece.copy(whole, size - piece.length)
     }
     const onEnd = (): void => {
       settle()
@@ -68,6 +73,14 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
       return true
     })
   })
+}
+
+/** Pieces at the beginning of the room for all of them: joined at the end they would be in memory twice. */
+function gathered(pieces: Buffer[], room: number): Buffer {
+  const whole = Buffer.allocUnsafeSlow(room)
+  let at = 0
+  for (const piece of pieces.splice(0)) at += piece.copy(whole, at)
+  return whole
 }
 
 /** JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters. */

@@ -7,7 +7,7 @@ import type { Client } from '../identity/clients.ts'
 import { belongs, reduce } from '../intake/contents.ts'
 import { Problem } from '../errors.ts'
 import { boundaryOf, Parts } from '../intake/multipart.ts'
-import { survey } from '../intake/survey.ts'
+import { Survey } from '../intake/survey.ts'
 import { Upload } from '../intake/upload.ts'
 import { onceOver } from './answers.ts'
 import { callerOf } from './identity.ts'
@@ -83,6 +83,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
       idleTimeout: requestTimeout,
       declared: declaredLength(request),
       place,
+      look: lookOver(request),
     })
     if (request.headers['idempotency-key'] !== undefined) request.bodyHash = createHash('sha256').update(body).digest('base64url')
     return parseMessage(request, body)
@@ -95,7 +96,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     const upload = new Upload(payload, { maxSize: sizeLimit(callerOf(request).client, maxSize), idleTimeout: requestTimeout })
     place.reading((problem) => upload.stop(problem))
     request.parts = new Parts(upload, boundaryOf(request.headers['content-type']), hash)
-    return parseMessage(request, await readMessagePart(request.parts, place))
+    return parseMessage(request, await readMessagePart(request.parts, place, lookOver(request)))
   })
 
   // Read by its route, piece by piece.
@@ -109,19 +110,27 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     return message
   }
   const parseJson = async (request: FastifyRequest, json: Buffer): Promise<unknown> => {
-    // Before the parser and the schema look: their work and memory grow with what they are given.
-    const most = Math.min(callerOf(request).client.maxRecipients ?? maxRecipients, maxRecipients)
-    const excess = survey(json, { depth: MAX_DEPTH, values: MAX_VALUES, recipients: most + DUPLICATES })
-    const tooMany = (): Problem => new Problem('too_many_recipients', `The message lists more than ${most + DUPLICATES} recipients; ${most} are allowed.`)
-    if (excess === 'recipients') throw tooMany()
-    if (excess !== undefined) throw new Problem('invalid_message', `The message ${excess === 'depth' ? 'nests deeper' : 'has more values'} than any message needs.`)
     const text = decodeUtf8(json)
     const message = await new Promise((resolve, reject) => {
       parseText(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))
     })
     // A name may be spelt with escapes.
-    if (countRecipients(message) > most + DUPLICATES) throw tooMany()
+    if (countRecipients(message) > mostListed(request)) throw tooManyListed(request)
     return message
+  }
+  /** Looks at JSON before the parser and the schema do, as it comes: their work and memory grow with what they are given. */
+  const lookOver = (request: FastifyRequest): ((piece: Buffer) => void) => {
+    const survey = new Survey({ depth: MAX_DEPTH, values: MAX_VALUES, recipients: mostListed(request) })
+    return (piece) => {
+      const excess = survey.look(piece)
+      if (excess === 'recipients') throw tooManyListed(request)
+      if (excess !== undefined) throw new Problem('invalid_message', `The message ${excess === 'depth' ? 'nests deeper' : 'has more values'} than any message needs.`)
+    }
+  }
+  const mostListed = (request: FastifyRequest): number => Math.min(callerOf(request).client.maxRecipients ?? maxRecipients, maxRecipients) + DUPLICATES
+  const tooManyListed = (request: FastifyRequest): Problem => {
+    const most = mostListed(request)
+    return new Problem('too_many_recipients', `The message lists more than ${most} recipients; ${most - DUPLICATES} are allowed.`)
   }
 }
 
@@ -136,7 +145,7 @@ function streamRoom(request: FastifyRequest): number {
 }
 
 /** The first part of a multipart body: the message as JSON. It takes its room as it grows. */
-async function readMessagePart(parts: Parts, place: Place): Promise<Buffer> {
+async function readMessagePart(parts: Parts, place: Place, look: (piece: Buffer) => void): Promise<Buffer> {
   const name = await parts.next()
   if (name !== 'message') {
     const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(name)}`
@@ -144,6 +153,7 @@ async function readMessagePart(parts: Parts, place: Place): Promise<Buffer> {
   }
   const pieces: Buffer[] = []
   for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
+    look(piece)
     place.grow(piece.length)
     pieces.push(piece)
   }
