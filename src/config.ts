@@ -1,11 +1,12 @@
-import { readFileSync } from 'node:fs'
 import { isIP } from 'node:net'
 import { hostname } from 'node:os'
 import type { SecureVersion } from 'node:tls'
+import { EnvironmentReader } from './environment.ts'
 import { DRIP_MS } from './intake/body.ts'
 import { parseRelays, type RelayAddress } from './relay/address.ts'
 import { parseDuration, parseSize } from './units.ts'
 
+export { codeOf } from './errors.ts'
 export type { RelayAddress }
 
 export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'
@@ -54,8 +55,6 @@ export interface ConfigResult {
   readonly warnings: readonly string[]
 }
 
-// Values that hold a password: each may be given as a file instead, and none is ever quoted in a fault.
-const SECRETS = ['POSTERN_SMTP_URL', 'POSTERN_REDIS_URL'] as const
 const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
 
@@ -116,99 +115,6 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   return { config, faults: reader.faults, warnings: [...plaintextWarnings(config.smtp), ...sizeWarnings(config)] }
 }
 
-class EnvironmentReader {
-  readonly faults: string[] = []
-  readonly #env: Readonly<Record<string, string | undefined>>
-  readonly #known = new Set<string>()
-  readonly #failed = new Set<string>()
-
-  constructor(env: Readonly<Record<string, string | undefined>>) {
-    this.#env = env
-  }
-
-  fault(sentence: string): void {
-    this.faults.push(sentence)
-  }
-
-  failed(name: string): boolean {
-    return this.#failed.has(name)
-  }
-
-  // An empty value counts as absent: that is what an unset variable of a compose file becomes.
-  text = <T extends string | undefined>(name: string, fallback: T): string | T => {
-    this.#known.add(name)
-    const value = this.#env[name]?.trim()
-    return value === undefined || value === '' ? fallback : value
-  }
-
-  parsed = <T, F extends T | undefined>(name: string, fallback: F, parse: (text: string) => T): T | F => {
-    const value = this.text(name, undefined)
-    if (value === undefined) return fallback
-    return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? fallback
-  }
-
-  number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F => {
-    const value = this.text(name, undefined)
-    if (value === undefined) return fallback
-    if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value)
-    this.#failed.add(name)
-    this.fault(`${name} "${value}" is not a whole number from ${least} to ${most}.`)
-    return fallback
-  }
-
-  choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
-    const value = this.text(name, undefined)
-    const chosen = choices.find((choice) => choice === (value ?? fallback))
-    if (chosen === undefined) this.fault(`${name} "${value}" is none of ${choices.join(', ')}.`)
-    return chosen ?? fallback
-  }
-
-  /** The variable itself or the file that NAME_FILE points to; its value never appears in a fault. */
-  secret = <T>(name: (typeof SECRETS)[number], parse: (text: string) => T): T | undefined => {
-    const direct = this.text(name, undefined)
-    const file = this.text(`${name}_FILE`, undefined)
-    if (direct !== undefined && file !== undefined) {
-      this.#failed.add(name)
-      this.fault(`${name} and ${name}_FILE are both set: set one of them.`)
-      return undefined
-    }
-    const value = file === undefined ? direct : this.#attempt(`${name}_FILE`, ` ${file}`, () => readSecret(file))
-    if (value === undefined) {
-      if (file !== undefined) this.#failed.add(name)
-      return undefined
-    }
-    return this.#attempt(name, '', () => parse(value))
-  }
-
-  refuseUnknown(): void {
-    for (const name of Object.keys(this.#env)) {
-      if (!name.startsWith('POSTERN_') || this.#known.has(name)) continue
-      const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
-      const hint = isServiceLink ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod' : 'check its spelling'
-      this.fault(`${name} is not a setting of Postern: ${hint}.`)
-    }
-  }
-
-  #attempt<T>(name: string, shown: string, parse: () => T): T | undefined {
-    try {
-      return parse()
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error
-      this.#failed.add(name)
-      this.fault(`${name}${shown} ${error.message}.`)
-      return undefined
-    }
-  }
-}
-
-function readSecret(file: string): string {
-  try {
-    return readFileSync(file, 'utf8').trim()
-  } catch (error) {
-    throw new RangeError(`cannot be read (${codeOf(error)})`)
-  }
-}
-
 function parseRedisUrl(text: string): string {
   if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol)) throw new RangeError('should be a redis:// or rediss:// URL')
   const { username, password, pathname } = new URL(text)
@@ -254,9 +160,4 @@ function ownName(): string {
 
 function isLoopback(host: string): boolean {
   return host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
-}
-
-/** The system's error code (`ENOENT`, …) for a sentence: messages of the system hold paths, codes do not. */
-export function codeOf(error: unknown): string {
-  return error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
 }

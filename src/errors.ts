@@ -137,6 +137,11 @@ export class LoadError extends Error {
   }
 }
 
+/** The system's error code (`ENOENT`, …) for a sentence: messages of the system hold paths, codes do not. */
+export function codeOf(error: unknown): string {
+  return error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
+}
+
 function takesRetryAfter(status: number): boolean {
   return status === 409 || status === 429 || status === 503
 }

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { type ClientDirectory, parseClients } from '../identity/clients.ts'
-import { codeOf, type Config } from '../config.ts'
-import { LoadError } from '../errors.ts'
+import type { Config } from '../config.ts'
+import { codeOf, LoadError } from '../errors.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 
 export { LoadError }

@@ -1,5 +1,5 @@
 import { stat } from 'node:fs/promises'
-import { codeOf } from '../config.ts'
+import { codeOf } from '../errors.ts'
 
 // A change is in force after two looks, well within the 2 seconds that are promised. A look at five files costs 0.2 ms of CPU.
 const LOOK_MS = 300

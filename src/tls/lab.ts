@@ -2,7 +2,7 @@ import { X509Certificate } from 'node:crypto'
 import { isIP } from 'node:net'
 import { connect, type ConnectionOptions, type SecureVersion, type TLSSocket } from 'node:tls'
 import { alertOf } from './alerts.ts'
-import { codeOf } from '../config.ts'
+import { codeOf } from '../errors.ts'
 
 export const LAB_VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies readonly SecureVersion[]
 export type LabVersion = (typeof LAB_VERSIONS)[number]
