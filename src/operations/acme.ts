@@ -4,6 +4,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { isIPv6 } from 'node:net'
 import { join, sep } from 'node:path'
 import { LoadError } from '../errors.ts'
+import { MAX_CONNECTIONS, PLAIN_HTTP_LIMITS } from './operations.ts'
 
 export interface AcmeOptions {
   /** The directory that an ACME client writes into; absent: nothing is served. */
@@ -16,18 +17,13 @@ export interface AcmeOptions {
 
 const PREFIX = '/.well-known/acme-challenge/'
 const MAX_FILE_BYTES = 4_096 // a key authorization is a token and a thumbprint: some 90 characters
-const REQUEST_TIMEOUT_MS = 5_000 // a certificate authority asks at once; anybody can reach this port
-const TIMEOUT_CHECK_MS = 1_000
-const MAX_HEAD_BYTES = 8 * 1024
-const MAX_CONNECTIONS = 256
 
 /**
  * The plain HTTP listener: files for ACME's HTTP-01 challenge (RFC 8555 §8.3), and 301 to https for everything else.
  * It knows no mail route.
  */
 export function acmeServer(options: AcmeOptions): Server {
-  const limits = { requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS, connectionsCheckingInterval: TIMEOUT_CHECK_MS, maxHeaderSize: MAX_HEAD_BYTES }
-  const server = createServer(limits, (request, response) => {
+  const server = createServer(PLAIN_HTTP_LIMITS, (request, response) => {
     request.resume()
     const path = targetPath(request.url)
     const readable = request.method === 'GET' || request.method === 'HEAD'

@@ -11,16 +11,24 @@ export interface OperationsAnswer {
 
 export type OperationsRoutes = Readonly<Record<string, () => OperationsAnswer | Promise<OperationsAnswer>>>
 
-const REQUEST_TIMEOUT_MS = 5_000
-const MAX_HEAD_BYTES = 8 * 1024
-const MAX_CONNECTIONS = 256 // probes and scrapers need a few
+const REQUEST_TIMEOUT_MS = 5_000 // probes, scrapers and certificate authorities ask at once; others may reach these ports
+const TIMEOUT_CHECK_MS = 1_000 // Node looks every 30 s, so long could silent peers hold every connection
+
+/** Of the servers that speak plain HTTP. */
+export const PLAIN_HTTP_LIMITS = {
+  requestTimeout: REQUEST_TIMEOUT_MS,
+  headersTimeout: REQUEST_TIMEOUT_MS,
+  connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+  maxHeaderSize: 8 * 1024,
+} as const
+export const MAX_CONNECTIONS = 256 // those who should ask need a few
 
 /** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
 export type Readiness = () => Promise<string | undefined>
 
 /** The plain HTTP server for probes and metrics. It knows no mail route and shares nothing with the listener that does. */
 export function operationsServer(routes: OperationsRoutes): Server {
-  const server = createServer({ requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS, maxHeaderSize: MAX_HEAD_BYTES }, (request, response) => {
+  const server = createServer(PLAIN_HTTP_LIMITS, (request, response) => {
     request.resume()
     const path = (request.url ?? '').split('?', 1)[0] ?? ''
     const route = Object.hasOwn(routes, path) ? routes[path] : undefined
