@@ -47,8 +47,9 @@ export class Reloader implements ClientSource {
   current: Listing
   readonly #options: ReloaderOptions
   readonly #expiry: ExpiryWatch
-  readonly #failing = new Set<Part>()
-  #tried: Digests
+  /** What is not in force, and whether the same files may be good at another time. */
+  readonly #failing = new Map<Part, 'for now' | 'for good'>()
+  readonly #tried: Map<Part, string>
   #secureContext: SecureContext
   /** When the certificate was found valid: other parts are put into force with it whatever has become of it since. */
   #certificateFrom = new Date()
@@ -60,7 +61,7 @@ export class Reloader implements ClientSource {
     this.#options = options
     this.#expiry = new ExpiryWatch(options.metrics, options.log)
     this.#secureContext = inForce.secureContext
-    this.#tried = inForce.digests ?? digestsOf(options.config)
+    this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
     const trust = new ClientTrust(inForce.secureContext)
     this.current = { directory: inForce.clients, trust, forwarded: new ForwardedCertificates(trust), seen: (caller) => this.#expiry.seen(caller) }
     this.#expiry.serves(inForce.secureContext.cert)
@@ -86,24 +87,26 @@ export class Reloader implements ClientSource {
 
   /** Reads all files and puts into force what has changed and is good. `again`: what failed before is told once more. */
   reload({ again = false } = {}): void {
-    const found = digestsOf(this.#options.config)
-    const before = this.#tried
-    this.#tried = found
     let done = false
     for (const [part, paths] of partsOf(this.#options.config)) {
-      const changed = found.get(part) !== before.get(part)
-      if (!changed && !this.#failing.has(part)) continue
-      done = this.#attempt(part, paths, changed || again) || done
+      const found = readAll(paths)
+      const changed = found.digest !== this.#tried.get(part)
+      this.#tried.set(part, found.digest)
+      const failing = this.#failing.get(part)
+      if (!changed && failing !== 'for now' && !(failing === 'for good' && again)) continue
+      done = this.#attempt(part, paths, found, changed || again) || done
     }
     if (done) this.#serving?.connections.sweep()
   }
 
-  #attempt(part: Part, paths: readonly string[], loud: boolean): boolean {
+  #attempt(part: Part, paths: readonly string[], found: Content, loud: boolean): boolean {
     const { log, metrics } = this.#options
     try {
-      this.#replace(part, paths)
+      if (found.unreadable !== undefined) throw found.unreadable
+      this.#replace(part, paths, found.texts)
     } catch (error) {
-      this.#failing.add(part)
+      // A clients file has no dates: the same text stays bad, and reading a long one again holds up every request.
+      this.#failing.set(part, part === 'clients' && error instanceof LoadError ? 'for good' : 'for now')
       if (!loud) return false
       metrics.reloads.inc({ file: part, result: 'failed' })
       log.error({ file: part, paths, reasons: reasonsOf(error) }, 'a file cannot be put into force: the last good one stays')
@@ -115,8 +118,7 @@ export class Reloader implements ClientSource {
     return true
   }
 
-  #replace(part: Part, paths: readonly string[]): void {
-    const [text = '', key = ''] = paths.map((path) => readFileSync(path, 'utf8'))
+  #replace(part: Part, paths: readonly string[], [text = '', key = '']: readonly string[]): void {
     if (part === 'clients') {
       this.current = { ...this.current, directory: parseClients(text, paths[0] ?? '') }
       this.#expiry.keepListed(this.current.directory)
@@ -141,7 +143,7 @@ export class Reloader implements ClientSource {
 
   #tick(): void {
     const now = Date.now()
-    if (this.#failing.size > 0 && now >= this.#retryAt) {
+    if (now >= this.#retryAt && [...this.#failing.values()].includes('for now')) {
       this.#retryAt = now + RETRY_MS
       this.reload()
     }
@@ -161,21 +163,33 @@ export class Reloader implements ClientSource {
 
 /** Digests of the files as they are now. Unreadable files have one too, by the reason. */
 export function digestsOf(config: ReloaderOptions['config']): Digests {
-  return new Map(
-    partsOf(config).map(([part, paths]) => {
-      const hash = createHash('sha256')
-      for (const path of paths) hash.update(readable(path)).update('\0')
-      return [part, hash.digest('base64')]
-    }),
-  )
+  return new Map(partsOf(config).map(([part, paths]) => [part, readAll(paths).digest]))
 }
 
-function readable(path: string): Buffer | string {
-  try {
-    return readFileSync(path)
-  } catch (error) {
-    return codeOf(error)
+/** What the files of a part held at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
+interface Content {
+  readonly digest: string
+  readonly texts: readonly string[]
+  /** Why one of them cannot be read. */
+  readonly unreadable: unknown
+}
+
+function readAll(paths: readonly string[]): Content {
+  const hash = createHash('sha256')
+  const texts: string[] = []
+  let unreadable: unknown
+  for (const path of paths) {
+    try {
+      const bytes = readFileSync(path)
+      hash.update(bytes)
+      texts.push(bytes.toString())
+    } catch (error) {
+      hash.update(codeOf(error))
+      unreadable ??= error
+    }
+    hash.update('\0')
   }
+  return { digest: hash.digest('base64'), texts, unreadable }
 }
 
 function partsOf({ tls, clients }: ReloaderOptions['config']): [Part, readonly string[]][] {
