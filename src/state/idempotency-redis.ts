@@ -1,5 +1,6 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
+import { Problem } from '../errors.ts'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
 import { askRedis, type RedisConnection } from './redis.ts'
 
@@ -67,7 +68,8 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     const [state, status, body, stored] = Array.isArray(reply) ? reply.map(String) : []
     if (state === 'finished') return { state, answer: { status: Number(status), body: body ?? '' }, bodyHash: stored ?? '' }
     if (state === 'running' || state === 'lost' || state === 'reused') return { state }
-    return { state: 'new', claim: this.#claim(name, token) }
+    if (state !== 'new') throw new Problem('store_unavailable', 'The shared store does not answer as it should.')
+    return { state, claim: this.#claim(name, token) }
   }
 
   async close(): Promise<void> {
