@@ -47,7 +47,9 @@ export async function openInbox({ directory, cert, key, onMessage }: InboxOption
     size: MAX_BYTES,
     onData(stream, session, done) {
       const pieces: Buffer[] = []
-      stream.on('data', (piece: Buffer) => pieces.push(piece))
+      stream.on('data', (piece: Buffer) => {
+        if (stream.byteLength <= MAX_BYTES) pieces.push(piece)
+      })
       stream.once('end', () => {
         if (stream.sizeExceeded) return done(Object.assign(new Error('Message too large'), { responseCode: 552 }))
         const number = ++count
