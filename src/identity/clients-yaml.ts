@@ -1,4 +1,4 @@
-import { isAlias, isMap, isPair, isScalar, isSeq, LineCounter, parseDocument } from 'yaml'
+import { createRequire } from 'node:module'
 
 /** What stands at one place of a clients file, and its line, from 1 on. */
 export type Located =
@@ -24,8 +24,14 @@ export interface YamlFault {
 /** A clients file has lists in mappings in mappings in a mapping. What lies deeper is refused where it begins. */
 export const MAX_DEPTH = 5
 
+// Loaded when it is asked for, and at once: few clients files need it, and a start waits 40 ms for it.
+const require = createRequire(import.meta.url)
+let yaml: typeof import('yaml') | undefined
+const library = (): typeof import('yaml') => (yaml ??= require('yaml'))
+
 /** Reads any YAML. A text with faults has no content. */
 export function readYaml(text: string): { readonly content: Located | undefined; readonly faults: readonly YamlFault[] } {
+  const { LineCounter, parseDocument } = library()
   const lines = new LineCounter()
   const lineAt = (offset: number): number => lines.linePos(offset).line || 1
   // The library's own check for duplicate keys compares each with each; whoever reads the entries does it in one pass.
@@ -35,6 +41,7 @@ export function readYaml(text: string): { readonly content: Located | undefined;
 }
 
 function locate(node: unknown, lineAt: (offset: number) => number, depth: number): Located {
+  const { isAlias, isMap, isPair, isScalar, isSeq } = library()
   const line = lineAt(offsetOf(node))
   if (isAlias(node)) return { kind: 'alias', line }
   if (isSeq(node)) return { kind: 'list', line, items: depth === 0 ? [] : node.items.map((item) => locate(item, lineAt, depth - 1)) }
@@ -48,5 +55,6 @@ function locate(node: unknown, lineAt: (offset: number) => number, depth: number
 }
 
 function offsetOf(node: unknown): number {
-  return (isAlias(node) || isSeq(node) || isMap(node) || isScalar(node) ? node.range?.[0] : undefined) ?? 0
+  const { isNode } = library()
+  return (isNode(node) ? node.range?.[0] : undefined) ?? 0
 }
