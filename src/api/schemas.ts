@@ -4,7 +4,7 @@ import { PROBLEMS, type ProblemCode } from '../errors.ts'
 // Every `format` here is checked by a function of the same name in formats.ts; every object is closed.
 const closed = { additionalProperties: false } as const
 
-export const MailboxSchema = Type.Union(
+const MailboxSchema = Type.Union(
   [
     Type.String({ format: 'mailbox', maxLength: 1000, examples: ['Billing <billing@corp.example>'] }),
     Type.Object(
@@ -22,7 +22,7 @@ const MailboxesSchema = Type.Union([...MailboxSchema.anyOf, Type.Array(MailboxSc
   description: 'One mailbox or an array of them.',
 })
 
-export const AttachmentSchema = Type.Object(
+const AttachmentSchema = Type.Object(
   {
     filename: Type.String({ format: 'file-name', minLength: 1, maxLength: 255, examples: ['report.pdf'] }),
     content: Type.Optional(Type.String({ format: 'base64', description: 'The bytes in base64 (RFC 4648 §4), strict: padded, no white space.', examples: ['aGVsbG8K'] })),
