@@ -1,7 +1,13 @@
 import { isUtf8 } from 'node:buffer'
+import type { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
 import type { Place } from './admission.ts'
 import { Problem } from '../errors.ts'
+
+/** Whether a request has a body (RFC 9112 §6.3). */
+export function hasBody({ headers }: Pick<IncomingMessage, 'headers'>): boolean {
+  return headers['content-length'] !== undefined || headers['transfer-encoding'] !== undefined
+}
 
 export interface BodyLimits {
   /** Bytes. */
@@ -58,7 +64,7 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
       settle()
       resolve(whole?.subarray(0, size) ?? Buffer.concat(pieces, size))
     }
-    const onClose = (): void => stop(new Problem('request_timeout', 'The connection was closed before the body was complete.'))
+    const onClose = (): void => stop(brokenOff())
     const settle = (): void => {
       settled = true
       clearTimeout(idle)
@@ -87,6 +93,11 @@ function gathered(pieces: Buffer[], room: number): Buffer {
 export function decodeUtf8(body: Buffer): string {
   if (!isUtf8(body)) throw new Problem('malformed_json', 'The body is not valid UTF-8.')
   return body.toString('utf8')
+}
+
+/** The 408 for a body whose end never came. */
+export function brokenOff(): Problem {
+  return new Problem('request_timeout', 'The connection was closed before the body was complete.')
 }
 
 export function tooLarge(maxSize: number): Problem {

@@ -1,5 +1,5 @@
 import type { IncomingMessage } from 'node:http'
-import { DRIP_MS, LEAST_BYTES_PER_MS, tooLarge } from './body.ts'
+import { brokenOff, DRIP_MS, LEAST_BYTES_PER_MS, tooLarge } from './body.ts'
 import { Problem } from '../errors.ts'
 
 // What one turn of the way to the relay is worth: Node 20 gathers no more than 16 KB on its own.
@@ -148,8 +148,4 @@ export class Upload {
 /** A shortened message must never pass for a whole one: the end counts only where HTTP's own framing says so. */
 async function ended({ complete }: IncomingMessage): Promise<undefined> {
   if (!complete) throw brokenOff()
-}
-
-function brokenOff(): Problem {
-  return new Problem('request_timeout', 'The connection was closed before the body was complete.')
 }

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Admission, Place } from '../intake/admission.ts'
-import { decodeUtf8, readBody, tooLarge } from '../intake/body.ts'
+import { decodeUtf8, hasBody, readBody, tooLarge } from '../intake/body.ts'
 import { BodyHash } from '../intake/bodyhash.ts'
 import type { Client } from '../identity/clients.ts'
 import { belongs, reduce } from '../intake/contents.ts'
@@ -76,8 +76,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
   const parseText = app.getDefaultJsonParser('error', 'error')
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/json', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
-    const { place } = request
-    if (place === null) throw new Problem('not_found', 'There is nothing at this path.')
+    const place = placeOf(request)
     const body = await readBody(payload, {
       maxSize: sizeLimit(callerOf(request).client, maxSize),
       idleTimeout: requestTimeout,
@@ -90,8 +89,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
   })
 
   app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
-    const { place } = request
-    if (place === null) throw new Problem('not_found', 'There is nothing at this path.')
+    const place = placeOf(request)
     const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
     const upload = new Upload(payload, { maxSize: sizeLimit(callerOf(request).client, maxSize), idleTimeout: requestTimeout })
     place.reading((problem) => upload.stop(problem))
@@ -132,6 +130,12 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     const most = mostListed(request)
     return new Problem('too_many_recipients', `The message lists more than ${most} recipients; ${most - DUPLICATES} are allowed.`)
   }
+}
+
+/** The place that a message was given from its head on. No other body is read. */
+function placeOf({ place }: FastifyRequest): Place {
+  if (place === null) throw new Problem('not_found', 'There is nothing at this path.')
+  return place
 }
 
 /** Whether the body is passed on as it comes. Whoever says so and is not understood is refused before it is read. */
@@ -188,8 +192,7 @@ function countRecipients(body: unknown): number {
  */
 function linger({ raw, caller, place }: FastifyRequest, reply: FastifyReply): void {
   const { socket } = raw
-  const hasBody = raw.headers['content-length'] !== undefined || raw.headers['transfer-encoding'] !== undefined
-  if (raw.complete || !hasBody) {
+  if (raw.complete || !hasBody(raw)) {
     // A stranger has nothing more to ask on this connection.
     if (caller === null) void reply.header('connection', 'close')
     // Taking out what is not there would keep Node from saying that it closes a connection that was revoked.

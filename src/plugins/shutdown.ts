@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import type { IncomingMessage } from 'node:http'
 import type { FastifyInstance } from 'fastify'
 import { Problem } from '../errors.ts'
+import { hasBody } from '../intake/body.ts'
 
 // Closing under unread bytes would reset the connection and lose the answer; a longer body is left to plugins/intake.ts.
 const BODY_MS = 500
@@ -26,8 +27,4 @@ async function bodyOf(raw: IncomingMessage): Promise<void> {
   if (raw.complete || !hasBody(raw) || raw.headers.expect !== undefined) return
   raw.resume()
   await once(raw, 'end', { signal: AbortSignal.timeout(BODY_MS) }).catch(() => {})
-}
-
-function hasBody({ headers }: IncomingMessage): boolean {
-  return headers['content-length'] !== undefined || headers['transfer-encoding'] !== undefined
 }
