@@ -7,6 +7,7 @@ import { type Mailbox, needsSmtpUtf8 } from './mailbox.ts'
 const HEADER_LINE = 76
 /** RFC 5322 §2.1.1: no line of a message may be longer, without its CRLF. */
 const MAX_LINE = 998
+const LONGEST_WORD = MAX_LINE - 80 // room for the name of the field
 const ENCODED_WORD = 52
 
 const CRLF = '\r\n'
@@ -43,7 +44,7 @@ export function isStructured(name: string): boolean {
  * them blank: some servers take a blank line, spaces or not, for the end of the header.
  */
 export function isFoldable(value: string): boolean {
-  return longestWord(value) < MAX_LINE - 80 && !/ {30}/.test(value)
+  return (value.length < LONGEST_WORD || longestWord(value) < LONGEST_WORD) && !/ {30}/.test(value)
 }
 
 /** Whether an entity of this media type may be sent in base64 (RFC 2045 §6.4). */
