@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { symlinkSync } from 'node:fs'
+import { renameSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
 import { check } from '../src/cli/check.ts'
@@ -8,7 +8,7 @@ const CLI = join(process.cwd(), 'dist', 'cli.js')
 
 function postern(...args: string[]): { readonly status: number | null; readonly stdout: string; readonly stderr: string } {
   // No setting at all: a command that began to work would complain of that.
-  return spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', env: {}, cwd: EMPTY, timeout: 20_000 })
+  return spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', env: {}, cwd: EMPTY, timeout: 20_000, killSignal: 'SIGKILL' })
 }
 
 const EMPTY = t.testdir({})
@@ -22,6 +22,16 @@ t.test('a command that takes no arguments names the one it got, and does nothing
 
 t.test('--help after a command is help', async (t) => {
   for (const args of [['serve', '--help'], ['cert', '-h'], ['tls', '--help']]) t.match(postern(...args), { status: 0, stdout: /postern COMMAND/, stderr: '' }, args.join(' '))
+})
+
+t.test('a certificate whose key is gone ends postern dev with what to do about it', async (t) => {
+  for (const args of [['ca'], ['server'], ['client', 'app', '--register', '--from', '*']]) t.match(postern('cert', ...args), { status: 0 })
+  for (const name of ['server', 'app']) {
+    const key = join(EMPTY, 'certs', `${name}.key`)
+    renameSync(key, `${key}.gone`)
+    t.match(postern('dev'), { status: 1, stderr: `certs/${name}.crt is in the way` }, name)
+    renameSync(`${key}.gone`, key)
+  }
 })
 
 t.test('a file that cannot be looked at is one fault of a check, not its end', async (t) => {

@@ -63,12 +63,13 @@ async function serveInto(inbox: Inbox, page: InboxPage, io: Io): Promise<number>
 /** Makes what is missing in certs/ and leaves what is there. */
 async function makeCertificates(io: Io): Promise<void> {
   const wanted = [
-    ['ca.crt', ['ca']],
-    ['server.crt', ['server']],
-    [`${CLIENT}.crt`, ['client', CLIENT, '--register', '--from', '*']],
+    [['ca.crt'], ['ca']],
+    [['server.crt', 'server.key'], ['server']],
+    [[`${CLIENT}.crt`, `${CLIENT}.key`], ['client', CLIENT, '--register', '--from', '*']],
   ] as const
-  for (const [file, args] of wanted) {
-    if (!(await exists(join(CERTS, file)))) await cert([...args, '--dir', CERTS], io)
+  for (const [files, args] of wanted) {
+    const found = await Promise.all(files.map((file) => exists(join(CERTS, file))))
+    if (found.includes(false)) await cert([...args, '--dir', CERTS], io) // which names a half that is in the way
   }
 }
 
