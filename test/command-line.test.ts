@@ -1,5 +1,6 @@
 import { spawnSync } from 'node:child_process'
-import { renameSync, symlinkSync } from 'node:fs'
+import { mkdtempSync, renameSync, rmSync, symlinkSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { check } from '../src/cli/check.ts'
@@ -7,11 +8,12 @@ import { check } from '../src/cli/check.ts'
 const CLI = join(process.cwd(), 'dist', 'cli.js')
 
 function postern(...args: string[]): { readonly status: number | null; readonly stdout: string; readonly stderr: string } {
-  // No setting at all: a command that began to work would complain of that.
-  return spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', env: {}, cwd: EMPTY, timeout: 20_000, killSignal: 'SIGKILL' })
+  // In a folder of its own and without a setting; one that begins to serve is killed.
+  return spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', env: {}, cwd: FOLDER, timeout: 20_000, killSignal: 'SIGKILL' })
 }
 
-const EMPTY = t.testdir({})
+const FOLDER = mkdtempSync(join(tmpdir(), 'postern-cli-'))
+t.teardown(() => rmSync(FOLDER, { recursive: true }))
 
 t.test('a command that takes no arguments names the one it got, and does nothing', async (t) => {
   for (const command of ['serve', 'dev', 'check', 'health']) {
@@ -27,7 +29,7 @@ t.test('--help after a command is help', async (t) => {
 t.test('a certificate whose key is gone ends postern dev with what to do about it', async (t) => {
   for (const args of [['ca'], ['server'], ['client', 'app', '--register', '--from', '*']]) t.match(postern('cert', ...args), { status: 0 })
   for (const name of ['server', 'app']) {
-    const key = join(EMPTY, 'certs', `${name}.key`)
+    const key = join(FOLDER, 'certs', `${name}.key`)
     renameSync(key, `${key}.gone`)
     t.match(postern('dev'), { status: 1, stderr: `certs/${name}.crt is in the way` }, name)
     renameSync(`${key}.gone`, key)
@@ -35,7 +37,7 @@ t.test('a certificate whose key is gone ends postern dev with what to do about i
 })
 
 t.test('a file that cannot be looked at is one fault of a check, not its end', async (t) => {
-  const loop = join(EMPTY, 'loop')
+  const loop = join(FOLDER, 'loop')
   symlinkSync('loop', loop)
   const lines: string[] = []
   const found = await check({ env: { POSTERN_TLS_KEY: loop, POSTERN_TLS_CERT: loop }, print: (line) => lines.push(line) })
