@@ -1,0 +1,2 @@
+// By itself: it measures memory, and its tests run side by side.
+import '../hostile-clients.test.ts'

@@ -1,0 +1,2 @@
+// By itself: ten messages of 10 MB at a time are in memory.
+import '../outcome-large.test.ts'

@@ -1,0 +1,2 @@
+// Files that change while the gateway runs.
+import '../reload.test.ts'

@@ -1,0 +1,2 @@
+// By itself: it measures memory.
+import '../streaming.test.ts'
