@@ -119,6 +119,7 @@ async function ask(port: number, pki: Pki, client: Leaf, { as = client, body, ..
     agent: options.agent ?? new Agent({ maxCachedSessions: 0 }),
     ...options,
   })
+  outgoing.on('error', () => {}) // `once` hears it too until the answer is there; after an early one the rest of a body may not get through
   outgoing.end(body)
   const [answer] = await once(outgoing, 'response')
   const pieces: Buffer[] = []
