@@ -39,6 +39,7 @@ const AttachmentSchema = Type.Object(
   closed,
 )
 
+/** The body of POST /v1/messages; `x-complete` is checked in validation.ts. */
 export const MessageSchema = Type.Object(
   {
     from: MailboxSchema,
@@ -102,6 +103,7 @@ export const MessageSchema = Type.Object(
 export type MessageInput = Static<typeof MessageSchema>
 export type AttachmentInput = Static<typeof AttachmentSchema>
 
+/** Of both routes that take a message. */
 export const DryRunQuery = Type.Object(
   { dry_run: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')], { description: 'true: checks everything but the SMTP server, and sends nothing.' })) },
   closed,
@@ -129,6 +131,7 @@ const RejectedSchema = Type.Object({
   message: Type.String(),
 })
 
+/** The body of a 200 to a message. */
 export const ReceiptSchema = Type.Object(
   {
     id: Type.String({ description: 'The id of the request, as in X-Request-Id and the log line.' }),
@@ -141,9 +144,9 @@ export const ReceiptSchema = Type.Object(
   { $id: 'Receipt' },
 )
 
-/** What a 200 says. */
 export type Receipt = Static<typeof ReceiptSchema>
 
+/** The body of a 200 to GET /v1/whoami. */
 export const WhoamiSchema = Type.Object(
   {
     client: Type.String(),
@@ -155,6 +158,7 @@ export const WhoamiSchema = Type.Object(
   { $id: 'Whoami' },
 )
 
+/** The body of every answer that is not a 200. */
 export const ProblemSchema = Type.Object(
   {
     type: Type.String(),

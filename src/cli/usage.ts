@@ -30,6 +30,7 @@ export function refusal(what: string): (error: unknown) => never {
   }
 }
 
+/** Whether an error has a code, as those of the operating system and of Node do. */
 export function isSystemError(error: unknown): error is NodeJS.ErrnoException & { readonly code: string } {
   return error instanceof Error && 'code' in error && typeof error.code === 'string'
 }

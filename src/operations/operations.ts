@@ -21,7 +21,8 @@ export const PLAIN_HTTP_LIMITS = {
   connectionsCheckingInterval: TIMEOUT_CHECK_MS,
   maxHeaderSize: 8 * 1024,
 } as const
-export const MAX_CONNECTIONS = 256 // those who should ask need a few
+/** Of each of them at a time: those who should ask need a few. */
+export const MAX_CONNECTIONS = 256
 
 /** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
 export type Readiness = () => Promise<string | undefined>
@@ -70,6 +71,7 @@ export function metricsRoute({ registry }: Metrics): OperationsRoutes {
   return { '/metrics': async () => ({ status: 200, type: registry.contentType, body: await registry.metrics() }) }
 }
 
+/** An answer of one line of text. */
 export function plain(status: number, text: string): OperationsAnswer {
   return { status, type: 'text/plain; charset=utf-8', body: `${text}\n` }
 }

