@@ -1,2 +1,2 @@
-// By itself: ten messages of 10 MB at a time are in memory.
+// By itself: several messages of 10 MB at a time are in memory.
 import '../outcome-large.test.ts'
