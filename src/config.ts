@@ -6,7 +6,6 @@ import { DRIP_MS } from './intake/body.ts'
 import { parseRelays, type RelayAddress } from './relay/address.ts'
 import { parseDuration, parseSize } from './units.ts'
 
-export { codeOf } from './errors.ts'
 export type { RelayAddress }
 
 export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'

@@ -6,11 +6,11 @@ import { acmeServer, checkWebroot } from './operations/acme.ts'
 import { Admission } from './intake/admission.ts'
 import { Allowances } from './state/allowances.ts'
 import { build } from './app.ts'
-import { codeOf, type Config } from './config.ts'
+import type { Config } from './config.ts'
 import { Dispatcher } from './dispatch.ts'
 import { MemoryIdempotencyStore } from './state/idempotency-memory.ts'
 import { RedisIdempotencyStore } from './state/idempotency-redis.ts'
-import { LoadError } from './reload/load.ts'
+import { codeOf, LoadError } from './errors.ts'
 import { Metrics } from './operations/metrics.ts'
 import { documentationRoutes } from './operations/documentation.ts'
 import { metricsRoute, operationsServer, probeRoutes } from './operations/operations.ts'
@@ -99,7 +99,7 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     await app.ready()
     await listen(app.server, 'POSTERN_PORT', config.host, config.port)
     await listen(operations, 'POSTERN_OPS_PORT', config.ops.host, config.ops.port)
-    await checkWebroot(config.http.webroot)
+    checkWebroot(config.http.webroot)
     if (config.http.port !== undefined) await listen(plain, 'POSTERN_HTTP_PORT', config.host, config.http.port)
   } catch (error) {
     await closeAll()

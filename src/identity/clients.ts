@@ -1,6 +1,6 @@
 import { LoadError } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
-import { readPlain } from './clients-plain.ts'
+import { readJson } from './clients-json.ts'
 import { type Located, type LocatedEntry, readYaml } from './clients-yaml.ts'
 import { PatternList } from './policy.ts'
 import { type Allowance, parseAllowance, parseSize } from '../units.ts'
@@ -68,8 +68,8 @@ const MAX_FAULTS = 100
  * Throws a LoadError with the faults of the file: file, line, reason.
  */
 export function parseClients(text: string, file: string): ClientDirectory {
-  const plain = readPlain(text)
-  const quick = plain && new ClientsFileReader(file).read(plain)
+  const json = readJson(text)
+  const quick = json && new ClientsFileReader(file).read(json)
   if (quick !== undefined) return quick
   // Whatever is wrong is found again here, with its line.
   const reader = new ClientsFileReader(file)

@@ -4,8 +4,6 @@ import type { Config } from '../config.ts'
 import { codeOf, LoadError } from '../errors.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 
-export { LoadError }
-
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
   const faults: string[] = []

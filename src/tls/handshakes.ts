@@ -2,7 +2,7 @@ import { Socket } from 'node:net'
 import type { Server, TLSSocket } from 'node:tls'
 import type { FastifyBaseLogger } from 'fastify'
 import { alertOf } from './alerts.ts'
-import { codeOf } from '../config.ts'
+import { codeOf } from '../errors.ts'
 import { LogLimit } from '../operations/loglimit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 
