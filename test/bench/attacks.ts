@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { connect as connectTcp, type Socket } from 'node:net'
+import { setPriority } from 'node:os'
 import { createInterface } from 'node:readline'
 import { connect, type TLSSocket } from 'node:tls'
 
@@ -9,6 +10,7 @@ import { connect, type TLSSocket } from 'node:tls'
  */
 const { LOAD_PORT = '', LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
 const port = Number(LOAD_PORT)
+setPriority(19) // what the others leave of this machine: a real one has its own
 const tls = { ca: readFileSync(LOAD_CA), cert: readFileSync(LOAD_CERT), key: readFileSync(LOAD_KEY), host: '127.0.0.1', port, servername: 'localhost' }
 
 const HEAD = 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
@@ -43,7 +45,7 @@ interface Attack {
 const ATTACKS: Readonly<Record<string, Attack>> = {
   'slow heads': { connections: 200, opening: 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n', round: 'X-A: b\r\n', pause: DRIP_MS },
   'slow bodies': { connections: 200, opening: `${HEAD}Content-Length: 100000\r\n\r\n{`, round: ' ', pause: DRIP_MS },
-  'idle connections': { connections: 2000, ramp: 8, opening: 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n' },
+  'idle connections': { connections: 2000, ramp: 20, opening: 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n' },
   'silent handshakes': { connections: 1000, silent: true },
   'endless chunked bodies': { connections: 4, opening: `${HEAD}Transfer-Encoding: chunked\r\n\r\n`, round: CHUNK, pause: FLOOD_PAUSE_MS },
   '1 GB declared': { connections: 4, opening: `${HEAD}Content-Length: 1000000000\r\n\r\n`, round: PIECE, pause: FLOOD_PAUSE_MS },
