@@ -24,7 +24,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   }
   const [own] = servers.map(({ rates }) => median(rates))
   const rows = servers.map(({ name, rates, cpu }) => [name, `${figure(median(rates))} (${((own ?? NaN) / median(rates)).toFixed(2)})`, figure(median(cpu))])
-  await Promise.all([gateway.stop(), bare.stop(), relay.stop()])
+  await Promise.all([...servers.map(({ stop }) => stop()), gateway.stop(), bare.stop(), relay.stop()])
   return [
     '# Start, idle, new connections',
     `From the start of the process to \`listening\`: ${figure(median(starts))} ms (median of ${STARTS}). RSS at that moment: ${figure(median(idle))} MB.`,
@@ -38,6 +38,7 @@ interface Dialled {
   readonly rates: number[]
   readonly cpu: number[]
   measure(count: number, keep: boolean): Promise<void>
+  stop(): Promise<void>
 }
 
 async function dialled(name: string, server: Program, port: number): Promise<Dialled> {
@@ -52,5 +53,5 @@ async function dialled(name: string, server: Program, port: number): Promise<Dia
     rates.push(count / Number(seconds))
     cpu.push(((cpuSeconds(server.pids) - before) / count) * 1000)
   }
-  return { name, rates, cpu, measure }
+  return { name, rates, cpu, measure, stop: () => load.stop() }
 }
