@@ -28,7 +28,7 @@ t.test('files arrive as they were, in the order named, with the answer of a mess
 
 t.test('files arrive as they were wherever the pieces of the body end, boundaries within them included', async (t) => {
   const gateway = await startGateway(t)
-  const file = Buffer.concat([`\r\n--${BOUNDARY.slice(0, -1)}`, `\r\n-`, `\r`, `\r\n--`, `x--${BOUNDARY}--\r\n`, `\n--${BOUNDARY}\r\n`, `\r\n--X${BOUNDARY}`, `\r\r\n`].flatMap((text) => [Buffer.from(text), randomBytes(700)]))
+  const file = Buffer.concat([`\r\n--${BOUNDARY.slice(0, -1)}`, `\r\n-`, `\r`, `\r\n--`, `x--${BOUNDARY}--\r\n`, `\n--${BOUNDARY}\r\n`, `\r\n--X${BOUNDARY}`, `\r\r\n`].flatMap((text) => [Buffer.from(`.${text}.`), randomBytes(700)])) // a random byte beside it could complete a boundary
   const body = formData([['message', attached('one', 'two')], ['one', file], ['two', `\r\n${file.toString('latin1').slice(0, 10)}\r\n`]])
   for (const most of [1, 7, 64, 1000]) {
     const upload = openUpload(gateway, '/v1/messages', { 'content-type': MULTIPART, 'transfer-encoding': 'chunked' })
