@@ -103,7 +103,7 @@ t.test('every originator has to pass the policy: From, Sender, Resent-From, Rese
   const policy = 'clients: { app: { fingerprints: ["' + 'ab'.repeat(32) + '"], from: ["*@corp.example"] } }'
   const client = parseClients(policy, 'clients.yaml').clients.get('app')
   if (client === undefined) throw new Error('no client')
-  const refused = (text: string) => refusedOriginators(judge(BASE + text).originators, client).map(({ path, message }) => `${path} ${message.split(' ')[0]}`)
+  const refused = (text: string) => refusedOriginators(judge(BASE + text).originators, client).map(({ path, address }) => `${path} ${address}`)
   t.same(refused('From: a@corp.example\r\n'), [])
   t.same(refused('From: A <a@corp.example>, b@CORP.example\r\nSender: a@corp.example\r\n'), [])
   t.same(refused('From: ceo@other.example\r\n'), ['/headers/From ceo@other.example'])

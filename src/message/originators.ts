@@ -1,5 +1,6 @@
 import type { Client } from '../identity/clients.ts'
-import { type Fault, Problem } from '../errors.ts'
+import type { Fault } from '../errors.ts'
+import type { RefusedAddress } from '../identity/refusal.ts'
 import { type HeaderBlock, type HeaderField, invalidHeader, writeHeader } from './header.ts'
 import { type Mailbox, parseAddress } from './mailbox.ts'
 
@@ -58,17 +59,8 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
 }
 
 /** The addresses that the client's sender policy does not allow. */
-export function refusedOriginators(originators: readonly Originator[], client: Client): readonly Fault[] {
-  return originators
-    .filter(({ address }) => !client.from.allows(address))
-    .map(({ path, address }) => ({ path, message: `${address.address} is not a sender that ${client.name} may use` }))
-}
-
-/** The 403 for what a policy refused. */
-export function refusedByPolicy(client: Client, senders: readonly Fault[], recipients: readonly Fault[]): Problem {
-  const errors = [...senders, ...recipients]
-  const named = errors.map(({ message }) => message.split(' ', 1)[0]).join(', ')
-  return new Problem(senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed', `The policy of ${client.name} does not allow ${named}.`, { errors })
+export function refusedOriginators(originators: readonly Originator[], { from }: Pick<Client, 'from'>): readonly RefusedAddress[] {
+  return originators.filter(({ address }) => !from.allows(address)).map(({ path, address }) => ({ path, address: address.address }))
 }
 
 function originatorsOf({ key, name, value }: HeaderField, faults: Fault[]): readonly Originator[] {

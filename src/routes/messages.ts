@@ -4,7 +4,7 @@ import { Base64Encoder } from '../message/base64.ts'
 import { tooLarge } from '../intake/body.ts'
 import type { Client } from '../identity/clients.ts'
 import type { Dispatcher } from '../dispatch.ts'
-import { type Fault, Problem } from '../errors.ts'
+import { Problem } from '../errors.ts'
 import { ContentStream, type Outgoing, slices } from '../relay/handover.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../message/message.ts'
 import type { FilePlace } from '../message/mime.ts'
@@ -12,6 +12,7 @@ import type { Parts } from '../intake/multipart.ts'
 import { admit, type ClientSource } from '../plugins/identity.ts'
 import { refuseOtherThan, sizeLimit } from '../plugins/intake.ts'
 import { refused } from '../identity/policy.ts'
+import { addressRefusal, checkRecipientCount } from '../identity/refusal.ts'
 import { DryRunQuery, MessageSchema, ReceiptSchema } from '../api/schemas.ts'
 import { StreamedContent } from '../relay/streamed.ts'
 import type { TypedApp } from '../app.ts'
@@ -130,22 +131,15 @@ function checkParts({ input }: Message, parts: Parts | null): void {
 
 /** What the client's policy says of a message. A refusal names every offending address. Throws 403 and 413 Problems. */
 export function checkPolicy(message: Message, client: Client, maxRecipients: number): void {
-  const most = Math.min(client.maxRecipients ?? maxRecipients, maxRecipients)
-  if (message.recipients.length > most) {
-    throw new Problem('too_many_recipients', `The message has ${message.recipients.length} recipients; ${most} are allowed.`)
-  }
+  checkRecipientCount(client, message.recipients.length, maxRecipients)
   const senders = refused(client.from, [message.from])
   const recipients = refused(client.to, message.recipients)
   if (senders.length + recipients.length === 0) return
   const places = placesOf(message)
-  const errors = [
-    ...senders.map(({ address }): Fault => ({ path: '/from', message: `${address} is not a sender that ${client.name} may use` })),
-    ...recipients.map(({ address }): Fault => ({ path: places.get(address) ?? '', message: `${address} is not a recipient that ${client.name} may write to` })),
-  ]
-  throw new Problem(
-    senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
-    `The policy of ${client.name} does not allow ${[...senders, ...recipients].map(({ address }) => address).join(', ')}.`,
-    { errors },
+  throw addressRefusal(
+    client,
+    senders.map(({ address }) => ({ path: '/from', address })),
+    recipients.map(({ address }) => ({ path: places.get(address) ?? '', address })),
   )
 }
 

@@ -8,7 +8,8 @@ import { type Fault, Problem } from '../errors.ts'
 import type { Outgoing } from '../relay/handover.ts'
 import { parseHeader, readHeader } from '../message/header.ts'
 import { type Mailbox, needsSmtpUtf8, parseAddress } from '../message/mailbox.ts'
-import { judgeHeader, refusedByPolicy, refusedOriginators } from '../message/originators.ts'
+import { addressRefusal, checkRecipientCount, type RefusedAddress } from '../identity/refusal.ts'
+import { judgeHeader, refusedOriginators } from '../message/originators.ts'
 import { admit, callerOf, type ClientSource } from '../plugins/identity.ts'
 import { refuseOtherThan, sizeLimit } from '../plugins/intake.ts'
 import { RawBody } from '../message/rawbody.ts'
@@ -99,18 +100,15 @@ interface Judging {
 async function prepare(request: FastifyRequest, upload: Upload, { from, to }: RawEnvelope, { id, client, maxRecipients, clients }: Judging): Promise<Outgoing> {
   const audit: Audit = { from: from?.address ?? '<>', recipients: to.map(({ address }) => address) }
   request.audit = audit
-  const most = Math.min(client.maxRecipients ?? maxRecipients, maxRecipients)
-  if (to.length > most) throw new Problem('too_many_recipients', `The message has ${to.length} recipients; ${most} are allowed.`)
+  checkRecipientCount(client, to.length, maxRecipients)
 
   const { head, closed, rest } = await readHeader(upload)
   const block = parseHeader(head, closed)
   const header = judgeHeader(block, id, new Date())
   audit.messageId = header.messageId
   const senders = [...refusedSender(from, client), ...refusedOriginators(header.originators, client)]
-  const recipients = to.flatMap((address, index): Fault[] =>
-    client.to === undefined || client.to.allows(address) ? [] : [{ path: `/rcpt_to/${index}`, message: `${address.address} is not a recipient that ${client.name} may write to` }],
-  )
-  if (senders.length + recipients.length > 0) throw refusedByPolicy(client, senders, recipients)
+  const recipients = to.flatMap((address, index) => (client.to === undefined || client.to.allows(address) ? [] : [{ path: `/rcpt_to/${index}`, address: address.address }]))
+  if (senders.length + recipients.length > 0) throw addressRefusal(client, senders, recipients)
 
   const streamed = new StreamedContent(client.name, upload, async function* (relay) {
     const body = new RawBody(relay)
@@ -138,9 +136,9 @@ async function prepare(request: FastifyRequest, upload: Upload, { from, to }: Ra
 }
 
 /** The null reverse-path says nothing of who sends: it is for clients that may send as anyone. */
-function refusedSender(from: Address | undefined, client: Client): readonly Fault[] {
+function refusedSender(from: Address | undefined, client: Client): readonly RefusedAddress[] {
   if (from === undefined ? client.from.patterns.includes('*') : client.from.allows(from)) return []
-  return [{ path: '/mail_from', message: `${from?.address ?? '<>'} is not a sender that ${client.name} may use` }]
+  return [{ path: '/mail_from', address: from?.address ?? '<>' }]
 }
 
 /** Throws a 400 Problem `invalid_message` that names every faulty address. Duplicates go out once. */
