@@ -46,6 +46,7 @@ export function presentedBy(socket: unknown): readonly [leaf: X509Certificate, .
   return [leaf, ...others]
 }
 
+/** The 401 for a request behind which no verified client certificate stands. */
 export function noCertificate(): Problem {
   return new Problem('client_certificate_required', 'No TLS client certificate reached the gateway.')
 }

@@ -71,34 +71,36 @@ export function admit({ socket, headers }: Arrival, listing: Listing, now = Date
   return connected
 }
 
+/** What is known of a connection: its certificate, and what a ClientTrust last said of it. */
 interface Standing {
   readonly peer: Peer
-  readonly trust?: ClientTrust
-  readonly verdict?: Verdict
+  readonly judged?: { readonly trust: ClientTrust; readonly verdict: Verdict }
 }
 
 const standings = new WeakMap<object, Standing>()
 
 /**
  * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. The
- * certificate is read once for each connection and the chain climbed once for each reload; otherwise this is a look-up.
- * Throws a 401 or 403 Problem.
+ * certificate is read once for each connection and the chain climbed once for each reload; otherwise this is a look-up, for
+ * strangers too. Throws a 401 or 403 Problem.
  */
 export function standing(socket: unknown, { directory, trust }: Listing, now: number): Caller {
   if (typeof socket !== 'object' || socket === null) throw noCertificate()
-  const known = standings.get(socket)
-  const current = known?.trust === trust ? known.verdict : undefined
-  if (known !== undefined && current !== undefined && (current.problem !== undefined || current.until >= now)) {
-    const client = identify(known.peer, directory, now)
-    if (current.problem !== undefined) throw current.problem
-    return { peer: known.peer, client }
+  let presented: ReturnType<typeof presentedBy> | undefined
+  let known = standings.get(socket)
+  if (known === undefined) {
+    presented = presentedBy(socket)
+    known = { peer: peerFrom(presented[0]) }
+    standings.set(socket, known)
   }
-  const [leaf, ...others] = presentedBy(socket)
-  const peer = known?.peer ?? peerFrom(leaf)
-  standings.set(socket, { peer })
+  const { peer, judged } = known
   const client = identify(peer, directory, now) // a stranger's chain is nobody's concern
-  const verdict = trust.judge(leaf, others, now)
-  standings.set(socket, { peer, trust, verdict })
+  let verdict = judged?.trust === trust ? judged.verdict : undefined
+  if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
+    const [leaf, ...others] = presented ?? presentedBy(socket)
+    verdict = trust.judge(leaf, others, now)
+    standings.set(socket, { peer, judged: { trust, verdict } })
+  }
   if (verdict.problem !== undefined) throw verdict.problem
   return { peer, client }
 }
