@@ -18,8 +18,13 @@ export function addressRefusal({ name }: Pick<Client, 'name'>, senders: readonly
   return new Problem(senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed', `The policy of ${name} does not allow ${named}.`, { errors })
 }
 
+/** The most recipients that one message of this client may have. */
+export function recipientLimit({ maxRecipients }: Pick<Client, 'maxRecipients'>, mostOfAnybody: number): number {
+  return Math.min(maxRecipients ?? mostOfAnybody, mostOfAnybody)
+}
+
 /** Throws a 413 Problem where a message has more recipients than its client may address at once, or anybody. */
-export function checkRecipientCount({ maxRecipients }: Pick<Client, 'maxRecipients'>, recipients: number, mostOfAnybody: number): void {
-  const most = Math.min(maxRecipients ?? mostOfAnybody, mostOfAnybody)
+export function checkRecipientCount(client: Pick<Client, 'maxRecipients'>, recipients: number, mostOfAnybody: number): void {
+  const most = recipientLimit(client, mostOfAnybody)
   if (recipients > most) throw new Problem('too_many_recipients', `The message has ${recipients} recipients; ${most} are allowed.`)
 }

@@ -4,6 +4,7 @@ import type { Admission, Place } from '../intake/admission.ts'
 import { decodeUtf8, hasBody, readBody, tooLarge } from '../intake/body.ts'
 import { BodyHash } from '../intake/bodyhash.ts'
 import type { Client } from '../identity/clients.ts'
+import { recipientLimit } from '../identity/refusal.ts'
 import { belongs, reduce } from '../intake/contents.ts'
 import { Problem } from '../errors.ts'
 import { boundaryOf, Parts } from '../intake/multipart.ts'
@@ -125,7 +126,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
       if (excess !== undefined) throw new Problem('invalid_message', `The message ${excess === 'depth' ? 'nests deeper' : 'has more values'} than any message needs.`)
     }
   }
-  const mostListed = (request: FastifyRequest): number => Math.min(callerOf(request).client.maxRecipients ?? maxRecipients, maxRecipients) + DUPLICATES
+  const mostListed = (request: FastifyRequest): number => recipientLimit(callerOf(request).client, maxRecipients) + DUPLICATES
   const tooManyListed = (request: FastifyRequest): Problem => {
     const most = mostListed(request)
     return new Problem('too_many_recipients', `The message lists more than ${most} recipients; ${most - DUPLICATES} are allowed.`)
