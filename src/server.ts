@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { FastifyBaseLogger } from 'fastify'
-import { acmeServer, checkWebroot } from './operations/acme.ts'
+import { acmeServer } from './operations/acme.ts'
 import { Admission } from './intake/admission.ts'
 import { Allowances } from './state/allowances.ts'
 import { build } from './app.ts'
@@ -99,7 +99,6 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     await app.ready()
     await listen(app.server, 'POSTERN_PORT', config.host, config.port)
     await listen(operations, 'POSTERN_OPS_PORT', config.ops.host, config.ops.port)
-    checkWebroot(config.http.webroot)
     if (config.http.port !== undefined) await listen(plain, 'POSTERN_HTTP_PORT', config.host, config.http.port)
   } catch (error) {
     await closeAll()

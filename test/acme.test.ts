@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { readConfig } from '../src/config.ts'
+import { checkWebroot } from '../src/operations/acme.ts'
 import { startGateway } from './support/gateway.ts'
 
 const CHALLENGES = '/.well-known/acme-challenge'
@@ -108,7 +109,7 @@ t.test('a webroot that could not work is a fault at start', async (t) => {
   t.match(faults({ POSTERN_ACME_WEBROOT: '/var/www' }), [/^POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT/])
   t.match(faults({ POSTERN_ACME_WEBROOT: '/var/www', POSTERN_HTTP_PORT: 'x' }), [/^POSTERN_HTTP_PORT "x"/])
   t.same(faults({ POSTERN_ACME_WEBROOT: '/var/www', POSTERN_HTTP_PORT: '8080' }), [])
-  await t.rejects(startGateway(t, { env: { POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: '/nonexistent' } }), { message: /^POSTERN_ACME_WEBROOT \/nonexistent is not a directory/ })
+  t.throws(() => checkWebroot('/nonexistent'), { message: /^POSTERN_ACME_WEBROOT \/nonexistent is not a directory/ })
 })
 
 interface Answer {
