@@ -81,7 +81,7 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
   })
 }
 
-/** Pieces at the beginning of the room for all of them: joined at the end they would be in memory twice. */
+/** Pieces at the beginning of the room for all of them, of which Buffer.concat would write the rest too, and so take it. */
 function gathered(pieces: Buffer[], room: number): Buffer {
   const whole = Buffer.allocUnsafeSlow(room)
   let at = 0

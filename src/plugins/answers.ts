@@ -1,12 +1,12 @@
 import type { Server, ServerResponse } from 'node:http'
-import type { Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
 
 /** Told once of the end of an answer: it is out, or its connection is gone. */
 type Over = (answered: boolean) => void
 
 type Answers = Map<ServerResponse, Over[]>
 
-const owed = new WeakMap<Socket, Answers>()
+const owed = new WeakMap<Duplex, Answers>()
 
 /** Follows every answer of a server, with one listener on each, whoever wants to know of it. To be called once. */
 export function followAnswers(server: Server): void {
@@ -18,7 +18,7 @@ export function followAnswers(server: Server): void {
 }
 
 /** The answers that a connection still owes, in the order of their requests. */
-export function answersOwed(socket: Socket): readonly ServerResponse[] {
+export function answersOwed(socket: Duplex): readonly ServerResponse[] {
   return [...(owed.get(socket)?.keys() ?? [])]
 }
 
@@ -30,7 +30,7 @@ export function onceOver(answer: ServerResponse, over: Over): void {
 }
 
 // An answer that is queued behind another (pipelining) is not told that its connection is gone.
-function watch(socket: Socket): Answers {
+function watch(socket: Duplex): Answers {
   const answers: Answers = new Map()
   owed.set(socket, answers)
   socket.once('close', () => {

@@ -63,7 +63,7 @@ export class Wire {
   /** Answers and ends the connection, but never ahead of an earlier request whose message may be on its way. */
   #refuse(peer: Arrival, socket: Duplex, problem: Problem, errorCode?: string): void {
     this.#ended.add(socket)
-    const unanswered = socket instanceof TLSSocket ? answersOwed(socket) : []
+    const unanswered = answersOwed(socket)
     const running = unanswered.filter(({ req }) => req.complete)
     const last = running.at(-1)
     if (last !== undefined) return void last.once('close', () => socket.destroy())

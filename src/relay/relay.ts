@@ -61,7 +61,7 @@ export class Relay {
 
   /**
    * Hands a message over once. `timeout` (ms) covers everything from the wait for a connection to the reply to the
-   * terminating dot; A caller that leaves ends it only while nothing has been sent. Throws AttemptFailed.
+   * terminating dot. A caller that leaves ends it only while nothing has been sent. Throws AttemptFailed.
    */
   async send(outgoing: Outgoing, timeout: number, caller?: Departure): Promise<Delivery> {
     const abort = new AbortController()
