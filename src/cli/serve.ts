@@ -1,13 +1,12 @@
 import { closeSync, openSync } from 'node:fs'
-import { type DestinationStream, type Logger, pino } from 'pino'
+import type { Logger } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config.ts'
 import { LoadError } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
+import { createLogger } from '../operations/logger.ts'
 import { collect, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
 import { digestsOf } from '../reload/reload.ts'
 import type { Gateway, Loaded } from '../server.ts'
-
-const BATCH_BYTES = 8 * 1024 // written at once, whatever else comes in the same turn
 
 /** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */
 export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
@@ -30,38 +29,6 @@ export function loadAll({ config, faults, warnings }: ConfigResult): { config: C
   collect(() => checkWebroot(config.http.webroot), all)
   if (secureContext === undefined || clients === undefined || all.length > 0) throw new LoadError(all)
   return { config, loaded: { secureContext, clients, relayCa, digests }, warnings }
-}
-
-/** One JSON object a line on stdout; for people where stdout is a terminal and pino-pretty is installed, which no image has. */
-export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger> {
-  const options = { level: log.level, base: null, timestamp: pino.stdTimeFunctions.isoTime, formatters: { level: (label: string) => ({ level: label }) } }
-  return pino(options, (process.stdout.isTTY ? await prettyOutput() : undefined) ?? output())
-}
-
-/** Standard output, to which the lines of one turn of the event loop go in one write, and what is left when the process ends. */
-function output(): DestinationStream {
-  const destination = pino.destination({ dest: 1, minLength: BATCH_BYTES })
-  let waiting = false
-  return {
-    write: (line) => {
-      destination.write(line)
-      if (waiting) return
-      waiting = true
-      setImmediate(() => {
-        waiting = false
-        destination.flush()
-      })
-    },
-  }
-}
-
-async function prettyOutput(): Promise<DestinationStream | undefined> {
-  try {
-    const { build } = await import('pino-pretty')
-    return build({ colorize: process.env['NO_COLOR'] === undefined, translateTime: 'SYS:HH:MM:ss.l', sync: true })
-  } catch {
-    return undefined
-  }
 }
 
 /**

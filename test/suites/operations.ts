@@ -2,5 +2,6 @@
 import '../acme.test.ts'
 import '../audit.test.ts'
 import '../expiry.test.ts'
+import '../logger.test.ts'
 import '../metrics.test.ts'
 import '../operations.test.ts'
