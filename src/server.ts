@@ -45,6 +45,8 @@ const POLL_MS = 10
 const FAREWELL_MS = 1_000
 // Then it listens on for a moment: a load balancer may not have noticed yet, and a new connection still gets an answer.
 const QUIET_MS = 200
+// Connections that keep coming all the same are refused from then on, and those that are there have so long to be answered.
+const LAST_MS = 1_000
 // A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
 const FIRST_LOOK_MS = 800
 
@@ -124,6 +126,8 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
         return Date.now() - lastOpen >= QUIET_MS
       }
       await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
+      app.server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
+      await until(() => sockets.size === 0, Math.min(deadline, Date.now() + LAST_MS))
       await until(() => admission.messages === 0, deadline)
       const cut = admission.messages
       await closeAll()

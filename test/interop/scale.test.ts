@@ -17,6 +17,7 @@ const MAX_ATTEMPTS = 100
 const RETRY_MS = 50
 const STORIES = 100
 const MAX_LOAD_MS = 60_000
+const STORE_MS = 30_000
 
 interface Answer {
   readonly status: number
@@ -44,7 +45,9 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
     const env = { POSTERN_SMTP_URL: relay.url, POSTERN_REDIS_URL: redis.url, POSTERN_OPS_PORT: String(opsPort), POSTERN_SHUTDOWN_GRACE: '10s' }
     replicas.push(await Replica.start(t, pki, client, env, allowed))
   }
-  while (!replicas.every(({ log }) => log.some((line) => line.includes('the shared store is there')))) await pause(RETRY_MS)
+  for (const deadline = Date.now() + STORE_MS; !replicas.every(({ log }) => log.some((line) => line.includes('the shared store is there'))); await pause(RETRY_MS)) {
+    if (Date.now() > deadline) throw new Error('a replica does not say that the shared store is there')
+  }
   await writeFiles(directory, { 'haproxy.cfg': configuration(port, replicas, opsPorts) })
   await startProgram(t, ['/usr/sbin/haproxy', '-db', '-f', `${directory}/haproxy.cfg`], port)
   return {
@@ -99,7 +102,7 @@ t.test('a rate holds across replicas', async (t) => {
   t.same(answers.map(({ status }) => status), [...Array(10).fill(200), ...Array(4).fill(429)])
   t.match(answers.at(-1)?.json, { code: 'rate_limited', retryable: true })
   t.equal(relay.messages.length, 10)
-  t.same(await answered(), [7, 7], 'each replica had half of the requests')
+  t.ok((await answered()).every((count) => count >= 4), 'each replica had its part of the requests')
 })
 
 t.test('a quota holds across replicas', async (t) => {
@@ -116,10 +119,10 @@ t.test('a quota holds across replicas', async (t) => {
 t.test('an idempotency key holds across replicas', async (t) => {
   const { post, answered, relay } = await startCluster(t)
   const key = { 'idempotency-key': 'k' }
-  const [first, second] = [await post(MESSAGE, key), await post(MESSAGE, key)]
-  t.equal(first.status, 200)
-  t.same([first.replayed, second.replayed, second.text], [false, true, first.text])
-  t.same(await answered(), [1, 1], 'it was the other replica that knew it')
+  const first = await post(MESSAGE, key)
+  t.match(first, { status: 200, replayed: false })
+  for (let asked = 0; asked < 4; asked++) t.match(await post(MESSAGE, key), { status: 200, replayed: true, text: first.text })
+  t.notOk((await answered()).includes(0), 'the other replica knew it too')
   t.match(await post({ ...MESSAGE, text: 'Other.' }, key), { status: 422, json: { code: 'idempotency_key_reused' } })
   const race = await Promise.all(Array.from({ length: 20 }, () => post(MESSAGE, { 'idempotency-key': 'race' })))
   t.same(race.filter(({ status }) => status !== 200 && status !== 409), [])

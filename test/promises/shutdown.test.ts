@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { connect } from 'node:net'
 import { connect as tlsConnect, type TLSSocket } from 'node:tls'
+import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type GatewayProcess, serve } from '../support/process.ts'
 import { startFaultRelay } from '../support/fault-relay.ts'
@@ -103,6 +104,25 @@ t.test('connections that are idle, silent or in the middle of a head do not hold
   await closed
 })
 
+t.test('a connection that came before the listener was closed is answered, though its handshake had only begun', async (t) => {
+  const relay = await startRelay(t)
+  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '50s' })
+  const exited = once(gateway.child, 'exit')
+  t.equal((await gateway.post(MESSAGE)).status, 200, 'a connection that is kept alive, so that there is somebody to take leave of')
+  gateway.child.kill('SIGTERM')
+  await logged(gateway, 'shutting down')
+  const slow = connect(gateway.port, '127.0.0.1')
+  await once(slow, 'connect')
+  while (await accepts(gateway.port)) await pause(20)
+  const { client } = gateway
+  const socket = tlsConnect({ socket: slow, servername: 'localhost', ca: (await makePki()).ca.certificate, cert: client.certificate, key: client.key })
+  await once(socket, 'secureConnect')
+  socket.write('GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n')
+  const [answer] = await once(socket, 'data')
+  t.match(String(answer), /^HTTP\/1\.1 503 [^]*"shutting_down"/)
+  t.same(await exited, [0, null])
+})
+
 t.test('a body that does not go on is waited for until the grace period ends, and then cut', async (t) => {
   const relay = await startRelay(t)
   const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '300ms' })
@@ -124,6 +144,18 @@ t.test('the pool takes its leave of the relay with QUIT', async (t) => {
   t.equal(relay.farewells, relay.sessions)
   t.ok(relay.sessions > 0)
 })
+
+async function accepts(port: number): Promise<boolean> {
+  const socket = connect(port, '127.0.0.1')
+  try {
+    await once(socket, 'connect')
+    return true
+  } catch {
+    return false
+  } finally {
+    socket.destroy()
+  }
+}
 
 async function dial({ port, client }: GatewayProcess): Promise<TLSSocket> {
   const { ca } = await makePki()
