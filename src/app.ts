@@ -17,6 +17,7 @@ import { openapi } from './api/openapi.ts'
 import { followAnswers } from './plugins/answers.ts'
 import { admit, type ClientSource, identity } from './plugins/identity.ts'
 import { intake } from './plugins/intake.ts'
+import { pacePipelining } from './plugins/pipelining.ts'
 import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './plugins/problems.ts'
 import { refuseAtShutdown } from './plugins/shutdown.ts'
 import { Wire } from './plugins/wire.ts'
@@ -98,6 +99,7 @@ export function build(options: AppOptions): TypedApp {
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
 
   paceHandshakes(app.server)
+  pacePipelining(app.server)
   followAnswers(app.server)
   watchHandshakes(app.server, options.metrics, options.logger)
   app.decorateRequest('audit', null)

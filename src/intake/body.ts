@@ -3,6 +3,7 @@ import type { IncomingMessage } from 'node:http'
 import type { Readable } from 'node:stream'
 import type { Place } from './admission.ts'
 import { Problem } from '../errors.ts'
+import type { Trickle } from './trickle.ts'
 
 /** Whether a request has a body (RFC 9112 §6.3). */
 export function hasBody({ headers }: Pick<IncomingMessage, 'headers'>): boolean {
@@ -17,6 +18,8 @@ export interface BodyLimits {
   /** Bytes that the place has already been given room for, from Content-Length. */
   readonly declared: number
   readonly place: Place
+  /** Slows what comes beyond the declared length. */
+  readonly trickle: Trickle
   /** Sees each piece as it comes; a Problem that it throws ends the body. */
   readonly look: (piece: Buffer) => void
 }
@@ -26,12 +29,13 @@ export const DRIP_MS = 60_000
 export const LEAST_BYTES_PER_MS = 16 // 25 MB in 26 minutes
 // Only what comes beyond this gets its declared room: most that is refused is refused before.
 const FIRST_BYTES = 64 * 1024
+const LEAST_REST_MS = 5
 
 /**
  * Reads a whole body into memory, within its limits: a body without a declared length takes its room as it grows, and a
  * peer that pauses too long or only drips is cut. Throws 408, 413 and 503 Problems.
  */
-export function readBody(body: Readable, { maxSize, idleTimeout, declared, place, look }: BodyLimits): Promise<Buffer> {
+export function readBody(body: Readable, { maxSize, idleTimeout, declared, place, trickle, look }: BodyLimits): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     const pieces: Buffer[] = []
     let whole: Buffer | undefined
@@ -56,9 +60,20 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
       } catch (error) {
         return stop(error instanceof Error ? error : new Error('no room', { cause: error }))
       }
+      if (size > Math.max(declared, FIRST_BYTES)) rest(trickle.take(piece.length))
       if (size <= FIRST_BYTES || declared < size) return void pieces.push(piece)
       whole ??= gathered(pieces, declared)
       piece.copy(whole, size - piece.length)
+      discard(piece)
+    }
+    let resting: NodeJS.Timeout | undefined
+    const rest = (ms: number): void => {
+      if (ms < LEAST_REST_MS) return
+      body.pause()
+      resting = setTimeout(() => {
+        idle.refresh()
+        body.resume()
+      }, ms)
     }
     const onEnd = (): void => {
       settle()
@@ -68,6 +83,7 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
     const settle = (): void => {
       settled = true
       clearTimeout(idle)
+      clearTimeout(resting)
       body.off('data', onData).off('end', onEnd).off('error', stop).off('close', onClose)
       // An aborted request emits an error once more; nobody is left to hear it.
       body.on('error', () => {})
@@ -85,8 +101,26 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
 function gathered(pieces: Buffer[], room: number): Buffer {
   const whole = Buffer.allocUnsafeSlow(room)
   let at = 0
-  for (const piece of pieces.splice(0)) at += piece.copy(whole, at)
+  for (const piece of pieces.splice(0)) {
+    at += piece.copy(whole, at)
+    discard(piece)
+  }
   return whole
+}
+
+// Below this, handing the memory back costs more than it is worth.
+const LARGE_PIECE = 4096
+// What is transferred to a closed port is gone (HTML, "message port post message steps").
+const { port1: nowhere } = new MessageChannel()
+nowhere.close()
+
+/**
+ * Gives the memory of a piece of a body back at once; nobody may use the piece any more. Left to the garbage collector,
+ * every 8 MB of such pieces would have it go over all that lives, and everybody else would wait meanwhile.
+ */
+export function discard(piece: Buffer): void {
+  const { buffer } = piece
+  if (buffer instanceof ArrayBuffer && buffer.byteLength === piece.length && piece.length >= LARGE_PIECE) nowhere.postMessage(null, [buffer])
 }
 
 /** JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters. */

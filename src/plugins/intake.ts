@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import type { Admission, Place } from '../intake/admission.ts'
-import { decodeUtf8, hasBody, readBody, tooLarge } from '../intake/body.ts'
+import { decodeUtf8, discard, hasBody, readBody, tooLarge } from '../intake/body.ts'
 import { BodyHash } from '../intake/bodyhash.ts'
 import type { Client } from '../identity/clients.ts'
 import { recipientLimit } from '../identity/refusal.ts'
@@ -9,6 +9,7 @@ import { belongs, reduce } from '../intake/contents.ts'
 import { Problem } from '../errors.ts'
 import { boundaryOf, Parts } from '../intake/multipart.ts'
 import { Survey } from '../intake/survey.ts'
+import { Trickle } from '../intake/trickle.ts'
 import { Upload } from '../intake/upload.ts'
 import { onceOver } from './answers.ts'
 import { callerOf } from './identity.ts'
@@ -83,6 +84,7 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
       idleTimeout: requestTimeout,
       declared: declaredLength(request),
       place,
+      trickle: trickleOf(callerOf(request).client),
       look: lookOver(request),
     })
     if (request.headers['idempotency-key'] !== undefined) request.bodyHash = createHash('sha256').update(body).digest('base64url')
@@ -131,6 +133,14 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     const most = mostListed(request)
     return new Problem('too_many_recipients', `The message lists more than ${most} recipients; ${most - DUPLICATES} are allowed.`)
   }
+}
+
+const trickles = new WeakMap<Client, Trickle>()
+
+function trickleOf(client: Client): Trickle {
+  const trickle = trickles.get(client) ?? new Trickle()
+  trickles.set(client, trickle)
+  return trickle
 }
 
 /** The place that a message was given from its head on. No other body is read. */
@@ -201,8 +211,11 @@ function linger({ raw, caller, place }: FastifyRequest, reply: FastifyReply): vo
     return
   }
   void reply.removeHeader('connection')
-  // Only once the answer is on its way: a peer that waits for 100 (Continue) must not be asked for the body now.
-  reply.raw.once('finish', () => raw.resume())
+  const drain = (): void => void raw.on('data', discard).resume().read(0)
+  // Only once the answer is on its way: a peer that waits for 100 (Continue) must not be asked for the body now. Before
+  // Node's own listener, which would throw the body away with its memory still taken.
+  if (raw.readableFlowing === true) drain()
+  else reply.raw.prependOnceListener('finish', drain)
   const timer = setTimeout(() => socket.destroy(), LINGER_MS)
   timer.unref()
   // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.

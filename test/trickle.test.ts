@@ -1,0 +1,46 @@
+import { once } from 'node:events'
+import { Agent, request as httpsRequest } from 'node:https'
+import t from 'tap'
+import { discard } from '../src/intake/body.ts'
+import { Trickle } from '../src/intake/trickle.ts'
+import { MESSAGE, startGateway } from './support/gateway.ts'
+
+const MEGABYTE = 1024 * 1024
+
+t.test('a first burst is free, and each byte after it has its time', async (t) => {
+  const trickle = new Trickle()
+  t.equal(trickle.take(3 * MEGABYTE), 0)
+  const [some, more] = [trickle.take(3 * MEGABYTE), trickle.take(4 * MEGABYTE)]
+  t.ok(some > 400 && some <= 536, `6 MB at 4 KB a millisecond, the first second free: ${some} ms`)
+  t.ok(more - some > 900 && more - some <= 1024, `4 MB later: ${more} ms`)
+})
+
+t.test('what is discarded has given its memory back', async (t) => {
+  const large = Buffer.alloc(100_000)
+  discard(large)
+  t.equal(large.length, 0)
+  const shared = Buffer.from(new ArrayBuffer(100_000), 1000, 50_000)
+  discard(shared)
+  t.equal(shared.length, 50_000, 'others may have the rest of it')
+  const small = Buffer.from('from the pool')
+  discard(small)
+  t.equal(String(small), 'from the pool')
+})
+
+t.test('large messages arrive whole, whether their length is declared or not', async (t) => {
+  const { client, pki, port, relay } = await startGateway(t)
+  // Beyond what comes at once, so that the gateway stops reading meanwhile.
+  const content = Buffer.alloc(6 * MEGABYTE)
+  for (let at = 0; at < content.length; at += 4) content.writeUInt32LE((at * 2_654_435_761) % 2 ** 32, at)
+  const body = Buffer.from(JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.bin', content: content.toString('base64') }] }))
+  for (const headers of [{ 'content-length': body.length }, { 'transfer-encoding': 'chunked' }]) {
+    const outgoing = httpsRequest({ host: '127.0.0.1', servername: 'localhost', port, method: 'POST', path: '/v1/messages', ca: pki.ca.certificate, cert: client.certificate, key: client.key, agent: new Agent(), headers: { 'content-type': 'application/json', ...headers } })
+    outgoing.end(body)
+    const [answer] = await once(outgoing, 'response')
+    t.equal(answer.statusCode, 200, Object.keys(headers).join())
+    answer.resume()
+    const raw = relay.messages.at(-1)?.raw.toString() ?? ''
+    const [, sent = ''] = /filename=a\.bin[^]*?\r\n\r\n([A-Za-z0-9+/=\r\n]+)\r\n--/.exec(raw) ?? []
+    t.ok(Buffer.from(sent, 'base64').equals(content), 'every byte of the attachment')
+  }
+})
