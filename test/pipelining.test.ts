@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { createServer, type IncomingMessage, type RequestListener } from 'node:http'
 import { connect, type Socket } from 'node:net'
 import t, { type Test } from 'tap'
+import { followAnswers } from '../src/plugins/answers.ts'
 import { pacePipelining } from '../src/plugins/pipelining.ts'
 import { portOf } from './support/sockets.ts'
 
@@ -21,6 +22,7 @@ async function start(t: Test, handle: RequestListener): Promise<{ readonly seen:
     handle(request, response)
   })
   pacePipelining(server)
+  followAnswers(server)
   server.on('request', () => (seen.ahead = Math.max(seen.ahead, ++came - seen.begun)))
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')

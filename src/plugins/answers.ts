@@ -17,8 +17,13 @@ export function followAnswers(server: Server): void {
   })
 }
 
+/** How many answers a connection still owes. */
+export function answersOwed(socket: Duplex): number {
+  return owed.get(socket)?.size ?? 0
+}
+
 /** The answers that a connection still owes, in the order of their requests. */
-export function answersOwed(socket: Duplex): readonly ServerResponse[] {
+export function unanswered(socket: Duplex): readonly ServerResponse[] {
   return [...(owed.get(socket)?.keys() ?? [])]
 }
 

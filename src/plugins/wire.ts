@@ -6,7 +6,7 @@ import type { FastifyBaseLogger, FastifyInstance } from 'fastify'
 import { logRefusal } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
-import { answersOwed } from './answers.ts'
+import { unanswered } from './answers.ts'
 import { admit, type Arrival, type ClientSource } from './identity.ts'
 import { rawProblem } from './problems.ts'
 
@@ -63,11 +63,11 @@ export class Wire {
   /** Answers and ends the connection, but never ahead of an earlier request whose message may be on its way. */
   #refuse(peer: Arrival, socket: Duplex, problem: Problem, errorCode?: string): void {
     this.#ended.add(socket)
-    const unanswered = answersOwed(socket)
-    const running = unanswered.filter(({ req }) => req.complete)
+    const answers = unanswered(socket)
+    const running = answers.filter(({ req }) => req.complete)
     const last = running.at(-1)
     if (last !== undefined) return void last.once('close', () => socket.destroy())
-    if (unanswered.some(({ headersSent }) => headersSent)) return void socket.destroy()
+    if (answers.some(({ headersSent }) => headersSent)) return void socket.destroy()
     const id = randomUUID()
     const answer = this.#behindGate(peer, problem)
     this.#metrics.rejections.inc({ code: answer.code })

@@ -1,6 +1,6 @@
 import type { Server } from 'node:https'
 import { TLSSocket } from 'node:tls'
-import { answersOwed, onceOver } from '../plugins/answers.ts'
+import { answersOwed, onceOver, unanswered } from '../plugins/answers.ts'
 
 /** Whether the peer of a connection may go on asking. */
 export type Stands = (socket: TLSSocket) => boolean
@@ -39,12 +39,12 @@ export class Connections {
   }
 
   #closeAfterAnswers(socket: TLSSocket): void {
-    const answers = answersOwed(socket)
+    const answers = unanswered(socket)
     if (answers.length === 0) return void socket.destroySoon()
     for (const answer of answers) {
       answer.shouldKeepAlive = false // says "Connection: close" where the head is not on its way yet
       onceOver(answer, () => {
-        if (answersOwed(socket).length === 0) socket.destroySoon()
+        if (answersOwed(socket) === 0) socket.destroySoon()
       })
     }
   }

@@ -1,6 +1,5 @@
 import { readFileSync } from 'node:fs'
 import { connect as connectTcp, type Socket } from 'node:net'
-import { setPriority } from 'node:os'
 import { createInterface } from 'node:readline'
 import { connect, type TLSSocket } from 'node:tls'
 
@@ -10,7 +9,6 @@ import { connect, type TLSSocket } from 'node:tls'
  */
 const { LOAD_PORT = '', LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
 const port = Number(LOAD_PORT)
-setPriority(19) // what the others leave of this machine: a real one has its own
 const tls = { ca: readFileSync(LOAD_CA), cert: readFileSync(LOAD_CERT), key: readFileSync(LOAD_KEY), host: '127.0.0.1', port, servername: 'localhost' }
 
 const HEAD = 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'

@@ -29,6 +29,8 @@ export interface Program {
 export interface ProgramOptions {
   readonly env?: Readonly<Record<string, string>>
   readonly argv?: readonly string[]
+  /** It runs only when no other process wants the processor (SCHED_IDLE), and makes way at once for one that does. */
+  readonly idle?: boolean
 }
 
 const running = new Set<ChildProcess>()
@@ -69,8 +71,9 @@ export function put(name: string, content: string): string {
 }
 
 /** Starts a file of this folder as a process. */
-export function startScript(name: string, { env = {}, argv = [] }: ProgramOptions = {}): Promise<Program> {
-  const child = own(spawn(process.execPath, [join(import.meta.dirname, name), ...argv], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, NODE_ENV: 'production', ...env } }))
+export function startScript(name: string, { env = {}, argv = [], idle = false }: ProgramOptions = {}): Promise<Program> {
+  const [command = '', ...args] = [...(idle ? ['chrt', '--idle', '0'] : []), process.execPath, join(import.meta.dirname, name), ...argv]
+  const child = own(spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, NODE_ENV: 'production', ...env } }))
   const waiting: ((answer: Record<string, unknown>) => void)[] = []
   createInterface({ input: child.stdout }).on('line', (line) => waiting.shift()?.(JSON.parse(line)))
   const next = (): Promise<Record<string, unknown>> =>
