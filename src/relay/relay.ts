@@ -42,6 +42,8 @@ export class Relay {
   readonly #transporter: ReturnType<typeof createTransport>
   readonly #setupMs: number
   readonly #lanes: Lanes
+  /** Those of earlier messages: one costs more than everything else that keeps an eye on a message. */
+  readonly #controllers: AbortController[] = []
   #extensions: readonly string[] | undefined
 
   constructor(address: RelayAddress, smtp: Config['smtp'], ca: string | undefined) {
@@ -64,33 +66,40 @@ export class Relay {
    * terminating dot. A caller that leaves ends it only while nothing has been sent. Throws AttemptFailed.
    */
   async send(outgoing: Outgoing, timeout: number, caller?: Departure): Promise<Delivery> {
-    const abort = new AbortController()
+    const controller = this.#controllers.pop() ?? new AbortController()
+    const { signal } = controller
+    let over = false
+    const abort = (): void => {
+      if (!over) controller.abort()
+    }
     const { streamed } = outgoing
     const since = performance.now()
     const watch = (ms: number): NodeJS.Timeout =>
       setTimeout(() => {
         const left = streamed?.msLeft(timeout, since) ?? 0
         if (left > 0) deadline = watch(left)
-        else abort.abort()
+        else abort()
       }, ms)
     let deadline = watch(timeout)
     let setup: NodeJS.Timeout | undefined
     const handover = new Handover(outgoing, this, () => {
-      setup = setTimeout(() => handover.started || abort.abort(), Math.min(this.#setupMs, timeout))
+      setup = setTimeout(() => handover.started || abort(), Math.min(this.#setupMs, timeout))
     })
     if (caller !== undefined) {
       caller.whenGone = () => {
-        if (!handover.started) abort.abort()
+        if (!handover.started) abort()
       }
     }
     let leaveLane: Leave | undefined
     try {
-      if (streamed !== undefined) leaveLane = await this.#lanes.enter(streamed.owner, abort.signal)
-      return await this.#handOver(handover, abort.signal)
+      if (streamed !== undefined) leaveLane = await this.#lanes.enter(streamed.owner, signal)
+      return await this.#handOver(handover, signal)
     } catch (error) {
       if (streamed?.fault !== undefined) throw new AttemptFailed({ problem: streamed.fault, relayFailed: false, stale: false })
       throw new AttemptFailed(judge(error, this.label, handover))
     } finally {
+      over = true
+      if (!signal.aborted) this.#controllers.push(controller)
       leaveLane?.()
       clearTimeout(deadline)
       clearTimeout(setup)
