@@ -1,5 +1,5 @@
-const BYTES_PER_MS = 4 * 1024 // 25 MB in 6 s
-const BURST_MS = 1_000
+const BYTES_PER_MS = 4 * 1024
+const BURST_MS = 4_000 // 16 MB at once, and a message of 25 MB in little more than two seconds
 
 /**
  * How fast the bodies of one client come that do not say how long they are, all of them together: so many bytes at once, and
