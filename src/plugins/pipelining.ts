@@ -1,5 +1,6 @@
 import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { Socket } from 'node:net'
+import { Turns } from '../turns.ts'
 import { answersOwed } from './answers.ts'
 
 /**
@@ -13,24 +14,16 @@ export function pacePipelining(server: Server): void {
   const begin = (request: IncomingMessage, response: ServerResponse): void => {
     for (const listener of listeners) listener.call(server, request, response)
   }
-  const queue = new Set<() => void>()
-  const turn = (): void => {
-    const [next] = queue
-    if (next === undefined) return
-    queue.delete(next)
-    if (queue.size > 0) setImmediate(turn)
-    next()
-  }
+  const turns = new Turns()
   server.removeAllListeners('request')
   server.on('request', (request, response) => {
     const { socket } = request
     if (answersOwed(socket) <= 1) return begin(request, response)
     const letGo = hold(socket)
-    queue.add(() => {
+    turns.add(() => {
       letGo()
       if (!socket.destroyed) begin(request, response)
     })
-    if (queue.size === 1) setImmediate(turn)
   })
 }
 

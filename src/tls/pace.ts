@@ -1,4 +1,5 @@
 import type { Server, Socket } from 'node:net'
+import { Turns } from '../turns.ts'
 
 /**
  * Lets one handshake begin in each turn of the event loop. A handshake is the dearest thing that a stranger can ask for: a
@@ -7,18 +8,12 @@ import type { Server, Socket } from 'node:net'
  */
 export function paceHandshakes(server: Server): void {
   const begin = server.listeners('connection')
-  const waiting = new Set<Socket>()
-  const turn = (): void => {
-    const [socket] = waiting
-    if (socket === undefined) return
-    waiting.delete(socket)
-    if (waiting.size > 0) setImmediate(turn)
-    if (!socket.destroyed) for (const listener of begin) listener.call(server, socket)
-  }
+  const turns = new Turns()
   server.removeAllListeners('connection')
   server.on('connection', (socket: Socket) => {
     socket.on('error', () => {}) // nobody else listens yet; Node destroys it
-    waiting.add(socket)
-    if (waiting.size === 1) setImmediate(turn)
+    turns.add(() => {
+      if (!socket.destroyed) for (const listener of begin) listener.call(server, socket)
+    })
   })
 }

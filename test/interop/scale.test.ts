@@ -38,7 +38,7 @@ interface Cluster {
 /** Two replicas with one Redis behind HAProxy, which passes TCP on to those that say they are ready. */
 async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
   const client = await pki.client('billing')
-  const [redis, relay, directory, port] = [await startRedis(t), await startRelay(t), await temporaryDirectory(t), await freePort()]
+  const [redis, relay, directory, port, probePort] = [await startRedis(t), await startRelay(t), await temporaryDirectory(t), await freePort(), await freePort()]
   const opsPorts = [await freePort(), await freePort()]
   const replicas: Replica[] = []
   for (const opsPort of opsPorts) {
@@ -48,8 +48,10 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
   for (const deadline = Date.now() + STORE_MS; !replicas.every(({ log }) => log.some((line) => line.includes('the shared store is there'))); await pause(RETRY_MS)) {
     if (Date.now() > deadline) throw new Error('a replica does not say that the shared store is there')
   }
-  await writeFiles(directory, { 'haproxy.cfg': configuration(port, replicas, opsPorts) })
-  await startProgram(t, ['/usr/sbin/haproxy', '-db', '-f', `${directory}/haproxy.cfg`], port)
+  // HAProxy listens on all its ports or on none. To look at the mail's own would take one of the turns that are counted.
+  const probe = `\nlisten probe\n  mode http\n  bind 127.0.0.1:${probePort}\n  http-request return status 200\n`
+  await writeFiles(directory, { 'haproxy.cfg': configuration(port, replicas, opsPorts) + probe })
+  await startProgram(t, ['/usr/sbin/haproxy', '-db', '-f', `${directory}/haproxy.cfg`], probePort)
   return {
     relay,
     replicas,
@@ -102,7 +104,7 @@ t.test('a rate holds across replicas', async (t) => {
   t.same(answers.map(({ status }) => status), [...Array(10).fill(200), ...Array(4).fill(429)])
   t.match(answers.at(-1)?.json, { code: 'rate_limited', retryable: true })
   t.equal(relay.messages.length, 10)
-  t.ok((await answered()).every((count) => count >= 4), 'each replica had its part of the requests')
+  t.same(await answered(), [7, 7], 'each replica had half of the requests')
 })
 
 t.test('a quota holds across replicas', async (t) => {
@@ -119,10 +121,10 @@ t.test('a quota holds across replicas', async (t) => {
 t.test('an idempotency key holds across replicas', async (t) => {
   const { post, answered, relay } = await startCluster(t)
   const key = { 'idempotency-key': 'k' }
-  const first = await post(MESSAGE, key)
-  t.match(first, { status: 200, replayed: false })
-  for (let asked = 0; asked < 4; asked++) t.match(await post(MESSAGE, key), { status: 200, replayed: true, text: first.text })
-  t.notOk((await answered()).includes(0), 'the other replica knew it too')
+  const [first, second] = [await post(MESSAGE, key), await post(MESSAGE, key)]
+  t.equal(first.status, 200)
+  t.same([first.replayed, second.replayed, second.text], [false, true, first.text])
+  t.same(await answered(), [1, 1], 'it was the other replica that knew it')
   t.match(await post({ ...MESSAGE, text: 'Other.' }, key), { status: 422, json: { code: 'idempotency_key_reused' } })
   const race = await Promise.all(Array.from({ length: 20 }, () => post(MESSAGE, { 'idempotency-key': 'race' })))
   t.same(race.filter(({ status }) => status !== 200 && status !== 409), [])
