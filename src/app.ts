@@ -31,7 +31,9 @@ import { AJV_OPTIONS } from './api/validation.ts'
 export type TypedApp = FastifyInstance<Server, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>
 
 export interface AppOptions {
-  readonly config: Pick<Config, 'maxSize' | 'maxRecipients' | 'requestTimeout'> & { readonly log: Pick<Config['log'], 'recipients'> }
+  readonly config: Pick<Config, 'maxSize' | 'maxRecipients' | 'requestTimeout'> & {
+    readonly log: Pick<Config['log'], 'recipients'>
+  }
   readonly secureContext: SecureContextOptions
   readonly clients: ClientSource
   readonly dispatcher: Dispatcher
@@ -82,7 +84,8 @@ export function build(options: AppOptions): TypedApp {
     loggerInstance: options.logger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),
-    childLoggerFactory: (logger, bindings, childOptions, raw) => logger.child({ ...bindings, ...correlationOf(raw.headers) }, childOptions),
+    childLoggerFactory: (logger, bindings, childOptions, raw) =>
+      logger.child({ ...bindings, ...correlationOf(raw.headers) }, childOptions),
     trustProxy: false,
     return503OnClosing: false,
     exposeHeadRoutes: false,
@@ -116,14 +119,26 @@ export function build(options: AppOptions): TypedApp {
   wire.attach(app)
   refuseAtShutdown(app, options.shuttingDown)
   app.addHook('onRequest', (request, _reply, done) => {
-    if (!accepts(request.headers.accept)) throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
+    if (!accepts(request.headers.accept))
+      throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
     done()
   })
-  intake(app, { admission: options.admission, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout })
+  intake(app, {
+    admission: options.admission,
+    maxSize: config.maxSize,
+    maxRecipients: config.maxRecipients,
+    requestTimeout: config.requestTimeout,
+  })
   problems(app, events)
   openapi(app)
   app.addSchema(ProblemSchema)
-  const routeOptions = { dispatcher: options.dispatcher, clients, maxSize: config.maxSize, maxRecipients: config.maxRecipients, requestTimeout: config.requestTimeout }
+  const routeOptions = {
+    dispatcher: options.dispatcher,
+    clients,
+    maxSize: config.maxSize,
+    maxRecipients: config.maxRecipients,
+    requestTimeout: config.requestTimeout,
+  }
   messageRoutes(app, routeOptions)
   rawRoute(app, routeOptions)
   whoamiRoute(app)
@@ -142,7 +157,10 @@ function accepts(accept: string | undefined): boolean {
   if (accept === undefined || accept === '*/*' || accept === '') return true
   return accept.split(',').some((range) => {
     const [type = '', ...params] = range.split(';').map((part) => part.trim().toLowerCase())
-    return ['*/*', 'application/*', 'application/json', 'application/problem+json'].includes(type) && !params.some((param) => /^q=0(\.0*)?$/.test(param))
+    return (
+      ['*/*', 'application/*', 'application/json', 'application/problem+json'].includes(type) &&
+      !params.some((param) => /^q=0(\.0*)?$/.test(param))
+    )
   })
 }
 
@@ -152,6 +170,8 @@ function problemBehindGate(error: unknown, request: FastifyRequest, clients: Cli
     admit(request.raw, clients.current)
     return toProblem(error, request)
   } catch (refusal) {
-    return refusal instanceof Problem ? refusal : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
+    return refusal instanceof Problem
+      ? refusal
+      : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
   }
 }

@@ -23,7 +23,8 @@ const io: Io = { env: process.env, print: (line) => console.log(line) }
 // Each command is loaded when it is asked for: `health` runs every few seconds and needs no SMTP.
 async function run(command: string | undefined, args: readonly string[]): Promise<number> {
   if (args.some((word) => word === '--help' || word === '-h')) command = 'help'
-  else if (command !== undefined && WITHOUT_ARGUMENTS.includes(command)) parseCommandLine({ args: [...args], options: {} })
+  else if (command !== undefined && WITHOUT_ARGUMENTS.includes(command))
+    parseCommandLine({ args: [...args], options: {} })
   switch (command) {
     case 'serve':
       return (await import('./cli/serve.ts')).serve(process.env)

@@ -42,7 +42,11 @@ export interface Config {
   readonly shutdownGrace: number
   readonly redisUrl: string | undefined
   readonly ops: { readonly host: string; readonly port: number }
-  readonly http: { readonly port: number | undefined; readonly webroot: string | undefined; readonly publicUrl: string | undefined }
+  readonly http: {
+    readonly port: number | undefined
+    readonly webroot: string | undefined
+    readonly publicUrl: string | undefined
+  }
   readonly log: { readonly level: string; readonly recipients: LogRecipients }
 }
 
@@ -102,10 +106,14 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     },
   }
   if (config.smtp.relays.length === 0 && !reader.failed('POSTERN_SMTP_URL')) {
-    reader.fault('POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.')
+    reader.fault(
+      'POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.',
+    )
   }
   if (config.tls.minVersion > config.tls.maxVersion) {
-    reader.fault(`POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`)
+    reader.fault(
+      `POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`,
+    )
   }
   if (config.http.webroot !== undefined && config.http.port === undefined && !reader.failed('POSTERN_HTTP_PORT')) {
     reader.fault('POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT: the port on which its files are served.')
@@ -115,7 +123,8 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
 }
 
 function parseRedisUrl(text: string): string {
-  if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol)) throw new RangeError('should be a redis:// or rediss:// URL')
+  if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol))
+    throw new RangeError('should be a redis:// or rediss:// URL')
   const { username, password, pathname } = new URL(text)
   if (!/^(?:\/\d{0,5})?$/.test(pathname)) throw new RangeError('has a path that is not the number of a database')
   try {
@@ -140,12 +149,17 @@ function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
   if (tls === 'required') return []
   return relays
     .filter((relay) => !relay.secure && !isLoopback(relay.host))
-    .map((relay) => `POSTERN_SMTP_TLS is ${tls}: messages and passwords may cross the network to ${relay.label} unencrypted.`)
+    .map(
+      (relay) =>
+        `POSTERN_SMTP_TLS is ${tls}: messages and passwords may cross the network to ${relay.label} unencrypted.`,
+    )
 }
 
 function sizeWarnings({ maxSize, maxInflight }: Config): readonly string[] {
   if (maxSize <= maxInflight) return []
-  return [`POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`]
+  return [
+    `POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`,
+  ]
 }
 
 /** The host name, as long as it can stand in an EHLO; else the address literal that RFC 5321 §4.1.4 asks for. */

@@ -5,7 +5,14 @@ import type { Client } from './identity/clients.ts'
 import type { LogRecipients } from './config.ts'
 import { Problem } from './errors.ts'
 import type { Outgoing } from './relay/handover.ts'
-import { type Claim, type Claimed, derivedId, type IdempotencyStore, isFinal, parseIdempotencyKey } from './state/idempotency.ts'
+import {
+  type Claim,
+  type Claimed,
+  derivedId,
+  type IdempotencyStore,
+  isFinal,
+  parseIdempotencyKey,
+} from './state/idempotency.ts'
 import type { Metrics } from './operations/metrics.ts'
 import { onceOver } from './plugins/answers.ts'
 import { callerOf } from './plugins/identity.ts'
@@ -53,7 +60,8 @@ export class Dispatcher {
     const { client } = callerOf(request)
     const header = request.headers['idempotency-key']
     const key = header === undefined ? undefined : parseIdempotencyKey(String(header))
-    if (key === undefined || job.dryRun) return answer(reply, 200, JSON.stringify(await this.#run(request, reply, job, request.id)))
+    if (key === undefined || job.dryRun)
+      return answer(reply, 200, JSON.stringify(await this.#run(request, reply, job, request.id)))
 
     const claim = await this.#claim(client.name, key, job, request, reply)
     if (claim === undefined) return
@@ -68,23 +76,38 @@ export class Dispatcher {
   }
 
   /** The claim of a new request; a finished one is answered here. Throws the Problem for a key that is taken. */
-  async #claim(client: string, key: string, job: Job, request: FastifyRequest, reply: FastifyReply): Promise<Claim | undefined> {
+  async #claim(
+    client: string,
+    key: string,
+    job: Job,
+    request: FastifyRequest,
+    reply: FastifyReply,
+  ): Promise<Claim | undefined> {
     const { store, metrics } = this.#options
-    const found = await store.claim(client, key, typeof job.bodyHash === 'string' ? job.bodyHash : undefined).catch((error: unknown) => {
-      metrics.idempotency.inc({ result: 'unavailable' })
-      throw error
-    })
-    const claimed: Claimed = found.state === 'finished' && (await isOther(job, found.bodyHash)) ? { state: 'reused' } : found
+    const found = await store
+      .claim(client, key, typeof job.bodyHash === 'string' ? job.bodyHash : undefined)
+      .catch((error: unknown) => {
+        metrics.idempotency.inc({ result: 'unavailable' })
+        throw error
+      })
+    const claimed: Claimed =
+      found.state === 'finished' && (await isOther(job, found.bodyHash)) ? { state: 'reused' } : found
     metrics.idempotency.inc({ result: claimed.state })
     switch (claimed.state) {
       case 'new':
         return claimed.claim
       case 'running':
-        throw new Problem('idempotency_in_progress', 'The first request with this Idempotency-Key is still running.', { retryAfter: 2 })
+        throw new Problem('idempotency_in_progress', 'The first request with this Idempotency-Key is still running.', {
+          retryAfter: 2,
+        })
       case 'reused':
         throw new Problem('idempotency_key_reused', 'This Idempotency-Key was used with another body.')
       case 'lost':
-        throw new Problem('delivery_unknown', 'The gateway that took this message was lost: it may have been delivered.', { headers: REPLAYED })
+        throw new Problem(
+          'delivery_unknown',
+          'The gateway that took this message was lost: it may have been delivered.',
+          { headers: REPLAYED },
+        )
       case 'finished': {
         const { status, body } = claimed.answer
         void reply.headers(REPLAYED)
@@ -108,7 +131,14 @@ export class Dispatcher {
     const { relay, code, response, accepted, rejected } = delivery
     const status = rejected.length > 0 ? 'partial' : 'accepted'
     this.#record(request, reply, { outcome: status, ...delivery }, envelope.to.length)
-    return { id: request.id, message_id: messageId, status, accepted: [...accepted], rejected: [...rejected], smtp: { relay, code, response } }
+    return {
+      id: request.id,
+      message_id: messageId,
+      status,
+      accepted: [...accepted],
+      rejected: [...rejected],
+      smtp: { relay, code, response },
+    }
   }
 
   #record(request: FastifyRequest, reply: FastifyReply, result: AuditResult, addressed: number): void {
@@ -117,7 +147,12 @@ export class Dispatcher {
   }
 
   /** Holds the message's place until the relay is done with it, even where the caller has gone away meanwhile. */
-  async #handOver({ place }: FastifyRequest, reply: FastifyReply, client: Client, outgoing: Outgoing): Promise<Delivery> {
+  async #handOver(
+    { place }: FastifyRequest,
+    reply: FastifyReply,
+    client: Client,
+    outgoing: Outgoing,
+  ): Promise<Delivery> {
     const recipients = outgoing.envelope.to.length
     const taken = await this.#options.allowances.take(client, recipients)
     place?.retain()
@@ -127,7 +162,8 @@ export class Dispatcher {
       return delivery
     } catch (error) {
       // What is not known to be a refusal may have been sent.
-      if (!(error instanceof Problem)) throw new Problem('delivery_unknown', 'The gateway failed while it handed the message over.', { cause: error })
+      if (!(error instanceof Problem))
+        throw new Problem('delivery_unknown', 'The gateway failed while it handed the message over.', { cause: error })
       if (error.outcome === 'not_sent') await taken.refund(recipients)
       throw error
     } finally {

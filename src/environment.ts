@@ -73,7 +73,9 @@ export class EnvironmentReader {
     for (const name of Object.keys(this.#env)) {
       if (!name.startsWith('POSTERN_') || this.#known.has(name)) continue
       const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
-      const hint = isServiceLink ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod' : 'check its spelling'
+      const hint = isServiceLink
+        ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod'
+        : 'check its spelling'
       this.fault(`${name} is not a setting of Postern: ${hint}.`)
     }
   }

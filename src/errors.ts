@@ -18,7 +18,11 @@ export const PROBLEMS = {
   method_not_allowed: { status: 405, title: 'This path does not take this method', retryable: false },
   not_acceptable: { status: 406, title: 'The answer cannot be given in an accepted media type', retryable: false },
   request_timeout: { status: 408, title: 'The request came too slowly', retryable: true },
-  idempotency_in_progress: { status: 409, title: 'A request with this idempotency key is still running', retryable: true },
+  idempotency_in_progress: {
+    status: 409,
+    title: 'A request with this idempotency key is still running',
+    retryable: true,
+  },
   message_too_large: { status: 413, title: 'The message is too large', retryable: false },
   too_many_recipients: { status: 413, title: 'The message has too many recipients', retryable: false },
   unsupported_media_type: { status: 415, title: 'This path does not take this media type', retryable: false },
@@ -92,7 +96,10 @@ export class Problem extends Error {
     this.errors = details.errors
     this.smtp = details.smtp
     this.headers = takesRetryAfter(this.status)
-      ? { 'retry-after': String(Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))), ...details.headers }
+      ? {
+          'retry-after': String(Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))),
+          ...details.headers,
+        }
       : { ...details.headers }
   }
 

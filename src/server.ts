@@ -66,13 +66,35 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
   metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
-  const redis = config.redisUrl === undefined ? undefined : await connectRedis(config.redisUrl, (up, reason) => {
-    if (up) logger.info('the shared store is there')
-    else logger.error({ error: reason?.message }, 'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone')
-  })
+  const redis =
+    config.redisUrl === undefined
+      ? undefined
+      : await connectRedis(config.redisUrl, (up, reason) => {
+          if (up) logger.info('the shared store is there')
+          else
+            logger.error(
+              { error: reason?.message },
+              'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone',
+            )
+        })
   const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
-  const dispatcher = new Dispatcher({ relays, store, allowances: new Allowances(redis), metrics, logRecipients: config.log.recipients })
-  const app = build({ dispatcher, metrics, config, secureContext: loaded.secureContext, clients, admission, logger, shuttingDown: () => shuttingDown })
+  const dispatcher = new Dispatcher({
+    relays,
+    store,
+    allowances: new Allowances(redis),
+    metrics,
+    logRecipients: config.log.recipients,
+  })
+  const app = build({
+    dispatcher,
+    metrics,
+    config,
+    secureContext: loaded.secureContext,
+    clients,
+    admission,
+    logger,
+    shuttingDown: () => shuttingDown,
+  })
   const sockets = trackSockets(app.server)
   let firstLook: Promise<void> = Promise.resolve()
   const operations = operationsServer({
@@ -135,7 +157,13 @@ export async function start(config: Config, loaded: Loaded, logger: FastifyBaseL
     },
   }
   logger.info(
-    { port: gateway.port, ops_port: gateway.opsPort, http_port: gateway.httpPort, clients: loaded.clients.clients.size, relays: relays.status.map(({ label }) => label) },
+    {
+      port: gateway.port,
+      ops_port: gateway.opsPort,
+      http_port: gateway.httpPort,
+      clients: loaded.clients.clients.size,
+      relays: relays.status.map(({ label }) => label),
+    },
     'listening',
   )
   return gateway
@@ -157,7 +185,12 @@ async function listen(server: NetServer, name: string, host: string, port: numbe
     await once(server, 'listening')
   } catch (error) {
     const code = codeOf(error)
-    const why = code === 'EADDRINUSE' ? 'is in use by another program' : code === 'EACCES' ? 'may not be bound by this user: take one above 1023' : `cannot be bound (${code})`
+    const why =
+      code === 'EADDRINUSE'
+        ? 'is in use by another program'
+        : code === 'EACCES'
+          ? 'may not be bound by this user: take one above 1023'
+          : `cannot be bound (${code})`
     throw new LoadError([`${name}: ${host}:${port} ${why}.`])
   }
 }

@@ -5,7 +5,15 @@ export interface Allowance {
   readonly seconds: number
 }
 
-const SIZES: Readonly<Record<string, number>> = { B: 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 }
+const SIZES: Readonly<Record<string, number>> = {
+  B: 1,
+  KB: 1e3,
+  MB: 1e6,
+  GB: 1e9,
+  KIB: 2 ** 10,
+  MIB: 2 ** 20,
+  GIB: 2 ** 30,
+}
 const DURATIONS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
 const WINDOWS_S: Readonly<Record<string, number>> = { second: 1, minute: 60, hour: 3600, day: 86_400 }
 
@@ -13,7 +21,8 @@ const WINDOWS_S: Readonly<Record<string, number>> = { second: 1, minute: 60, hou
 export function parseSize(text: string): number {
   const match = /^(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?i?b)?$/i.exec(text.trim())
   const factor = SIZES[(match?.[2] ?? 'B').toUpperCase()]
-  if (match?.[1] === undefined || factor === undefined) throw new RangeError('is not a size such as 25MB, 512KiB or 1000')
+  if (match?.[1] === undefined || factor === undefined)
+    throw new RangeError('is not a size such as 25MB, 512KiB or 1000')
   return positive(Math.floor(Number(match[1]) * factor))
 }
 
@@ -21,7 +30,8 @@ export function parseSize(text: string): number {
 export function parseDuration(text: string): number {
   const match = /^(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)$/.exec(text.trim())
   const factor = DURATIONS_MS[match?.[2] ?? '']
-  if (match?.[1] === undefined || factor === undefined) throw new RangeError('is not a duration such as 30s, 500ms or 5m')
+  if (match?.[1] === undefined || factor === undefined)
+    throw new RangeError('is not a duration such as 30s, 500ms or 5m')
   const ms = positive(Math.round(Number(match[1]) * factor))
   if (ms > 86_400_000) throw new RangeError('is longer than a day')
   return ms

@@ -17,30 +17,61 @@ t.test('a challenge file is served to GET and HEAD', async (t) => {
   const { ask, write } = await started(t)
   write(TOKEN, `${TOKEN}.thumbprint`)
   t.match(await ask(`${CHALLENGES}/${TOKEN}`), { status: 200, text: `${TOKEN}.thumbprint` })
-  t.match(await ask(`${CHALLENGES}/${TOKEN}`, { method: 'HEAD' }), { status: 200, text: '', headers: { 'content-length': '54' } })
+  t.match(await ask(`${CHALLENGES}/${TOKEN}`, { method: 'HEAD' }), {
+    status: 200,
+    text: '',
+    headers: { 'content-length': '54' },
+  })
 })
 
-t.test('nothing else of the disk is served: no listing, no traversal, no way out by symlink, no odd or large file', async (t) => {
-  const { ask, write, webroot, challenges } = await started(t)
-  write(TOKEN, 'good')
-  writeFileSync(join(webroot, '..', 'secret'), 'SECRET')
-  writeFileSync(join(webroot, 'secret'), 'SECRET')
-  symlinkSync(join(webroot, '..', 'secret'), join(challenges, 'outside'))
-  symlinkSync('/etc', join(challenges, 'etc'))
-  symlinkSync(TOKEN, join(challenges, 'inside'))
-  mkdirSync(join(challenges, 'directory'))
-  writeFileSync(join(challenges, 'large'), Buffer.alloc(5_000, 'a'))
-  execFileSync('mkfifo', [join(challenges, 'fifo')])
-  const absent = ['', 'absent', 'outside', 'etc', 'etc/passwd', 'directory', 'directory/', 'large', 'fifo', '../../secret', '../../../secret', '..%2f..%2fsecret', '%2e%2e/%2e%2e/secret', '..\\secret', `${TOKEN}%00`, `${TOKEN}?x`, `${TOKEN}/`, '.hidden', 'a'.repeat(2_000)]
-  for (const name of absent) {
-    const answer = await ask(`${CHALLENGES}/${name}`)
-    t.equal(answer.status, 404, name)
-    t.notMatch(answer.text, /SECRET|root:/)
-  }
-  t.equal((await ask('/secret')).status, 301)
-  t.equal((await ask('/../secret')).status, 301)
-  t.match(await ask(`${CHALLENGES}/inside`), { status: 200, text: 'good' }, 'a symlink within the webroot is a file of it')
-})
+t.test(
+  'nothing else of the disk is served: no listing, no traversal, no way out by symlink, no odd or large file',
+  async (t) => {
+    const { ask, write, webroot, challenges } = await started(t)
+    write(TOKEN, 'good')
+    writeFileSync(join(webroot, '..', 'secret'), 'SECRET')
+    writeFileSync(join(webroot, 'secret'), 'SECRET')
+    symlinkSync(join(webroot, '..', 'secret'), join(challenges, 'outside'))
+    symlinkSync('/etc', join(challenges, 'etc'))
+    symlinkSync(TOKEN, join(challenges, 'inside'))
+    mkdirSync(join(challenges, 'directory'))
+    writeFileSync(join(challenges, 'large'), Buffer.alloc(5_000, 'a'))
+    execFileSync('mkfifo', [join(challenges, 'fifo')])
+    const absent = [
+      '',
+      'absent',
+      'outside',
+      'etc',
+      'etc/passwd',
+      'directory',
+      'directory/',
+      'large',
+      'fifo',
+      '../../secret',
+      '../../../secret',
+      '..%2f..%2fsecret',
+      '%2e%2e/%2e%2e/secret',
+      '..\\secret',
+      `${TOKEN}%00`,
+      `${TOKEN}?x`,
+      `${TOKEN}/`,
+      '.hidden',
+      'a'.repeat(2_000),
+    ]
+    for (const name of absent) {
+      const answer = await ask(`${CHALLENGES}/${name}`)
+      t.equal(answer.status, 404, name)
+      t.notMatch(answer.text, /SECRET|root:/)
+    }
+    t.equal((await ask('/secret')).status, 301)
+    t.equal((await ask('/../secret')).status, 301)
+    t.match(
+      await ask(`${CHALLENGES}/inside`),
+      { status: 200, text: 'good' },
+      'a symlink within the webroot is a file of it',
+    )
+  },
+)
 
 t.test('everything else is sent to the public URL, whatever host was asked for', async (t) => {
   const { ask } = await started(t, { POSTERN_PUBLIC_URL: 'https://mail.corp.example:443/' })
@@ -53,8 +84,12 @@ t.test('everything else is sent to the public URL, whatever host was asked for',
     ['/\\evil.example', 'https://mail.corp.example/\\evil.example'],
     ['/%0d%0aSet-Cookie:x', 'https://mail.corp.example/%0d%0aSet-Cookie:x'],
   ]
-  for (const [path, location] of cases) t.match(await ask(path, { headers: { host: 'evil.example' } }), { status: 301, headers: { location } }, path)
-  t.match(await ask('/v1/messages', { method: 'POST' }), { status: 301, headers: { location: 'https://mail.corp.example/v1/messages' } })
+  for (const [path, location] of cases)
+    t.match(await ask(path, { headers: { host: 'evil.example' } }), { status: 301, headers: { location } }, path)
+  t.match(await ask('/v1/messages', { method: 'POST' }), {
+    status: 301,
+    headers: { location: 'https://mail.corp.example/v1/messages' },
+  })
   t.match(await ask(`${CHALLENGES}/${TOKEN}`, { method: 'POST' }), { status: 301 })
 })
 
@@ -124,7 +159,9 @@ async function started(t: Test, env: Record<string, string> = {}) {
   const webroot = join(directory, 'webroot')
   const challenges = join(webroot, CHALLENGES)
   mkdirSync(challenges, { recursive: true })
-  const { gateway, port } = await startGateway(t, { env: { POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: webroot, ...env } })
+  const { gateway, port } = await startGateway(t, {
+    env: { POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: webroot, ...env },
+  })
   const httpPort = gateway.httpPort ?? 0
   return {
     webroot,
@@ -133,12 +170,24 @@ async function started(t: Test, env: Record<string, string> = {}) {
     httpPort,
     opsPort: gateway.opsPort,
     write: (name: string, content: string) => writeFileSync(join(challenges, name), content),
-    ask: (path: string, options: { method?: string; headers?: Record<string, string> } = {}) => get(httpPort, path, options),
+    ask: (path: string, options: { method?: string; headers?: Record<string, string> } = {}) =>
+      get(httpPort, path, options),
   }
 }
 
-async function get(port: number, path: string, options: { method?: string; headers?: Record<string, string> } = {}): Promise<Answer> {
-  const request = httpRequest({ host: '127.0.0.1', port, path, agent: false, ...options, headers: { host: '127.0.0.1', ...options.headers } })
+async function get(
+  port: number,
+  path: string,
+  options: { method?: string; headers?: Record<string, string> } = {},
+): Promise<Answer> {
+  const request = httpRequest({
+    host: '127.0.0.1',
+    port,
+    path,
+    agent: false,
+    ...options,
+    headers: { host: '127.0.0.1', ...options.headers },
+  })
   request.end()
   const [response] = await once(request, 'response')
   let text = ''

@@ -12,11 +12,15 @@ const RAW = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw
 const RAW_PATH = '/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=user@corp.example'
 
 const body = (subject: string): string => JSON.stringify({ ...MESSAGE, subject })
-const post = (subject: string, headers = ''): string => `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n${headers}Content-Length: ${body(subject).length}\r\n\r\n${body(subject)}`
+const post = (subject: string, headers = ''): string =>
+  `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n${headers}Content-Length: ${body(subject).length}\r\n\r\n${body(subject)}`
 
 /** A value of the operations port. */
 async function metric({ gateway }: TestGateway, name: string): Promise<number> {
-  const [answer] = await once(get({ host: '127.0.0.1', port: gateway.opsPort, path: '/metrics', agent: false }), 'response')
+  const [answer] = await once(
+    get({ host: '127.0.0.1', port: gateway.opsPort, path: '/metrics', agent: false }),
+    'response',
+  )
   const text = (await answer.toArray()).join('')
   return Number(new RegExp(`^${name} (\\d+)$`, 'm').exec(text)?.[1] ?? NaN)
 }
@@ -39,8 +43,14 @@ interface BusyGateway extends TestGateway {
 async function startBusy(t: Test, pending: number, clients = ANYTHING): Promise<BusyGateway> {
   const held: (() => void)[] = []
   let open = false
-  const relay: TestRelay = await startRelay(t, { onMailFrom: (_address, _session, done) => (open ? done() : void held.push(done)) })
-  const gateway = await startGateway(t, { relay, clients, env: { POSTERN_SMTP_CONNECTIONS: '1', POSTERN_MAX_PENDING: String(pending), POSTERN_SMTP_TIMEOUT: '20s' } })
+  const relay: TestRelay = await startRelay(t, {
+    onMailFrom: (_address, _session, done) => (open ? done() : void held.push(done)),
+  })
+  const gateway = await startGateway(t, {
+    relay,
+    clients,
+    env: { POSTERN_SMTP_CONNECTIONS: '1', POSTERN_MAX_PENDING: String(pending), POSTERN_SMTP_TIMEOUT: '20s' },
+  })
   const first = gateway.post({ ...MESSAGE, subject: 'first' })
   while (held.length === 0) await new Promise((resolve) => setImmediate(resolve))
   return {
@@ -74,38 +84,45 @@ t.test('places are given up to the limit and never past it, in messages and in b
   t.same([admission.messages, admission.bytes], [0, 0])
 })
 
-t.test('when everything is taken, the client that holds more loses the oldest body that is still to come', async (t) => {
-  const admission = new Admission(4, 100)
-  const cut: string[] = []
-  const hold = (client: string, name: string, bytes = 10): ReturnType<Admission['enter']> => {
-    const place = admission.enter(client, bytes)
-    place.reading(({ code }) => {
-      cut.push(`${name} ${code}`)
-      return true
-    })
-    return place
-  }
-  const slow = [hold('slow', '1'), hold('slow', '2'), hold('slow', '3'), hold('slow', '4')]
-  t.throws(() => hold('slow', '5'), { code: 'overloaded' }, 'nobody takes a place from himself')
-  t.same(cut, [])
-  hold('quick', 'a')
-  t.same(cut.splice(0), ['1 overloaded'])
-  t.same([admission.messages, admission.bytes], [4, 40])
-  t.throws(() => slow[0]?.grow(1), { code: 'overloaded' }, 'who was cut gets no more')
-  slow[0]?.release()
-  t.same([admission.messages, admission.bytes], [4, 40], 'and gives nothing back twice')
-  hold('quick', 'b')
-  t.same(cut.splice(0), ['2 overloaded'])
-  t.throws(() => hold('quick', 'c'), { code: 'overloaded' }, 'up to an equal share')
-  t.same(cut, [])
-  slow[2]?.release()
-  hold('large', 'd', 70)
-  t.throws(() => hold('other', 'e', 80), { code: 'overloaded' }, 'who asks for more than the others have gets nothing')
-  t.same(cut, [])
-  hold('slow', 'f', 20)
-  t.same(cut, ['d overloaded'], 'bytes count as messages do')
-  t.same([admission.messages, admission.bytes], [4, 50])
-})
+t.test(
+  'when everything is taken, the client that holds more loses the oldest body that is still to come',
+  async (t) => {
+    const admission = new Admission(4, 100)
+    const cut: string[] = []
+    const hold = (client: string, name: string, bytes = 10): ReturnType<Admission['enter']> => {
+      const place = admission.enter(client, bytes)
+      place.reading(({ code }) => {
+        cut.push(`${name} ${code}`)
+        return true
+      })
+      return place
+    }
+    const slow = [hold('slow', '1'), hold('slow', '2'), hold('slow', '3'), hold('slow', '4')]
+    t.throws(() => hold('slow', '5'), { code: 'overloaded' }, 'nobody takes a place from himself')
+    t.same(cut, [])
+    hold('quick', 'a')
+    t.same(cut.splice(0), ['1 overloaded'])
+    t.same([admission.messages, admission.bytes], [4, 40])
+    t.throws(() => slow[0]?.grow(1), { code: 'overloaded' }, 'who was cut gets no more')
+    slow[0]?.release()
+    t.same([admission.messages, admission.bytes], [4, 40], 'and gives nothing back twice')
+    hold('quick', 'b')
+    t.same(cut.splice(0), ['2 overloaded'])
+    t.throws(() => hold('quick', 'c'), { code: 'overloaded' }, 'up to an equal share')
+    t.same(cut, [])
+    slow[2]?.release()
+    hold('large', 'd', 70)
+    t.throws(
+      () => hold('other', 'e', 80),
+      { code: 'overloaded' },
+      'who asks for more than the others have gets nothing',
+    )
+    t.same(cut, [])
+    hold('slow', 'f', 20)
+    t.same(cut, ['d overloaded'], 'bytes count as messages do')
+    t.same([admission.messages, admission.bytes], [4, 50])
+  },
+)
 
 t.test('a place whose body has come is not taken away', async (t) => {
   const admission = new Admission(2, 100)
@@ -119,10 +136,11 @@ t.test('a client that sends slowly on every place cannot keep another one out', 
   const slow = await pki.client('slow')
   const clients = `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] }, slow: { fingerprints: ["${slow.fingerprint}"], from: ["*"], raw: true } }`
   const bodies: Record<string, string> = {
-    'JSON': `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`,
+    JSON: `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{`,
     'JSON without a length': `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n`,
-    'multipart': 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n--x\r\n',
-    'raw': `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nFrom\r\n`,
+    multipart:
+      'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n--x\r\n',
+    raw: `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nFrom\r\n`,
   }
   for (const [name, bytes] of Object.entries(bodies)) {
     const gateway = await startGateway(t, { clients, env: { POSTERN_MAX_PENDING: '3' } })
@@ -146,11 +164,14 @@ t.test('a client that sends slowly on every place cannot keep another one out', 
 t.test('a message too many is refused at once, on every route, and its body is not asked for', async (t) => {
   const gateway = await startBusy(t, 1, RAW)
   const refusals: Record<string, string> = {
-    'JSON': post('x'),
-    'JSON without a length': 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n',
-    'JSON that waits to be asked for': 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n',
-    'multipart': 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n',
-    'raw': `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nTransfer-Encoding: chunked\r\n\r\n`,
+    JSON: post('x'),
+    'JSON without a length':
+      'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n',
+    'JSON that waits to be asked for':
+      'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nExpect: 100-continue\r\nContent-Length: 1000\r\n\r\n',
+    multipart:
+      'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 1000000\r\n\r\n',
+    raw: `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nTransfer-Encoding: chunked\r\n\r\n`,
     'with a key': post('x', 'Idempotency-Key: refused\r\n'),
   }
   for (const [name, bytes] of Object.entries(refusals)) {
@@ -167,7 +188,11 @@ t.test('a message too many is refused at once, on every route, and its body is n
   t.equal(await metric(gateway, 'postern_rejections_total\\{code="overloaded"\\}'), Object.keys(refusals).length)
   gateway.letGo()
   t.equal((await gateway.first).status, 200)
-  await until(async () => (await gateway.post({ ...MESSAGE, subject: 'second' }, { headers: { 'idempotency-key': 'refused' } })).status === 200)
+  await until(
+    async () =>
+      (await gateway.post({ ...MESSAGE, subject: 'second' }, { headers: { 'idempotency-key': 'refused' } })).status ===
+      200,
+  )
   t.same(gateway.subjects, ['first', 'second'])
 })
 
@@ -192,7 +217,10 @@ t.test('a waiting caller that leaves frees its place, and its message is not sen
     'with a message, after it ended its side': { bytes: post('left'), messages: 1, politely: true },
     'with a key': { bytes: post('left', 'Idempotency-Key: left\r\n'), messages: 1 },
     'with three messages on one connection': { bytes: post('left').repeat(3), messages: 3 },
-    'with a complete message': { bytes: `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nContent-Length: ${raw.length}\r\n\r\n${raw}`, messages: 1 },
+    'with a complete message': {
+      bytes: `POST ${RAW_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: message/rfc822\r\nContent-Length: ${raw.length}\r\n\r\n${raw}`,
+      messages: 1,
+    },
   }
   for (const [name, { bytes, messages, politely }] of Object.entries(leavers)) {
     const gateway = await startBusy(t, 1 + messages, RAW)

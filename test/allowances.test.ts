@@ -7,7 +7,8 @@ import { MESSAGE, oneConnection, startGateway } from './support/gateway.ts'
 import { startOnFiles } from './support/motion.ts'
 import { startRelay } from './support/relay.ts'
 
-const withPolicy = (policy: string): string => `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], ${policy} } }`
+const withPolicy = (policy: string): string =>
+  `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], ${policy} } }`
 const to = (count: number): string[] => Array.from({ length: count }, (_, n) => `u${n}@corp.example`)
 
 t.test('a client that sends faster than its rate is told when to come again', async (t) => {
@@ -32,7 +33,8 @@ t.test('Retry-After is exact: then, and not before, the next message goes', asyn
 t.test('a quota counts recipients, and what was refused does not use it up', async (t) => {
   let refuse = false
   const relay = await startRelay(t, {
-    onRcptTo: (_address, _session, done) => (refuse ? done(Object.assign(new Error('no'), { responseCode: 550 })) : done()),
+    onRcptTo: (_address, _session, done) =>
+      refuse ? done(Object.assign(new Error('no'), { responseCode: 550 })) : done(),
   })
   const { post } = await startGateway(t, { relay, clients: withPolicy('quota: 10/day, max_recipients: 20') })
   t.match(await post({ ...MESSAGE, to: to(11) }), { status: 429, json: { code: 'quota_exceeded' } })
@@ -48,10 +50,14 @@ t.test('a quota counts recipients, and what was refused does not use it up', asy
 
 t.test('a recipient that the relay refused is given back to the quota', async (t) => {
   const relay = await startRelay(t, {
-    onRcptTo: ({ address }, _session, done) => (address.startsWith('bad') ? done(Object.assign(new Error('no'), { responseCode: 550 })) : done()),
+    onRcptTo: ({ address }, _session, done) =>
+      address.startsWith('bad') ? done(Object.assign(new Error('no'), { responseCode: 550 })) : done(),
   })
   const { post } = await startGateway(t, { relay, clients: withPolicy('quota: 3/day') })
-  t.match(await post({ ...MESSAGE, to: ['a@corp.example', 'bad1@corp.example', 'bad2@corp.example'] }), { status: 200, json: { status: 'partial' } })
+  t.match(await post({ ...MESSAGE, to: ['a@corp.example', 'bad1@corp.example', 'bad2@corp.example'] }), {
+    status: 200,
+    json: { status: 'partial' },
+  })
   t.equal((await post({ ...MESSAGE, to: to(2) })).status, 200)
   t.equal((await post(MESSAGE)).status, 429)
 })
@@ -76,7 +82,7 @@ t.test('recipients that are given back after their window has ended are no gift 
   await t.rejects(allowances.take(client, 1), { code: 'quota_exceeded' })
 })
 
-t.test('what one client uses up is another client\'s no less', async (t) => {
+t.test("what one client uses up is another client's no less", async (t) => {
   const allowances = new Allowances(undefined)
   const rate = { points: 1, seconds: 3600 }
   await allowances.take(limited('a', { rate }), 1)
@@ -97,23 +103,42 @@ t.test('a message over the quota does not use up the rate, nor one over the rate
 })
 
 t.test('a changed clients file holds from the next message, on connections that are open too', async (t) => {
-  const listing = (policy: string): string => `clients: { billing: { fingerprints: ["FINGERPRINT"], from: ["*"], ${policy} } }\n`
+  const listing = (policy: string): string =>
+    `clients: { billing: { fingerprints: ["FINGERPRINT"], from: ["*"], ${policy} } }\n`
   const gateway = await startOnFiles(t, { clients: listing('rate: 2/hour') })
   const agent = oneConnection(t)
   const body = JSON.stringify({ ...MESSAGE, to: to(3) })
   const post = async (): Promise<unknown> => {
     const { pki, port, client } = gateway
     const headers = { 'content-type': 'application/json', 'content-length': body.length }
-    const outgoing = request({ host: '127.0.0.1', servername: 'localhost', port, method: 'POST', path: '/v1/messages', agent, headers, ca: pki.ca.certificate, cert: client.certificate, key: client.key })
+    const outgoing = request({
+      host: '127.0.0.1',
+      servername: 'localhost',
+      port,
+      method: 'POST',
+      path: '/v1/messages',
+      agent,
+      headers,
+      ca: pki.ca.certificate,
+      cert: client.certificate,
+      key: client.key,
+    })
     outgoing.end(body)
     const [answer] = await once(outgoing, 'response')
     const { code } = JSON.parse((await answer.toArray()).join(''))
     return code ?? answer.statusCode
   }
-  const change = (policy: string): Promise<unknown> => gateway.reloaded('clients', () => gateway.replace('clients.yaml', listing(policy).replace('FINGERPRINT', gateway.client.fingerprint)))
+  const change = (policy: string): Promise<unknown> =>
+    gateway.reloaded('clients', () =>
+      gateway.replace('clients.yaml', listing(policy).replace('FINGERPRINT', gateway.client.fingerprint)),
+    )
   t.same([await post(), await post(), await post()], [200, 200, 'rate_limited'])
   await change('rate: 3/hour')
-  t.same([await post(), await post(), await post(), await post()], [200, 200, 200, 'rate_limited'], 'a higher rate, counted anew')
+  t.same(
+    [await post(), await post(), await post(), await post()],
+    [200, 200, 200, 'rate_limited'],
+    'a higher rate, counted anew',
+  )
   await change('quota: 4/day')
   t.same([await post(), await post()], [200, 'quota_exceeded'], 'a quota where there was a rate')
   await change('max_recipients: 2')
@@ -122,7 +147,10 @@ t.test('a changed clients file holds from the next message, on connections that 
 
 function limited(name: string, allowances: Pick<Client, 'rate'> | Pick<Client, 'quota'>): Client {
   const fingerprint = Array.from({ length: 32 }, () => 'AB').join(':')
-  const client = parseClients(`clients: { ${name}: { fingerprints: ["${fingerprint}"], from: ["*"] } }`, 'clients.yaml').clients.get(name)
+  const client = parseClients(
+    `clients: { ${name}: { fingerprints: ["${fingerprint}"], from: ["*"] } }`,
+    'clients.yaml',
+  ).clients.get(name)
   if (client === undefined) throw new Error(`${name} is not listed`)
   return { ...client, ...allowances }
 }

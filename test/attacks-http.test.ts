@@ -2,7 +2,16 @@ import { once } from 'node:events'
 import { request as httpRequest } from 'node:http'
 import t from 'tap'
 import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
-import { type Dial, dial, firstAnswer, parseAnswer, parseAnswers, type RawAnswer, rest, speak } from './support/sockets.ts'
+import {
+  type Dial,
+  dial,
+  firstAnswer,
+  parseAnswer,
+  parseAnswers,
+  type RawAnswer,
+  rest,
+  speak,
+} from './support/sockets.ts'
 
 const BODY = JSON.stringify(MESSAGE)
 const HEAD = 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
@@ -53,7 +62,7 @@ t.test('requests that two readers could read differently are refused, and nothin
     'a target of 17 KB': `GET /${'a'.repeat(17 * 1024)} HTTP/1.1\r\nHost: localhost\r\n\r\n`,
     'HTTP/2': 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
     'HTTP/9.9': 'GET /v1/whoami HTTP/9.9\r\nHost: localhost\r\n\r\n',
-    'SMTP': 'EHLO localhost\r\nMAIL FROM:<a@b.example>\r\n\r\n',
+    SMTP: 'EHLO localhost\r\nMAIL FROM:<a@b.example>\r\n\r\n',
     'an unknown method': 'SEND /v1/messages HTTP/1.1\r\nHost: localhost\r\n\r\n',
     'a chunk size that is none': `${HEAD}Transfer-Encoding: chunked\r\n\r\nzz\r\n${BODY}\r\n0\r\n\r\n`,
     'a chunk longer than its size': `${HEAD}Transfer-Encoding: chunked\r\n\r\n5\r\n${BODY}\r\n0\r\n\r\n`,
@@ -62,7 +71,15 @@ t.test('requests that two readers could read differently are refused, and nothin
   }
   for (const [name, bytes] of Object.entries(requests)) {
     const answer = await ask(gateway, bytes)
-    t.match(answer, { status: 400, head: /^content-type: application\/problem\+json\r$/m, json: { code: 'invalid_header', outcome: 'not_sent' } }, name)
+    t.match(
+      answer,
+      {
+        status: 400,
+        head: /^content-type: application\/problem\+json\r$/m,
+        json: { code: 'invalid_header', outcome: 'not_sent' },
+      },
+      name,
+    )
     t.match(answer.head, /^strict-transport-security: .*\r$/m, `${name}: with the headers of every answer`)
   }
   t.equal(gateway.relay.messages.length, 0)
@@ -72,8 +89,21 @@ t.test('requests that two readers could read differently are refused, and nothin
 t.test('a stranger learns nothing from a request that is not valid', async (t) => {
   const gateway = await startGateway(t)
   const as = await gateway.pki.client('stranger')
-  for (const bytes of ['nonsense\r\n\r\n', 'GET /v1/whoami HTTP/1.1\r\n\r\n', `${GET}X-A: ${'a'.repeat(17 * 1024)}\r\n\r\n`, 'GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n', 'CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n', `${HEAD}Expect: nothing\r\nContent-Length: 2\r\n\r\n{}`, `${HEAD}Content-Length: 999999999\r\n\r\n`, `${HEAD}Upgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\n{}`]) {
-    t.match(await ask(gateway, bytes, { as }), { status: 403, json: { code: 'unknown_certificate' } }, bytes.slice(0, 40))
+  for (const bytes of [
+    'nonsense\r\n\r\n',
+    'GET /v1/whoami HTTP/1.1\r\n\r\n',
+    `${GET}X-A: ${'a'.repeat(17 * 1024)}\r\n\r\n`,
+    'GET /%zz HTTP/1.1\r\nHost: x\r\n\r\n',
+    'CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n',
+    `${HEAD}Expect: nothing\r\nContent-Length: 2\r\n\r\n{}`,
+    `${HEAD}Content-Length: 999999999\r\n\r\n`,
+    `${HEAD}Upgrade: h2c\r\nConnection: upgrade\r\nContent-Length: 2\r\n\r\n{}`,
+  ]) {
+    t.match(
+      await ask(gateway, bytes, { as }),
+      { status: 403, json: { code: 'unknown_certificate' } },
+      bytes.slice(0, 40),
+    )
   }
 })
 
@@ -91,7 +121,17 @@ t.test('headers that claim another identity', async (t) => {
     t.match(answer, { status: 403, json: { code: 'unknown_certificate' } }, `${name} from one who is no proxy`)
   }
   t.equal(relay.messages.length, 0)
-  for (const name of ['X-Forwarded-For', 'X-Forwarded-Host', 'X-Forwarded-Proto', 'Forwarded', 'X-Real-IP', 'X-SSL-Client-Verify', 'X-SSL-Client-Fingerprint', 'X-Client-Fingerprint', 'X-Remote-User']) {
+  for (const name of [
+    'X-Forwarded-For',
+    'X-Forwarded-Host',
+    'X-Forwarded-Proto',
+    'Forwarded',
+    'X-Real-IP',
+    'X-SSL-Client-Verify',
+    'X-SSL-Client-Fingerprint',
+    'X-Client-Fingerprint',
+    'X-Remote-User',
+  ]) {
     const answer = await request({ headers: { [name]: 'for=1.2.3.4;host=evil.example' } })
     t.equal(answer.status, 200, name)
     t.notMatch(answer.text, /evil|1\.2\.3\.4/)
@@ -101,17 +141,59 @@ t.test('headers that claim another identity', async (t) => {
 t.test('the media type is read as RFC 9110 says, and nothing else is taken for JSON', async (t) => {
   const gateway = await startGateway(t)
   const { request } = gateway
-  const send = (type: string) => request({ method: 'POST', path: '/v1/messages', body: BODY, headers: { 'content-type': type } })
-  for (const type of ['application/json', 'APPLICATION/JSON', 'Application/Json; charset=utf-8', 'application/json;charset=UTF-8', 'application/json ; charset="utf-8"', ' application/json ', 'application/json\t;\tcharset=utf-8']) {
+  const send = (type: string) =>
+    request({ method: 'POST', path: '/v1/messages', body: BODY, headers: { 'content-type': type } })
+  for (const type of [
+    'application/json',
+    'APPLICATION/JSON',
+    'Application/Json; charset=utf-8',
+    'application/json;charset=UTF-8',
+    'application/json ; charset="utf-8"',
+    ' application/json ',
+    'application/json\t;\tcharset=utf-8',
+  ]) {
     t.equal((await send(type)).status, 200, JSON.stringify(type))
   }
-  for (const type of ['text/plain', 'application/x-www-form-urlencoded', 'application/jsonx', 'application/json-patch+json', 'application/ld+json', 'xapplication/json', 'text/plain, application/json', 'application/json, text/plain', 'application/json text/plain', 'application/js\ton', 'a', '/', ';', 'text/html; application/json', 'message/rfc822']) {
+  for (const type of [
+    'text/plain',
+    'application/x-www-form-urlencoded',
+    'application/jsonx',
+    'application/json-patch+json',
+    'application/ld+json',
+    'xapplication/json',
+    'text/plain, application/json',
+    'application/json, text/plain',
+    'application/json text/plain',
+    'application/js\ton',
+    'a',
+    '/',
+    ';',
+    'text/html; application/json',
+    'message/rfc822',
+  ]) {
     t.match(await send(type), { status: 415, json: { code: 'unsupported_media_type' } }, JSON.stringify(type))
   }
-  t.match(await ask(gateway, `POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: ${BODY.length}\r\n\r\n${BODY}`), { status: 415 }, 'none')
-  t.match(await ask(gateway, `${HEAD}Content-Type: text/plain\r\nContent-Length: ${BODY.length}\r\n\r\n${BODY}`), { status: /200|415/ }, 'two: Node takes the first')
+  t.match(
+    await ask(gateway, `POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Length: ${BODY.length}\r\n\r\n${BODY}`),
+    { status: 415 },
+    'none',
+  )
+  t.match(
+    await ask(gateway, `${HEAD}Content-Type: text/plain\r\nContent-Length: ${BODY.length}\r\n\r\n${BODY}`),
+    { status: /200|415/ },
+    'two: Node takes the first',
+  )
   for (const encoding of ['gzip', 'br', 'identity, gzip']) {
-    t.match(await request({ method: 'POST', path: '/v1/messages', body: BODY, headers: { 'content-type': 'application/json', 'content-encoding': encoding } }), { status: 415 }, encoding)
+    t.match(
+      await request({
+        method: 'POST',
+        path: '/v1/messages',
+        body: BODY,
+        headers: { 'content-type': 'application/json', 'content-encoding': encoding },
+      }),
+      { status: 415 },
+      encoding,
+    )
   }
   t.match(await send('application/json; charset=utf-16'), { status: /200|415/ })
 })
@@ -119,19 +201,20 @@ t.test('the media type is read as RFC 9110 says, and nothing else is taken for J
 t.test('JSON that is a trap', async (t) => {
   const gateway = await startGateway(t)
   const { request } = gateway
-  const send = (body: string | Buffer) => request({ method: 'POST', path: '/v1/messages', body, headers: { 'content-type': 'application/json' } })
+  const send = (body: string | Buffer) =>
+    request({ method: 'POST', path: '/v1/messages', body, headers: { 'content-type': 'application/json' } })
   const fields = BODY.slice(1, -1)
   const bodies: Record<string, string | Buffer> = {
     'a __proto__': `{${fields},"__proto__":{"raw":true}}`,
     '__proto__ escaped': `{${fields},"\\u005f_proto__":{"raw":true}}`,
-    'constructor': `{${fields},"constructor":{"prototype":{"raw":true}}}`,
+    constructor: `{${fields},"constructor":{"prototype":{"raw":true}}}`,
     '__proto__ in headers': `{${fields},"headers":{"__proto__":{"X-A":"b"}}}`,
     'toString in headers': `{${fields},"headers":{"toString":"b"}}`,
     'a list': `[${BODY}]`,
-    'null': 'null',
+    null: 'null',
     'a number': '1',
     'a string': '"a"',
-    'nothing': '',
+    nothing: '',
     'two values': `${BODY}${BODY}`,
     'a comment': `/**/${BODY}`,
     'a byte order mark twice': `\ufeff\ufeff${BODY}`,
@@ -151,7 +234,11 @@ t.test('JSON that is a trap', async (t) => {
   for (const [name, body] of Object.entries(bodies)) {
     const start = performance.now()
     const answer = await send(body)
-    t.match(answer, { status: 400, json: { code: /^(malformed_json|invalid_message|invalid_header)$/, outcome: 'not_sent' } }, `${name}: ${Math.round(performance.now() - start)} ms`)
+    t.match(
+      answer,
+      { status: 400, json: { code: /^(malformed_json|invalid_message|invalid_header)$/, outcome: 'not_sent' } },
+      `${name}: ${Math.round(performance.now() - start)} ms`,
+    )
     t.ok(answer.text.length < 50_000, `${name}: the answer is short`)
   }
   t.equal(Reflect.get({}, 'raw'), undefined)
@@ -163,21 +250,41 @@ t.test('a list of 100,000 recipients is refused in no time, in whichever form it
   const gateway = await startGateway(t)
   const addresses = Array.from({ length: 100_000 }, (_, index) => `u${index}@corp.example`)
   const lists: Record<string, object> = {
-    'texts': { to: addresses },
-    'names': { to: addresses.map((address) => `Somebody <${address}>`) },
-    'objects': { bcc: addresses.map((email) => ({ email, name: 'Somebody' })) },
-    'three lists': { to: addresses.slice(0, 40_000), cc: addresses.slice(40_000, 80_000), bcc: addresses.slice(80_000) },
+    texts: { to: addresses },
+    names: { to: addresses.map((address) => `Somebody <${address}>`) },
+    objects: { bcc: addresses.map((email) => ({ email, name: 'Somebody' })) },
+    'three lists': {
+      to: addresses.slice(0, 40_000),
+      cc: addresses.slice(40_000, 80_000),
+      bcc: addresses.slice(80_000),
+    },
     'the same one': { to: addresses.fill('user@corp.example') },
     'not even strings': { to: Array(100_000).fill(1) },
-    'empty': { to: Array(100_000).fill('') },
+    empty: { to: Array(100_000).fill('') },
   }
   for (const [name, list] of Object.entries(lists)) {
-    t.match(await gateway.post({ ...MESSAGE, to: [], ...list }), { status: 413, json: { code: 'too_many_recipients' } }, name)
+    t.match(
+      await gateway.post({ ...MESSAGE, to: [], ...list }),
+      { status: 413, json: { code: 'too_many_recipients' } },
+      name,
+    )
   }
-  t.match(await gateway.post({ ...MESSAGE, reply_to: addresses }), { status: 400, json: { code: 'invalid_message' } }, 'reply_to')
-  t.match(await gateway.post({ ...MESSAGE, to: addresses.slice(0, 101).map((_, index) => `v${index}@corp.example`) }), { status: 413, json: { code: 'too_many_recipients' } }, '101')
+  t.match(
+    await gateway.post({ ...MESSAGE, reply_to: addresses }),
+    { status: 400, json: { code: 'invalid_message' } },
+    'reply_to',
+  )
+  t.match(
+    await gateway.post({ ...MESSAGE, to: addresses.slice(0, 101).map((_, index) => `v${index}@corp.example`) }),
+    { status: 413, json: { code: 'too_many_recipients' } },
+    '101',
+  )
   t.equal(gateway.relay.messages.length, 0)
-  t.equal((await gateway.post({ ...MESSAGE, to: Array(500).fill('user@corp.example') })).status, 200, 'duplicates count once')
+  t.equal(
+    (await gateway.post({ ...MESSAGE, to: Array(500).fill('user@corp.example') })).status,
+    200,
+    'duplicates count once',
+  )
   t.equal(gateway.relay.messages.length, 1)
 })
 
@@ -185,14 +292,20 @@ t.test('methods and targets', async (t) => {
   const gateway = await startGateway(t)
   const { request, port } = gateway
   for (const method of ['HEAD', 'OPTIONS', 'PUT', 'PATCH', 'DELETE', 'TRACE', 'PROPFIND']) {
-    for (const [path, allow] of [['/v1/messages', /POST/], ['/v1/whoami', /GET/]] as const) {
+    for (const [path, allow] of [
+      ['/v1/messages', /POST/],
+      ['/v1/whoami', /GET/],
+    ] as const) {
       const answer = await request({ method, path, headers: method === 'TRACE' ? { 'x-secret': 'xyzzy' } : {} })
       t.equal(answer.status, 405, `${method} ${path}`)
       t.match(answer.headers['allow'], allow)
       t.notMatch(answer.text, 'xyzzy')
     }
   }
-  t.match(parseAnswer(await speak(gateway, 'CONNECT relay:25 HTTP/1.1\r\nHost: relay:25\r\n\r\nEHLO me\r\n')), { status: 405, json: { code: 'method_not_allowed' } })
+  t.match(parseAnswer(await speak(gateway, 'CONNECT relay:25 HTTP/1.1\r\nHost: relay:25\r\n\r\nEHLO me\r\n')), {
+    status: 405,
+    json: { code: 'method_not_allowed' },
+  })
   const targets: Record<string, number> = {
     [`https://localhost:${port}/v1/whoami`]: 200,
     'http://evil.example/v1/whoami': 200,
@@ -212,25 +325,51 @@ t.test('methods and targets', async (t) => {
     '/v1/%ff': 404,
     '/v1/messages/%E0%A4%A': 404,
     '*': 404,
-    'whoami': 400,
+    whoami: 400,
     '/metrics': 404,
     '/readyz': 404,
   }
   for (const [target, status] of Object.entries(targets)) {
     const answer = await ask(gateway, `GET ${target} HTTP/1.1\r\nHost: localhost\r\n\r\n`)
     t.equal(answer.status, status, target)
-    if (status !== 200) t.match(answer.json, { code: status === 404 ? 'not_found' : 'invalid_header', outcome: 'not_sent' })
+    if (status !== 200)
+      t.match(answer.json, { code: status === 404 ? 'not_found' : 'invalid_header', outcome: 'not_sent' })
     t.match(answer.head, /^x-request-id: .+\r$/m)
   }
-  t.match(await request({ path: '/v1/messages?x=%zz', method: 'POST', body: BODY, headers: { 'content-type': 'application/json' } }), { status: 400 }, 'an unknown parameter')
+  t.match(
+    await request({
+      path: '/v1/messages?x=%zz',
+      method: 'POST',
+      body: BODY,
+      headers: { 'content-type': 'application/json' },
+    }),
+    { status: 400 },
+    'an unknown parameter',
+  )
   t.equal(await stillServes(gateway), 200)
 })
 
 t.test('mail routes do not exist on the operations port', async (t) => {
   const { gateway, relay } = await startGateway(t)
-  for (const path of ['/v1/messages', '/v1/messages/raw', '/v1/whoami', '//v1/messages', '/v1/messages/', '/__proto__', '/constructor', '/toString']) {
+  for (const path of [
+    '/v1/messages',
+    '/v1/messages/raw',
+    '/v1/whoami',
+    '//v1/messages',
+    '/v1/messages/',
+    '/__proto__',
+    '/constructor',
+    '/toString',
+  ]) {
     for (const method of ['POST', 'GET']) {
-      const outgoing = httpRequest({ host: '127.0.0.1', port: gateway.opsPort, method, path, headers: { 'content-type': 'application/json' }, agent: false })
+      const outgoing = httpRequest({
+        host: '127.0.0.1',
+        port: gateway.opsPort,
+        method,
+        path,
+        headers: { 'content-type': 'application/json' },
+        agent: false,
+      })
       outgoing.end(method === 'POST' ? BODY : undefined)
       const [answer] = await once(outgoing, 'response')
       answer.resume()
@@ -242,17 +381,30 @@ t.test('mail routes do not exist on the operations port', async (t) => {
 
 t.test('pipelined requests are answered in order, each once', async (t) => {
   const gateway = await startGateway(t)
-  const answers = parseAnswers(await speak(gateway, `${GET}\r\n${GOOD}${GET.replace('whoami', 'nothing')}\r\n${GOOD}${LAST}`))
-  t.same(answers.map(({ status }) => status), [200, 200, 404, 200, 200])
+  const answers = parseAnswers(
+    await speak(gateway, `${GET}\r\n${GOOD}${GET.replace('whoami', 'nothing')}\r\n${GOOD}${LAST}`),
+  )
+  t.same(
+    answers.map(({ status }) => status),
+    [200, 200, 404, 200, 200],
+  )
   t.equal(gateway.relay.messages.length, 2)
 })
 
 t.test('garbage behind a message does not get the message a wrong answer', async (t) => {
   const gateway = await startGateway(t)
-  for (const garbage of ['garbage\r\n\r\n', 'CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n', `${HEAD}Content-Length: 5\r\nContent-Length: 6\r\n\r\n`]) {
+  for (const garbage of [
+    'garbage\r\n\r\n',
+    'CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n',
+    `${HEAD}Content-Length: 5\r\nContent-Length: 6\r\n\r\n`,
+  ]) {
     const before = gateway.relay.messages.length
     const answers = parseAnswers(await speak(gateway, GOOD + garbage))
-    t.same(answers.map(({ status }) => status), [200], 'the answer is that of the message, and the connection ends with it')
+    t.same(
+      answers.map(({ status }) => status),
+      [200],
+      'the answer is that of the message, and the connection ends with it',
+    )
     t.equal(gateway.relay.messages.length, before + 1)
   }
 })
@@ -262,7 +414,10 @@ t.test('a refused body with its promise of more is never taken for the next requ
   const inside = GOOD
   const body = inside.padEnd(50_000, ' ')
   const answers = parseAnswers(await speak(gateway, `${HEAD}Content-Length: ${body.length}\r\n\r\n${body}${LAST}`))
-  t.same(answers.map(({ status }) => status), [413, 200])
+  t.same(
+    answers.map(({ status }) => status),
+    [413, 200],
+  )
   t.equal(gateway.relay.messages.length, 0)
 })
 
@@ -274,5 +429,8 @@ t.test('a client that stays connected after errors is served on', async (t) => {
   socket.write(`${HEAD}Content-Length: 1\r\n\r\n{`)
   socket.write('GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n')
   socket.write(GOOD + LAST)
-  t.same(parseAnswers(await everything).map(({ status }) => status), [400, 400, 404, 200, 200])
+  t.same(
+    parseAnswers(await everything).map(({ status }) => status),
+    [400, 400, 404, 200, 200],
+  )
 })

@@ -20,13 +20,31 @@ async function stillServes({ post }: TestGateway): Promise<number> {
 
 t.test('certificates that must not get in, even when their fingerprint is listed', async (t) => {
   const pki = await makePki()
-  const offers = { 'none': null, 'unknown CA': pki.strangerCaClient, 'self-signed': pki.selfSigned, 'expired': pki.expired, 'not yet valid': pki.notYetValid, 'for servers only': pki.serverOnly, 'RSA-1024': pki.rsa1024 }
+  const offers = {
+    none: null,
+    'unknown CA': pki.strangerCaClient,
+    'self-signed': pki.selfSigned,
+    expired: pki.expired,
+    'not yet valid': pki.notYetValid,
+    'for servers only': pki.serverOnly,
+    'RSA-1024': pki.rsa1024,
+  }
   const listed = Object.values(offers).flatMap((leaf) => (leaf === null ? [] : [`"${leaf.fingerprint}"`]))
-  const gateway = await startGateway(t, { clients: `clients: { billing: { fingerprints: [FINGERPRINT, ${listed.join(', ')}], from: ["*"] } }` })
+  const gateway = await startGateway(t, {
+    clients: `clients: { billing: { fingerprints: [FINGERPRINT, ${listed.join(', ')}], from: ["*"] } }`,
+  })
   for (const version of VERSIONS) {
-    t.equal(parseAnswer(await speak(gateway, WHOAMI, { minVersion: version, maxVersion: version }))?.status, 200, `a good one gets in with ${version}`)
+    t.equal(
+      parseAnswer(await speak(gateway, WHOAMI, { minVersion: version, maxVersion: version }))?.status,
+      200,
+      `a good one gets in with ${version}`,
+    )
     for (const [name, as] of Object.entries(offers)) {
-      t.equal(await speak(gateway, WHOAMI, { as, minVersion: version, maxVersion: version, ...LENIENT }), '', `${name}, ${version}: not one byte of HTTP`)
+      t.equal(
+        await speak(gateway, WHOAMI, { as, minVersion: version, maxVersion: version, ...LENIENT }),
+        '',
+        `${name}, ${version}: not one byte of HTTP`,
+      )
     }
   }
   t.equal(await stillServes(gateway), 200)
@@ -40,11 +58,26 @@ t.test('only the leaf certificate counts', async (t) => {
     const options = { minVersion: version, maxVersion: version }
     const stuffed = { certificate: unlisted.certificate + client.certificate, key: unlisted.key }
     const answer = parseAnswer(await speak(gateway, WHOAMI, { as: stuffed, ...options }))
-    t.match(answer, { status: 403, json: { code: 'unknown_certificate' } }, `a listed certificate behind an unlisted leaf, ${version}`)
-    const foreign = { certificate: pki.strangerCaClient.certificate + client.certificate, key: pki.strangerCaClient.key }
-    t.equal(await speak(gateway, WHOAMI, { as: foreign, ...options }), '', `a listed certificate behind a foreign leaf, ${version}`)
+    t.match(
+      answer,
+      { status: 403, json: { code: 'unknown_certificate' } },
+      `a listed certificate behind an unlisted leaf, ${version}`,
+    )
+    const foreign = {
+      certificate: pki.strangerCaClient.certificate + client.certificate,
+      key: pki.strangerCaClient.key,
+    }
+    t.equal(
+      await speak(gateway, WHOAMI, { as: foreign, ...options }),
+      '',
+      `a listed certificate behind a foreign leaf, ${version}`,
+    )
     const first = { certificate: client.certificate + unlisted.certificate, key: client.key }
-    t.equal(parseAnswer(await speak(gateway, WHOAMI, { as: first, ...options }))?.status, 200, `a listed leaf with more behind it, ${version}`)
+    t.equal(
+      parseAnswer(await speak(gateway, WHOAMI, { as: first, ...options }))?.status,
+      200,
+      `a listed leaf with more behind it, ${version}`,
+    )
   }
 })
 
@@ -71,8 +104,21 @@ t.test('openssl finds nothing to resume either, and cannot resume without its ce
   const gateway = await startGateway(t)
   const { pki, client, port } = gateway
   const dir = t.testdir({ 'ca.crt': pki.ca.certificate, 'client.crt': client.certificate, 'client.key': client.key })
-  for (const [flag, session] of [['-tls1_2', 'session12'], ['-tls1_3', 'session13']] as const) {
-    const common = ['s_client', '-connect', `127.0.0.1:${port}`, '-CAfile', join(dir, 'ca.crt'), '-servername', 'localhost', flag, '-ign_eof']
+  for (const [flag, session] of [
+    ['-tls1_2', 'session12'],
+    ['-tls1_3', 'session13'],
+  ] as const) {
+    const common = [
+      's_client',
+      '-connect',
+      `127.0.0.1:${port}`,
+      '-CAfile',
+      join(dir, 'ca.crt'),
+      '-servername',
+      'localhost',
+      flag,
+      '-ign_eof',
+    ]
     const as = ['-cert', join(dir, 'client.crt'), '-key', join(dir, 'client.key')]
     const first = await openssl([...common, ...as, '-sess_out', join(dir, session)])
     t.match(first, 'HTTP/1.1 200')
@@ -100,12 +146,26 @@ t.test('a client that only speaks HTTP/2 gets no HTTP/2', async (t) => {
   const gateway = await startGateway(t)
   const answer = await speak(gateway, 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n', { ALPNProtocols: ['h2'] })
   t.match(answer, /^$|^HTTP\/1\.1 400 /)
-  t.equal(parseAnswer(await speak(gateway, WHOAMI, { ALPNProtocols: ['h2', 'http/1.1'] }))?.status, 200, 'one that speaks both is served')
+  t.equal(
+    parseAnswer(await speak(gateway, WHOAMI, { ALPNProtocols: ['h2', 'http/1.1'] }))?.status,
+    200,
+    'one that speaks both is served',
+  )
 })
 
 t.test('the name in SNI changes nothing', async (t) => {
   const gateway = await startGateway(t)
-  for (const servername of ['', 'evil.example', 'LOCALHOST', '*', `${'a'.repeat(63)}.example`, 'a'.repeat(250), '..', '127.0.0.1', '-']) {
+  for (const servername of [
+    '',
+    'evil.example',
+    'LOCALHOST',
+    '*',
+    `${'a'.repeat(63)}.example`,
+    'a'.repeat(250),
+    '..',
+    '127.0.0.1',
+    '-',
+  ]) {
     // Which name was asked for is what is tested; that the certificate is the gateway's own is checked by its CA.
     const options = { servername, checkServerIdentity: () => undefined }
     t.equal(parseAnswer(await speak(gateway, WHOAMI, options))?.status, 200, `listed, asking for "${servername}"`)
@@ -116,7 +176,11 @@ t.test('the name in SNI changes nothing', async (t) => {
 t.test('TLS 1.0 and 1.1 are refused, whatever the ciphers', async (t) => {
   const gateway = await startGateway(t)
   for (const version of ['TLSv1', 'TLSv1.1'] as const) {
-    await t.rejects(dial(gateway, { minVersion: version, maxVersion: version, ...LENIENT }), { code: /^(ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION|EPROTO)$/ }, version)
+    await t.rejects(
+      dial(gateway, { minVersion: version, maxVersion: version, ...LENIENT }),
+      { code: /^(ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION|EPROTO)$/ },
+      version,
+    )
   }
   for (const ciphers of ['AES128-SHA', 'ECDHE-ECDSA-AES128-SHA', 'ECDHE-ECDSA-AES256-SHA384', 'NULL', 'aNULL']) {
     await t.rejects(dial(gateway, { maxVersion: 'TLSv1.2', ciphers: `${ciphers}:@SECLEVEL=0` }), ciphers)
@@ -127,10 +191,11 @@ t.test('bytes that are not TLS get no HTTP service', async (t) => {
   const gateway = await startGateway(t, { env: { POSTERN_REQUEST_TIMEOUT: '1s' } })
   const speeches = {
     'plain HTTP': WHOAMI,
-    'a whole message': 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}',
-    'SMTP': 'EHLO me\r\nMAIL FROM:<a@b.example>\r\n',
-    'garbage': randomBytes(5000),
-    'zeroes': Buffer.alloc(5000),
+    'a whole message':
+      'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}',
+    SMTP: 'EHLO me\r\nMAIL FROM:<a@b.example>\r\n',
+    garbage: randomBytes(5000),
+    zeroes: Buffer.alloc(5000),
     'a record of 16 kB': Buffer.concat([Buffer.from([0x16, 3, 1, 0x40, 0]), randomBytes(0x4000)]),
     'an SSLv2 hello': Buffer.from('802e0100020015000000100100800200800300800400800500800600400700c0', 'hex'),
     'an alert': Buffer.from([0x15, 3, 3, 0, 2, 2, 40]),
@@ -173,7 +238,9 @@ t.test('connections that are reset during and after the handshake harm nobody', 
     const transport = await dialTcp(gateway.port)
     const late = await dial(gateway, { socket: transport })
     late.on('error', () => {})
-    late.write('POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{')
+    late.write(
+      'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{',
+    )
     transport.resetAndDestroy()
   }
   t.equal(await stillServes(gateway), 200)

@@ -30,17 +30,30 @@ t.test('each message is one line with everything that is known of it', async (t)
 })
 
 t.test('a refusal is one line too, with the same facts as far as they are known', async (t) => {
-  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"] } }' })
+  const gateway = await startGateway(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"] } }',
+  })
   await gateway.post({ ...MESSAGE, from: 'ceo@corp.example', tags: { a: 'b' } })
   await gateway.post({ ...MESSAGE, subject: 'a\nb' })
   const [policy, input, ...others] = lines(gateway)
   t.same(others, [])
-  t.match(policy, { level: 40, client: 'billing', code: 'sender_not_allowed', outcome: 'not_sent', status: 403, sender: 'ceo@corp.example', recipients: ['user@corp.example'], tags: { a: 'b' } })
+  t.match(policy, {
+    level: 40,
+    client: 'billing',
+    code: 'sender_not_allowed',
+    outcome: 'not_sent',
+    status: 403,
+    sender: 'ceo@corp.example',
+    recipients: ['user@corp.example'],
+    tags: { a: 'b' },
+  })
   t.match(input, { level: 40, client: 'billing', code: 'invalid_message', outcome: 'not_sent', status: 400 })
 })
 
 t.test('a message that came complete or in parts has the same line, with its size', async (t) => {
-  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }' })
+  const gateway = await startGateway(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }',
+  })
   const { relay } = gateway
   const raw = await gateway.request({
     method: 'POST',
@@ -50,14 +63,35 @@ t.test('a message that came complete or in parts has the same line, with its siz
   })
   t.equal(raw.status, 200, raw.text)
   const message = JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.txt', part: 'a' }] })
-  const parts = [['message', message], ['a', 'Hi.']].map(([name, text]) => `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n${text}\r\n`)
-  const multipart = await gateway.request({ method: 'POST', path: '/v1/messages', headers: { 'content-type': 'multipart/form-data; boundary=b' }, body: `${parts.join('')}--b--\r\n` })
+  const parts = [
+    ['message', message],
+    ['a', 'Hi.'],
+  ].map(([name, text]) => `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n${text}\r\n`)
+  const multipart = await gateway.request({
+    method: 'POST',
+    path: '/v1/messages',
+    headers: { 'content-type': 'multipart/form-data; boundary=b' },
+    body: `${parts.join('')}--b--\r\n`,
+  })
   t.equal(multipart.status, 200, multipart.text)
   const [first, second, ...others] = lines(gateway)
   t.same(others, [])
   t.same(Object.keys(first ?? {}), Object.keys(second ?? {}))
-  t.match(first, { client: 'billing', sender: 'bounces@corp.example', recipients: ['user@corp.example', 'c@corp.example'], message_id: '<a@corp.example>', outcome: 'accepted', request_id: raw.headers['x-request-id'] })
-  t.match(second, { client: 'billing', sender: 'billing@corp.example', recipients: ['user@corp.example'], message_id: multipart.json['message_id'], outcome: 'accepted' })
+  t.match(first, {
+    client: 'billing',
+    sender: 'bounces@corp.example',
+    recipients: ['user@corp.example', 'c@corp.example'],
+    message_id: '<a@corp.example>',
+    outcome: 'accepted',
+    request_id: raw.headers['x-request-id'],
+  })
+  t.match(second, {
+    client: 'billing',
+    sender: 'billing@corp.example',
+    recipients: ['user@corp.example'],
+    message_id: multipart.json['message_id'],
+    outcome: 'accepted',
+  })
   t.ok(Number(first?.['bytes']) > 0 && Number(first?.['bytes']) <= Number(relay.messages[0]?.raw.length))
   t.equal(second?.['bytes'], relay.messages[1]?.raw.length)
 })
@@ -68,13 +102,22 @@ t.test('an answer that was given before is said to be that, and is no second mes
   await gateway.post(MESSAGE, key)
   const again = await gateway.post(MESSAGE, key)
   t.equal(lines(gateway).length, 1)
-  t.match(gateway.log.at(-1), { msg: 'answer replayed', request_id: again.headers['x-request-id'], client: 'billing', status: 200 })
+  t.match(gateway.log.at(-1), {
+    msg: 'answer replayed',
+    request_id: again.headers['x-request-id'],
+    client: 'billing',
+    status: 200,
+  })
 })
 
 const REFUSING = {
   onRcptTo({ address }: { address: string }, _session: unknown, done: (error?: Error) => void): void {
     if (address.startsWith('ok')) return done()
-    done(Object.assign(new Error(`<${address}>: no such user ${address}`), { responseCode: address.startsWith('later') ? 450 : 550 }))
+    done(
+      Object.assign(new Error(`<${address}>: no such user ${address}`), {
+        responseCode: address.startsWith('later') ? 450 : 550,
+      }),
+    )
   },
 }
 
@@ -85,10 +128,26 @@ for (const [mode, shown, hidden] of [
 ] as const) {
   t.test(`with POSTERN_LOG_RECIPIENTS=${mode} no more than that is shown, whatever happens`, async (t) => {
     const relay = await startRelay(t, REFUSING)
-    const gateway = await startGateway(t, { relay, env: { POSTERN_LOG_RECIPIENTS: mode, POSTERN_LOG_LEVEL: 'trace' }, clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], to: ["*@secret-domain.example"], max_recipients: 2 } }' })
-    const to = (...names: string[]): object => ({ ...MESSAGE, to: names.map((name) => (name.includes('@') ? name : `${name}@secret-domain.example`)) })
+    const gateway = await startGateway(t, {
+      relay,
+      env: { POSTERN_LOG_RECIPIENTS: mode, POSTERN_LOG_LEVEL: 'trace' },
+      clients:
+        'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], to: ["*@secret-domain.example"], max_recipients: 2 } }',
+    })
+    const to = (...names: string[]): object => ({
+      ...MESSAGE,
+      to: names.map((name) => (name.includes('@') ? name : `${name}@secret-domain.example`)),
+    })
     const statuses = []
-    for (const message of [to('ok'), to('ok', 'bad'), to('bad', 'bad2'), to('later', 'later2'), to('ok', 'bad@sub.secret-domain.example'), to('ok', 'bad', 'later'), to('ok', 'bad@secret-domain.example,x')]) {
+    for (const message of [
+      to('ok'),
+      to('ok', 'bad'),
+      to('bad', 'bad2'),
+      to('later', 'later2'),
+      to('ok', 'bad@sub.secret-domain.example'),
+      to('ok', 'bad', 'later'),
+      to('ok', 'bad@secret-domain.example,x'),
+    ]) {
       statuses.push((await gateway.post(message)).status)
     }
     await gateway.post(to('ok', 'bad'), { path: '/v1/messages?dry_run=true' })
@@ -105,7 +164,8 @@ t.test('no content, no password and no key is ever logged, at any level', async 
   const relay = await startRelay(t, {
     credentials: 'app:s3cr3t-passw0rd',
     authOptional: false,
-    onAuth: ({ username, password }, _session, done) => (password === 's3cr3t-passw0rd' ? done(null, { user: username }) : done(new Error('no'))),
+    onAuth: ({ username, password }, _session, done) =>
+      password === 's3cr3t-passw0rd' ? done(null, { user: username }) : done(new Error('no')),
   })
   const gateway = await startGateway(t, { relay, env: { POSTERN_LOG_LEVEL: 'trace' } })
   const secret = {
@@ -115,7 +175,13 @@ t.test('no content, no password and no key is ever logged, at any level', async 
     text: 'NEEDLE-text',
     html: '<p>NEEDLE-html</p>',
     headers: { 'X-Needle': 'NEEDLE-header' },
-    attachments: [{ filename: 'NEEDLE-file.txt', content: Buffer.from('NEEDLE-bytes').toString('base64'), content_id: 'NEEDLE-cid' }],
+    attachments: [
+      {
+        filename: 'NEEDLE-file.txt',
+        content: Buffer.from('NEEDLE-bytes').toString('base64'),
+        content_id: 'NEEDLE-cid',
+      },
+    ],
     calendar: { method: 'REQUEST', content: 'NEEDLE-calendar' },
   }
   t.equal((await gateway.post(secret)).status, 200)

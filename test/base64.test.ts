@@ -15,7 +15,7 @@ t.test('bytes encoded as they come are the same lines wherever the pieces end', 
       if (most === 1 && length > 2000) continue
       const encoder = new Base64Encoder()
       const pieces: Buffer[] = []
-      for (let at = 0; at < length; ) {
+      for (let at = 0; at < length;) {
         const end = Math.min(length, at + 1 + Math.floor(Math.random() * most))
         const piece = Buffer.from(bytes.subarray(at, end))
         pieces.push(encoder.push(piece))

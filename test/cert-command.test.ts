@@ -100,15 +100,19 @@ t.test('what was made is printed, for a client with the lines to paste', async (
   const lines = await make('client', 'billing')
   const made = await certificate('billing')
   t.match(lines.slice(0, 2), files('billing', 'billing'))
-  t.strictSame(lines.slice(-2).map((line) => line.trim()), [
-    `- ${formatFingerprint(fingerprintOf(made))}`,
-    `- ${formatKeyPin(keyPinOf(made))}`,
-  ])
+  t.strictSame(
+    lines.slice(-2).map((line) => line.trim()),
+    [`- ${formatFingerprint(fingerprintOf(made))}`, `- ${formatKeyPin(keyPinOf(made))}`],
+  )
 })
 
 t.test('nothing is ever overwritten: a key or a certificate in the way is named, and nothing is made', async (t) => {
   const { dir, make, read } = await workshop(t)
-  for (const [kind, name] of [['ca', 'ca'], ['server', 'server'], ['client', 'billing']] as const) {
+  for (const [kind, name] of [
+    ['ca', 'ca'],
+    ['server', 'server'],
+    ['client', 'billing'],
+  ] as const) {
     const args = kind === 'client' ? [kind, name] : [kind]
     if (kind !== 'ca') await make(...args)
     const before = [await read(`${name}.key`), await read(`${name}.crt`)]
@@ -171,7 +175,10 @@ t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
     [['server', '--san'], /^Option '--san' argument is ambiguous\.$/],
     [['server', '--register'], /are for clients/],
     [['client', 'a', '--from', '*@corp.example'], /add --register/],
-    [['client', 'a', '--register'], /^a cannot be listed: it is not in .*clients\.yaml yet, so say what it may send from/],
+    [
+      ['client', 'a', '--register'],
+      /^a cannot be listed: it is not in .*clients\.yaml yet, so say what it may send from/,
+    ],
     [['client', 'a', '--register', '--from', 'corp.example'], /^--from "corp\.example" has no "@"/],
     [['client', 'a', '--register', '--from', 'a@*.example'], /^--from "a@\*\.example" is not/],
   ]

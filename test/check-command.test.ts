@@ -25,33 +25,82 @@ t.test('everything that is wrong with certificates and keys is a line with how t
   const pki = await makePki()
   const other = await issueCertificate(pki.ca, { name: 'localhost', usage: 'server' })
   const soon = await issueCertificate(pki.ca, { name: 'localhost', usage: 'server', days: 20 })
-  const old = await issueCertificate(pki.ca, { name: 'localhost', usage: 'server', notBefore: new Date(Date.now() - 2 * DAY_MS), notAfter: new Date(Date.now() - DAY_MS) })
-  const oldCa = await createAuthority({ notBefore: new Date(Date.now() - 2 * DAY_MS), notAfter: new Date(Date.now() - DAY_MS) })
+  const old = await issueCertificate(pki.ca, {
+    name: 'localhost',
+    usage: 'server',
+    notBefore: new Date(Date.now() - 2 * DAY_MS),
+    notAfter: new Date(Date.now() - DAY_MS),
+  })
+  const oldCa = await createAuthority({
+    notBefore: new Date(Date.now() - 2 * DAY_MS),
+    notAfter: new Date(Date.now() - DAY_MS),
+  })
   const pem = ({ certificate }: { certificate: string }): string => certificate
   const nameless = await pki.client('no name of a host') // a client's name is an alternative name only if it is a DNS name
   const cases: readonly [string, Record<string, string>, RegExp][] = [
-    ['key of another', { 'server.key': other.key }, /^error: TLS .*key does not belong to the server certificate: take both/],
+    [
+      'key of another',
+      { 'server.key': other.key },
+      /^error: TLS .*key does not belong to the server certificate: take both/,
+    ],
     ['expired', { 'server.crt': old.certificate, 'server.key': old.key }, /^error: TLS .*expired on .*: renew it/],
-    ['expires soon', { 'server.crt': soon.certificate, 'server.key': soon.key }, /^warning: The certificate "CN=localhost" expires on \S+, in (19|20) days: renew it/],
-    ['no SAN', { 'server.crt': nameless.certificate, 'server.key': nameless.key }, /^warning: .* has no alternative name \(SAN\).*--san/],
-    ['for clients', { 'server.crt': nameless.certificate, 'server.key': nameless.key }, /^warning: .*lacks the extended key usage serverAuth/],
-    ['a CA as server', { 'server.crt': pki.ca.certificate, 'server.key': pki.ca.key }, /^warning: .*is a CA certificate/],
-    ['a chain of strangers', { 'server.crt': pem(pki.server) + pem(pki.otherCa) }, /^warning: In the chain .*"CN=Postern CA .*" did not sign "CN=localhost"/],
-    ['a CA that did not sign', { 'ca.crt': pem(pki.otherCa) }, /^warning: The CA that signed the server certificate, "CN=Postern CA .*", is neither in its file nor/],
-    ['a client CA that has expired', { 'ca.crt': pem(pki.ca) + pem(oldCa) }, /^warning: The client CA "CN=Postern CA .*" has expired on/],
-    ['a leaf as client CA', { 'ca.crt': pem(pki.ca) + pem(pki.server) }, /^error: TLS .*is not a CA certificate: put the CA/],
+    [
+      'expires soon',
+      { 'server.crt': soon.certificate, 'server.key': soon.key },
+      /^warning: The certificate "CN=localhost" expires on \S+, in (19|20) days: renew it/,
+    ],
+    [
+      'no SAN',
+      { 'server.crt': nameless.certificate, 'server.key': nameless.key },
+      /^warning: .* has no alternative name \(SAN\).*--san/,
+    ],
+    [
+      'for clients',
+      { 'server.crt': nameless.certificate, 'server.key': nameless.key },
+      /^warning: .*lacks the extended key usage serverAuth/,
+    ],
+    [
+      'a CA as server',
+      { 'server.crt': pki.ca.certificate, 'server.key': pki.ca.key },
+      /^warning: .*is a CA certificate/,
+    ],
+    [
+      'a chain of strangers',
+      { 'server.crt': pem(pki.server) + pem(pki.otherCa) },
+      /^warning: In the chain .*"CN=Postern CA .*" did not sign "CN=localhost"/,
+    ],
+    [
+      'a CA that did not sign',
+      { 'ca.crt': pem(pki.otherCa) },
+      /^warning: The CA that signed the server certificate, "CN=Postern CA .*", is neither in its file nor/,
+    ],
+    [
+      'a client CA that has expired',
+      { 'ca.crt': pem(pki.ca) + pem(oldCa) },
+      /^warning: The client CA "CN=Postern CA .*" has expired on/,
+    ],
+    [
+      'a leaf as client CA',
+      { 'ca.crt': pem(pki.ca) + pem(pki.server) },
+      /^error: TLS .*is not a CA certificate: put the CA/,
+    ],
     ['no certificate', { 'server.crt': 'nothing' }, /^error: TLS .*server certificate file holds no certificate/],
   ]
   for (const [what, files, line] of cases) {
     const { lines, found } = await run(t, { files })
-    t.ok(lines.some((said) => line.test(said)), `${what}: ${lines.join('\n')}`)
+    t.ok(
+      lines.some((said) => line.test(said)),
+      `${what}: ${lines.join('\n')}`,
+    )
     t.ok(found > 0)
   }
 })
 
 t.test('the same certificates with their chain in the file are sound', async (t) => {
   const pki = await makePki()
-  const { lines, found } = await run(t, { files: { 'server.crt': pki.server.certificate + pki.ca.certificate, 'ca.crt': pki.otherCa.certificate } })
+  const { lines, found } = await run(t, {
+    files: { 'server.crt': pki.server.certificate + pki.ca.certificate, 'ca.crt': pki.otherCa.certificate },
+  })
   t.equal(found, 0, lines.join('\n'))
 })
 
@@ -59,7 +108,12 @@ t.test('a key that others can read is told with its mode; a group may read it', 
   for (const mode of [0o644, 0o604, 0o660]) {
     const { lines, found } = await run(t, { keyMode: mode })
     t.equal(found, 1)
-    t.match(lines.join('\n'), new RegExp(`warning: POSTERN_TLS_KEY .*server\\.key can be read or changed by others \\(mode 0${mode.toString(8)}\\): chmod 600`))
+    t.match(
+      lines.join('\n'),
+      new RegExp(
+        `warning: POSTERN_TLS_KEY .*server\\.key can be read or changed by others \\(mode 0${mode.toString(8)}\\): chmod 600`,
+      ),
+    )
   }
   for (const mode of [0o600, 0o400, 0o640]) t.equal((await run(t, { keyMode: mode })).found, 0)
 })
@@ -72,15 +126,31 @@ t.test('the certificate of the server or of a CA listed as a client is told by w
   const { lines, found } = await run(t, { files: { 'clients.yaml': clients } })
   t.equal(found, 2)
   t.match(lines.join('\n'), /warning: clients\.ci lists the server certificate "CN=localhost" instead of a client's/)
-  t.match(lines.join('\n'), /warning: clients\.billing lists the CA certificate "CN=Postern CA .*" instead of a client's/)
+  t.match(
+    lines.join('\n'),
+    /warning: clients\.billing lists the CA certificate "CN=Postern CA .*" instead of a client's/,
+  )
 })
 
 t.test('a relay that fails at any step is told by that step', async (t) => {
   const pki = await makePki()
   const relay = async (options: Parameters<typeof startRelay>[1]): Promise<string> => (await startRelay(t, options)).url
-  const tcp = (talk: (socket: Socket) => void): Promise<number> => listen(t, createServer((socket) => talk(socket.on('error', () => {}))))
-  const refusing = { onAuth: (_auth: unknown, _session: unknown, done: (error: Error) => void) => done(new Error('bad credentials')), credentials: 'billing:wrong' }
-  const old = createTlsServer({ cert: pki.server.certificate, key: pki.server.key, maxVersion: 'TLSv1.1', minVersion: 'TLSv1', ciphers: 'DEFAULT@SECLEVEL=0' })
+  const tcp = (talk: (socket: Socket) => void): Promise<number> =>
+    listen(
+      t,
+      createServer((socket) => talk(socket.on('error', () => {}))),
+    )
+  const refusing = {
+    onAuth: (_auth: unknown, _session: unknown, done: (error: Error) => void) => done(new Error('bad credentials')),
+    credentials: 'billing:wrong',
+  }
+  const old = createTlsServer({
+    cert: pki.server.certificate,
+    key: pki.server.key,
+    maxVersion: 'TLSv1.1',
+    minVersion: 'TLSv1',
+    ciphers: 'DEFAULT@SECLEVEL=0',
+  })
   const gone = createServer()
   const free = await listen(t, gone)
   gone.close()
@@ -88,15 +158,45 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
   const cases: readonly [string, string, Record<string, string>, RegExp][] = [
     ['DNS', 'smtp://nowhere.invalid:25', {}, /its name cannot be resolved \(.*ENOTFOUND.*\)\. Check the host/],
     ['connect', `smtp://127.0.0.1:${free}`, {}, /no connection \(connect ECONNREFUSED.*\)\. Check host and port/],
-    ['unknown CA', plain, { POSTERN_SMTP_CA: '' }, /TLS failed: unable to verify the first certificate\. For a private CA set POSTERN_SMTP_CA/],
-    ['expired', await relay({ cert: pki.expired.certificate, key: pki.expired.key }), {}, /TLS failed: certificate has expired\. .*in date/],
-    ['another name', (await relay({ cert: pki.strangerCaClient.certificate, key: pki.strangerCaClient.key })), {}, /TLS failed: /],
-    ['no STARTTLS', await relay({ disabledCommands: ['STARTTLS'] }), {}, /TLS failed: .*A relay without STARTTLS needs smtps:\/\//],
-    ['plain port as smtps', plain.replace('smtp:', 'smtps:'), {}, /does not speak TLS from the first byte: use smtp:\/\//],
+    [
+      'unknown CA',
+      plain,
+      { POSTERN_SMTP_CA: '' },
+      /TLS failed: unable to verify the first certificate\. For a private CA set POSTERN_SMTP_CA/,
+    ],
+    [
+      'expired',
+      await relay({ cert: pki.expired.certificate, key: pki.expired.key }),
+      {},
+      /TLS failed: certificate has expired\. .*in date/,
+    ],
+    [
+      'another name',
+      await relay({ cert: pki.strangerCaClient.certificate, key: pki.strangerCaClient.key }),
+      {},
+      /TLS failed: /,
+    ],
+    [
+      'no STARTTLS',
+      await relay({ disabledCommands: ['STARTTLS'] }),
+      {},
+      /TLS failed: .*A relay without STARTTLS needs smtps:\/\//,
+    ],
+    [
+      'plain port as smtps',
+      plain.replace('smtp:', 'smtps:'),
+      {},
+      /does not speak TLS from the first byte: use smtp:\/\//,
+    ],
     ['old TLS', `smtps://localhost:${await listen(t, old)}`, {}, /TLS failed: .*alert protocol version/],
     ['AUTH', await relay(refusing), {}, /the login was refused \(.*535 bad credentials\)\. Check user and password/],
     ['AUTH not offered', plain.replace('localhost', 'billing:secret@localhost'), {}, /offers no login/],
-    ['greeting', `smtp://127.0.0.1:${await tcp((socket) => socket.end('554 not for you\r\n'))}`, {}, /ended the session \(.*554 not for you.*\)/],
+    [
+      'greeting',
+      `smtp://127.0.0.1:${await tcp((socket) => socket.end('554 not for you\r\n'))}`,
+      {},
+      /ended the session \(.*554 not for you.*\)/,
+    ],
     ['silence', `smtp://127.0.0.1:${await tcp(() => {})}`, { POSTERN_SMTP_TIMEOUT: '1s' }, /no answer in time/],
   ]
   for (const [step, url, env, line] of cases) {
@@ -109,7 +209,11 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
 })
 
 t.test('a relay that works is told with what it offers, and login is tried', async (t) => {
-  const working = { onAuth: (_auth: unknown, _session: unknown, done: (error: null, answer: { user: string }) => void) => done(null, { user: 'billing' }), credentials: 'billing:secret' }
+  const working = {
+    onAuth: (_auth: unknown, _session: unknown, done: (error: null, answer: { user: string }) => void) =>
+      done(null, { user: 'billing' }),
+    credentials: 'billing:secret',
+  }
   const { url } = await startRelay(t, working)
   const { lines, found } = await run(t, { env: { POSTERN_SMTP_URL: url } })
   t.equal(found, 0)
@@ -129,8 +233,14 @@ t.test('a revocation list that keeps everybody out is told before anybody is', a
   const pki = await makePki()
   const past = { thisUpdate: new Date(Date.now() - 2 * DAY_MS), nextUpdate: new Date(Date.now() - DAY_MS) }
   const cases: readonly [string, RegExp][] = [
-    [await createRevocationList(pki.ca, [], past), /^error: POSTERN_TLS_CRL .*crl\.pem: the revocation list has expired on .* for the client CA "CN=Postern CA .*Have the CA publish/m],
-    [await createRevocationList(pki.otherCa, []), /^error: POSTERN_TLS_CRL .*there is no current revocation list for the client CA/m],
+    [
+      await createRevocationList(pki.ca, [], past),
+      /^error: POSTERN_TLS_CRL .*crl\.pem: the revocation list has expired on .* for the client CA "CN=Postern CA .*Have the CA publish/m,
+    ],
+    [
+      await createRevocationList(pki.otherCa, []),
+      /^error: POSTERN_TLS_CRL .*there is no current revocation list for the client CA/m,
+    ],
     ['nothing', /^error: TLS .*the CRL file holds no list in PEM form/m],
   ]
   for (const [crl, line] of cases) {
@@ -147,7 +257,10 @@ t.test('the command ends with 1 when anything is wrong, be it a warning, and wit
 })
 
 t.test('faults of the environment and the clients file are told in the same run', async (t) => {
-  const { lines, found } = await run(t, { env: { POSTERN_PROT: '1', POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: '/nonexistent' }, files: { 'clients.yaml': 'clients: {}' } })
+  const { lines, found } = await run(t, {
+    env: { POSTERN_PROT: '1', POSTERN_HTTP_PORT: '0', POSTERN_ACME_WEBROOT: '/nonexistent' },
+    files: { 'clients.yaml': 'clients: {}' },
+  })
   t.equal(found, 3)
   t.match(lines.join('\n'), /error: POSTERN_PROT is not a setting/)
   t.match(lines.join('\n'), /error: POSTERN_ACME_WEBROOT \/nonexistent is not a directory/)
@@ -191,13 +304,19 @@ async function settled(t: Test, { env = {}, files = {}, keyMode = 0o600 }: Wrong
 async function run(t: Test, wrong: Wrong = {}): Promise<{ lines: readonly string[]; found: number }> {
   const lines: string[] = []
   const found = await check({ env: await settled(t, wrong), print: (line) => void lines.push(line) })
-  t.ok(lines.every((line) => !line.includes('\n')), 'one line each')
+  t.ok(
+    lines.every((line) => !line.includes('\n')),
+    'one line each',
+  )
   return { lines, found }
 }
 
 /** Of the program as it is shipped. */
 async function exitStatus(settings: Record<string, string>): Promise<unknown> {
-  const child = spawn(...postern('check'), { env: { ...process.env, ...settings }, stdio: ['ignore', 'ignore', 'inherit'] })
+  const child = spawn(...postern('check'), {
+    env: { ...process.env, ...settings },
+    stdio: ['ignore', 'ignore', 'inherit'],
+  })
   const [status] = await once(child, 'exit')
   return status
 }

@@ -19,7 +19,16 @@ function bare(located: Located | undefined): unknown {
   }
 }
 
-const JSON_TEXT = JSON.stringify({ clients: { a: { fingerprints: [HEX], from: ['*'], max_recipients: 5, raw: true, rate: 'é' }, b: { from: [], to: null } } }, null, 1)
+const JSON_TEXT = JSON.stringify(
+  {
+    clients: {
+      a: { fingerprints: [HEX], from: ['*'], max_recipients: 5, raw: true, rate: 'é' },
+      b: { from: [], to: null },
+    },
+  },
+  null,
+  1,
+)
 
 t.test('JSON says the same as by the YAML library, in all its layouts', async (t) => {
   for (const text of [JSON_TEXT, JSON.stringify(JSON.parse(JSON_TEXT)), `\n  ${JSON_TEXT}\n`]) {
@@ -47,14 +56,71 @@ t.test('what is not JSON, or might be read in two ways, is left to the YAML libr
 t.test('a key that stands twice in JSON is refused, however it is written', async (t) => {
   const entry = `{"fingerprints": ["${HEX}"], "from": ["*"]}`
   for (const again of ['"a"', '"\\u0061"']) {
-    t.throws(() => parseClients(`{"clients": {\n"a": ${entry},\n${again}: ${entry}}}`, 'f'), { message: /^f:3: "a" stands here twice$/m })
+    t.throws(() => parseClients(`{"clients": {\n"a": ${entry},\n${again}: ${entry}}}`, 'f'), {
+      message: /^f:3: "a" stands here twice$/m,
+    })
   }
 })
 
 t.test('of thousands of damaged files each that is still JSON says what the YAML library reads', async (t) => {
   const bits = [
-    ...['\n', ' ', '    ', '#', ' #', ': ', ':', '- ', '-', '[', ']', ', ', ',', '{', '}', '"', "'", '*', '&', '!', '|', '>', '%', '@', '`', '?', '~', '=', '\\', '\t', '\r\n', '<<', 'é', '\u2028', '\ufeff'],
-    ...['null', 'True', '0x1F', '1e5', '007', '1_0', '.5', '0o7', '+1', '12:30:45', '---\n', '...\n', '\n  x:\n', '\n    k: v\n', '\n      - i\n', '"a"', ': "b"', '\\u0061'],
+    ...[
+      '\n',
+      ' ',
+      '    ',
+      '#',
+      ' #',
+      ': ',
+      ':',
+      '- ',
+      '-',
+      '[',
+      ']',
+      ', ',
+      ',',
+      '{',
+      '}',
+      '"',
+      "'",
+      '*',
+      '&',
+      '!',
+      '|',
+      '>',
+      '%',
+      '@',
+      '`',
+      '?',
+      '~',
+      '=',
+      '\\',
+      '\t',
+      '\r\n',
+      '<<',
+      'é',
+      '\u2028',
+      '\ufeff',
+    ],
+    ...[
+      'null',
+      'True',
+      '0x1F',
+      '1e5',
+      '007',
+      '1_0',
+      '.5',
+      '0o7',
+      '+1',
+      '12:30:45',
+      '---\n',
+      '...\n',
+      '\n  x:\n',
+      '\n    k: v\n',
+      '\n      - i\n',
+      '"a"',
+      ': "b"',
+      '\\u0061',
+    ],
   ]
   let seed = 1
   const random = (below: number): number => {

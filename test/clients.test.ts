@@ -8,7 +8,8 @@ const colons = (text: string): string => text.toUpperCase().replace(/..(?=.)/g, 
 const PIN = Buffer.alloc(32, 7).toString('base64')
 const NO_PIN = parseKeyPin(`spki:sha256/${Buffer.alloc(32).toString('base64')}`)
 
-const find = (directory: ClientDirectory, print: string) => directory.find({ fingerprint: parseFingerprint(print), keyPin: NO_PIN })?.name
+const find = (directory: ClientDirectory, print: string) =>
+  directory.find({ fingerprint: parseFingerprint(print), keyPin: NO_PIN })?.name
 
 function faultsOf(text: string): readonly string[] {
   try {
@@ -51,29 +52,53 @@ clients:
     maxRecipients: 50,
     maxSize: 10_000_000,
     raw: true,
-    stated: { from: ['billing@corp.example', '*@billing.corp.example'], rate: '600/minute', max_size: '10MB', raw: true },
+    stated: {
+      from: ['billing@corp.example', '*@billing.corp.example'],
+      rate: '600/minute',
+      max_size: '10MB',
+      raw: true,
+    },
   })
   t.notOk('fingerprints' in (billing?.stated ?? {}))
   t.match(directory.clients.get('edge'), { role: 'proxy', to: undefined, raw: false })
-  t.notOk(directory.clients.get('edge')?.from.allows({ local: 'a', domain: 'b.example' }), 'a proxy sends nothing itself')
+  t.notOk(
+    directory.clients.get('edge')?.from.allows({ local: 'a', domain: 'b.example' }),
+    'a proxy sends nothing itself',
+  )
   t.equal(find(directory, hex(1)), 'billing')
   t.equal(find(directory, hex(2)), 'billing')
   t.equal(find(directory, hex(3)), 'edge')
   t.equal(find(directory, hex(4)), undefined)
-  t.equal(directory.find({ fingerprint: parseFingerprint(hex(4)), keyPin: parseKeyPin(`spki:sha256/${PIN}`) })?.name, 'billing')
+  t.equal(
+    directory.find({ fingerprint: parseFingerprint(hex(4)), keyPin: parseKeyPin(`spki:sha256/${PIN}`) })?.name,
+    'billing',
+  )
 })
 
 t.test('JSON is read too', async (t) => {
-  const directory = parseClients(JSON.stringify({ clients: { a: { fingerprints: [hex(1)], from: ['*'], max_recipients: 5 } } }, null, '\t'), 'clients.json')
+  const directory = parseClients(
+    JSON.stringify({ clients: { a: { fingerprints: [hex(1)], from: ['*'], max_recipients: 5 } } }, null, '\t'),
+    'clients.json',
+  )
   t.equal(find(directory, hex(1)), 'a')
 })
 
 t.test('a file without clients knows nobody', async (t) => {
-  for (const text of ['', '# nothing yet\n', 'clients:\n', 'clients: {}\n', 'clients: null', '\ufeffclients:\n', '---\n']) t.equal(parseClients(text, 'f').clients.size, 0, JSON.stringify(text))
+  for (const text of [
+    '',
+    '# nothing yet\n',
+    'clients:\n',
+    'clients: {}\n',
+    'clients: null',
+    '\ufeffclients:\n',
+    '---\n',
+  ])
+    t.equal(parseClients(text, 'f').clients.size, 0, JSON.stringify(text))
 })
 
 // The line in which each fault stands, and what is said of it.
-const entry = (line: string): string => `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n    ${line}\n`
+const entry = (line: string): string =>
+  `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n    ${line}\n`
 const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   'an unknown key at the top': ['client:\n  a: {}\n', 1, /unknown key "client"/],
   'an unknown key of a client': [entry('form: x'), 5, /unknown key "form"/],
@@ -81,14 +106,38 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   'no from': [`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n`, 2, /no "from"/],
   'no fingerprints': ['clients:\n  a:\n    from: ["*"]\n', 2, /no "fingerprints"/],
   'an empty from': [`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: []\n`, 4, /from is empty/],
-  'an empty list of fingerprints': ['clients:\n  a:\n    fingerprints: []\n    from: ["*"]\n', 3, /fingerprints is empty/],
-  'a from that is no list': [`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: {x: y}\n`, 4, /list of strings/],
+  'an empty list of fingerprints': [
+    'clients:\n  a:\n    fingerprints: []\n    from: ["*"]\n',
+    3,
+    /fingerprints is empty/,
+  ],
+  'a from that is no list': [
+    `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: {x: y}\n`,
+    4,
+    /list of strings/,
+  ],
   'a pattern that is none': [entry('to: ["*@corp.example", "corp.example"]'), 5, /to "corp\.example"/],
   'SHA-1': [`clients:\n  a:\n    from: ["*"]\n    fingerprints:\n      - ${'ab'.repeat(20)}\n`, 5, /SHA-1/],
-  'SHA-1 with colons': [`clients:\n  a:\n    from: ["*"]\n    fingerprints:\n      - ${colons('ab'.repeat(20))}\n`, 5, /SHA-1/],
-  'a fingerprint that is no hex': [`clients:\n  a:\n    from: ["*"]\n    fingerprints: [${'g'.repeat(64)}]\n`, 4, /not a SHA-256/],
-  'a number where a fingerprint stands': [`clients:\n  a:\n    from: ["*"]\n    fingerprints: [${'1'.repeat(64)}]\n`, 4, /put it in quotes/],
-  'a pin of another length': ['clients:\n  a:\n    from: ["*"]\n    fingerprints: ["spki:sha256/AAAA"]\n', 4, /not a public key pin/],
+  'SHA-1 with colons': [
+    `clients:\n  a:\n    from: ["*"]\n    fingerprints:\n      - ${colons('ab'.repeat(20))}\n`,
+    5,
+    /SHA-1/,
+  ],
+  'a fingerprint that is no hex': [
+    `clients:\n  a:\n    from: ["*"]\n    fingerprints: [${'g'.repeat(64)}]\n`,
+    4,
+    /not a SHA-256/,
+  ],
+  'a number where a fingerprint stands': [
+    `clients:\n  a:\n    from: ["*"]\n    fingerprints: [${'1'.repeat(64)}]\n`,
+    4,
+    /put it in quotes/,
+  ],
+  'a pin of another length': [
+    'clients:\n  a:\n    from: ["*"]\n    fingerprints: ["spki:sha256/AAAA"]\n',
+    4,
+    /not a public key pin/,
+  ],
   'an unreadable rate': [entry('rate: 600'), 5, /rate "600" is not a rate/],
   'a rate of nothing': [entry('rate: 0/minute'), 5, /rate "0\/minute"/],
   'an unreadable quota': [entry('quota: lots'), 5, /quota "lots"/],
@@ -105,16 +154,32 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   'a name with a line break': [`clients:\n  "a\\nb": {fingerprints: ["${hex(1)}"], from: ["*"]}\n`, 2, /client's name/],
   'clients as a list': ['clients:\n  - a\n', 1, /mapping of names/],
   'a file that is a word': ['hello\n', 1, /mapping with the key "clients"/],
-  'a client listed twice': [`${entry('raw: false')}  a:\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`, 6, /"a" stands here twice/],
+  'a client listed twice': [
+    `${entry('raw: false')}  a:\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`,
+    6,
+    /"a" stands here twice/,
+  ],
   'a key listed twice': [entry('from: ["x@y.example"]'), 5, /"from" stands here twice/],
-  'tabs': ['clients:\n\ta: {}\n', 2, /tab/i],
+  tabs: ['clients:\n\ta: {}\n', 2, /tab/i],
   'broken YAML': ['clients:\n  a: [\n', 3, /./],
   'broken JSON': ['{"clients": {"a": }', 1, /./],
   'two documents': ['clients: {}\n---\nclients: {}\n', 2, /multiple documents/],
   'a tag': ['clients: !!js/function "x"\n', 1, /tag/],
-  'an alias': [`clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b: *x\n`, 5, /aliases are not accepted/],
-  'an alias in a list': [`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: [&x "*", *x]\n`, 4, /strings only/],
-  'a merge key': [`clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    <<: *x\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`, 6, /aliases are not accepted/],
+  'an alias': [
+    `clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b: *x\n`,
+    5,
+    /aliases are not accepted/,
+  ],
+  'an alias in a list': [
+    `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: [&x "*", *x]\n`,
+    4,
+    /strings only/,
+  ],
+  'a merge key': [
+    `clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    <<: *x\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`,
+    6,
+    /aliases are not accepted/,
+  ],
 }
 
 for (const [name, [text, line, reason]] of Object.entries(FAULTY)) {
@@ -122,29 +187,60 @@ for (const [name, [text, line, reason]] of Object.entries(FAULTY)) {
     const faults = faultsOf(text)
     t.match(faults, [/^clients\.yaml:\d+: ./])
     const there = faults.filter((fault) => fault.startsWith(`clients.yaml:${line}: `))
-    t.ok(there.some((fault) => reason.test(fault)), faults.join(' | '))
+    t.ok(
+      there.some((fault) => reason.test(fault)),
+      faults.join(' | '),
+    )
     for (const fault of faults) t.notMatch(fault, /\n/, 'one line each')
   })
 }
 
 t.test('a fingerprint listed twice is refused, however it is written', async (t) => {
   for (const again of [hex(1), hex(1).toUpperCase(), colons(hex(1)), colons(hex(1)).toLowerCase(), ` ${hex(1)} `]) {
-    const faults = faultsOf(`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    fingerprints: ["${again}"]\n    from: ["*"]\n`)
-    t.match(faults, [/^clients\.yaml:6: clients\.b\.fingerprints ".*" is listed twice: it already stands under clients\.a$/])
+    const faults = faultsOf(
+      `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    fingerprints: ["${again}"]\n    from: ["*"]\n`,
+    )
+    t.match(faults, [
+      /^clients\.yaml:6: clients\.b\.fingerprints ".*" is listed twice: it already stands under clients\.a$/,
+    ])
   }
-  t.match(faultsOf(`clients:\n  a:\n    fingerprints: ["${hex(1)}", "${colons(hex(1))}"]\n    from: ["*"]\n`), [/:3: .* twice/])
-  t.match(faultsOf(`clients:\n  a:\n    fingerprints: ["spki:sha256/${PIN}", "spki:sha256/${PIN}"]\n    from: ["*"]\n`), [/:3: .* twice/])
+  t.match(faultsOf(`clients:\n  a:\n    fingerprints: ["${hex(1)}", "${colons(hex(1))}"]\n    from: ["*"]\n`), [
+    /:3: .* twice/,
+  ])
+  t.match(
+    faultsOf(`clients:\n  a:\n    fingerprints: ["spki:sha256/${PIN}", "spki:sha256/${PIN}"]\n    from: ["*"]\n`),
+    [/:3: .* twice/],
+  )
 })
 
 t.test('all faults come at once, in the order of the file', async (t) => {
-  const faults = faultsOf('clients:\n  a:\n    fingerprints: 12\n    from: [x]\n    to: []\n    rate: 5\n    quota: x\n    max_recipients: 0\n    max_size: big\n    raw: 1\n    role: boss\n    foo: 1\n  b: null\n')
-  t.same(faults.map((fault) => fault.split(':')[1]), ['3', '4', '5', '6', '7', '8', '9', '10', '11', '12', '13'])
+  const faults = faultsOf(
+    'clients:\n  a:\n    fingerprints: 12\n    from: [x]\n    to: []\n    rate: 5\n    quota: x\n    max_recipients: 0\n    max_size: big\n    raw: 1\n    role: boss\n    foo: 1\n  b: null\n',
+  )
+  t.same(
+    faults.map((fault) => fault.split(':')[1]),
+    ['3', '4', '5', '6', '7', '8', '9', '10', '11', '12', '13'],
+  )
 })
 
 t.test('bombs and nests are refused at once', async (t) => {
   const letters = [...'abcdefghij']
-  const bomb = letters.map((name, index) => `${name}: &${name} [${Array(9).fill(index === 0 ? 'x' : `*${letters[index - 1]}`).join(',')}]`).join('\n')
-  const list = letters.map((name, index) => `&${name} [${Array(9).fill(index === 0 ? 'x' : `*${letters[index - 1]}`).join(',')}]`).join(', ')
+  const bomb = letters
+    .map(
+      (name, index) =>
+        `${name}: &${name} [${Array(9)
+          .fill(index === 0 ? 'x' : `*${letters[index - 1]}`)
+          .join(',')}]`,
+    )
+    .join('\n')
+  const list = letters
+    .map(
+      (name, index) =>
+        `&${name} [${Array(9)
+          .fill(index === 0 ? 'x' : `*${letters[index - 1]}`)
+          .join(',')}]`,
+    )
+    .join(', ')
   const started = performance.now()
   t.ok(faultsOf(bomb).length > 0)
   t.ok(faultsOf(`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: [${list}]\n`).length > 0)
@@ -157,7 +253,10 @@ t.test('bombs and nests are refused at once', async (t) => {
 })
 
 t.test('ten thousand clients load, and are found in a time that does not grow with them', async (t) => {
-  const clients = Array.from({ length: 10_000 }, (_, index) => `  c${index}:\n    fingerprints: ["${hex(index)}"]\n    from: ["*@corp.example"]\n`)
+  const clients = Array.from(
+    { length: 10_000 },
+    (_, index) => `  c${index}:\n    fingerprints: ["${hex(index)}"]\n    from: ["*@corp.example"]\n`,
+  )
   const started = performance.now()
   const directory = parseClients(`clients:\n${clients.join('')}`, 'f')
   t.ok(performance.now() - started < 20_000, 'a hang, not a speed')

@@ -7,21 +7,37 @@ import { check } from '../src/cli/check.ts'
 
 const CLI = join(process.cwd(), 'dist', 'cli.js')
 
-function postern(...args: string[]): { readonly status: number | null; readonly stdout: string; readonly stderr: string } {
+function postern(...args: string[]): {
+  readonly status: number | null
+  readonly stdout: string
+  readonly stderr: string
+} {
   // In a folder of its own and without a setting; one that begins to serve is killed.
-  return spawnSync(process.execPath, [CLI, ...args], { encoding: 'utf8', env: {}, cwd: FOLDER, timeout: 20_000, killSignal: 'SIGKILL' })
+  return spawnSync(process.execPath, [CLI, ...args], {
+    encoding: 'utf8',
+    env: {},
+    cwd: FOLDER,
+    timeout: 20_000,
+    killSignal: 'SIGKILL',
+  })
 }
 
 const FOLDER = mkdtempSync(join(tmpdir(), 'postern-cli-'))
 t.teardown(() => rmSync(FOLDER, { recursive: true }))
 
 t.test('a command that takes no arguments names the one it got, and does nothing', async (t) => {
-  for (const command of ['serve', 'dev']) t.match(postern(command, '--port', '9'), { status: 1, stdout: '', stderr: /^Unknown option '--port'/ }, command)
-  for (const command of ['check', 'health']) t.match(postern(command, '9443'), { status: 1, stdout: '', stderr: /argument '9443'/ }, command)
+  for (const command of ['serve', 'dev'])
+    t.match(postern(command, '--port', '9'), { status: 1, stdout: '', stderr: /^Unknown option '--port'/ }, command)
+  for (const command of ['check', 'health'])
+    t.match(postern(command, '9443'), { status: 1, stdout: '', stderr: /argument '9443'/ }, command)
 })
 
 t.test('--help after a command is help', async (t) => {
-  for (const args of [['serve', '--help'], ['cert', '-h']]) t.match(postern(...args), { status: 0, stdout: /postern COMMAND/, stderr: '' }, args.join(' '))
+  for (const args of [
+    ['serve', '--help'],
+    ['cert', '-h'],
+  ])
+    t.match(postern(...args), { status: 0, stdout: /postern COMMAND/, stderr: '' }, args.join(' '))
 })
 
 t.test('a certificate whose key is gone ends postern dev with what to do about it', async (t) => {
@@ -34,7 +50,10 @@ t.test('a file that cannot be looked at is one fault of a check, not its end', a
   const loop = join(FOLDER, 'loop')
   symlinkSync('loop', loop)
   const lines: string[] = []
-  const found = await check({ env: { POSTERN_TLS_KEY: loop, POSTERN_TLS_CERT: loop }, print: (line) => lines.push(line) })
+  const found = await check({
+    env: { POSTERN_TLS_KEY: loop, POSTERN_TLS_CERT: loop },
+    print: (line) => lines.push(line),
+  })
   t.ok(lines.includes(`error: POSTERN_TLS_KEY ${loop} cannot be read (ELOOP).`), lines.join(' | '))
   t.ok(found >= lines.length)
 })

@@ -14,10 +14,26 @@ t.test('everything but the relay has the documented default', async (t) => {
   t.match(config, {
     host: '0.0.0.0',
     port: 8443,
-    tls: { cert: 'certs/server.crt', key: 'certs/server.key', clientCa: 'certs/ca.crt', crl: undefined, minVersion: 'TLSv1.2', maxVersion: 'TLSv1.3' },
+    tls: {
+      cert: 'certs/server.crt',
+      key: 'certs/server.key',
+      clientCa: 'certs/ca.crt',
+      crl: undefined,
+      minVersion: 'TLSv1.2',
+      maxVersion: 'TLSv1.3',
+    },
     clients: 'certs/clients.yaml',
     smtp: {
-      relays: [{ host: 'mail.internal', port: 587, secure: false, user: 'app', password: 's3cr3t', label: 'mail.internal:587' }],
+      relays: [
+        {
+          host: 'mail.internal',
+          port: 587,
+          secure: false,
+          user: 'app',
+          password: 's3cr3t',
+          label: 'mail.internal:587',
+        },
+      ],
       tls: 'required',
       ca: undefined,
       connections: 10,
@@ -73,12 +89,26 @@ t.test('every setting is read', async (t) => {
   t.match(config, {
     host: '::1',
     port: 0,
-    tls: { cert: '/a.crt', key: '/a.key', clientCa: '/ca.crt', crl: '/ca.crl', minVersion: 'TLSv1.3', maxVersion: 'TLSv1.3' },
+    tls: {
+      cert: '/a.crt',
+      key: '/a.key',
+      clientCa: '/ca.crt',
+      crl: '/ca.crl',
+      minVersion: 'TLSv1.3',
+      maxVersion: 'TLSv1.3',
+    },
     clients: '/clients.yaml',
     smtp: {
       relays: [
         { host: 'one.example', port: 465, secure: true, user: 'a', password: 'b', label: 'one.example:465' },
-        { host: 'two.example', port: 2525, secure: false, user: undefined, password: undefined, label: 'two.example:2525' },
+        {
+          host: 'two.example',
+          port: 2525,
+          secure: false,
+          user: undefined,
+          password: undefined,
+          label: 'two.example:2525',
+        },
         { host: '::1', port: 25, secure: false, user: undefined, password: undefined, label: '[::1]:25' },
       ],
       tls: 'opportunistic',
@@ -139,12 +169,20 @@ t.test('a value that cannot be read is one fault that names its setting', async 
 
 t.test('all faults are told at once', async (t) => {
   const env = Object.fromEntries(Object.entries(WRONG).map(([name, [value = '']]) => [name, value]))
-  t.equal(readConfig({ ...env, POSTERN_TYPO: '1' }).faults.length, Object.keys(WRONG).length + 2, 'each one, the missing relay and the unknown name')
+  t.equal(
+    readConfig({ ...env, POSTERN_TYPO: '1' }).faults.length,
+    Object.keys(WRONG).length + 2,
+    'each one, the missing relay and the unknown name',
+  )
 })
 
 t.test('an unknown POSTERN_ name is an error, any other name is not', async (t) => {
   t.match(faultsOf({ POSTERN_SMTP_ULR: 'x' }), [/^POSTERN_SMTP_ULR is not a setting/])
-  t.match(faultsOf({ POSTERN_PORT_FILE: '/x', postern_port: '1', POSTERNPORT: '1' }), [/^POSTERN_PORT_FILE is not/], 'only secrets can come from files')
+  t.match(
+    faultsOf({ POSTERN_PORT_FILE: '/x', postern_port: '1', POSTERNPORT: '1' }),
+    [/^POSTERN_PORT_FILE is not/],
+    'only secrets can come from files',
+  )
   t.match(faultsOf({ POSTERN_SERVICE_HOST: '10.0.0.1' }), [/enableServiceLinks/], 'what Kubernetes sets is explained')
 })
 
@@ -155,7 +193,8 @@ t.test('the relay is required, and the lowest TLS version is not above the highe
 })
 
 t.test('a relay URL is taken apart as RFC 3986 has it, percent-encoding undone', async (t) => {
-  const [relay] = readConfig({ POSTERN_SMTP_URL: 'SMTPS://us%40er:p%2Fa%3Ass%23%25@Mail.Example:465' }).config.smtp.relays
+  const [relay] = readConfig({ POSTERN_SMTP_URL: 'SMTPS://us%40er:p%2Fa%3Ass%23%25@Mail.Example:465' }).config.smtp
+    .relays
   t.match(relay, { user: 'us@er', password: 'p/a:ss#%', secure: true, port: 465 })
   t.notMatch(relay?.label, /us|p\/a/)
 })
@@ -185,7 +224,13 @@ t.test('a URL that cannot be used never shows its password', async (t) => {
     t.notMatch([...faults, ...warnings].join('\n'), /s3cr3t/, url)
     t.same(config.smtp.relays, [])
   }
-  for (const url of ['s3cr3t', 'http://:s3cr3t@redis', 'redis//:s3cr3t@redis', 'redis://:s3cr3t%@redis', 'redis://:s3cr3t@redis/queue']) {
+  for (const url of [
+    's3cr3t',
+    'http://:s3cr3t@redis',
+    'redis//:s3cr3t@redis',
+    'redis://:s3cr3t%@redis',
+    'redis://:s3cr3t@redis/queue',
+  ]) {
     const faults = faultsOf({ POSTERN_REDIS_URL: url })
     t.equal(faults.length, 1, url)
     t.notMatch(faults.join(), /s3cr3t/)
@@ -200,7 +245,9 @@ t.test('a secret can come from a file, but not from both places', async (t) => {
   t.same(faults, [])
   t.match(config.smtp.relays, [{ password: 's3cr3t', port: 2500 }])
   t.match(faultsOf({ POSTERN_SMTP_URL_FILE: file }), [/^POSTERN_SMTP_URL and POSTERN_SMTP_URL_FILE are both set/])
-  t.match(readConfig({ POSTERN_SMTP_URL_FILE: join(dir, 'none') }).faults, [/^POSTERN_SMTP_URL_FILE .*none cannot be read \(ENOENT\)\.$/])
+  t.match(readConfig({ POSTERN_SMTP_URL_FILE: join(dir, 'none') }).faults, [
+    /^POSTERN_SMTP_URL_FILE .*none cannot be read \(ENOENT\)\.$/,
+  ])
   writeFileSync(file, 'ftp://app:s3cr3t@mail')
   const bad = readConfig({ POSTERN_SMTP_URL_FILE: file }).faults
   t.equal(bad.length, 1)
@@ -210,12 +257,17 @@ t.test('a secret can come from a file, but not from both places', async (t) => {
 })
 
 t.test('mail in plaintext is warned of, unless the relay is on this machine or has TLS of its own', async (t) => {
-  const warnings = (url: string, tls: string): readonly string[] => readConfig({ POSTERN_SMTP_URL: url, POSTERN_SMTP_TLS: tls }).warnings
+  const warnings = (url: string, tls: string): readonly string[] =>
+    readConfig({ POSTERN_SMTP_URL: url, POSTERN_SMTP_TLS: tls }).warnings
   for (const tls of ['off', 'opportunistic']) {
-    t.match(warnings('smtp://app:s3cr3t@mail.internal', tls), [new RegExp(`^POSTERN_SMTP_TLS is ${tls}: .*mail\\.internal:587`)])
+    t.match(warnings('smtp://app:s3cr3t@mail.internal', tls), [
+      new RegExp(`^POSTERN_SMTP_TLS is ${tls}: .*mail\\.internal:587`),
+    ])
     t.notMatch(warnings('smtp://app:s3cr3t@mail.internal', tls).join(), /s3cr3t/)
-    for (const host of ['10.0.0.1', '[2001:db8::1]', '128.0.0.1', 'localhost.evil.example', '127.evil.example']) t.equal(warnings(`smtp://${host}`, tls).length, 1, host)
-    for (const host of ['localhost', '127.0.0.1', '127.9.9.9', '[::1]']) t.same(warnings(`smtp://${host}`, tls), [], host)
+    for (const host of ['10.0.0.1', '[2001:db8::1]', '128.0.0.1', 'localhost.evil.example', '127.evil.example'])
+      t.equal(warnings(`smtp://${host}`, tls).length, 1, host)
+    for (const host of ['localhost', '127.0.0.1', '127.9.9.9', '[::1]'])
+      t.same(warnings(`smtp://${host}`, tls), [], host)
     t.same(warnings('smtps://mail.internal', tls), [])
     t.equal(warnings('smtp://localhost smtp://mail.internal', tls).length, 1)
   }

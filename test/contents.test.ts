@@ -11,7 +11,9 @@ const reduced = (text: string) => {
 }
 
 t.test('a long attachment is taken out of the JSON, byte for byte, and a word stands in its place', async (t) => {
-  const { json, contents, value, belongs } = reduced(`{"subject":"x","attachments":[{"filename":"a","content" :\r\n\t "${LONG}"},{"filename":"b","content":"${LONG}"},{"content":"aGk="}]}`)
+  const { json, contents, value, belongs } = reduced(
+    `{"subject":"x","attachments":[{"filename":"a","content" :\r\n\t "${LONG}"},{"filename":"b","content":"${LONG}"},{"content":"aGk="}]}`,
+  )
   t.equal(contents.size, 2)
   t.ok(json.length < 500)
   t.equal(belongs, true)
@@ -43,11 +45,35 @@ t.test('what is no base64 stays where it is, for the schema to refuse', async (t
 t.test('what is base64 here is base64 to the schema, and nothing else is', async (t) => {
   const body = 'AAAA'.repeat(4_096) // long enough to be taken
   const signs = ['A', 'E', 'Q', 'B', '/', '=', '-']
-  const ends = ['', ...signs, ...signs.flatMap((a) => signs.flatMap((b) => [a + b, ...signs.flatMap((c) => [a + b + c, ...signs.map((d) => a + b + c + d)])]))]
-  const strange = ['AAA\u00c1', 'AAA\uff21', 'AA\u0100A', 'AAA\0', 'AAA\n', '\r\nAA', 'AAA ', 'AAA\x80', 'AA==AA==', 'A=AA', '=AAA']
-  const texts = [...ends.map((end) => body + end), ...strange.flatMap((sign) => [sign + body, body + sign, body + sign + body])]
+  const ends = [
+    '',
+    ...signs,
+    ...signs.flatMap((a) =>
+      signs.flatMap((b) => [a + b, ...signs.flatMap((c) => [a + b + c, ...signs.map((d) => a + b + c + d)])]),
+    ),
+  ]
+  const strange = [
+    'AAA\u00c1',
+    'AAA\uff21',
+    'AA\u0100A',
+    'AAA\0',
+    'AAA\n',
+    '\r\nAA',
+    'AAA ',
+    'AAA\x80',
+    'AA==AA==',
+    'A=AA',
+    '=AAA',
+  ]
+  const texts = [
+    ...ends.map((end) => body + end),
+    ...strange.flatMap((sign) => [sign + body, body + sign, body + sign + body]),
+  ]
   const taken = texts.filter((text) => reduce(Buffer.from(`{"content":"${text}"}`)).contents.size === 1)
-  t.same(taken.map((text) => text.slice(-4)), texts.filter(isBase64).map((text) => text.slice(-4)))
+  t.same(
+    taken.map((text) => text.slice(-4)),
+    texts.filter(isBase64).map((text) => text.slice(-4)),
+  )
   t.ok(taken.length > 100 && taken.length < texts.length / 2, `${taken.length} of ${texts.length}`)
 })
 
@@ -76,7 +102,11 @@ t.test('a text that looks like JSON with content is a text', async (t) => {
 })
 
 t.test('a body that ends within a content is left as it is', async (t) => {
-  for (const text of [`{"attachments":[{"content":"${LONG}`, `{"pad":"${LONG}","content"`, `{"pad":"${LONG}","content":`]) {
+  for (const text of [
+    `{"attachments":[{"content":"${LONG}`,
+    `{"pad":"${LONG}","content"`,
+    `{"pad":"${LONG}","content":`,
+  ]) {
     t.equal(reduce(Buffer.from(text)).json.toString(), text)
   }
 })

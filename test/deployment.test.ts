@@ -34,48 +34,67 @@ const absolute = (path: string): string => (path.startsWith('/') ? path : `${WOR
 t.test('the image holds what the settings point to by default, and listens where it says', async (t) => {
   const { config } = readConfig({})
   t.equal(config.port, HTTPS_PORT)
-  for (const path of [config.tls.cert, config.tls.key, config.tls.clientCa, config.clients]) t.match(absolute(path), /^\/app\/certs\//)
+  for (const path of [config.tls.cert, config.tls.key, config.tls.clientCa, config.clients])
+    t.match(absolute(path), /^\/app\/certs\//)
   t.match(DOCKERFILE, /^USER node$/m)
 })
 
-t.test('Compose: only the gateway is published, forwarded from 443, and the mail server is reached through it alone', async (t) => {
-  const [stack = {}, ...others] = documents(t, blocks('yaml', SECTION)[0]?.text ?? '')
-  t.same(others, [])
-  const { postern, mail } = stack['services']
-  t.same(Object.keys(stack['services']), ['postern', 'mail'])
-  t.same(postern.ports, [`443:${HTTPS_PORT}`])
-  t.equal(mail.ports, undefined)
-  t.same(postern.networks, ['front', 'mail'])
-  t.same(Object.keys(stack['networks']).sort(), ['front', 'mail', 'outside'])
-  t.equal(stack['networks'].mail.internal, true)
-  t.notOk(mail.networks.includes('front'), 'what reaches the gateway does not reach the mail server')
-  t.same(faultsOf(postern.environment), [])
-  t.match(postern, { read_only: true, cap_drop: ['ALL'], security_opt: ['no-new-privileges:true'] })
-  t.ok(seconds(postern.stop_grace_period) * 1000 > GRACE_MS)
-  t.same(postern.volumes, [`./certs:${WORKDIR}/certs:ro`])
-  const [secret] = postern.secrets
-  t.equal(postern.environment.POSTERN_SMTP_URL_FILE, `/run/secrets/${secret}`)
-  t.same(Object.keys(stack['secrets']), [secret])
-})
+t.test(
+  'Compose: only the gateway is published, forwarded from 443, and the mail server is reached through it alone',
+  async (t) => {
+    const [stack = {}, ...others] = documents(t, blocks('yaml', SECTION)[0]?.text ?? '')
+    t.same(others, [])
+    const { postern, mail } = stack['services']
+    t.same(Object.keys(stack['services']), ['postern', 'mail'])
+    t.same(postern.ports, [`443:${HTTPS_PORT}`])
+    t.equal(mail.ports, undefined)
+    t.same(postern.networks, ['front', 'mail'])
+    t.same(Object.keys(stack['networks']).sort(), ['front', 'mail', 'outside'])
+    t.equal(stack['networks'].mail.internal, true)
+    t.notOk(mail.networks.includes('front'), 'what reaches the gateway does not reach the mail server')
+    t.same(faultsOf(postern.environment), [])
+    t.match(postern, { read_only: true, cap_drop: ['ALL'], security_opt: ['no-new-privileges:true'] })
+    t.ok(seconds(postern.stop_grace_period) * 1000 > GRACE_MS)
+    t.same(postern.volumes, [`./certs:${WORKDIR}/certs:ro`])
+    const [secret] = postern.secrets
+    t.equal(postern.environment.POSTERN_SMTP_URL_FILE, `/run/secrets/${secret}`)
+    t.same(Object.keys(stack['secrets']), [secret])
+  },
+)
 
 t.test('Kubernetes: the manifests are complete, name each other rightly and agree with the image', async (t) => {
   const manifests = documents(t, blocks('yaml', SECTION)[1]?.text ?? '')
   const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`)
-  const networkPolicies = ['postern', 'only-postern-reaches-mail', 'only-postern-reaches-redis'].map((name) => `NetworkPolicy ${name}`)
+  const networkPolicies = ['postern', 'only-postern-reaches-mail', 'only-postern-reaches-redis'].map(
+    (name) => `NetworkPolicy ${name}`,
+  )
   t.same(names, ['Deployment postern', 'Service postern', 'Deployment redis', 'Service redis', ...networkPolicies])
-  const versions: Record<string, string> = { Deployment: 'apps/v1', Service: 'v1', NetworkPolicy: 'networking.k8s.io/v1' }
+  const versions: Record<string, string> = {
+    Deployment: 'apps/v1',
+    Service: 'v1',
+    NetworkPolicy: 'networking.k8s.io/v1',
+  }
   for (const { kind, apiVersion } of manifests) t.equal(apiVersion, versions[kind])
-  const found = (kind: string, name: string): Document => manifests.find((manifest) => manifest['kind'] === kind && manifest['metadata'].name === name)?.['spec'] ?? {}
+  const found = (kind: string, name: string): Document =>
+    manifests.find((manifest) => manifest['kind'] === kind && manifest['metadata'].name === name)?.['spec'] ?? {}
 
   for (const name of ['postern', 'redis']) {
     const deployment = found('Deployment', name)
     const pod = deployment['template'].spec
     t.same(deployment['selector'].matchLabels, deployment['template'].metadata.labels)
     t.same(found('Service', name)['selector'], deployment['template'].metadata.labels)
-    for (const { targetPort } of found('Service', name)['ports']) t.ok(pod.containers[0].ports.some(({ name: port }: Document) => port === targetPort))
+    for (const { targetPort } of found('Service', name)['ports'])
+      t.ok(pod.containers[0].ports.some(({ name: port }: Document) => port === targetPort))
     t.match(pod.securityContext, { runAsNonRoot: true, seccompProfile: { type: 'RuntimeDefault' } })
-    t.match(pod.containers[0].securityContext, { readOnlyRootFilesystem: true, allowPrivilegeEscalation: false, capabilities: { drop: ['ALL'] } })
-    t.same(pod.containers[0].volumeMounts.map(({ name: volume }: Document) => volume), pod.volumes.map(({ name: volume }: Document) => volume))
+    t.match(pod.containers[0].securityContext, {
+      readOnlyRootFilesystem: true,
+      allowPrivilegeEscalation: false,
+      capabilities: { drop: ['ALL'] },
+    })
+    t.same(
+      pod.containers[0].volumeMounts.map(({ name: volume }: Document) => volume),
+      pod.volumes.map(({ name: volume }: Document) => volume),
+    )
     for (const { from, ports } of found('NetworkPolicy', `only-postern-reaches-${name}`)['ingress'] ?? []) {
       t.same(from, [{ podSelector: { matchLabels: found('Deployment', 'postern')['selector'].matchLabels } }])
       t.same(ports, [{ port: 6379 }])
@@ -84,40 +103,66 @@ t.test('Kubernetes: the manifests are complete, name each other rightly and agre
 
   const { replicas, template } = found('Deployment', 'postern')
   const [container] = template.spec.containers
-  const env: Record<string, string> = Object.fromEntries(container.env.map(({ name, value }: Document) => [name, value]))
+  const env: Record<string, string> = Object.fromEntries(
+    container.env.map(({ name, value }: Document) => [name, value]),
+  )
   t.equal(replicas, 2)
   t.equal(template.spec.enableServiceLinks, false, 'a service named postern would set POSTERN_PORT')
   t.match(faultsOf({ ...env, POSTERN_SERVICE_HOST: '10.0.0.1' }), [/enableServiceLinks/], 'which the gateway refuses')
   t.same(faultsOf(env), [])
-  t.same(container.ports, [{ name: 'https', containerPort: HTTPS_PORT }, { name: 'ops', containerPort: OPS_PORT }])
+  t.same(container.ports, [
+    { name: 'https', containerPort: HTTPS_PORT },
+    { name: 'ops', containerPort: OPS_PORT },
+  ])
   t.equal(env['POSTERN_OPS_HOST'], '0.0.0.0', 'the kubelet does not come from loopback')
   t.match(container.livenessProbe.httpGet, { path: '/livez', port: 'ops' })
   t.match(container.readinessProbe.httpGet, { path: '/readyz', port: 'ops' })
   t.match(found('Service', 'postern')['ports'], [{ port: 443, targetPort: 'https' }])
   const pause = Number(container.lifecycle.preStop.exec.command[1])
   t.ok(template.spec.terminationGracePeriodSeconds * 1000 > GRACE_MS + pause * 1000)
-  for (const { secret } of template.spec.volumes) t.equal(secret.defaultMode, 0o440, 'the same in every version of YAML')
+  for (const { secret } of template.spec.volumes)
+    t.equal(secret.defaultMode, 0o440, 'the same in every version of YAML')
   const mounts: readonly string[] = container.volumeMounts.map(({ mountPath }: Document) => mountPath)
   t.equal(mounts[0], `${WORKDIR}/certs`)
-  for (const [name, value] of Object.entries(env)) if (value.includes('/')) t.ok(mounts.some((mount) => absolute(value).startsWith(`${mount}/`)), name)
+  for (const [name, value] of Object.entries(env))
+    if (value.includes('/'))
+      t.ok(
+        mounts.some((mount) => absolute(value).startsWith(`${mount}/`)),
+        name,
+      )
 
   const open = found('NetworkPolicy', 'postern')
   t.same(open['podSelector'].matchLabels, template.metadata.labels)
-  t.same(open['ingress'].map(({ from, ports }: Document) => [from === undefined, ports]), [[true, [{ port: HTTPS_PORT }]], [false, [{ port: OPS_PORT }]]])
+  t.same(
+    open['ingress'].map(({ from, ports }: Document) => [from === undefined, ports]),
+    [
+      [true, [{ port: HTTPS_PORT }]],
+      [false, [{ port: OPS_PORT }]],
+    ],
+  )
   const mail = found('NetworkPolicy', 'only-postern-reaches-mail')
-  t.same(mail['ingress'], [{ from: [{ podSelector: { matchLabels: template.metadata.labels } }], ports: [{ port: 587 }] }])
+  t.same(mail['ingress'], [
+    { from: [{ podSelector: { matchLabels: template.metadata.labels } }], ports: [{ port: 587 }] },
+  ])
 })
 
 t.test('the alerts ask for metrics, labels and values that there are', async (t) => {
   const [rules = {}] = documents(t, blocks('yaml', 'What to alert on')[0]?.text ?? '')
   const metrics = new Metrics()
   metrics.observe({ relayPending: () => 0, inflightBytes: () => 0 })
-  const known = new Map(metrics.registry.getMetricsAsArray().map((metric): [string, readonly string[]] => [metric.name, Object(metric).labelNames]))
+  const known = new Map(
+    metrics.registry
+      .getMetricsAsArray()
+      .map((metric): [string, readonly string[]] => [metric.name, Object(metric).labelNames]),
+  )
   const alerts: readonly Document[] = rules['groups'][0].rules
   t.equal(new Set(alerts.map(({ alert }) => alert)).size, 8)
   for (const { alert, expr, ...rest } of alerts) {
     t.match(alert, /^Postern[A-Z][A-Za-z]+$/)
-    t.same(Object.keys(rest).filter((name) => name !== 'for'), [])
+    t.same(
+      Object.keys(rest).filter((name) => name !== 'for'),
+      [],
+    )
     for (const [, name = '', labels = ''] of String(expr).matchAll(/(postern_\w+)(?:\{(.*?)\})?/g)) {
       t.ok(known.has(name), `${name} of ${alert}`)
       for (const [, label = '', values = ''] of labels.matchAll(/(\w+)=~?"([^"]*)"/g)) {

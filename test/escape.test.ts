@@ -13,7 +13,10 @@ async function escaped(before: string, piece: string): Promise<string> {
   stream.end(Buffer.from(piece))
   await once(stream, 'end')
   // A carriage return that is left at the end gets its line feed there: that is the next piece's affair.
-  return Buffer.concat(output).toString().slice(upTo).slice(0, piece.endsWith('\r') ? -'\n.\r\n'.length : piece.endsWith('\n') ? -'.\r\n'.length : -'\r\n.\r\n'.length)
+  return Buffer.concat(output)
+    .toString()
+    .slice(upTo)
+    .slice(0, piece.endsWith('\r') ? -'\n.\r\n'.length : piece.endsWith('\n') ? -'.\r\n'.length : -'\r\n.\r\n'.length)
 }
 
 t.test('a piece passes as it is exactly where nodemailer would change nothing', async (t) => {
@@ -21,7 +24,10 @@ t.test('a piece passes as it is exactly where nodemailer would change nothing', 
   const faults: string[] = []
   let passed = 0
   for (let round = 0; round < 4000; round++) {
-    const piece = Array.from({ length: 1 + Math.floor(Math.random() * 5) }, () => words[Math.floor(Math.random() * words.length)]).join('')
+    const piece = Array.from(
+      { length: 1 + Math.floor(Math.random() * 5) },
+      () => words[Math.floor(Math.random() * words.length)],
+    ).join('')
     for (const before of ['', 'x', 'x\r\n', 'x\r', '.']) {
       const clean = needsNoEscape(Buffer.from(piece), before === '' ? false : before.charCodeAt(before.length - 1))
       passed += clean ? 1 : 0

@@ -38,7 +38,10 @@ t.test('a client whose certificate ends within 30 days is told of in the log onc
   const { whoami, logged, log } = await startOnFiles(t, { client })
   t.notOk(log.some(({ subject }) => subject === 'billing'))
   await whoami()
-  t.match(await logged({ subject: 'billing', msg: 'a certificate expires soon: renew it' }), { level: 40, days_left: 9 })
+  t.match(await logged({ subject: 'billing', msg: 'a certificate expires soon: renew it' }), {
+    level: 40,
+    days_left: 9,
+  })
 })
 
 t.test("the server's own certificate is told of from the start on", async (t) => {
@@ -49,7 +52,10 @@ t.test("the server's own certificate is told of from the start on", async (t) =>
       writeFileSync(join(dir, 'server.key'), soon.key)
     },
   })
-  t.match(await logged({ subject: 'server', msg: 'a certificate expires soon: renew it' }), { level: 40, days_left: 19 })
+  t.match(await logged({ subject: 'server', msg: 'a certificate expires soon: renew it' }), {
+    level: 40,
+    days_left: 19,
+  })
 })
 
 t.test('each certificate is warned of once a day, from 30 days on and not before', async (t) => {

@@ -47,13 +47,20 @@ const STAYS: readonly [Script, string][] = [
 t.test('a message that was judged, or that the first relay may have, never goes to the second', async (t) => {
   for (const [script, code] of STAYS) {
     const [first, second] = [await startFaultRelay(t, script), await startFaultRelay(t)]
-    t.match(await outcomeOf(await relaysFor(t, [first.url, second.url]), SMALL), { code }, `${script.fault} at ${script.stage}`)
+    t.match(
+      await outcomeOf(await relaysFor(t, [first.url, second.url]), SMALL),
+      { code },
+      `${script.fault} at ${script.stage}`,
+    )
     t.equal(second.complete.length, 0)
   }
 })
 
 t.test('a large message that broke off in the middle goes whole to the next relay', async (t) => {
-  const [first, second] = [await startFaultRelay(t, { stage: 'mid-body', fault: 'reset', middle: LARGE.length / 2 }), await startFaultRelay(t)]
+  const [first, second] = [
+    await startFaultRelay(t, { stage: 'mid-body', fault: 'reset', middle: LARGE.length / 2 }),
+    await startFaultRelay(t),
+  ]
   const { code } = await outcomeOf(await relaysFor(t, [first.url, second.url], { POSTERN_SMTP_TIMEOUT: '8s' }), LARGE)
   t.equal(code, 200)
   t.equal(first.complete.length, 0)
@@ -61,8 +68,14 @@ t.test('a large message that broke off in the middle goes whole to the next rela
 })
 
 t.test('with every relay down there is one answer within the deadline', async (t) => {
-  const [first, second] = [await startFaultRelay(t, { stage: 'greeting', fault: 'hang' }), await startFaultRelay(t, { stage: 'greeting', fault: 'hang' })]
-  const { code, problem, ms } = await outcomeOf(await relaysFor(t, [first.url, second.url], { POSTERN_SMTP_TIMEOUT: '2s' }), SMALL)
+  const [first, second] = [
+    await startFaultRelay(t, { stage: 'greeting', fault: 'hang' }),
+    await startFaultRelay(t, { stage: 'greeting', fault: 'hang' }),
+  ]
+  const { code, problem, ms } = await outcomeOf(
+    await relaysFor(t, [first.url, second.url], { POSTERN_SMTP_TIMEOUT: '2s' }),
+    SMALL,
+  )
   t.equal(code, 'relay_unavailable')
   t.equal(problem?.outcome, 'not_sent')
   t.ok(ms < 6000, `${Math.round(ms)} ms`)
@@ -104,7 +117,10 @@ t.test('a relay that is down is looked at with growing pauses, not for every mes
   t.teardown(() => server.close())
   const address = server.address()
   const second = await startFaultRelay(t)
-  const { relays } = await watchedRelays(t, [`smtp://127.0.0.1:${typeof address === 'object' ? address?.port : 0}`, second.url])
+  const { relays } = await watchedRelays(t, [
+    `smtp://127.0.0.1:${typeof address === 'object' ? address?.port : 0}`,
+    second.url,
+  ])
   for (let n = 0; n < 50; n++) await relays.send(outgoing(SMALL))
   t.equal(second.accepted.length, 50)
   t.ok(looks <= 5, `${looks} connections for 50 messages`)

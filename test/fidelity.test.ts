@@ -6,12 +6,16 @@ import { MESSAGE, startGateway } from './support/gateway.ts'
 import { startRelay, type TestRelay } from './support/relay.ts'
 import { formData, MULTIPART, openUpload, postForm, postRaw, RAW, rawPath } from './support/uploads.ts'
 
-const TOP = 'From: Billing <billing@corp.example>\r\nTo: user@corp.example\r\nSubject: x\r\nDate: Sun, 01 Mar 2026 12:00:00 +0900\r\nMessage-ID: <1@corp.example>\r\nMIME-Version: 1.0\r\n'
+const TOP =
+  'From: Billing <billing@corp.example>\r\nTo: user@corp.example\r\nSubject: x\r\nDate: Sun, 01 Mar 2026 12:00:00 +0900\r\nMessage-ID: <1@corp.example>\r\nMIME-Version: 1.0\r\n'
 
 /** Octets of a legacy charset, as they stand in the tables of the standard. */
 const octets = (...values: number[]): string => String.fromCharCode(...values)
 const HANGUL_EUC = octets(0xc7, 0xd1, 0xb1, 0xdb, 0x20, 0xb8, 0xde, 0xc0, 0xcf)
-const HANGUL_2022 = HANGUL_EUC.replace(/[\x80-\xff]+/g, (run) => `\x0e${[...run].map((letter) => octets(letter.charCodeAt(0) & 0x7f)).join('')}\x0f`)
+const HANGUL_2022 = HANGUL_EUC.replace(
+  /[\x80-\xff]+/g,
+  (run) => `\x0e${[...run].map((letter) => octets(letter.charCodeAt(0) & 0x7f)).join('')}\x0f`,
+)
 
 function nested(depth: number): string {
   if (depth === 0) return 'Content-Type: text/plain\r\n\r\ninnermost'
@@ -20,7 +24,10 @@ function nested(depth: number): string {
 }
 
 /** Every octet but NUL, CR and LF, in lines. */
-const ALL_OCTETS = Array.from({ length: 256 }, (_, value) => value).filter((value) => ![0, 10, 13].includes(value)).map((value) => `x${octets(value)}\r\n`).join('')
+const ALL_OCTETS = Array.from({ length: 256 }, (_, value) => value)
+  .filter((value) => ![0, 10, 13].includes(value))
+  .map((value) => `x${octets(value)}\r\n`)
+  .join('')
 
 /** Whole messages, one character for each octet, that go through as they are. */
 const CORPUS: Readonly<Record<string, string>> = {
@@ -34,7 +41,10 @@ const CORPUS: Readonly<Record<string, string>> = {
   'ISO-2022-KR, with shifts': `${TOP}Content-Type: text/plain; charset=iso-2022-kr\r\nContent-Transfer-Encoding: 7bit\r\n\r\n\x1b$)C\r\n${HANGUL_2022}\r\n`,
   'format=flowed, with spaces that count': `${TOP}Content-Type: text/plain; format=flowed; delsp=yes\r\n\r\nflows \r\non \r\n>> quoted \r\n-- \r\nsignature  \r\n \r\n`,
   'names in continuations of RFC 2231': `${TOP}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\nContent-Type: application/pdf;\r\n name*0*=euc-kr''%C7%D1;\r\n name*1*=%B1%DB;\r\n name*2=".pdf"\r\nContent-Disposition: attachment; filename*=UTF-8''%ED%95%9C%EA%B8%80.pdf\r\nContent-Transfer-Encoding: base64\r\n\r\nJVBERg==\r\n--m--\r\n`,
-  'an attachment of no bytes': `${TOP}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\nContent-Type: application/octet-stream; name=empty\r\nContent-Transfer-Encoding: base64\r\n\r\n\r\n--m--`.concat('\r\n'),
+  'an attachment of no bytes':
+    `${TOP}Content-Type: multipart/mixed; boundary=m\r\n\r\n--m\r\nContent-Type: application/octet-stream; name=empty\r\nContent-Transfer-Encoding: base64\r\n\r\n\r\n--m--`.concat(
+      '\r\n',
+    ),
   'an empty body': `${TOP}\r\n`,
   'a header alone': TOP,
   'blank lines alone': `${TOP}\r\n\r\n\r\n\r\n`,
@@ -53,7 +63,7 @@ t.test('difficult messages arrive octet for octet, whole or in pieces', async (t
     t.equal(answer.status, 200, `${name}: ${answer.text}`)
     t.equal(gateway.relay.messages.at(-1)?.raw.toString('latin1'), text, name)
     const upload = openUpload(gateway, rawPath(), { 'content-type': 'message/rfc822', 'transfer-encoding': 'chunked' })
-    for (let at = 0; at < message.length; ) {
+    for (let at = 0; at < message.length;) {
       const end = at + 1 + Math.floor(Math.random() * 90)
       await upload.write(message.subarray(at, end))
       at = end
@@ -72,7 +82,11 @@ t.test('what is corrected is what the documentation says, and nothing else', asy
     ['bare LF becomes CRLF', `${TOP}\r\none\ntwo\r\n`.replaceAll('\r\n', '\n'), `${TOP}\r\none\r\ntwo\r\n`],
     ['bare CR becomes CRLF', `${TOP}\r\none\rtwo\r`, `${TOP}\r\none\r\ntwo\r\n`],
     ['CR CR LF becomes two line ends', `${TOP}\r\none\r\r\ntwo\r\n`, `${TOP}\r\none\r\n\r\ntwo\r\n`],
-    ['Bcc, Resent-Bcc and Return-Path go', `Return-Path: <a@b.example>\r\n${TOP}BCC: a@b.example,\r\n\tc@d.example\r\nResent-From: billing@corp.example\r\nResent-bcc: a@b.example\r\n\r\nBcc: body\r\n`, `${TOP}Resent-From: billing@corp.example\r\n\r\nBcc: body\r\n`],
+    [
+      'Bcc, Resent-Bcc and Return-Path go',
+      `Return-Path: <a@b.example>\r\n${TOP}BCC: a@b.example,\r\n\tc@d.example\r\nResent-From: billing@corp.example\r\nResent-bcc: a@b.example\r\n\r\nBcc: body\r\n`,
+      `${TOP}Resent-From: billing@corp.example\r\n\r\nBcc: body\r\n`,
+    ],
   ]
   for (const [name, before, after] of corrections) {
     t.equal((await postRaw(gateway, before)).status, 200)
@@ -90,12 +104,25 @@ t.test('files arrive as they were, of any content and of every length about the 
     randomBytes(300_001),
   ]
   const attachments = files.map((_, index) => ({ filename: `${index}.bin`, part: `f${index}` }))
-  const answer = await postForm(gateway, formData([['message', { ...MESSAGE, attachments }], ...files.map((file, index): [string, Buffer] => [`f${index}`, file])]))
+  const answer = await postForm(
+    gateway,
+    formData([
+      ['message', { ...MESSAGE, attachments }],
+      ...files.map((file, index): [string, Buffer] => [`f${index}`, file]),
+    ]),
+  )
   t.equal(answer.status, 200, answer.text)
   const raw = gateway.relay.messages[0]?.raw ?? Buffer.alloc(0)
-  t.equal(/\r(?!\n)|(?<!\r)\n|[A-Za-z0-9+/=]{77}/.test(raw.toString('latin1')), false, 'lines end in CRLF, and those of base64 have 76 characters')
+  t.equal(
+    /\r(?!\n)|(?<!\r)\n|[A-Za-z0-9+/=]{77}/.test(raw.toString('latin1')),
+    false,
+    'lines end in CRLF, and those of base64 have 76 characters',
+  )
   const { attachments: arrived } = await PostalMime.parse(raw, { attachmentEncoding: 'base64' })
-  t.same(arrived.map(({ content }) => content), files.map((file) => file.toString('base64')))
+  t.same(
+    arrived.map(({ content }) => content),
+    files.map((file) => file.toString('base64')),
+  )
 })
 
 const BLOCK = Buffer.from(randomBytes(780_000).toString('base64').replace(/.{76}/g, '$&\r\n')) // about 1 MB
@@ -111,8 +138,19 @@ async function hashingRelay(t: Test, see: (piece: Buffer) => void): Promise<Test
   })
 }
 
-async function sendBlocks(t: Test, relay: TestRelay, path: string, type: string, begin: Buffer, end: Buffer): Promise<void> {
-  const gateway = await startGateway(t, { clients: RAW, relay, env: { POSTERN_MAX_SIZE: '200MB', POSTERN_SMTP_TIMEOUT: '60s' } })
+async function sendBlocks(
+  t: Test,
+  relay: TestRelay,
+  path: string,
+  type: string,
+  begin: Buffer,
+  end: Buffer,
+): Promise<void> {
+  const gateway = await startGateway(t, {
+    clients: RAW,
+    relay,
+    env: { POSTERN_MAX_SIZE: '200MB', POSTERN_SMTP_TIMEOUT: '60s' },
+  })
   const upload = openUpload(gateway, path, { 'content-type': type, 'transfer-encoding': 'chunked' })
   upload.outgoing.write(begin)
   for (let block = 0; block < BLOCKS; block++) if (!upload.outgoing.write(BLOCK)) await once(upload.outgoing, 'drain')
@@ -151,7 +189,10 @@ t.test('a file of 100 MB arrives octet for octet', async (t) => {
     text = boundary === -1 ? letters.slice(used) + text.slice(-4) : ''
     inFile = boundary === -1
   })
-  const form = formData([['message', { ...MESSAGE, attachments: [{ filename: 'large.bin', part: 'large' }] }], ['large', '']])
+  const form = formData([
+    ['message', { ...MESSAGE, attachments: [{ filename: 'large.bin', part: 'large' }] }],
+    ['large', ''],
+  ])
   const end = form.subarray(form.lastIndexOf('\r\n--'))
   await sendBlocks(t, relay, '/v1/messages', MULTIPART, form.subarray(0, form.length - end.length), end)
   t.equal(got.digest('hex'), sent.digest('hex'))

@@ -35,7 +35,10 @@ t.test('DER and PEM, and PEM among other text, give the same lines', async (t) =
     bag: `Bag Attributes\n  friendlyName: billing\n${client.key}${client.certificate}`,
   })
   const { lines } = await run(`${dir}/der`, `${dir}/bag`)
-  t.strictSame(lines.filter((line) => !line.startsWith('#')), [...items(client), ...items(client)])
+  t.strictSame(
+    lines.filter((line) => !line.startsWith('#')),
+    [...items(client), ...items(client)],
+  )
 })
 
 t.test('only the first certificate of a chain counts, never the CA behind it', async (t) => {

@@ -12,7 +12,8 @@ import { type Leaf, makePki } from './support/pki.ts'
 const pki = await makePki()
 
 /** RFC 9440 §2.1. */
-const byteSequence = ({ certificate }: { readonly certificate: string }): string => `:${new X509Certificate(certificate).raw.toString('base64')}:`
+const byteSequence = ({ certificate }: { readonly certificate: string }): string =>
+  `:${new X509Certificate(certificate).raw.toString('base64')}:`
 /** As nginx writes `$ssl_client_escaped_cert`. */
 const escapedPem = ({ certificate }: { readonly certificate: string }): string => encodeURIComponent(certificate)
 const FORMS = [
@@ -37,19 +38,44 @@ async function startProxied(t: Test, listed: readonly Leaf[] = [], options: Movi
 for (const [name, write] of FORMS) {
   t.test(`${name}: a proxy speaks for the client that it names, and nobody else does`, async (t) => {
     const { client, proxy, forward, whoami } = await startProxied(t)
-    t.match(await forward({ [name]: write(client) }), { status: 200, client: 'billing', fingerprint: formatFingerprint(client.fingerprint) })
-    t.match(await whoami(client, { headers: { [name]: write(client) } }), { status: 403, code: 'unknown_certificate' }, 'a client may not even name itself')
+    t.match(await forward({ [name]: write(client) }), {
+      status: 200,
+      client: 'billing',
+      fingerprint: formatFingerprint(client.fingerprint),
+    })
+    t.match(
+      await whoami(client, { headers: { [name]: write(client) } }),
+      { status: 403, code: 'unknown_certificate' },
+      'a client may not even name itself',
+    )
     t.match(await whoami(client, { headers: { [name]: write(proxy) } }), { status: 403, code: 'unknown_certificate' })
     t.match(await whoami(client), { status: 200, client: 'billing' })
   })
 
   t.test(`${name}: what would not pass a handshake does not pass through a proxy`, async (t) => {
     const { selfSigned, strangerCaClient, expired, notYetValid, serverOnly, rsa1024 } = pki
-    const { proxy, forward } = await startProxied(t, [selfSigned, strangerCaClient, expired, notYetValid, serverOnly, rsa1024])
-    for (const leaf of [selfSigned, strangerCaClient, serverOnly, rsa1024]) t.match(await forward({ [name]: write(leaf) }), { status: 403, code: 'unknown_certificate' })
-    for (const leaf of [expired, notYetValid]) t.match(await forward({ [name]: write(leaf) }), { status: 403, code: 'certificate_expired' })
-    t.match(await forward({ [name]: write(await pki.client('billing')) }), { status: 403, code: 'unknown_certificate' }, 'of the CA, but not listed')
-    t.match(await forward({ [name]: write(proxy) }), { status: 403, code: 'unknown_certificate' }, 'a proxy is nobody to speak for')
+    const { proxy, forward } = await startProxied(t, [
+      selfSigned,
+      strangerCaClient,
+      expired,
+      notYetValid,
+      serverOnly,
+      rsa1024,
+    ])
+    for (const leaf of [selfSigned, strangerCaClient, serverOnly, rsa1024])
+      t.match(await forward({ [name]: write(leaf) }), { status: 403, code: 'unknown_certificate' })
+    for (const leaf of [expired, notYetValid])
+      t.match(await forward({ [name]: write(leaf) }), { status: 403, code: 'certificate_expired' })
+    t.match(
+      await forward({ [name]: write(await pki.client('billing')) }),
+      { status: 403, code: 'unknown_certificate' },
+      'of the CA, but not listed',
+    )
+    t.match(
+      await forward({ [name]: write(proxy) }),
+      { status: 403, code: 'unknown_certificate' },
+      'a proxy is nobody to speak for',
+    )
     t.match(await forward({ [name]: write(pki.ca) }), { status: 403, code: 'unknown_certificate' })
   })
 
@@ -78,8 +104,17 @@ for (const [name, write] of FORMS) {
       `:${Buffer.concat([new X509Certificate(client.certificate).raw, Buffer.alloc(3)]).toString('base64')}:`,
       `:${'A'.repeat(12_400)}:`,
     ]
-    for (const value of bad) t.match(await forward({ [name]: value }), { status: 403, code: 'unknown_certificate' }, String(value).slice(0, 40))
-    t.match(await forward({ [name]: good, [other[0]]: other[1](client) }), { status: 403, code: 'unknown_certificate' }, 'in both headers')
+    for (const value of bad)
+      t.match(
+        await forward({ [name]: value }),
+        { status: 403, code: 'unknown_certificate' },
+        String(value).slice(0, 40),
+      )
+    t.match(
+      await forward({ [name]: good, [other[0]]: other[1](client) }),
+      { status: 403, code: 'unknown_certificate' },
+      'in both headers',
+    )
     t.match(await forward({ [name]: good }), { status: 200 })
   })
 }
@@ -97,20 +132,28 @@ t.test('a proxy that names no client is asked for one, whatever else it says', a
   }
 })
 
-t.test('on one connection of a proxy each request is the client that it names, as the files have it at that moment', async (t) => {
-  const [first, second] = [await pki.client('billing'), await pki.client('billing')]
-  const { forward, reloaded, write, proxy } = await startProxied(t, [first, second], { crl: await createRevocationList(pki.ca, []) })
-  const agent = oneConnection(t)
-  const ask = (leaf: Leaf) => forward({ 'client-cert': byteSequence(leaf) }, agent)
-  for (const leaf of [first, second, first]) t.match(await ask(leaf), { status: 200, fingerprint: formatFingerprint(leaf.fingerprint) })
-  const serial = new X509Certificate(first.certificate).serialNumber
-  const list = await createRevocationList(pki.ca, [serial])
-  await reloaded('crl', () => write('crl.pem', list))
-  t.match(await ask(second), { status: 200, reused: true })
-  t.match(await ask(first), { status: 403, code: 'certificate_revoked' })
-  await reloaded('clients', () => write('clients.yaml', `clients: { edge: { fingerprints: ["${proxy.fingerprint}"], role: proxy } }\n`))
-  t.match(await ask(second), { status: 403, code: 'unknown_certificate' })
-})
+t.test(
+  'on one connection of a proxy each request is the client that it names, as the files have it at that moment',
+  async (t) => {
+    const [first, second] = [await pki.client('billing'), await pki.client('billing')]
+    const { forward, reloaded, write, proxy } = await startProxied(t, [first, second], {
+      crl: await createRevocationList(pki.ca, []),
+    })
+    const agent = oneConnection(t)
+    const ask = (leaf: Leaf) => forward({ 'client-cert': byteSequence(leaf) }, agent)
+    for (const leaf of [first, second, first])
+      t.match(await ask(leaf), { status: 200, fingerprint: formatFingerprint(leaf.fingerprint) })
+    const serial = new X509Certificate(first.certificate).serialNumber
+    const list = await createRevocationList(pki.ca, [serial])
+    await reloaded('crl', () => write('crl.pem', list))
+    t.match(await ask(second), { status: 200, reused: true })
+    t.match(await ask(first), { status: 403, code: 'certificate_revoked' })
+    await reloaded('clients', () =>
+      write('clients.yaml', `clients: { edge: { fingerprints: ["${proxy.fingerprint}"], role: proxy } }\n`),
+    )
+    t.match(await ask(second), { status: 403, code: 'unknown_certificate' })
+  },
+)
 
 t.test('a forwarded certificate that expires between two requests stops at its notAfter', async (t) => {
   const notAfter = Math.ceil(Date.now() / 1000) * 1000 + 2000
@@ -128,7 +171,14 @@ t.test('a forwarded certificate that expires between two requests stops at its n
 
 t.test('what is no request, over the connection of a proxy, is answered as that', async (t) => {
   const { port, proxy } = await startProxied(t)
-  const socket = connect({ host: '127.0.0.1', servername: 'localhost', port, ca: pki.ca.certificate, cert: proxy.certificate, key: proxy.key })
+  const socket = connect({
+    host: '127.0.0.1',
+    servername: 'localhost',
+    port,
+    ca: pki.ca.certificate,
+    cert: proxy.certificate,
+    key: proxy.key,
+  })
   socket.write('NONSENSE\r\n\r\n')
   let text = ''
   for await (const piece of socket) text += String(piece)

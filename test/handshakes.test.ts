@@ -20,31 +20,42 @@ const WARN = 40
 // Below the usual level a client can offer what no sound client offers any more.
 const WEAK = 'DEFAULT@SECLEVEL=0'
 
-t.test('each certificate that is refused is one line and one count, with the reason, the address and what to do', async (t) => {
-  const pki = await makePki()
-  const { handshake, failure, counted, lines } = await listen(t)
-  const cases: readonly [Issued | undefined, string, RegExp][] = [
-    [undefined, 'no_certificate', /sent no certificate/],
-    [pki.strangerCaClient, 'unknown_ca', /POSTERN_TLS_CLIENT_CA/],
-    [pki.selfSigned, 'unknown_ca', /self-signed/],
-    [pki.expired, 'expired', /has expired/],
-    [pki.notYetValid, 'expired', /not valid yet/],
-    [pki.serverOnly, 'wrong_purpose', /clientAuth/],
-  ]
-  for (const version of VERSIONS) {
-    for (const [leaf, reason, advice] of cases) {
-      const line = await failure(() => handshake(leaf, { minVersion: version, maxVersion: version }))
-      t.match(line, { level: WARN, msg: 'TLS handshake failed', reason, remote: '127.0.0.1', advice }, `${version} ${reason}`)
+t.test(
+  'each certificate that is refused is one line and one count, with the reason, the address and what to do',
+  async (t) => {
+    const pki = await makePki()
+    const { handshake, failure, counted, lines } = await listen(t)
+    const cases: readonly [Issued | undefined, string, RegExp][] = [
+      [undefined, 'no_certificate', /sent no certificate/],
+      [pki.strangerCaClient, 'unknown_ca', /POSTERN_TLS_CLIENT_CA/],
+      [pki.selfSigned, 'unknown_ca', /self-signed/],
+      [pki.expired, 'expired', /has expired/],
+      [pki.notYetValid, 'expired', /not valid yet/],
+      [pki.serverOnly, 'wrong_purpose', /clientAuth/],
+    ]
+    for (const version of VERSIONS) {
+      for (const [leaf, reason, advice] of cases) {
+        const line = await failure(() => handshake(leaf, { minVersion: version, maxVersion: version }))
+        t.match(
+          line,
+          { level: WARN, msg: 'TLS handshake failed', reason, remote: '127.0.0.1', advice },
+          `${version} ${reason}`,
+        )
+      }
     }
-  }
-  t.same(await counted(), { no_certificate: 2, unknown_ca: 4, expired: 4, wrong_purpose: 2 })
-  t.equal(lines.length, 12)
-})
+    t.same(await counted(), { no_certificate: 2, unknown_ca: 4, expired: 4, wrong_purpose: 2 })
+    t.equal(lines.length, 12)
+  },
+)
 
 t.test('a client with a good certificate is neither logged nor counted', async (t) => {
   const pki = await makePki()
   const { handshake, counted, lines } = await listen(t)
-  for (const version of VERSIONS) t.equal(await handshake(await pki.client('billing'), { minVersion: version, maxVersion: version }), 'HTTP/1.1 200 OK')
+  for (const version of VERSIONS)
+    t.equal(
+      await handshake(await pki.client('billing'), { minVersion: version, maxVersion: version }),
+      'HTTP/1.1 200 OK',
+    )
   t.same(await counted(), {})
   t.same(lines, [])
 })
@@ -64,24 +75,41 @@ t.test('revocation has its own reason, and a list that has expired says that it 
   t.match(await listed.failure(() => listed.handshake(leaf)), { reason: 'revoked', error_code: 'CERT_REVOKED' })
   t.equal(await listed.handshake(await pki.client('other')), 'HTTP/1.1 200 OK')
   const stale = await listen(t, { crl: await createRevocationList(pki.ca, [], past) })
-  t.match(await stale.failure(() => stale.handshake(leaf)), { reason: 'revoked', error_code: 'CRL_HAS_EXPIRED', advice: /POSTERN_TLS_CRL has expired/ })
+  t.match(await stale.failure(() => stale.handshake(leaf)), {
+    reason: 'revoked',
+    error_code: 'CRL_HAS_EXPIRED',
+    advice: /POSTERN_TLS_CRL has expired/,
+  })
 })
 
 t.test('versions and ciphers that are not shared are told apart', async (t) => {
   const { handshake, failure, counted } = await listen(t, { minVersion: 'TLSv1.3' })
-  t.match(await failure(() => handshake(undefined, { minVersion: 'TLSv1', maxVersion: 'TLSv1.1', ciphers: WEAK })), { reason: 'protocol_version', advice: /POSTERN_TLS_MIN_VERSION/ })
+  t.match(await failure(() => handshake(undefined, { minVersion: 'TLSv1', maxVersion: 'TLSv1.1', ciphers: WEAK })), {
+    reason: 'protocol_version',
+    advice: /POSTERN_TLS_MIN_VERSION/,
+  })
   t.match(await failure(() => handshake(undefined, { maxVersion: 'TLSv1.2' })), { reason: 'protocol_version' })
   const older = await listen(t, { maxVersion: 'TLSv1.2' })
-  t.match(await older.failure(() => older.handshake(undefined, { minVersion: 'TLSv1.3' })), { reason: 'protocol_version' })
-  t.match(await older.failure(() => older.handshake(undefined, { maxVersion: 'TLSv1.2', ciphers: 'AES128-SHA' })), { reason: 'no_shared_cipher', advice: /ECDHE/ })
-  t.match(await older.failure(() => older.handshake(undefined, { ALPNProtocols: ['h2'] })), { reason: 'other', advice: /http\/1\.1/ })
+  t.match(await older.failure(() => older.handshake(undefined, { minVersion: 'TLSv1.3' })), {
+    reason: 'protocol_version',
+  })
+  t.match(await older.failure(() => older.handshake(undefined, { maxVersion: 'TLSv1.2', ciphers: 'AES128-SHA' })), {
+    reason: 'no_shared_cipher',
+    advice: /ECDHE/,
+  })
+  t.match(await older.failure(() => older.handshake(undefined, { ALPNProtocols: ['h2'] })), {
+    reason: 'other',
+    advice: /http\/1\.1/,
+  })
   t.same(await counted(), { protocol_version: 2 })
 })
 
 t.test('a client that does not trust the server is no fault of a client certificate', async (t) => {
   const pki = await makePki()
   const { handshake, failure } = await listen(t)
-  const line = await failure(() => handshake(pki.strangerCaClient, { ca: pki.otherCa.certificate, minVersion: 'TLSv1.3' }))
+  const line = await failure(() =>
+    handshake(pki.strangerCaClient, { ca: pki.otherCa.certificate, minVersion: 'TLSv1.3' }),
+  )
   t.match(line, { reason: 'reset', advice: /may not trust the server certificate/ })
 })
 
@@ -116,9 +144,21 @@ t.test('bytes of another protocol end the connection and harm nobody', async (t)
 
 t.test('a port scan and a silent peer are told at info level', async (t) => {
   const { port, failure } = await listen(t, { handshakeTimeout: 100 })
-  t.match(await failure(() => untilClosed(port, (socket) => socket.end())), { level: INFO, reason: 'reset', remote: '127.0.0.1', advice: /port scanners/ })
-  t.match(await failure(() => untilClosed(port, (socket) => socket.end(Buffer.from('160301', 'hex')))), { level: INFO, reason: 'reset', advice: /in the middle/ })
-  t.match(await failure(() => untilClosed(port, (socket) => socket.resetAndDestroy())), { level: INFO, reason: 'reset' })
+  t.match(await failure(() => untilClosed(port, (socket) => socket.end())), {
+    level: INFO,
+    reason: 'reset',
+    remote: '127.0.0.1',
+    advice: /port scanners/,
+  })
+  t.match(await failure(() => untilClosed(port, (socket) => socket.end(Buffer.from('160301', 'hex')))), {
+    level: INFO,
+    reason: 'reset',
+    advice: /in the middle/,
+  })
+  t.match(await failure(() => untilClosed(port, (socket) => socket.resetAndDestroy())), {
+    level: INFO,
+    reason: 'reset',
+  })
   t.match(await failure(() => untilClosed(port, () => {})), { level: INFO, reason: 'timeout', remote: '127.0.0.1' })
 })
 
@@ -148,18 +188,31 @@ type ListenOptions = Partial<TlsMaterial> & { readonly handshakeTimeout?: number
 /** An HTTPS server like the gateway's, watched. */
 async function listen(t: Test, { handshakeTimeout = 10_000, ...material }: ListenOptions = {}) {
   const pki = await makePki()
-  const context = secureContextOptions({ cert: pki.server.certificate, key: pki.server.key, clientCa: pki.ca.certificate, crl: undefined, minVersion: 'TLSv1.2', maxVersion: 'TLSv1.3', ...material })
-  const server = createServer({ ...context, ...LISTENER_OPTIONS, handshakeTimeout }, (_request, response) => response.end())
+  const context = secureContextOptions({
+    cert: pki.server.certificate,
+    key: pki.server.key,
+    clientCa: pki.ca.certificate,
+    crl: undefined,
+    minVersion: 'TLSv1.2',
+    maxVersion: 'TLSv1.3',
+    ...material,
+  })
+  const server = createServer({ ...context, ...LISTENER_OPTIONS, handshakeTimeout }, (_request, response) =>
+    response.end(),
+  )
   server.on('clientError', () => {}) // as in the gateway, where failed handshakes are left to the watch
   const lines: Record<string, unknown>[] = []
   const metrics = new Metrics()
   let written = (): void => {}
-  const logger = pino({ base: null }, {
-    write: (line: string) => {
-      lines.push(JSON.parse(line))
-      written()
+  const logger = pino(
+    { base: null },
+    {
+      write: (line: string) => {
+        lines.push(JSON.parse(line))
+        written()
+      },
     },
-  })
+  )
   watchHandshakes(server, metrics, logger)
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
@@ -169,7 +222,14 @@ async function listen(t: Test, { handshakeTimeout = 10_000, ...material }: Liste
 
   /** The status line that a client gets, or the code of the error that ends it. */
   const handshake = async (leaf: Issued | undefined, options: ConnectionOptions = {}): Promise<string> => {
-    const socket = connect({ host: '127.0.0.1', servername: 'localhost', port, ca: pki.ca.certificate, ...(leaf && { cert: leaf.certificate, key: leaf.key }), ...options })
+    const socket = connect({
+      host: '127.0.0.1',
+      servername: 'localhost',
+      port,
+      ca: pki.ca.certificate,
+      ...(leaf && { cert: leaf.certificate, key: leaf.key }),
+      ...options,
+    })
     let end = 'closed'
     socket.once('secureConnect', () => socket.write('GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'))
     socket.on('data', (data) => (end = String(data).split('\r\n', 1)[0] ?? ''))

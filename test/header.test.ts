@@ -55,7 +55,11 @@ t.test('a header has 64 KiB, and not one octet more', async (t) => {
     t.equal(head.length, 65_536)
     t.ok('body'.startsWith(rest.toString()))
     await t.rejects(readHeader(uploadOf(Buffer.from(`X: x\r\n${full}body`), () => length)), { code: 'malformed_mime' })
-    await t.rejects(readHeader(uploadOf(Buffer.alloc(70_000, 'x'), () => length)), { code: 'malformed_mime' }, 'without any line')
+    await t.rejects(
+      readHeader(uploadOf(Buffer.alloc(70_000, 'x'), () => length)),
+      { code: 'malformed_mime' },
+      'without any line',
+    )
   }
 })
 
@@ -65,9 +69,17 @@ t.test('fields keep their octets, and line ends become CRLF', (t) => {
   t.same(fields, [
     { name: 'subject', key: 'subject', raw: 'subject: a\r\n\tfolded \r\n  line\r\n', value: 'a\tfolded   line' },
     { name: 'X-Empty', key: 'x-empty', raw: 'X-Empty:\r\n', value: '' },
-    { name: 'X-Utf8', key: 'x-utf8', raw: `X-Utf8: caf${Buffer.from('\u00e9').toString('latin1')}\r\n`, value: `caf${Buffer.from('\u00e9').toString('latin1')}` },
+    {
+      name: 'X-Utf8',
+      key: 'x-utf8',
+      raw: `X-Utf8: caf${Buffer.from('\u00e9').toString('latin1')}\r\n`,
+      value: `caf${Buffer.from('\u00e9').toString('latin1')}`,
+    },
   ])
-  t.equal(writeHeader(fields, true).toString(), 'subject: a\r\n\tfolded \r\n  line\r\nX-Empty:\r\nX-Utf8: caf\u00e9\r\n\r\n')
+  t.equal(
+    writeHeader(fields, true).toString(),
+    'subject: a\r\n\tfolded \r\n  line\r\nX-Empty:\r\nX-Utf8: caf\u00e9\r\n\r\n',
+  )
   t.equal(writeHeader(fields.slice(1, 2), false).toString(), 'X-Empty:\r\n')
   t.throws(() => parseHeader(Buffer.from(text, 'latin1'), false), { code: 'malformed_mime' }, 'Latin-1 is no UTF-8')
   t.end()
@@ -111,7 +123,11 @@ t.test('a header that two readers could read differently is refused with its pla
       t.match(error, { code: 'malformed_mime', errors: [{ path }] }, name)
     }
   }
-  t.same(parseHeader(Buffer.from(`A: ${'x'.repeat(995)}\r\nReceived: 1\r\nReceived: 2\r\n`), true).fields.length, 3, 'a line of 998 octets, and fields that may come again')
+  t.same(
+    parseHeader(Buffer.from(`A: ${'x'.repeat(995)}\r\nReceived: 1\r\nReceived: 2\r\n`), true).fields.length,
+    3,
+    'a line of 998 octets, and fields that may come again',
+  )
   t.end()
 })
 

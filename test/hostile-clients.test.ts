@@ -26,7 +26,10 @@ async function stillServes({ post }: TestGateway): Promise<number> {
 
 /** The bytes of bodies that the gateway has in progress, by its own count. */
 async function inflight({ gateway }: TestGateway): Promise<number> {
-  const [answer] = await once(get({ host: '127.0.0.1', port: gateway.opsPort, path: '/metrics', agent: false }), 'response')
+  const [answer] = await once(
+    get({ host: '127.0.0.1', port: gateway.opsPort, path: '/metrics', agent: false }),
+    'response',
+  )
   let text = ''
   for await (const piece of answer) text += String(piece)
   return Number(/^postern_inflight_bytes (\d+)$/m.exec(text)?.[1] ?? NaN)
@@ -66,11 +69,18 @@ t.test('heads and bodies that come too slowly are answered with 408 and cut', { 
       const closed = rest(socket)
       const answer = await firstAnswer(socket)
       const answered = Math.round(performance.now() - start)
-      t.match(answer, { status: 408, json: { code: 'request_timeout', retryable: true, outcome: 'not_sent' } }, `${name}: answered after ${answered} ms`)
+      t.match(
+        answer,
+        { status: 408, json: { code: 'request_timeout', retryable: true, outcome: 'not_sent' } },
+        `${name}: answered after ${answered} ms`,
+      )
       t.match(answer.head, /^content-type: application\/problem\+json\r$/m)
       t.ok(answered > 900 && answered < 1000 + SOON_MS)
       await closed
-      t.ok(performance.now() - start < 1000 + 2 * SOON_MS, `${name}: closed after ${Math.round(performance.now() - start)} ms`)
+      t.ok(
+        performance.now() - start < 1000 + 2 * SOON_MS,
+        `${name}: closed after ${Math.round(performance.now() - start)} ms`,
+      )
     }),
   )
   t.equal(gateway.relay.messages.length, 0)
@@ -113,20 +123,35 @@ t.test('a connection that never says anything is cut too', { buffered: true }, a
 t.test('a place is freed however its request ends', { buffered: true }, async (t) => {
   let hold = (): void => {}
   const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void (hold = done) })
-  const gateway = await startGateway(t, { relay, env: { POSTERN_MAX_PENDING: '2', POSTERN_MAX_SIZE: '1MB', POSTERN_REQUEST_TIMEOUT: '300ms', POSTERN_SMTP_TIMEOUT: '500ms', POSTERN_SMTP_CONNECTIONS: '1' } })
+  const gateway = await startGateway(t, {
+    relay,
+    env: {
+      POSTERN_MAX_PENDING: '2',
+      POSTERN_MAX_SIZE: '1MB',
+      POSTERN_REQUEST_TIMEOUT: '300ms',
+      POSTERN_SMTP_TIMEOUT: '500ms',
+      POSTERN_SMTP_CONNECTIONS: '1',
+    },
+  })
   const free = (): Promise<void> => until(async () => (await inflight(gateway)) === 0)
   const endings: Record<string, (socket: TLSSocket) => void> = {
-    'the client leaves in the body': (socket) => socket.write(`${HEAD}Content-Length: 1000\r\n\r\n{`, () => socket.destroy()),
+    'the client leaves in the body': (socket) =>
+      socket.write(`${HEAD}Content-Length: 1000\r\n\r\n{`, () => socket.destroy()),
     'the client ends its side in the body': (socket) => socket.end(`${HEAD}Content-Length: 1000\r\n\r\n{`),
     'the body is too slow': (socket) => socket.write(`${HEAD}Content-Length: 1000\r\n\r\n{`),
-    'the body is too large': (socket) => socket.write(`${HEAD}Transfer-Encoding: chunked\r\n\r\n${(2 * MEGABYTE).toString(16)}\r\n${' '.repeat(2 * MEGABYTE)}`),
+    'the body is too large': (socket) =>
+      socket.write(
+        `${HEAD}Transfer-Encoding: chunked\r\n\r\n${(2 * MEGABYTE).toString(16)}\r\n${' '.repeat(2 * MEGABYTE)}`,
+      ),
     'the body is broken': (socket) => socket.write(`${HEAD}Transfer-Encoding: chunked\r\n\r\n5\r\nzzzzz\r\nzz\r\n`),
     'the body is no JSON': (socket) => socket.write(`${HEAD}Content-Length: 1\r\n\r\n{`),
     'the type is wrong': (socket) => socket.write(`${HEAD.replace('json', 'xml')}Content-Length: 1\r\n\r\n{`),
     'the relay is too slow': (socket) => socket.write(GOOD),
     'the client leaves while the relay has it': (socket) => socket.write(GOOD, () => socket.destroy()),
-    'the client leaves with two requests in a row': (socket) => socket.write(GOOD + GOOD, () => setImmediate(() => socket.destroy())),
-    'a refused request is followed by another': (socket) => socket.write(`${HEAD}Content-Length: 1\r\n\r\n{${HEAD}Content-Length: 1\r\n\r\n{`),
+    'the client leaves with two requests in a row': (socket) =>
+      socket.write(GOOD + GOOD, () => setImmediate(() => socket.destroy())),
+    'a refused request is followed by another': (socket) =>
+      socket.write(`${HEAD}Content-Length: 1\r\n\r\n{${HEAD}Content-Length: 1\r\n\r\n{`),
   }
   for (const [name, end] of Object.entries(endings)) {
     const socket = await dial(gateway)
@@ -144,20 +169,28 @@ t.test('a body that is too large is refused at once, and the connection ends soo
   const gateway = await startGateway(t, { env: { POSTERN_MAX_SIZE: '1MB' } })
   const piece = Buffer.alloc(64 * 1024, 0x20)
   const chunk = Buffer.concat([Buffer.from(`${piece.length.toString(16)}\r\n`), piece, Buffer.from('\r\n')])
-  const flooding = [['1 GB declared', 'Content-Length: 1000000000', piece], ['an endless chunked body', 'Transfer-Encoding: chunked', chunk]] as const
+  const flooding = [
+    ['1 GB declared', 'Content-Length: 1000000000', piece],
+    ['an endless chunked body', 'Transfer-Encoding: chunked', chunk],
+  ] as const
   const before = process.memoryUsage().rss
-  await Promise.all(flooding.map(async ([name, head, bytes]) => {
-    const socket = await dial(gateway)
-    const start = performance.now()
-    socket.write(`${HEAD}${head}\r\n\r\n`)
-    const closed = rest(socket)
-    const answer = firstAnswer(socket).then((answer) => ({ ...answer, after: performance.now() - start }))
-    const written = await flood(socket, bytes, 200 * MEGABYTE)
-    t.match(await answer, { status: 413, json: { code: 'message_too_large' } }, name)
-    t.ok((await answer).after < SOON_MS, `${name}: answered after ${Math.round((await answer).after)} ms`)
-    await closed
-    t.ok(performance.now() - start < 2 * SOON_MS, `${name}: cut after ${Math.round(performance.now() - start)} ms and ${Math.round(written / MEGABYTE)} MB`)
-  }))
+  await Promise.all(
+    flooding.map(async ([name, head, bytes]) => {
+      const socket = await dial(gateway)
+      const start = performance.now()
+      socket.write(`${HEAD}${head}\r\n\r\n`)
+      const closed = rest(socket)
+      const answer = firstAnswer(socket).then((answer) => ({ ...answer, after: performance.now() - start }))
+      const written = await flood(socket, bytes, 200 * MEGABYTE)
+      t.match(await answer, { status: 413, json: { code: 'message_too_large' } }, name)
+      t.ok((await answer).after < SOON_MS, `${name}: answered after ${Math.round((await answer).after)} ms`)
+      await closed
+      t.ok(
+        performance.now() - start < 2 * SOON_MS,
+        `${name}: cut after ${Math.round(performance.now() - start)} ms and ${Math.round(written / MEGABYTE)} MB`,
+      )
+    }),
+  )
   const grown = Math.round((process.memoryUsage().rss - before) / MEGABYTE)
   t.ok(grown < 150, `this process grew by ${grown} MB`)
   t.equal(await inflight(gateway), 0)
@@ -168,16 +201,63 @@ t.test('a refusal can be read by clients that send the whole body first', async 
   const gateway = await startGateway(t, { env: { POSTERN_MAX_SIZE: '30MB' } })
   const { pki, port } = gateway
   const stranger = await pki.client('stranger')
-  const dir = t.testdir({ 'ca.crt': pki.ca.certificate, 'stranger.crt': stranger.certificate, 'stranger.key': stranger.key, 'body': 'x'.repeat(20 * MEGABYTE) })
-  const curl = ['--silent', '--show-error', '--max-time', '20', '--cacert', join(dir, 'ca.crt'), '--cert', join(dir, 'stranger.crt'), '--key', join(dir, 'stranger.key'), '-H', 'Content-Type: application/json', '--data-binary', `@${join(dir, 'body')}`, `https://localhost:${port}/v1/messages`]
-  for (const [name, args] of [['with a length', ['-H', 'Expect:']], ['chunked', ['-H', 'Expect:', '-H', 'Transfer-Encoding: chunked']], ['asking first', ['-H', 'Expect: 100-continue']]] as const) {
-    const { stdout } = await run('curl', ['--resolve', `localhost:${port}:127.0.0.1`, '--write-out', '\n%{size_upload}', ...args, ...curl])
+  const dir = t.testdir({
+    'ca.crt': pki.ca.certificate,
+    'stranger.crt': stranger.certificate,
+    'stranger.key': stranger.key,
+    body: 'x'.repeat(20 * MEGABYTE),
+  })
+  const curl = [
+    '--silent',
+    '--show-error',
+    '--max-time',
+    '20',
+    '--cacert',
+    join(dir, 'ca.crt'),
+    '--cert',
+    join(dir, 'stranger.crt'),
+    '--key',
+    join(dir, 'stranger.key'),
+    '-H',
+    'Content-Type: application/json',
+    '--data-binary',
+    `@${join(dir, 'body')}`,
+    `https://localhost:${port}/v1/messages`,
+  ]
+  for (const [name, args] of [
+    ['with a length', ['-H', 'Expect:']],
+    ['chunked', ['-H', 'Expect:', '-H', 'Transfer-Encoding: chunked']],
+    ['asking first', ['-H', 'Expect: 100-continue']],
+  ] as const) {
+    const { stdout } = await run('curl', [
+      '--resolve',
+      `localhost:${port}:127.0.0.1`,
+      '--write-out',
+      '\n%{size_upload}',
+      ...args,
+      ...curl,
+    ])
     const [answer = '', uploaded] = stdout.split('\n')
-    t.match(JSON.parse(answer), { status: 403, code: 'unknown_certificate' }, `curl, ${name}: ${uploaded} bytes went up`)
+    t.match(
+      JSON.parse(answer),
+      { status: 403, code: 'unknown_certificate' },
+      `curl, ${name}: ${uploaded} bytes went up`,
+    )
     if (name === 'asking first') t.equal(uploaded, '0')
   }
   for (const headers of [{ 'content-length': 20 * MEGABYTE }, { 'transfer-encoding': 'chunked' }]) {
-    const outgoing = httpsRequest({ host: '127.0.0.1', servername: 'localhost', port, method: 'POST', path: '/v1/messages', ca: pki.ca.certificate, cert: stranger.certificate, key: stranger.key, agent: new Agent(), headers: { 'content-type': 'application/json', ...headers } })
+    const outgoing = httpsRequest({
+      host: '127.0.0.1',
+      servername: 'localhost',
+      port,
+      method: 'POST',
+      path: '/v1/messages',
+      ca: pki.ca.certificate,
+      cert: stranger.certificate,
+      key: stranger.key,
+      agent: new Agent(),
+      headers: { 'content-type': 'application/json', ...headers },
+    })
     outgoing.on('error', () => {})
     outgoing.end(Buffer.alloc(20 * MEGABYTE, 'x'))
     const [answer] = await once(outgoing, 'response')
@@ -208,18 +288,44 @@ t.test('a body is asked for only when it will be read', async (t) => {
     return text
   }
   const expecting = `${HEAD}Expect: 100-continue\r\nContent-Length: `
-  t.match(await ask(`${expecting}${BODY.length}\r\n\r\n`), /^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 200 /, 'one that is wanted')
-  t.match(await ask(`${expecting}${BODY.length}\r\n\r\n`, await gateway.pki.client('stranger')), /^HTTP\/1\.1 403 /, 'of a stranger')
+  t.match(
+    await ask(`${expecting}${BODY.length}\r\n\r\n`),
+    /^HTTP\/1\.1 100 Continue\r\n\r\nHTTP\/1\.1 200 /,
+    'one that is wanted',
+  )
+  t.match(
+    await ask(`${expecting}${BODY.length}\r\n\r\n`, await gateway.pki.client('stranger')),
+    /^HTTP\/1\.1 403 /,
+    'of a stranger',
+  )
   t.match(await ask(`${expecting}999999999\r\n\r\n`), /^HTTP\/1\.1 413 /, 'one that is too large')
-  t.match(await ask(`POST /nothing HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n`), /^HTTP\/1\.1 404 /, 'for no route')
-  t.match(await ask(`${expecting.replace('application/json', 'text/plain')}5\r\n\r\n`), /^HTTP\/1\.1 415 /, 'of another type')
-  t.match(await ask(`${HEAD}Expect: 200-ok\r\nContent-Length: ${BODY.length}\r\n\r\n${BODY}`), /^HTTP\/1\.1 200 /, 'an unknown expectation is passed over')
+  t.match(
+    await ask(`POST /nothing HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n`),
+    /^HTTP\/1\.1 404 /,
+    'for no route',
+  )
+  t.match(
+    await ask(`${expecting.replace('application/json', 'text/plain')}5\r\n\r\n`),
+    /^HTTP\/1\.1 415 /,
+    'of another type',
+  )
+  t.match(
+    await ask(`${HEAD}Expect: 200-ok\r\nContent-Length: ${BODY.length}\r\n\r\n${BODY}`),
+    /^HTTP\/1\.1 200 /,
+    'an unknown expectation is passed over',
+  )
   t.equal(gateway.relay.messages.length, 2)
 })
 
 t.test('past the bytes and messages in progress the answer is 503 at once', async (t) => {
-  const gateway = await startGateway(t, { env: { POSTERN_MAX_INFLIGHT: '1MB', POSTERN_MAX_SIZE: '900KB', POSTERN_MAX_PENDING: '3' } })
-  const overloaded = { status: 503, head: /^retry-after: \d+\r$/m, json: { code: 'overloaded', retryable: true, outcome: 'not_sent' } }
+  const gateway = await startGateway(t, {
+    env: { POSTERN_MAX_INFLIGHT: '1MB', POSTERN_MAX_SIZE: '900KB', POSTERN_MAX_PENDING: '3' },
+  })
+  const overloaded = {
+    status: 503,
+    head: /^retry-after: \d+\r$/m,
+    json: { code: 'overloaded', retryable: true, outcome: 'not_sent' },
+  }
   const holder = await dial(gateway)
   holder.on('error', () => {})
   holder.write(`${HEAD}Content-Length: 600000\r\n\r\n{`)
@@ -257,7 +363,11 @@ t.test('pipelined messages are no way around the limits', async (t) => {
   const answers = parseAnswers(await everything)
   const statuses = answers.slice(0, -1).map(({ status }) => status)
   t.equal(statuses.length, 50)
-  t.equal(statuses.filter((status) => status === 200).length, gateway.relay.messages.length, `${statuses.length} answers`)
+  t.equal(
+    statuses.filter((status) => status === 200).length,
+    gateway.relay.messages.length,
+    `${statuses.length} answers`,
+  )
   t.ok(statuses.every((status) => status === 200 || status === 503))
   t.ok(statuses.includes(503))
   t.equal(await stillServes(gateway), 200)

@@ -11,7 +11,19 @@ t.test('a key is read bare or quoted, and refused when it is neither', async (t)
   t.equal(parseIdempotencyKey('"order-1"'), 'order-1')
   t.equal(parseIdempotencyKey('"a\\"b\\\\c"'), 'a"b\\c')
   t.equal(parseIdempotencyKey('x'.repeat(255)), 'x'.repeat(255))
-  for (const bad of ['', '""', 'x'.repeat(256), `"${'x'.repeat(256)}"`, 'a b', '"a b"', '"open', 'ключ', 'a\tb', 'one, two', '"one", "two"']) {
+  for (const bad of [
+    '',
+    '""',
+    'x'.repeat(256),
+    `"${'x'.repeat(256)}"`,
+    'a b',
+    '"a b"',
+    '"open',
+    'ключ',
+    'a\tb',
+    'one, two',
+    '"one", "two"',
+  ]) {
     t.throws(() => parseIdempotencyKey(bad), { code: 'invalid_idempotency_key', status: 422 }, JSON.stringify(bad))
   }
 })
@@ -27,14 +39,24 @@ t.test('the same key and body is answered again and sent once', async (t) => {
   t.equal(second.headers['idempotency-replayed'], 'true')
   t.equal(second.text, first.text)
   t.equal(relay.messages.length, 1)
-  t.equal(first.json['message_id'], `<${derivedId('billing', 'order-1')}@corp.example>`, 'the message id follows from client and key')
+  t.equal(
+    first.json['message_id'],
+    `<${derivedId('billing', 'order-1')}@corp.example>`,
+    'the message id follows from client and key',
+  )
 })
 
 t.test('another body under the same key is refused, and so is an unusable key', async (t) => {
   const { post, relay } = await startGateway(t)
   await post(MESSAGE, { headers: { 'idempotency-key': 'a' } })
-  t.match(await post({ ...MESSAGE, text: 'Other.' }, { headers: { 'idempotency-key': 'a' } }), { status: 422, json: { code: 'idempotency_key_reused', retryable: false, outcome: 'not_sent' } })
-  t.match(await post(MESSAGE, { headers: { 'idempotency-key': 'a b' } }), { status: 422, json: { code: 'invalid_idempotency_key' } })
+  t.match(await post({ ...MESSAGE, text: 'Other.' }, { headers: { 'idempotency-key': 'a' } }), {
+    status: 422,
+    json: { code: 'idempotency_key_reused', retryable: false, outcome: 'not_sent' },
+  })
+  t.match(await post(MESSAGE, { headers: { 'idempotency-key': 'a b' } }), {
+    status: 422,
+    json: { code: 'invalid_idempotency_key' },
+  })
   t.equal(relay.messages.length, 1)
 })
 
@@ -57,13 +79,17 @@ t.test('while the first request runs, the second is told to come again', async (
 t.test('a refusal of the relay is stored; a message put off frees its key', async (t) => {
   let code = 550
   const relay = await startRelay(t, {
-    onRcptTo: (_address, _session, done) => (code === 250 ? done() : done(Object.assign(new Error('no'), { responseCode: code }))),
+    onRcptTo: (_address, _session, done) =>
+      code === 250 ? done() : done(Object.assign(new Error('no'), { responseCode: code })),
   })
   const { post } = await startGateway(t, { relay })
   const refused = await post(MESSAGE, { headers: { 'idempotency-key': 'refused' } })
   t.match(refused, { status: 422, json: { code: 'rejected_by_relay' } })
   code = 451
-  t.match(await post(MESSAGE, { headers: { 'idempotency-key': 'later' } }), { status: 503, json: { code: 'deferred_by_relay', outcome: 'not_sent' } })
+  t.match(await post(MESSAGE, { headers: { 'idempotency-key': 'later' } }), {
+    status: 503,
+    json: { code: 'deferred_by_relay', outcome: 'not_sent' },
+  })
   code = 250
   const again = await post(MESSAGE, { headers: { 'idempotency-key': 'refused' } })
   t.equal(again.status, 422)
@@ -76,10 +102,15 @@ t.test('a refusal of the relay is stored; a message put off frees its key', asyn
 })
 
 t.test('a refused request frees its key, and a dry run never takes one', async (t) => {
-  const { post, relay } = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"] } }' })
+  const { post, relay } = await startGateway(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"] } }',
+  })
   const headers = { 'idempotency-key': 'k' }
   t.equal((await post({ ...MESSAGE, from: 'ceo@other.example' }, { headers })).status, 403)
-  t.match(await post(MESSAGE, { headers, path: '/v1/messages?dry_run=true' }), { status: 200, json: { status: 'validated' } })
+  t.match(await post(MESSAGE, { headers, path: '/v1/messages?dry_run=true' }), {
+    status: 200,
+    json: { status: 'validated' },
+  })
   t.equal(relay.messages.length, 0)
   t.match(await post(MESSAGE, { headers }), { status: 200, json: { status: 'accepted' } })
   t.equal(relay.messages.length, 1)
@@ -103,8 +134,12 @@ t.test('an unknown outcome is answered again and not sent again', async (t) => {
 })
 
 t.test('whatever else is answered frees the key, for another body too', async (t) => {
-  const clients = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"], quota: 4/day, max_recipients: 3, max_size: 10KB } }'
-  const { post, relay } = await startGateway(t, { clients, env: { POSTERN_SMTP_URL: 'smtp://127.0.0.1:1', POSTERN_SMTP_TIMEOUT: '2s' } })
+  const clients =
+    'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"], quota: 4/day, max_recipients: 3, max_size: 10KB } }'
+  const { post, relay } = await startGateway(t, {
+    clients,
+    env: { POSTERN_SMTP_URL: 'smtp://127.0.0.1:1', POSTERN_SMTP_TIMEOUT: '2s' },
+  })
   const recipients = (count: number): string[] => Array.from({ length: count }, (_, n) => `u${n}@corp.example`)
   const headers = { 'idempotency-key': 'k' }
   const refusals: [number, string, object][] = [
@@ -125,7 +160,10 @@ t.test('whatever else is answered frees the key, for another body too', async (t
 
   const gateway = await startGateway(t, { clients })
   t.equal((await gateway.post({ ...MESSAGE, to: recipients(3) })).status, 200)
-  t.match(await gateway.post({ ...MESSAGE, to: recipients(2) }, { headers }), { status: 429, json: { code: 'quota_exceeded' } })
+  t.match(await gateway.post({ ...MESSAGE, to: recipients(2) }, { headers }), {
+    status: 429,
+    json: { code: 'quota_exceeded' },
+  })
   const sent = await gateway.post(MESSAGE, { headers })
   t.equal(sent.status, 200)
   t.equal(sent.headers['idempotency-replayed'], undefined)
@@ -137,7 +175,10 @@ t.test('a key belongs to its client, and the message id says so', async (t) => {
   const clients = `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] }, reports: { fingerprints: ["${other.fingerprint}"], from: ["*"] } }`
   const { post, relay } = await startGateway(t, { clients })
   const headers = { 'idempotency-key': 'order-1' }
-  const [first, second] = [await post(MESSAGE, { headers }), await post({ ...MESSAGE, text: 'Other.' }, { headers, as: other })]
+  const [first, second] = [
+    await post(MESSAGE, { headers }),
+    await post({ ...MESSAGE, text: 'Other.' }, { headers, as: other }),
+  ]
   t.same([first.status, second.status], [200, 200])
   t.equal(second.headers['idempotency-replayed'], undefined)
   t.equal(second.json['message_id'], `<${derivedId('reports', 'order-1')}@corp.example>`)
@@ -145,14 +186,19 @@ t.test('a key belongs to its client, and the message id says so', async (t) => {
   t.equal(relay.messages.length, 2)
 })
 
-t.test('the message id of a key is the same after the store was lost, and a message\'s own stays', async (t) => {
+t.test("the message id of a key is the same after the store was lost, and a message's own stays", async (t) => {
   const relay = await startRelay(t)
   const headers = { 'idempotency-key': 'order-1' }
   const ids: unknown[] = []
   for (let start = 0; start < 2; start++) {
     const { post } = await startGateway(t, { relay })
     ids.push((await post(MESSAGE, { headers })).json['message_id'])
-    t.equal((await post({ ...MESSAGE, message_id: '<own@corp.example>' }, { headers: { 'idempotency-key': 'own' } })).json['message_id'], '<own@corp.example>')
+    t.equal(
+      (await post({ ...MESSAGE, message_id: '<own@corp.example>' }, { headers: { 'idempotency-key': 'own' } })).json[
+        'message_id'
+      ],
+      '<own@corp.example>',
+    )
   }
   t.equal(relay.messages.length, 4, 'each store sent both')
   t.equal(ids[0], ids[1])
@@ -163,12 +209,26 @@ t.test('complete messages and those with files are answered again and sent once'
   const clients = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
   const { request, post, relay } = await startGateway(t, { clients })
   const raw = (text: string, to = 'user@corp.example'): Promise<TestAnswer> =>
-    request({ method: 'POST', path: `/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=${to}`, body: `From: billing@corp.example\r\nSubject: Hello\r\n\r\n${text}\r\n`, headers: { 'content-type': 'message/rfc822', 'idempotency-key': 'raw' } })
+    request({
+      method: 'POST',
+      path: `/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=${to}`,
+      body: `From: billing@corp.example\r\nSubject: Hello\r\n\r\n${text}\r\n`,
+      headers: { 'content-type': 'message/rfc822', 'idempotency-key': 'raw' },
+    })
   const message = JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.txt', part: 'file' }] })
-  const part = (name: string, content: string): string => `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n${content}\r\n`
+  const part = (name: string, content: string): string =>
+    `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n${content}\r\n`
   const multipart = (content: string): Promise<TestAnswer> =>
-    request({ method: 'POST', path: '/v1/messages', body: `${part('message', message)}${part('file', content)}--b--\r\n`, headers: { 'content-type': 'multipart/form-data; boundary=b', 'idempotency-key': 'multipart' } })
-  for (const [name, send] of [['raw', raw], ['multipart', multipart]] as const) {
+    request({
+      method: 'POST',
+      path: '/v1/messages',
+      body: `${part('message', message)}${part('file', content)}--b--\r\n`,
+      headers: { 'content-type': 'multipart/form-data; boundary=b', 'idempotency-key': 'multipart' },
+    })
+  for (const [name, send] of [
+    ['raw', raw],
+    ['multipart', multipart],
+  ] as const) {
     const before = relay.messages.length
     const [first, second, other] = [await send('One.'), await send('One.'), await send('Two.')]
     t.equal(first.status, 200, name)
@@ -178,26 +238,37 @@ t.test('complete messages and those with files are answered again and sent once'
     t.equal(first.json['message_id'], `<${derivedId('billing', name)}@corp.example>`)
     t.equal(relay.messages.length, before + 1)
   }
-  t.match(await raw('One.', 'other@corp.example'), { status: 422, json: { code: 'idempotency_key_reused' } }, 'the envelope is a part of the request')
-  t.match(await post(MESSAGE, { headers: { 'idempotency-key': 'raw' } }), { status: 422, json: { code: 'idempotency_key_reused' } }, 'and so is the route')
+  t.match(
+    await raw('One.', 'other@corp.example'),
+    { status: 422, json: { code: 'idempotency_key_reused' } },
+    'the envelope is a part of the request',
+  )
+  t.match(
+    await post(MESSAGE, { headers: { 'idempotency-key': 'raw' } }),
+    { status: 422, json: { code: 'idempotency_key_reused' } },
+    'and so is the route',
+  )
 })
 
-t.test('a full store forgets the oldest answers of the client that holds most, and never a running request', async (t) => {
-  const store = new MemoryIdempotencyStore({ keys: 4, bytes: 1_000_000 })
-  t.teardown(() => store.close())
-  const finish = async (scope: string, key: string): Promise<void> => {
-    const claimed = await store.claim(scope, key, 'hash')
-    if (claimed.state === 'new') await claimed.claim.finish({ status: 200, body: '{}' })
-  }
-  t.match(await store.claim('busy', 'running', 'hash'), { state: 'new' })
-  await finish('quiet', 'mine')
-  for (const key of ['1', '2', '3', '4', '5']) await finish('busy', key)
-  t.equal(store.size.keys, 4)
-  t.match(await store.claim('quiet', 'mine', 'hash'), { state: 'finished' })
-  t.match(await store.claim('busy', 'running', 'hash'), { state: 'running' })
-  t.match(await store.claim('busy', '5', 'hash'), { state: 'finished' })
-  t.match(await store.claim('busy', '1', 'hash'), { state: 'new' })
-})
+t.test(
+  'a full store forgets the oldest answers of the client that holds most, and never a running request',
+  async (t) => {
+    const store = new MemoryIdempotencyStore({ keys: 4, bytes: 1_000_000 })
+    t.teardown(() => store.close())
+    const finish = async (scope: string, key: string): Promise<void> => {
+      const claimed = await store.claim(scope, key, 'hash')
+      if (claimed.state === 'new') await claimed.claim.finish({ status: 200, body: '{}' })
+    }
+    t.match(await store.claim('busy', 'running', 'hash'), { state: 'new' })
+    await finish('quiet', 'mine')
+    for (const key of ['1', '2', '3', '4', '5']) await finish('busy', key)
+    t.equal(store.size.keys, 4)
+    t.match(await store.claim('quiet', 'mine', 'hash'), { state: 'finished' })
+    t.match(await store.claim('busy', 'running', 'hash'), { state: 'running' })
+    t.match(await store.claim('busy', '5', 'hash'), { state: 'finished' })
+    t.match(await store.claim('busy', '1', 'hash'), { state: 'new' })
+  },
+)
 
 t.test('bytes bound the store as well as keys', async (t) => {
   const store = new MemoryIdempotencyStore({ keys: 1000, bytes: 10_000 })

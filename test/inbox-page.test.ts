@@ -20,12 +20,19 @@ async function openPage(t: Test): Promise<TestPage> {
     const content = Buffer.from(source.replaceAll('\n', '\r\n'))
     const file = join(directory, `${number}.eml`)
     await writeFile(file, content)
-    page.add({ number, from: 'a@corp.example', to: ['b@corp.example'], content, receivedAt: new Date(), file }, await PostalMime.parse(content))
+    page.add(
+      { number, from: 'a@corp.example', to: ['b@corp.example'], content, receivedAt: new Date(), file },
+      await PostalMime.parse(content),
+    )
   }
   return { ...page, receive }
 }
 
-async function ask(url: string, headers: Record<string, string> = {}, method = 'GET'): Promise<{ status: number | undefined; headers: IncomingMessage['headers']; text: string }> {
+async function ask(
+  url: string,
+  headers: Record<string, string> = {},
+  method = 'GET',
+): Promise<{ status: number | undefined; headers: IncomingMessage['headers']; text: string }> {
   const outgoing = request(url, { headers, method, agent: false })
   outgoing.end()
   const [answer] = await once(outgoing, 'response')
@@ -43,7 +50,8 @@ t.test('a page that makes another name point here is turned away', async (t) => 
     t.notMatch(answer.text, /Secret/)
   }
   const { port } = new URL(url)
-  for (const host of [`127.0.0.1:${port}`, `localhost:${port}`]) t.match((await ask(`${url}messages`, { host })).text, /Secret/)
+  for (const host of [`127.0.0.1:${port}`, `localhost:${port}`])
+    t.match((await ask(`${url}messages`, { host })).text, /Secret/)
 })
 
 t.test('the page runs its own script only, and a message none', async (t) => {
@@ -54,7 +62,10 @@ t.test('the page runs its own script only, and a message none', async (t) => {
   t.match(page.text, `<script type="module" nonce="${nonce}">`)
   t.not(nonce, /nonce="([^"]+)"/.exec((await ask(url)).text)?.[1], 'a nonce is used once')
   const message = await ask(`${url}messages/1/html`)
-  t.match(message.headers['content-security-policy'], /^sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data:;/)
+  t.match(
+    message.headers['content-security-policy'],
+    /^sandbox allow-popups allow-popups-to-escape-sandbox; default-src 'none'; img-src data:;/,
+  )
   t.notMatch(message.headers['content-security-policy'], /script|https?:|\*/)
 })
 
@@ -101,5 +112,12 @@ t.test('nothing but reading is possible, and only where something is', async (t)
   const { url, receive } = await openPage(t)
   await receive(1, 'Subject: x\n\nx\n')
   t.equal((await ask(`${url}messages`, {}, 'POST')).status, 405)
-  for (const path of ['messages/2', 'messages/1/attachments', 'messages/1/../../etc/passwd', 'messages/1/%2e%2e', '__proto__']) t.equal((await ask(`${url}${path}`)).status, 404, path)
+  for (const path of [
+    'messages/2',
+    'messages/1/attachments',
+    'messages/1/../../etc/passwd',
+    'messages/1/%2e%2e',
+    '__proto__',
+  ])
+    t.equal((await ask(`${url}${path}`)).status, 404, path)
 })

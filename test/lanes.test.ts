@@ -46,11 +46,17 @@ t.test('uploads that do not come on keep no other message from the relay', async
   const gateway = await startGateway(t, { clients: RAW, relay, env: { POSTERN_SMTP_CONNECTIONS: '4' } })
   const [raw] = FORMS
   if (raw === undefined) return
-  const uploads = Array.from({ length: 6 }, () => openUpload(gateway, raw.path, { 'content-type': raw.type, 'transfer-encoding': 'chunked' }))
+  const uploads = Array.from({ length: 6 }, () =>
+    openUpload(gateway, raw.path, { 'content-type': raw.type, 'transfer-encoding': 'chunked' }),
+  )
   const started = begun()
   await Promise.all(uploads.map((upload) => upload.write(Buffer.concat([raw.begin, LINES]))))
   await started
   for (let message = 0; message < 5; message++) t.equal((await gateway.post(MESSAGE)).status, 200)
   for (const { outgoing } of uploads) outgoing.end(raw.end)
-  t.same((await Promise.all(uploads.map(({ answer }) => answer))).map(({ status }) => status), uploads.map(() => 200), 'and all of them are sent when they do')
+  t.same(
+    (await Promise.all(uploads.map(({ answer }) => answer))).map(({ status }) => status),
+    uploads.map(() => 200),
+    'and all of them are sent when they do',
+  )
 })

@@ -15,7 +15,9 @@ async function run(t: Test, script: string): Promise<AsyncIterator<Line>> {
     import { setTimeout as pause } from 'node:timers/promises'
     const logger = await createLogger({ log: { level: 'info' } })
     ${script}`
-  const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, '--input-type=module', '-e', program], { stdio: ['pipe', 'pipe', 'pipe'] })
+  const child = spawn('env', ['-u', 'NODE_OPTIONS', process.execPath, '--input-type=module', '-e', program], {
+    stdio: ['pipe', 'pipe', 'pipe'],
+  })
   t.teardown(() => child.kill())
   const [said] = await once(child.stderr, 'data')
   t.equal(String(said), 'written')
@@ -30,13 +32,19 @@ const SAY = `process.stderr.write('written')`
 const STAY = 'process.stdin.resume()'
 
 t.test('a line that is logged while another is on its way comes too, though nothing follows it', async (t) => {
-  const lines = await run(t, `logger.info('x'.repeat(1e6)); await pause(50); logger.info('second'); await pause(50); ${SAY}; ${STAY}`)
+  const lines = await run(
+    t,
+    `logger.info('x'.repeat(1e6)); await pause(50); logger.info('second'); await pause(50); ${SAY}; ${STAY}`,
+  )
   t.equal(String((await lines.next()).value?.msg).length, 1e6)
   t.match((await lines.next()).value, { level: 'info', time: String, msg: 'second' })
 })
 
 t.test('what nobody reads is bounded, and it is told what was lost', async (t) => {
-  const lines = await run(t, `for (let n = 0; n < 400; n++) { logger.info({ n }, 'x'.repeat(65536)); await pause(0) } ${SAY}; ${STAY}`)
+  const lines = await run(
+    t,
+    `for (let n = 0; n < 400; n++) { logger.info({ n }, 'x'.repeat(65536)); await pause(0) } ${SAY}; ${STAY}`,
+  )
   let came = 0
   for (;;) {
     const { value } = await lines.next()
@@ -51,7 +59,10 @@ t.test('what nobody reads is bounded, and it is told what was lost', async (t) =
 })
 
 t.test('the last lines of a process are written before it ends', async (t) => {
-  const lines = await run(t, `logger.info('first'); ${SAY}; await pause(50); logger.info('last but one'); logger.info('last'); process.exit()`)
+  const lines = await run(
+    t,
+    `logger.info('first'); ${SAY}; await pause(50); logger.info('last but one'); logger.info('last'); process.exit()`,
+  )
   const messages: unknown[] = []
   for (let step = await lines.next(); step.done !== true; step = await lines.next()) messages.push(step.value.msg)
   t.same(messages, ['first', 'last but one', 'last'])

@@ -1,5 +1,12 @@
 import t from 'tap'
-import { type MailboxInput, needsSmtpUtf8, parseAddress, parseDomain, parseMailbox, parseName } from '../src/message/mailbox.ts'
+import {
+  type MailboxInput,
+  needsSmtpUtf8,
+  parseAddress,
+  parseDomain,
+  parseMailbox,
+  parseName,
+} from '../src/message/mailbox.ts'
 
 const GOOD: [input: MailboxInput, address: string, name: string][] = [
   ['a@b.example', 'a@b.example', ''],
@@ -15,7 +22,7 @@ const GOOD: [input: MailboxInput, address: string, name: string][] = [
   [{ email: 'a@b.example' }, 'a@b.example', ''],
   [{ email: 'a@b.example', name: 'Lee, "Ann" <x@y.example>' }, 'a@b.example', 'Lee, "Ann" <x@y.example>'],
   [{ email: 'a@b.example', name: '👩‍👩‍👧‍👦' }, 'a@b.example', '👩‍👩‍👧‍👦'],
-  ['A.b+c=d!#$%&\'*/?^_`{|}~-@B.Example', 'A.b+c=d!#$%&\'*/?^_`{|}~-@b.example', ''],
+  ["A.b+c=d!#$%&'*/?^_`{|}~-@B.Example", "A.b+c=d!#$%&'*/?^_`{|}~-@b.example", ''],
   ['a@한국.kr', 'a@xn--3e0b707e.kr', ''],
   ['a@MÜNCHEN.example', 'a@xn--mnchen-3ya.example', ''],
   ['a@b。example', 'a@b.example', ''],
@@ -24,7 +31,10 @@ const GOOD: [input: MailboxInput, address: string, name: string][] = [
 ]
 
 // Test output is lines of text: what is odd about an input is shown escaped.
-const shown = (input: MailboxInput): string => JSON.stringify(input).replace(/[^\x20-\x7e]/g, (odd) => `\\u${odd.charCodeAt(0).toString(16)}`).slice(0, 80)
+const shown = (input: MailboxInput): string =>
+  JSON.stringify(input)
+    .replace(/[^\x20-\x7e]/g, (odd) => `\\u${odd.charCodeAt(0).toString(16)}`)
+    .slice(0, 80)
 
 t.test('every documented form is read as exactly one mailbox', async (t) => {
   for (const [input, address, name] of GOOD) {
@@ -125,11 +135,13 @@ t.test('whatever could be read as more than one address, or as another, is refus
 })
 
 t.test('an email is a bare address', async (t) => {
-  for (const email of [' a@b.example', 'a@b.example ', '<a@b.example>', 'A <a@b.example>']) t.throws(() => parseMailbox({ email }), RangeError, shown(email))
+  for (const email of [' a@b.example', 'a@b.example ', '<a@b.example>', 'A <a@b.example>'])
+    t.throws(() => parseMailbox({ email }), RangeError, shown(email))
 })
 
 t.test('a name is one line of at most 256 characters', async (t) => {
-  for (const name of ['a\r\nBcc: x', 'a\0', 'a\u2028', 'a\x7f', '\ud800', 'x'.repeat(257)]) t.throws(() => parseName(name), RangeError)
+  for (const name of ['a\r\nBcc: x', 'a\0', 'a\u2028', 'a\x7f', '\ud800', 'x'.repeat(257)])
+    t.throws(() => parseName(name), RangeError)
   t.equal(parseName(' 한'.padEnd(256, '글')).length, 255)
   t.equal(parseMailbox({ email: 'a@b.example', name: '한'.repeat(256) }).name.length, 256)
   t.equal(parseMailbox(`"${'\\"'.repeat(256)}" <a@b.example>`).name, '"'.repeat(256))

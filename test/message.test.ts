@@ -14,7 +14,7 @@ const base64 = (text: string | Buffer): string => Buffer.from(text).toString('ba
 
 const CORPUS: Record<string, Omit<MessageInput, 'from' | 'to' | 'subject'> & Partial<MessageInput>> = {
   'plain ASCII': { text: 'Hi.\nSecond line.\n' },
-  'Korean': { subject: KOREAN, text: KOREAN, from: { email: 'billing@corp.example', name: '청구 담당자, "본사"' } },
+  Korean: { subject: KOREAN, text: KOREAN, from: { email: 'billing@corp.example', name: '청구 담당자, "본사"' } },
   'Japanese in html': { subject: '請求書のお知らせ', html: `<p>${'請求書'.repeat(200)}</p>` },
   'emoji joined by ZWJ': { subject: EMOJI, text: EMOJI.repeat(40), html: `<b>${EMOJI}</b>` },
   'right-to-left text': { subject: RTL, text: `${RTL}\n${RTL}`, to: `"${RTL}" <user@corp.example>` },
@@ -57,14 +57,14 @@ for (const [name, input] of Object.entries(CORPUS)) {
 }
 
 const NAMES = {
-  'Korean': '2024년 3월 청구서.pdf',
+  Korean: '2024년 3월 청구서.pdf',
   '200 Korean characters': `${'가나다라마'.repeat(40)}.pdf`,
   'quotes and backslashes': 'the "final" \\ report.pdf',
   'semicolons, commas and equals signs': 'a;b,c=d;filename=evil.exe',
   'RFC 2231 look-alikes': "utf-8''%41%42.txt",
   'spaces at both ends': ' spaced  out .txt ',
   'a leading dash and dots': '-..report',
-  'emoji': '👩‍👩‍👧‍👦.png',
+  emoji: '👩‍👩‍👧‍👦.png',
   '250 ASCII characters with spaces': `${'long name '.repeat(24)}.txt`,
   'a path': '../../etc/passwd',
   'percent signs': '100%25.txt',
@@ -74,7 +74,11 @@ const NAMES = {
 
 for (const [name, filename] of Object.entries(NAMES)) {
   t.test(`an attachment's name with ${name} comes back exactly`, async (t) => {
-    const message = { ...BASE, text: 'x', attachments: [{ filename, content: base64('bytes'), content_type: 'application/pdf' }] }
+    const message = {
+      ...BASE,
+      text: 'x',
+      attachments: [{ filename, content: base64('bytes'), content_type: 'application/pdf' }],
+    }
     const raw = compose(message)
     checkWire(t, raw)
     const mail = await PostalMime.parse(raw)
@@ -85,11 +89,14 @@ for (const [name, filename] of Object.entries(NAMES)) {
   })
 }
 
-t.test('an attachment\'s name that looks like an encoded word goes out as RFC 2231 has it, every character escaped', async (t) => {
-  const raw = compose({ ...BASE, attachments: [{ filename: '=?UTF-8?Q?evil=2Eexe?=', content: '' }] })
-  checkWire(t, raw)
-  t.match(raw.toString(), /filename\*0\*=utf-8''%3D%3FUTF-8%3FQ%3Fevil%3D2Eexe%3F%3D/)
-})
+t.test(
+  "an attachment's name that looks like an encoded word goes out as RFC 2231 has it, every character escaped",
+  async (t) => {
+    const raw = compose({ ...BASE, attachments: [{ filename: '=?UTF-8?Q?evil=2Eexe?=', content: '' }] })
+    checkWire(t, raw)
+    t.match(raw.toString(), /filename\*0\*=utf-8''%3D%3FUTF-8%3FQ%3Fevil%3D2Eexe%3F%3D/)
+  },
+)
 
 const PERSONS = [
   'Smith, John',
@@ -116,7 +123,14 @@ const PERSONS = [
 t.test('a display name with special characters comes back exactly, and never as another address', async (t) => {
   for (const name of PERSONS) {
     const address = { email: 'user@corp.example', name }
-    const raw = compose({ ...BASE, from: address, to: [address, 'second@corp.example'], cc: address, reply_to: address, text: 'x' })
+    const raw = compose({
+      ...BASE,
+      from: address,
+      to: [address, 'second@corp.example'],
+      cc: address,
+      reply_to: address,
+      text: 'x',
+    })
     checkWire(t, raw)
     const mail = await PostalMime.parse(raw)
     const expected = { name, address: 'user@corp.example' }
@@ -129,7 +143,15 @@ t.test('a display name with special characters comes back exactly, and never as 
 })
 
 t.test('encoded words in the subject are shown, not decoded', async (t) => {
-  for (const subject of ['=?UTF-8?B?RnJlZSBtb25leQ==?=', 'Re: =?utf-8?q?a?= b', '=?', '?=', '=?x?=', ' leading and trailing ', '']) {
+  for (const subject of [
+    '=?UTF-8?B?RnJlZSBtb25leQ==?=',
+    'Re: =?utf-8?q?a?= b',
+    '=?',
+    '?=',
+    '=?x?=',
+    ' leading and trailing ',
+    '',
+  ]) {
     const raw = compose({ ...BASE, subject, text: 'x' })
     checkWire(t, raw)
     t.equal((await PostalMime.parse(raw)).subject ?? '', subject)
@@ -167,22 +189,36 @@ t.test('attachments: bytes, types and ids arrive as given', async (t) => {
   const sent = message.attachments?.map(({ filename, content }) => ({ filename, bytes: content })) ?? []
   t.match(got, sent)
   t.match(got[0], { mimeType: 'image/png', disposition: 'inline', contentId: '<logo@corp.example>', related: true })
-  t.same(got.slice(1).map(({ disposition }) => disposition), Array(6).fill('attachment'))
+  t.same(
+    got.slice(1).map(({ disposition }) => disposition),
+    Array(6).fill('attachment'),
+  )
   t.equal(got[5]?.mimeType, 'application/octet-stream', 'base64 is not allowed for message/rfc822')
   t.match(raw.toString(), /multipart\/mixed[^]*multipart\/alternative[^]*multipart\/related/)
 
   const { attachments: others } = await throughNodemailer(message)
   const readable = (mail: Email['attachments']): object[] =>
-    mail.filter(({ filename }) => filename !== 'mail.eml').map(({ filename, content }) => ({ filename, bytes: bytesOf(content).toString('base64') }))
+    mail
+      .filter(({ filename }) => filename !== 'mail.eml')
+      .map(({ filename, content }) => ({ filename, bytes: bytesOf(content).toString('base64') }))
   t.same(readable(mail.attachments), readable(others), 'as nodemailer sends them')
 })
 
 t.test('attachments alone make a message', async (t) => {
   for (const content of ['', base64('x'), base64(Buffer.alloc(100_000, 7))]) {
-    const raw = compose({ ...BASE, attachments: [{ filename: 'a.bin', content }, { filename: 'b.bin', content, content_id: 'unused' }] })
+    const raw = compose({
+      ...BASE,
+      attachments: [
+        { filename: 'a.bin', content },
+        { filename: 'b.bin', content, content_id: 'unused' },
+      ],
+    })
     checkWire(t, raw)
     const mail = await PostalMime.parse(raw)
-    t.same(mail.attachments.map(({ filename }) => filename), ['a.bin', 'b.bin'])
+    t.same(
+      mail.attachments.map(({ filename }) => filename),
+      ['a.bin', 'b.bin'],
+    )
     t.equal(bytesOf(mail.attachments[0]?.content).toString('base64'), content)
     t.equal(mail.text ?? '', '')
   }
@@ -190,9 +226,17 @@ t.test('attachments alone make a message', async (t) => {
 
 t.test('a calendar event is an alternative that mail programs offer to accept', async (t) => {
   const content = 'BEGIN:VCALENDAR\r\nMETHOD:REQUEST\r\nBEGIN:VEVENT\r\nSUMMARY:회의 👍\r\nEND:VEVENT\r\nEND:VCALENDAR'
-  const raw = compose({ ...BASE, text: 'You are invited', html: '<p>You are invited</p>', calendar: { method: 'REQUEST', content } })
+  const raw = compose({
+    ...BASE,
+    text: 'You are invited',
+    html: '<p>You are invited</p>',
+    calendar: { method: 'REQUEST', content },
+  })
   checkWire(t, raw)
-  t.match(raw.toString(), /multipart\/alternative[^]*text\/plain[^]*text\/html[^]*Content-Type: text\/calendar; charset=utf-8; method=REQUEST/)
+  t.match(
+    raw.toString(),
+    /multipart\/alternative[^]*text\/plain[^]*text\/html[^]*Content-Type: text\/calendar; charset=utf-8; method=REQUEST/,
+  )
   const mail = await PostalMime.parse(raw)
   const event = mail.attachments.find(({ mimeType }) => mimeType === 'text/calendar')
   t.equal(event?.method, 'REQUEST')
@@ -208,12 +252,29 @@ t.test('bcc is in the envelope and in no byte of the message', async (t) => {
 })
 
 t.test('an address goes out once, whatever lists it stands in and however its domain is written', async (t) => {
-  const message = parseMessage({ ...BASE, to: ['a@corp.example', 'A <a@CORP.example>'], cc: 'b@münchen.example', bcc: ['b@xn--mnchen-3ya.example', 'a@corp.example'], text: 'x' }, 'id')
+  const message = parseMessage(
+    {
+      ...BASE,
+      to: ['a@corp.example', 'A <a@CORP.example>'],
+      cc: 'b@münchen.example',
+      bcc: ['b@xn--mnchen-3ya.example', 'a@corp.example'],
+      text: 'x',
+    },
+    'id',
+  )
   t.same(composeMessage(message, new Date(0)).envelope.to, ['a@corp.example', 'b@xn--mnchen-3ya.example'])
 })
 
 t.test('the header has each field once, with a date and an id', async (t) => {
-  const raw = compose({ ...BASE, text: 'x', headers: { 'X-Ref': '한글 값', References: `${'<a@corp.example> '.repeat(40)}`.trim(), 'List-Unsubscribe': '<https://corp.example/u>' } })
+  const raw = compose({
+    ...BASE,
+    text: 'x',
+    headers: {
+      'X-Ref': '한글 값',
+      References: `${'<a@corp.example> '.repeat(40)}`.trim(),
+      'List-Unsubscribe': '<https://corp.example/u>',
+    },
+  })
   checkWire(t, raw)
   const mail = await PostalMime.parse(raw)
   for (const name of ['date', 'from', 'to', 'subject', 'message-id', 'mime-version', 'content-type']) {
@@ -223,19 +284,33 @@ t.test('the header has each field once, with a date and an id', async (t) => {
   t.equal(mail.date, '1970-01-01T00:00:00.000Z')
   t.equal(mail.references, '<a@corp.example> '.repeat(40).trim())
   t.match(raw.toString(), /^Date: Thu, 01 Jan 1970 00:00:00 \+0000\r$/m)
-  t.equal(compose({ ...BASE, message_id: '<own@corp.example>', text: 'x' }).toString().match(/^Message-ID: (.*)\r$/im)?.[1], '<own@corp.example>')
+  t.equal(
+    compose({ ...BASE, message_id: '<own@corp.example>', text: 'x' })
+      .toString()
+      .match(/^Message-ID: (.*)\r$/im)?.[1],
+    '<own@corp.example>',
+  )
 })
 
 t.test('the envelope states the octets of the message', async (t) => {
   const { envelope, content } = composeMessage(parseMessage({ ...BASE, text: KOREAN }, 'id'), new Date(0))
   t.equal(envelope.size, Buffer.concat([...slices(content)]).length)
   t.equal(envelope.smtpUtf8, false)
-  t.equal(composeMessage(parseMessage({ ...BASE, to: '사용자@corp.example', text: 'x' }, 'id'), new Date(0)).envelope.smtpUtf8, true)
+  t.equal(
+    composeMessage(parseMessage({ ...BASE, to: '사용자@corp.example', text: 'x' }, 'id'), new Date(0)).envelope
+      .smtpUtf8,
+    true,
+  )
 })
 
 t.test('large content is composed in a time that grows with its size', async (t) => {
   const started = performance.now()
-  const raw = compose({ ...BASE, text: 'x'.repeat(5_000_000), html: '한글 '.repeat(1_000_000), attachments: [{ filename: 'a', content: base64(Buffer.alloc(10_000_000)) }] })
+  const raw = compose({
+    ...BASE,
+    text: 'x'.repeat(5_000_000),
+    html: '한글 '.repeat(1_000_000),
+    attachments: [{ filename: 'a', content: base64(Buffer.alloc(10_000_000)) }],
+  })
   t.ok(performance.now() - started < 20_000, 'a hang, not a speed')
   t.ok(raw.length > 20_000_000)
 })
@@ -253,9 +328,14 @@ function checkWire(t: Test, raw: Buffer): void {
   t.ok(Math.max(...lines.map((line) => line.length)) <= 998, 'no line over 998 octets')
   const header = text.slice(0, text.indexOf('\r\n\r\n'))
   t.match(header, /^[\x20-\x7e\r\n]*$/, 'the header is ASCII')
-  for (const line of header.split('\r\n')) t.match(line, /^(?:[A-Za-z-]+: ?|[ \t]+\S)/, 'a header line is a field or a continuation with something in it')
+  for (const line of header.split('\r\n'))
+    t.match(line, /^(?:[A-Za-z-]+: ?|[ \t]+\S)/, 'a header line is a field or a continuation with something in it')
   for (const word of header.match(/=\?UTF-8\?[QB]\?[^?]*\?=/g) ?? []) t.ok(word.length <= 75, 'no encoded word over 75')
-  t.equal(header.match(/=\?UTF-8\?/g)?.length ?? 0, header.match(/=\?UTF-8\?[QB]\?[^? ]*\?=(?=[\s,]|$)/g)?.length ?? 0, 'encoded words stand alone')
+  t.equal(
+    header.match(/=\?UTF-8\?/g)?.length ?? 0,
+    header.match(/=\?UTF-8\?[QB]\?[^? ]*\?=(?=[\s,]|$)/g)?.length ?? 0,
+    'encoded words stand alone',
+  )
 }
 
 async function throughNodemailer({ from, to, subject, text, html, attachments }: MessageInput): Promise<Email> {
@@ -269,7 +349,11 @@ async function throughNodemailer({ from, to, subject, text, html, attachments }:
     subject,
     ...(text !== undefined && { text }),
     ...(html !== undefined && { html }),
-    attachments: (attachments ?? []).map(({ filename, content, content_id }) => ({ filename, content: Buffer.from(content ?? '', 'base64'), ...(content_id && { cid: content_id }) })),
+    attachments: (attachments ?? []).map(({ filename, content, content_id }) => ({
+      filename,
+      content: Buffer.from(content ?? '', 'base64'),
+      ...(content_id && { cid: content_id }),
+    })),
   })
   return PostalMime.parse(await mail.compile().build())
 }

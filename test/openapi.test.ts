@@ -17,8 +17,12 @@ async function documentOf({ gateway }: TestGateway): Promise<Document> {
   return JSON.parse(await (await fetch(`http://127.0.0.1:${gateway.opsPort}/openapi.json`)).text())
 }
 
-function operationsOf({ paths }: Document): { readonly path: string; readonly method: string; readonly operation: Document }[] {
-  return Object.entries<Document>(paths).flatMap(([path, item]) => Object.entries<Document>(item).map(([method, operation]) => ({ path, method, operation })))
+function operationsOf({
+  paths,
+}: Document): { readonly path: string; readonly method: string; readonly operation: Document }[] {
+  return Object.entries<Document>(paths).flatMap(([path, item]) =>
+    Object.entries<Document>(item).map(([method, operation]) => ({ path, method, operation })),
+  )
 }
 
 t.test('the description of the API passes the linter', async (t) => {
@@ -28,7 +32,8 @@ t.test('the description of the API passes the linter', async (t) => {
   writeFileSync(file, JSON.stringify(document))
   // It neither reports home nor looks for updates.
   const quiet = { REDOCLY_TELEMETRY: 'off', REDOCLY_SUPPRESS_UPDATE_NOTICE: 'true', CI: 'true' }
-  const lint = (path: string): Promise<string> => shell(`node_modules/.bin/redocly lint --format=json "${path}"`, process.cwd(), quiet)
+  const lint = (path: string): Promise<string> =>
+    shell(`node_modules/.bin/redocly lint --format=json "${path}"`, process.cwd(), quiet)
   const { totals, problems } = JSON.parse(await lint(file))
   t.same([totals.errors, totals.warnings], [0, 0], JSON.stringify(problems))
   const { info, ...rest } = document
@@ -38,7 +43,11 @@ t.test('the description of the API passes the linter', async (t) => {
 
 t.test('every path, status and problem code is in it, with the headers that each answer carries', async (t) => {
   const operations = operationsOf(await documentOf(await startGateway(t)))
-  t.same(operations.map(({ method, path }) => `${method} ${path}`).sort(), ['get /v1/whoami', 'post /v1/messages', 'post /v1/messages/raw'])
+  t.same(operations.map(({ method, path }) => `${method} ${path}`).sort(), [
+    'get /v1/whoami',
+    'post /v1/messages',
+    'post /v1/messages/raw',
+  ])
   const described = new Map<string, number>()
   for (const { operation, path, method } of operations) {
     t.type(operation['summary'], 'string')
@@ -68,8 +77,14 @@ t.test('callers are told of the certificate, the key and their own ids', async (
   t.same(document['security'], [{ mutualTLS: [] }])
   t.equal(document['components'].securitySchemes.mutualTLS.type, 'mutualTLS')
   for (const { operation, method } of operationsOf(document)) {
-    const parameters = operation['parameters'].map(({ $ref, name }: Document) => name ?? document['components'].parameters[$ref.split('/').at(-1)].name)
-    t.same(parameters.slice(method === 'post' ? -3 : -2), [...(method === 'post' ? ['Idempotency-Key'] : []), 'X-Request-Id', 'traceparent'])
+    const parameters = operation['parameters'].map(
+      ({ $ref, name }: Document) => name ?? document['components'].parameters[$ref.split('/').at(-1)].name,
+    )
+    t.same(parameters.slice(method === 'post' ? -3 : -2), [
+      ...(method === 'post' ? ['Idempotency-Key'] : []),
+      'X-Request-Id',
+      'traceparent',
+    ])
   }
   const { paths } = document
   t.same(Object.keys(paths['/v1/messages'].post.requestBody.content), ['application/json', 'multipart/form-data'])
@@ -95,17 +110,20 @@ function queryOf({ parameters }: Document): string {
 
 /** Whether a value is as a schema of the document says, as far as its kinds and members go. */
 function conforms(t: Test, value: unknown, schema: Document, document: Document, place: string): void {
-  const target = schema['$ref'] === undefined ? schema : document['components'].schemas[schema['$ref'].split('/').at(-1)]
+  const target =
+    schema['$ref'] === undefined ? schema : document['components'].schemas[schema['$ref'].split('/').at(-1)]
   if (target.type === 'object') {
     for (const name of target.required ?? []) t.ok(Object.hasOwn(Object(value), name), `${place}/${name} is there`)
     for (const [name, member] of Object.entries(Object(value))) {
-      if (target.properties?.[name] !== undefined) conforms(t, member, target.properties[name], document, `${place}/${name}`)
+      if (target.properties?.[name] !== undefined)
+        conforms(t, member, target.properties[name], document, `${place}/${name}`)
       else t.not(target.properties && target.additionalProperties === undefined, true, `${place}/${name} is described`)
     }
   } else if (target.type === 'array') {
     t.ok(Array.isArray(value), place)
     for (const item of Array.isArray(value) ? value : []) conforms(t, item, target.items, document, place)
-  } else if (target.enum !== undefined) t.ok(target.enum.includes(value), `${place} is one of ${target.enum.join(', ')}`)
+  } else if (target.enum !== undefined)
+    t.ok(target.enum.includes(value), `${place} is one of ${target.enum.join(', ')}`)
   else if (target.type !== undefined) t.type(value, target.type === 'integer' ? 'number' : target.type, place)
 }
 
@@ -117,7 +135,10 @@ t.test('every example of a request, sent as it stands, is answered with 200 as d
   for (const { path, method, operation } of operationsOf(document)) {
     const schema = operation['responses']['200'].content['application/json'].schema
     const bodies = Object.entries<Document>(operation['requestBody']?.content ?? {}).flatMap(([type, { examples }]) =>
-      Object.entries<Document>(examples).map(([name, { value }]) => ({ name: `${type} ${name}`, ...bodyOf(type, value) })),
+      Object.entries<Document>(examples).map(([name, { value }]) => ({
+        name: `${type} ${name}`,
+        ...bodyOf(type, value),
+      })),
     )
     if (bodies.length === 0) {
       const answer = await gateway.request({ method: method.toUpperCase(), path })
@@ -125,13 +146,19 @@ t.test('every example of a request, sent as it stands, is answered with 200 as d
       conforms(t, answer.json, schema, document, path)
     }
     for (const { name, type, body } of bodies) {
-      const answer = await gateway.request({ method: method.toUpperCase(), path: `${path}?${queryOf(operation)}`, headers: { 'content-type': type }, body })
+      const answer = await gateway.request({
+        method: method.toUpperCase(),
+        path: `${path}?${queryOf(operation)}`,
+        headers: { 'content-type': type },
+        body,
+      })
       t.equal(answer.status, 200, `${path} ${name}: ${answer.text}`)
       conforms(t, answer.json, schema, document, `${path} ${name}`)
       sent += 1
       t.equal(relay.messages.length, sent, 'and reached the relay')
     }
-    for (const { value } of Object.values<Document>(operation['responses']['200'].content['application/json'].examples)) conforms(t, value, schema, document, `${path} example`)
+    for (const { value } of Object.values<Document>(operation['responses']['200'].content['application/json'].examples))
+      conforms(t, value, schema, document, `${path} example`)
   }
   t.equal(sent, 6)
 })
@@ -143,13 +170,20 @@ t.test('the command that stands with each operation works when it is pasted', as
   for (const { path, operation } of operationsOf(await documentOf(gateway))) {
     const command = /^```sh\n(.*?)\n```$/ms.exec(operation['description'])?.[1] ?? ''
     const answer = JSON.parse(await shell(command.replace('curl', 'curl -sS').replace('8443', String(port)), folder))
-    t.match(answer, path === '/v1/whoami' ? { client: 'billing' } : { status: 'accepted', accepted: ['user@corp.example'] }, path)
+    t.match(
+      answer,
+      path === '/v1/whoami' ? { client: 'billing' } : { status: 'accepted', accepted: ['user@corp.example'] },
+      path,
+    )
   }
   t.equal(relay.messages.length, 2)
 })
 
 t.test('answers that are not a 200 are as the description has them', async (t) => {
-  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"], rate: 3/hour, max_recipients: 1 } }' })
+  const gateway = await startGateway(t, {
+    clients:
+      'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"], rate: 3/hour, max_recipients: 1 } }',
+  })
   const document = await documentOf(gateway)
   const check = (path: string, method: string, answer: TestAnswer, code: string): void => {
     t.equal(answer.json['code'], code, answer.text)
@@ -157,28 +191,60 @@ t.test('answers that are not a 200 are as the description has them', async (t) =
     const { schema, examples } = response['content']['application/problem+json']
     conforms(t, answer.json, schema, document, `${path} ${code}`)
     const example: Document = examples[code].value
-    for (const name of ['type', 'title', 'status', 'retryable', 'outcome']) t.same(answer.json[name], example[name], `${name} of ${code}`)
+    for (const name of ['type', 'title', 'status', 'retryable', 'outcome'])
+      t.same(answer.json[name], example[name], `${name} of ${code}`)
     for (const [name, { $ref }] of Object.entries<Document>(response['headers'])) {
       const { required } = document['components'].headers[$ref.split('/').at(-1)]
       if (required === true) t.type(answer.headers[name.toLowerCase()], 'string', `${name} of ${code}`)
     }
   }
-  const post = (message: object, headers: Record<string, string> = {}): Promise<TestAnswer> => gateway.post(message, { headers })
+  const post = (message: object, headers: Record<string, string> = {}): Promise<TestAnswer> =>
+    gateway.post(message, { headers })
   const messages = '/v1/messages'
   check(messages, 'post', await post({ ...MESSAGE, unknown: 1 }), 'invalid_message')
   check(messages, 'post', await post({ ...MESSAGE, headers: { Bcc: 'a@b.example' } }), 'invalid_header')
-  check(messages, 'post', await gateway.request({ method: 'POST', path: messages, headers: { 'content-type': 'application/json' }, body: '{' }), 'malformed_json')
-  check(messages, 'post', await gateway.request({ method: 'POST', path: messages, headers: { 'content-type': 'text/plain' }, body: 'x' }), 'unsupported_media_type')
+  check(
+    messages,
+    'post',
+    await gateway.request({
+      method: 'POST',
+      path: messages,
+      headers: { 'content-type': 'application/json' },
+      body: '{',
+    }),
+    'malformed_json',
+  )
+  check(
+    messages,
+    'post',
+    await gateway.request({ method: 'POST', path: messages, headers: { 'content-type': 'text/plain' }, body: 'x' }),
+    'unsupported_media_type',
+  )
   check(messages, 'post', await gateway.request({ method: 'PUT', path: messages }), 'method_not_allowed')
   check(messages, 'post', await post({ ...MESSAGE, from: 'ceo@corp.example' }), 'sender_not_allowed')
   check(messages, 'post', await post({ ...MESSAGE, to: ['a@b.example', 'c@b.example'] }), 'too_many_recipients')
   check(messages, 'post', await post(MESSAGE, { 'idempotency-key': ' ' }), 'invalid_idempotency_key')
   check(messages, 'post', await post(MESSAGE, { accept: 'text/html' }), 'not_acceptable')
   t.equal((await post(MESSAGE, { 'idempotency-key': 'k' })).status, 200)
-  check(messages, 'post', await post({ ...MESSAGE, text: 'Other.' }, { 'idempotency-key': 'k' }), 'idempotency_key_reused')
+  check(
+    messages,
+    'post',
+    await post({ ...MESSAGE, text: 'Other.' }, { 'idempotency-key': 'k' }),
+    'idempotency_key_reused',
+  )
   for (let n = 0; n < 2; n++) await post(MESSAGE)
   check(messages, 'post', await post(MESSAGE), 'rate_limited')
-  check('/v1/messages/raw', 'post', await gateway.request({ method: 'POST', path: '/v1/messages/raw?mail_from=a@b.example&rcpt_to=c@b.example', headers: { 'content-type': 'message/rfc822' }, body: 'x' }), 'raw_not_allowed')
+  check(
+    '/v1/messages/raw',
+    'post',
+    await gateway.request({
+      method: 'POST',
+      path: '/v1/messages/raw?mail_from=a@b.example&rcpt_to=c@b.example',
+      headers: { 'content-type': 'message/rfc822' },
+      body: 'x',
+    }),
+    'raw_not_allowed',
+  )
   check('/v1/whoami', 'get', await gateway.request({ as: await gateway.pki.client('stranger') }), 'unknown_certificate')
   await gateway.relay.close()
 

@@ -18,7 +18,11 @@ interface Answer {
 }
 
 /** A request to the operations port, whose target is sent as it is given. */
-async function ask({ gateway }: { readonly gateway: Pick<TestGateway['gateway'], 'opsPort'> }, path: string, { method = 'GET', headers = {}, body = '' } = {}): Promise<Answer> {
+async function ask(
+  { gateway }: { readonly gateway: Pick<TestGateway['gateway'], 'opsPort'> },
+  path: string,
+  { method = 'GET', headers = {}, body = '' } = {},
+): Promise<Answer> {
   const outgoing = httpRequest({ host: '127.0.0.1', port: gateway.opsPort, path, method, headers, agent: false })
   outgoing.end(body)
   const [answer] = await once(outgoing, 'response')
@@ -46,13 +50,30 @@ t.test('the operations port answers its own paths to GET and HEAD, and nothing e
     t.match(answer.headers, { 'content-type': type, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' })
     const head = await ask(gateway, path, { method: 'HEAD' })
     t.same([head.status, head.text], [200, ''])
-    for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS']) t.match(await ask(gateway, path, { method }), { status: 405, headers: { allow: 'GET, HEAD' } }, `${method} ${path}`)
+    for (const method of ['POST', 'PUT', 'DELETE', 'OPTIONS'])
+      t.match(
+        await ask(gateway, path, { method }),
+        { status: 405, headers: { allow: 'GET, HEAD' } },
+        `${method} ${path}`,
+      )
   }
-  for (const path of ['/', '/healthz', '/livez/', '/METRICS', '/docs/../metrics', '/docs/package.json', '/docs/..%2f..%2fpackage.json', '/toString']) t.equal((await ask(gateway, path)).status, 404, path)
+  for (const path of [
+    '/',
+    '/healthz',
+    '/livez/',
+    '/METRICS',
+    '/docs/../metrics',
+    '/docs/package.json',
+    '/docs/..%2f..%2fpackage.json',
+    '/toString',
+  ])
+    t.equal((await ask(gateway, path)).status, 404, path)
 })
 
 t.test('no mail goes over the operations port, whatever it looks like', async (t) => {
-  const gateway = await startGateway(t, { clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }' })
+  const gateway = await startGateway(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }',
+  })
   const json = JSON.stringify(MESSAGE)
   const mime = 'From: billing@corp.example\r\nSubject: x\r\n\r\nHi.\r\n'
   const raw = '/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=user@corp.example'
@@ -65,8 +86,14 @@ t.test('no mail goes over the operations port, whatever it looks like', async (t
     [`https://localhost:${gateway.port}/v1/messages`, 'application/json', json],
     [`http://127.0.0.1${raw}`, 'message/rfc822', mime],
   ] as const) {
-    const headers = { 'content-type': type, 'idempotency-key': 'k', 'client-cert': 'x', 'x-ssl-client-cert': encodeURIComponent(gateway.client.certificate) }
-    for (const method of ['POST', 'PUT']) t.equal((await ask(gateway, path, { method, headers, body })).status, 404, `${method} ${path}`)
+    const headers = {
+      'content-type': type,
+      'idempotency-key': 'k',
+      'client-cert': 'x',
+      'x-ssl-client-cert': encodeURIComponent(gateway.client.certificate),
+    }
+    for (const method of ['POST', 'PUT'])
+      t.equal((await ask(gateway, path, { method, headers, body })).status, 404, `${method} ${path}`)
   }
   t.equal(gateway.relay.messages.length, 0)
   t.equal((await gateway.post(MESSAGE)).status, 200, 'which the other port takes')
@@ -80,17 +107,20 @@ t.test('a probe opens no connection to a relay, however often it comes', async (
   t.equal(gateway.relay.connections, before)
 })
 
-t.test('it is not ready while no relay can be reached, from the first probe on, and ready when one is back', async (t) => {
-  const relay = await startFaultRelay(t)
-  await relay.stop()
-  const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url } })
-  t.match(await ask(gateway, '/readyz'), { status: 503, text: 'no relay is reachable\n' })
-  t.equal((await ask(gateway, '/livez')).status, 200, 'a restart would not help')
-  t.match((await ask(gateway, '/metrics')).text, /^postern_relay_up\{relay="localhost:\d+"\} 0$/m)
-  await relay.listen()
-  await until(async () => (await ask(gateway, '/readyz')).status === 200)
-  t.match((await ask(gateway, '/metrics')).text, /^postern_relay_up\{relay="localhost:\d+"\} 1$/m)
-})
+t.test(
+  'it is not ready while no relay can be reached, from the first probe on, and ready when one is back',
+  async (t) => {
+    const relay = await startFaultRelay(t)
+    await relay.stop()
+    const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url } })
+    t.match(await ask(gateway, '/readyz'), { status: 503, text: 'no relay is reachable\n' })
+    t.equal((await ask(gateway, '/livez')).status, 200, 'a restart would not help')
+    t.match((await ask(gateway, '/metrics')).text, /^postern_relay_up\{relay="localhost:\d+"\} 0$/m)
+    await relay.listen()
+    await until(async () => (await ask(gateway, '/readyz')).status === 200)
+    t.match((await ask(gateway, '/metrics')).text, /^postern_relay_up\{relay="localhost:\d+"\} 1$/m)
+  },
+)
 
 t.test('one relay of several is enough to be ready', async (t) => {
   const [away, there] = [await startFaultRelay(t), await startRelay(t)]
@@ -119,7 +149,11 @@ t.test('while it shuts down it says so to probes, and to callers on connections 
   t.match(await ask(gateway, '/readyz'), { status: 503, text: 'shutting down\n' })
   t.equal((await ask(gateway, '/livez')).status, 200)
   const refused = await gateway.post(MESSAGE)
-  t.match(refused, { status: 503, json: { code: 'shutting_down', outcome: 'not_sent', retryable: true }, headers: { connection: 'close', 'retry-after': /^\d+$/ } })
+  t.match(refused, {
+    status: 503,
+    json: { code: 'shutting_down', outcome: 'not_sent', retryable: true },
+    headers: { connection: 'close', 'retry-after': /^\d+$/ },
+  })
   held.forEach((release) => release())
   t.match(await inProgress, { status: 200, headers: { connection: 'close' } })
   t.equal(await stopped, 0, 'nothing was cut')
@@ -130,23 +164,36 @@ t.test('a caller whose connection is idle when the end begins hears of it in an 
   const agent = oneConnection(t)
   t.equal((await gateway.post(MESSAGE, { agent })).status, 200)
   const stopped = gateway.gateway.stop()
-  t.match(await gateway.post(MESSAGE, { agent }), { status: 503, json: { code: 'shutting_down' }, headers: { connection: 'close' } })
+  t.match(await gateway.post(MESSAGE, { agent }), {
+    status: 503,
+    json: { code: 'shutting_down' },
+    headers: { connection: 'close' },
+  })
   t.equal(await stopped, 0)
   t.equal(gateway.relay.messages.length, 1)
 })
 
 t.test('postern health ends with 0 when the gateway is ready, and with 1 and the reason when it is not', async (t) => {
-  const health = (env: Record<string, string>): Promise<string> => shell(`"${process.execPath}" dist/cli.js health`, process.cwd(), env)
+  const health = (env: Record<string, string>): Promise<string> =>
+    shell(`"${process.execPath}" dist/cli.js health`, process.cwd(), env)
   const gateway = await startGateway(t)
   t.equal(await health({ POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }), '')
-  t.equal(await health({ POSTERN_OPS_HOST: '0.0.0.0', POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }), '', 'every address is asked for on loopback')
+  t.equal(
+    await health({ POSTERN_OPS_HOST: '0.0.0.0', POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }),
+    '',
+    'every address is asked for on loopback',
+  )
   const relay = await startFaultRelay(t)
   await relay.stop()
   const lonely = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url } })
-  await t.rejects(health({ POSTERN_OPS_PORT: String(lonely.gateway.opsPort) }), { message: /ended with 1: The gateway is not ready: no relay is reachable\.\n/ })
+  await t.rejects(health({ POSTERN_OPS_PORT: String(lonely.gateway.opsPort) }), {
+    message: /ended with 1: The gateway is not ready: no relay is reachable\.\n/,
+  })
   const port = String(gateway.gateway.opsPort)
   await gateway.gateway.stop()
-  await t.rejects(health({ POSTERN_OPS_PORT: port }), { message: /ended with 1: Nothing answers at http:\/\/127\.0\.0\.1:\d+\/readyz\.\n/ })
+  await t.rejects(health({ POSTERN_OPS_PORT: port }), {
+    message: /ended with 1: Nothing answers at http:\/\/127\.0\.0\.1:\d+\/readyz\.\n/,
+  })
 })
 
 const TRACE = '4bf92f3577b34da6a3ce929d0e0e4736'
@@ -154,13 +201,29 @@ const SPAN = '00f067aa0ba902b7'
 
 t.test("a caller's own ids reach the log lines of its request where they are well-formed", async (t) => {
   const gateway = await startGateway(t)
-  const answer = await gateway.post(MESSAGE, { headers: { traceparent: `00-${TRACE}-${SPAN}-01`, 'x-request-id': 'job-2041.7' } })
+  const answer = await gateway.post(MESSAGE, {
+    headers: { traceparent: `00-${TRACE}-${SPAN}-01`, 'x-request-id': 'job-2041.7' },
+  })
   const last = (): unknown => gateway.log.findLast(({ msg }) => msg === 'message' || msg === 'refused')
-  t.match(last(), { msg: 'message', request_id: answer.headers['x-request-id'], trace_id: TRACE, correlation_id: 'job-2041.7' })
+  t.match(last(), {
+    msg: 'message',
+    request_id: answer.headers['x-request-id'],
+    trace_id: TRACE,
+    correlation_id: 'job-2041.7',
+  })
   t.not(answer.headers['x-request-id'], 'job-2041.7', "the answer carries the gateway's own")
   await gateway.post({}, { headers: { traceparent: `01-${TRACE}-${SPAN}-00-later`, 'x-request-id': 'QUJD+/=' } })
   t.match(last(), { msg: 'refused', trace_id: TRACE, correlation_id: 'QUJD+/=' })
-  for (const traceparent of [`ff-${TRACE}-${SPAN}-01`, `00-${'0'.repeat(32)}-${SPAN}-01`, `00-${TRACE}-${'0'.repeat(16)}-01`, `00-${TRACE.toUpperCase()}-${SPAN}-01`, `00-${TRACE}-${SPAN}-01-more`, TRACE, 'NEEDLE', '']) {
+  for (const traceparent of [
+    `ff-${TRACE}-${SPAN}-01`,
+    `00-${'0'.repeat(32)}-${SPAN}-01`,
+    `00-${TRACE}-${'0'.repeat(16)}-01`,
+    `00-${TRACE.toUpperCase()}-${SPAN}-01`,
+    `00-${TRACE}-${SPAN}-01-more`,
+    TRACE,
+    'NEEDLE',
+    '',
+  ]) {
     await gateway.post(MESSAGE, { headers: { traceparent } })
     t.notHas(last(), { trace_id: TRACE }, traceparent)
   }
@@ -176,7 +239,11 @@ t.test('the page of the API needs nothing from anywhere else', async (t) => {
   const relay = await startRelay(t)
   const { directory } = await makeFiles(t)
   // As it is shipped: its files are copied by the build.
-  const line = await launch(t, `exec '${process.execPath}' dist/cli.js serve`, process.cwd(), { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_SMTP_URL: relay.url })(/listening/)
+  const line = await launch(t, `exec '${process.execPath}' dist/cli.js serve`, process.cwd(), {
+    ...settings(directory),
+    POSTERN_HOST: '127.0.0.1',
+    POSTERN_SMTP_URL: relay.url,
+  })(/listening/)
   const gateway = { gateway: { opsPort: Number(JSON.parse(line).ops_port) } }
   const page = await ask(gateway, '/docs')
   t.match(page.headers['content-security-policy'], /^default-src 'none'; script-src 'self'; /)

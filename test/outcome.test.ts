@@ -2,18 +2,33 @@ import t from 'tap'
 import { Relays } from '../src/relay/relays.ts'
 import { STAGES, startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, testConfig } from './support/gateway.ts'
-import { LARGE, LARGE_TIMEOUT, matrix, outcomeOf, outgoing, relaysFor, SMALL, SMALL_TIMEOUT } from './support/outcome.ts'
+import {
+  LARGE,
+  LARGE_TIMEOUT,
+  matrix,
+  outcomeOf,
+  outgoing,
+  relaysFor,
+  SMALL,
+  SMALL_TIMEOUT,
+} from './support/outcome.ts'
 import { makePki } from './support/pki.ts'
 import { startRelay } from './support/relay.ts'
 
 for (const pipelining of [false, true]) {
-  t.test(`every fault at every stage has its one outcome, ${pipelining ? 'with' : 'without'} PIPELINING`, (t) => matrix(t, STAGES, pipelining, false))
+  t.test(`every fault at every stage has its one outcome, ${pipelining ? 'with' : 'without'} PIPELINING`, (t) =>
+    matrix(t, STAGES, pipelining, false),
+  )
 }
 
 t.test('a relay that cannot be reached is told as such, whatever keeps it away', async (t) => {
   const relay = await startFaultRelay(t)
   await relay.stop()
-  const places = { 'connection refused': relay.url, 'no route': 'smtp://255.255.255.255:25', 'no such name': 'smtp://relay.invalid:25' }
+  const places = {
+    'connection refused': relay.url,
+    'no route': 'smtp://255.255.255.255:25',
+    'no such name': 'smtp://relay.invalid:25',
+  }
   for (const [name, url] of Object.entries(places)) {
     const { code, problem } = await outcomeOf(await relaysFor(t, [url]), SMALL)
     t.equal(code, 'relay_unavailable', name)
@@ -24,7 +39,10 @@ t.test('a relay that cannot be reached is told as such, whatever keeps it away',
 t.test('a relay whose certificate is not trusted gets no message and no password', async (t) => {
   const relay = await startFaultRelay(t)
   const config = testConfig({ POSTERN_SMTP_URL: relay.url })
-  const relays = new Relays(config.smtp, (await makePki()).otherCa.certificate, { changed: () => {}, attempted: () => {} })
+  const relays = new Relays(config.smtp, (await makePki()).otherCa.certificate, {
+    changed: () => {},
+    attempted: () => {},
+  })
   t.teardown(() => relays.close())
   t.match(await outcomeOf(relays, SMALL), { code: 'relay_unavailable', problem: { outcome: 'not_sent' } })
   t.equal(relay.complete.length, 0)
@@ -32,7 +50,10 @@ t.test('a relay whose certificate is not trusted gets no message and no password
 
 t.test('a relay that offers no STARTTLS gets no message', async (t) => {
   const relay = await startRelay(t, { hideSTARTTLS: true, disabledCommands: ['STARTTLS', 'AUTH'] })
-  t.match(await outcomeOf(await relaysFor(t, [relay.url]), SMALL), { code: 'relay_unavailable', problem: { outcome: 'not_sent' } })
+  t.match(await outcomeOf(await relaysFor(t, [relay.url]), SMALL), {
+    code: 'relay_unavailable',
+    problem: { outcome: 'not_sent' },
+  })
   t.equal(relay.messages.length, 0)
 })
 
@@ -78,15 +99,49 @@ t.test('a reply that comes before the message is complete does not let it arrive
 t.test('over HTTP a cell of each outcome has its status, code, outcome and Retry-After', async (t) => {
   const cells = [
     { script: {}, status: 200, body: { status: 'accepted' } },
-    { script: { stage: 'RCPT 2', fault: '550' }, status: 200, body: { status: 'partial', rejected: [{ email: 'b@corp.example', code: 550, enhanced: '5.3.0', message: '550 5.3.0 no at RCPT 2' }] } },
-    { script: { stage: 'DATA', fault: '550' }, status: 422, body: { code: 'rejected_by_relay', outcome: 'not_sent', retryable: false, smtp: { code: 550, enhanced: '5.3.0' } } },
-    { script: { stage: 'MAIL', fault: '451' }, status: 503, body: { code: 'deferred_by_relay', outcome: 'not_sent', retryable: true, smtp: { code: 451 } } },
-    { script: { stage: 'greeting', fault: 'close' }, status: 503, body: { code: 'relay_unavailable', outcome: 'not_sent', retryable: true } },
-    { script: { stage: 'after the dot', fault: 'close' }, status: 504, body: { code: 'delivery_unknown', outcome: 'unknown', retryable: false } },
-    { script: { stage: 'after the dot', fault: 'hang' }, status: 504, body: { code: 'delivery_unknown', outcome: 'unknown', retryable: false } },
+    {
+      script: { stage: 'RCPT 2', fault: '550' },
+      status: 200,
+      body: {
+        status: 'partial',
+        rejected: [{ email: 'b@corp.example', code: 550, enhanced: '5.3.0', message: '550 5.3.0 no at RCPT 2' }],
+      },
+    },
+    {
+      script: { stage: 'DATA', fault: '550' },
+      status: 422,
+      body: {
+        code: 'rejected_by_relay',
+        outcome: 'not_sent',
+        retryable: false,
+        smtp: { code: 550, enhanced: '5.3.0' },
+      },
+    },
+    {
+      script: { stage: 'MAIL', fault: '451' },
+      status: 503,
+      body: { code: 'deferred_by_relay', outcome: 'not_sent', retryable: true, smtp: { code: 451 } },
+    },
+    {
+      script: { stage: 'greeting', fault: 'close' },
+      status: 503,
+      body: { code: 'relay_unavailable', outcome: 'not_sent', retryable: true },
+    },
+    {
+      script: { stage: 'after the dot', fault: 'close' },
+      status: 504,
+      body: { code: 'delivery_unknown', outcome: 'unknown', retryable: false },
+    },
+    {
+      script: { stage: 'after the dot', fault: 'hang' },
+      status: 504,
+      body: { code: 'delivery_unknown', outcome: 'unknown', retryable: false },
+    },
   ] as const
   const faulty = await startFaultRelay(t)
-  const { post } = await startGateway(t, { env: { POSTERN_SMTP_URL: faulty.url, POSTERN_SMTP_TIMEOUT: SMALL_TIMEOUT, POSTERN_SMTP_CONNECTIONS: '1' } })
+  const { post } = await startGateway(t, {
+    env: { POSTERN_SMTP_URL: faulty.url, POSTERN_SMTP_TIMEOUT: SMALL_TIMEOUT, POSTERN_SMTP_CONNECTIONS: '1' },
+  })
   for (const { script, status, body } of cells) {
     faulty.script = script
     faulty.hangUp('RST')

@@ -11,7 +11,10 @@ const POST = 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello'
 const ONE_READ = 64 * 1024
 
 /** A server with paced pipelining, and what it saw; `ahead` is how many requests had come but not begun, at most. */
-async function start(t: Test, handle: RequestListener): Promise<{ readonly seen: { begun: number; ahead: number; inOneTurn: number }; dial(): Promise<Socket> }> {
+async function start(
+  t: Test,
+  handle: RequestListener,
+): Promise<{ readonly seen: { begun: number; ahead: number; inOneTurn: number }; dial(): Promise<Socket> }> {
   const seen = { begun: 0, ahead: 0, inOneTurn: 0 }
   let came = 0
   let thisTurn = 0
@@ -59,15 +62,21 @@ async function bodyOf(request: IncomingMessage): Promise<string> {
   return text
 }
 
-t.test('of the requests that come at once on a connection one begins in a turn, and all are answered in order', async (t) => {
-  let number = 0
-  const { seen, dial } = await start(t, (_request, response) => response.end(`<${number++}>`))
-  const socket = await dial()
-  socket.write(GET.repeat(100))
-  t.same(await answers(socket, 100), Array.from({ length: 100 }, (_, n) => String(n)))
-  t.ok(seen.inOneTurn <= 2, `${seen.inOneTurn} in one turn: the first needs no turn of its own`)
-  socket.destroy()
-})
+t.test(
+  'of the requests that come at once on a connection one begins in a turn, and all are answered in order',
+  async (t) => {
+    let number = 0
+    const { seen, dial } = await start(t, (_request, response) => response.end(`<${number++}>`))
+    const socket = await dial()
+    socket.write(GET.repeat(100))
+    t.same(
+      await answers(socket, 100),
+      Array.from({ length: 100 }, (_, n) => String(n)),
+    )
+    t.ok(seen.inOneTurn <= 2, `${seen.inOneTurn} in one turn: the first needs no turn of its own`)
+    socket.destroy()
+  },
+)
 
 t.test('requests one after the other begin at once', async (t) => {
   const { seen, dial } = await start(t, (_request, response) => response.end('<x>'))

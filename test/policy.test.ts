@@ -2,35 +2,60 @@ import t from 'tap'
 import { parseMailbox } from '../src/message/mailbox.ts'
 import { PatternList, refused } from '../src/identity/policy.ts'
 
-const allows = (patterns: readonly string[], address: string): boolean => new PatternList(patterns).allows(parseMailbox(address))
+const allows = (patterns: readonly string[], address: string): boolean =>
+  new PatternList(patterns).allows(parseMailbox(address))
 
 t.test('an address allows itself, whatever its case, and nobody else', async (t) => {
   t.ok(allows(['Billing@Corp.example'], 'bILLING@cORP.example'))
-  for (const other of ['xbilling@corp.example', 'billing@corp.example.evil.example', 'billing@sub.corp.example', 'billing+x@corp.example', 'bill@corp.example']) {
+  for (const other of [
+    'xbilling@corp.example',
+    'billing@corp.example.evil.example',
+    'billing@sub.corp.example',
+    'billing+x@corp.example',
+    'bill@corp.example',
+  ]) {
     t.notOk(allows(['billing@corp.example'], other), other)
   }
 })
 
 t.test('*@domain allows the domain and not what is below or beside it', async (t) => {
   t.ok(allows(['*@corp.example'], 'anyone@CORP.example'))
-  for (const other of ['a@sub.corp.example', 'a@evilcorp.example', 'a@corp.example.evil.example', 'a@example', 'a@corp.exampl']) t.notOk(allows(['*@corp.example'], other), other)
+  for (const other of [
+    'a@sub.corp.example',
+    'a@evilcorp.example',
+    'a@corp.example.evil.example',
+    'a@example',
+    'a@corp.exampl',
+  ])
+    t.notOk(allows(['*@corp.example'], other), other)
 })
 
 t.test('*@*.domain allows every depth below, and not the domain itself or one that only ends like it', async (t) => {
-  for (const address of ['a@x.corp.example', 'a@y.x.corp.example', 'a@X.Corp.Example']) t.ok(allows(['*@*.corp.example'], address), address)
-  for (const other of ['a@corp.example', 'a@evilcorp.example', 'a@x.evilcorp.example', 'a@corp.example.x.example']) t.notOk(allows(['*@*.corp.example'], other), other)
+  for (const address of ['a@x.corp.example', 'a@y.x.corp.example', 'a@X.Corp.Example'])
+    t.ok(allows(['*@*.corp.example'], address), address)
+  for (const other of ['a@corp.example', 'a@evilcorp.example', 'a@x.evilcorp.example', 'a@corp.example.x.example'])
+    t.notOk(allows(['*@*.corp.example'], other), other)
 })
 
 t.test('* allows everyone; no patterns allow nobody; an absent list allows everyone', async (t) => {
   t.ok(allows(['*'], 'a@b.example'))
   t.notOk(allows([], 'a@b.example'))
   t.same(refused(undefined, [parseMailbox('a@b.example')]), [])
-  t.same(refused(new PatternList([]), [parseMailbox('a@b.example')]).map(({ address }) => address), ['a@b.example'])
+  t.same(
+    refused(new PatternList([]), [parseMailbox('a@b.example')]).map(({ address }) => address),
+    ['a@b.example'],
+  )
 })
 
 t.test('IDN patterns and IDN addresses meet as A-labels', async (t) => {
-  for (const pattern of ['*@münchen.example', '*@MÜNCHEN.example', '*@xn--mnchen-3ya.example', '*@XN--mnchen-3ya.example']) {
-    for (const address of ['a@münchen.example', 'a@xn--mnchen-3ya.example', 'a@MÜNCHEN.EXAMPLE']) t.ok(allows([pattern], address), `${pattern} ${address}`)
+  for (const pattern of [
+    '*@münchen.example',
+    '*@MÜNCHEN.example',
+    '*@xn--mnchen-3ya.example',
+    '*@XN--mnchen-3ya.example',
+  ]) {
+    for (const address of ['a@münchen.example', 'a@xn--mnchen-3ya.example', 'a@MÜNCHEN.EXAMPLE'])
+      t.ok(allows([pattern], address), `${pattern} ${address}`)
     t.notOk(allows([pattern], 'a@munchen.example'), pattern)
   }
   t.ok(allows(['*@*.한국.kr'], 'a@부서.한국.kr'))
@@ -40,17 +65,44 @@ t.test('IDN patterns and IDN addresses meet as A-labels', async (t) => {
 
 t.test('every offending address is named, and only those', async (t) => {
   const mailboxes = ['ok@corp.example', 'a@evil.example', 'b@evil.example'].map((text) => parseMailbox(text))
-  t.same(refused(new PatternList(['*@corp.example']), mailboxes).map(({ address }) => address), ['a@evil.example', 'b@evil.example'])
+  t.same(
+    refused(new PatternList(['*@corp.example']), mailboxes).map(({ address }) => address),
+    ['a@evil.example', 'b@evil.example'],
+  )
 })
 
 t.test('what is no pattern is refused', async (t) => {
-  for (const pattern of ['', 'corp.example', '@corp.example', '*@', '*@*', '*@*.', '*@*.*.example', 'a*@corp.example', '*a@corp.example', '**', '*@corp.*', '*.corp.example', 'a@b@c.example', '"a"@b.example', 'A <a@b.example>', 'a@b.example,c@d.example', '*@corp.example\n']) {
+  for (const pattern of [
+    '',
+    'corp.example',
+    '@corp.example',
+    '*@',
+    '*@*',
+    '*@*.',
+    '*@*.*.example',
+    'a*@corp.example',
+    '*a@corp.example',
+    '**',
+    '*@corp.*',
+    '*.corp.example',
+    'a@b@c.example',
+    '"a"@b.example',
+    'A <a@b.example>',
+    'a@b.example,c@d.example',
+    '*@corp.example\n',
+  ]) {
     t.throws(() => new PatternList([pattern]), RangeError, JSON.stringify(pattern))
   }
 })
 
 t.test('ten thousand patterns cost no more than one', async (t) => {
-  const list = new PatternList(Array.from({ length: 10_000 }, (_, index) => [`u${index}@corp.example`, `*@d${index}.example`, `*@*.p${index}.example`]).flat())
+  const list = new PatternList(
+    Array.from({ length: 10_000 }, (_, index) => [
+      `u${index}@corp.example`,
+      `*@d${index}.example`,
+      `*@*.p${index}.example`,
+    ]).flat(),
+  )
   const address = parseMailbox(`a@${'x.'.repeat(100)}example`)
   const started = performance.now()
   for (let round = 0; round < 10_000; round++) list.allows(address)

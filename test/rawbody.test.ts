@@ -2,14 +2,21 @@ import t from 'tap'
 import { RawBody } from '../src/message/rawbody.ts'
 import type { RelayFeatures } from '../src/relay/streamed.ts'
 
-const relay = (...extensions: string[]): RelayFeatures => ({ label: 'relay.test:25', supports: async (name) => extensions.includes(name) })
+const relay = (...extensions: string[]): RelayFeatures => ({
+  label: 'relay.test:25',
+  supports: async (name) => extensions.includes(name),
+})
 const EIGHT_BIT = relay('8BITMIME')
 
 /** The code that a body ends with, or 'ok', when it comes in pieces of these lengths. */
-async function verdict(body: Buffer, lengths: () => number, to: RelayFeatures | undefined = EIGHT_BIT): Promise<string> {
+async function verdict(
+  body: Buffer,
+  lengths: () => number,
+  to: RelayFeatures | undefined = EIGHT_BIT,
+): Promise<string> {
   const checked = new RawBody(to)
   try {
-    for (let at = 0; at < body.length; ) {
+    for (let at = 0; at < body.length;) {
       const length = lengths()
       await checked.check(body.subarray(at, at + length))
       at += length
@@ -47,7 +54,12 @@ t.test('the verdict on a body is the same wherever its pieces end', async (t) =>
     const body = Buffer.from(text, 'latin1')
     t.equal(await verdict(body, () => body.length || 1), expected, `${name}, whole`)
     t.equal(await verdict(body, () => 1), expected, `${name}, octet by octet`)
-    for (const most of [3, 997, 999, 1500]) t.equal(await verdict(body, () => 1 + Math.floor(Math.random() * most)), expected, `${name}, in pieces of up to ${most}`)
+    for (const most of [3, 997, 999, 1500])
+      t.equal(
+        await verdict(body, () => 1 + Math.floor(Math.random() * most)),
+        expected,
+        `${name}, in pieces of up to ${most}`,
+      )
   }
 })
 
@@ -58,17 +70,32 @@ t.test('8-bit octets go only to a relay that announces 8BITMIME', async (t) => {
   t.equal(await verdict(Buffer.from('plain\r\n'), () => 2, relay()), 'ok', 'others need no extension')
 })
 
-t.test('a relay that cannot be asked about 8BITMIME is unavailable; without 8-bit octets it is not asked', async (t) => {
-  let asked = 0
-  const broken: RelayFeatures = { label: 'relay.test:25', supports: async () => { asked += 1; throw new Error('no connection') } }
-  t.equal(await verdict(Buffer.from('plain\r\n'), () => 3, broken), 'ok')
-  t.equal(asked, 0)
-  t.equal(await verdict(Buffer.from([0xe9]), () => 3, broken), 'relay_unavailable')
-})
+t.test(
+  'a relay that cannot be asked about 8BITMIME is unavailable; without 8-bit octets it is not asked',
+  async (t) => {
+    let asked = 0
+    const broken: RelayFeatures = {
+      label: 'relay.test:25',
+      supports: async () => {
+        asked += 1
+        throw new Error('no connection')
+      },
+    }
+    t.equal(await verdict(Buffer.from('plain\r\n'), () => 3, broken), 'ok')
+    t.equal(asked, 0)
+    t.equal(await verdict(Buffer.from([0xe9]), () => 3, broken), 'relay_unavailable')
+  },
+)
 
 t.test('a relay is asked once for a message, however many pieces hold 8-bit octets', async (t) => {
   let asked = 0
-  const counting: RelayFeatures = { label: 'relay.test:25', supports: async () => { asked += 1; return true } }
+  const counting: RelayFeatures = {
+    label: 'relay.test:25',
+    supports: async () => {
+      asked += 1
+      return true
+    },
+  }
   t.equal(await verdict(Buffer.alloc(500, 0xe9), () => 10, counting), 'ok')
   t.equal(asked, 1)
 })

@@ -27,7 +27,10 @@ t.test('every command and example of the README runs as it stands', async (t) =>
 
   await t.test('curl', async (t) => {
     const [block] = blocks('sh', 'Send a message')
-    t.match(JSON.parse(await shell(dev.withPort(block?.text ?? ''), folder)), { status: 'accepted', accepted: ['you@corp.example'] })
+    t.match(JSON.parse(await shell(dev.withPort(block?.text ?? ''), folder)), {
+      status: 'accepted',
+      accepted: ['you@corp.example'],
+    })
     t.match(newestMail(folder), /^Subject: Hello\r\n.*\r\nIt works\.\r$/ms)
   })
 
@@ -61,8 +64,15 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     const output = await shell(block?.text ?? '', folder)
     const fingerprint = /^sha256 Fingerprint=([0-9A-F:]{95})$/im.exec(output)?.[1]
     t.type(fingerprint, 'string', output)
-    writeFileSync(join(folder, 'own.yaml'), `clients: { reports: { fingerprints: ["${fingerprint}"], from: [reports@corp.example] } }`)
-    const env = { POSTERN_CLIENTS: 'own.yaml', POSTERN_TLS_CERT: 'certs/gateway.crt', POSTERN_TLS_KEY: 'certs/gateway.key' }
+    writeFileSync(
+      join(folder, 'own.yaml'),
+      `clients: { reports: { fingerprints: ["${fingerprint}"], from: [reports@corp.example] } }`,
+    )
+    const env = {
+      POSTERN_CLIENTS: 'own.yaml',
+      POSTERN_TLS_CERT: 'certs/gateway.crt',
+      POSTERN_TLS_KEY: 'certs/gateway.key',
+    }
     const port = await startServe(t, folder, { ...env, POSTERN_SMTP_URL: dev.relay, POSTERN_SMTP_CA: 'certs/ca.crt' })
     const whoami = `curl -sS --cacert certs/ca.crt --cert certs/reports.crt --key certs/reports.key https://localhost:${port}/v1/whoami`
     t.match(JSON.parse(await shell(whoami, folder)), { client: 'reports', fingerprint })
@@ -73,48 +83,80 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   await t.test('large messages: a file beside the message, and a complete message', async (t) => {
     const [file, complete, ...others] = blocks('sh', 'Large messages')
     t.same(others, [])
-    t.match(JSON.parse(await shell(dev.withPort(file?.text ?? ''), folder)), { status: 'accepted', accepted: ['you@corp.example'] })
+    t.match(JSON.parse(await shell(dev.withPort(file?.text ?? ''), folder)), {
+      status: 'accepted',
+      accepted: ['you@corp.example'],
+    })
     t.match(newestMail(folder), /filename=report\.pdf\r\n.*\r\n\r\nQWxsIGlzIHdlbGwuCg==\r\n/s)
-    const fingerprint = /(?:[0-9A-F]{2}:){31}[0-9A-F]{2}/.exec(await shell('node dist/cli.js fingerprint certs/app.crt', folder))?.[0]
-    writeFileSync(join(folder, 'raw.yaml'), `clients: { app: { fingerprints: ["${fingerprint}"], from: ["*@corp.example"], raw: true } }`)
-    const port = await startServe(t, folder, { POSTERN_CLIENTS: 'raw.yaml', POSTERN_SMTP_URL: dev.relay, POSTERN_SMTP_CA: 'certs/ca.crt' })
-    t.match(JSON.parse(await shell((complete?.text ?? '').replaceAll('8443', String(port)), folder)), { status: 'accepted', accepted: ['you@corp.example'] })
+    const fingerprint = /(?:[0-9A-F]{2}:){31}[0-9A-F]{2}/.exec(
+      await shell('node dist/cli.js fingerprint certs/app.crt', folder),
+    )?.[0]
+    writeFileSync(
+      join(folder, 'raw.yaml'),
+      `clients: { app: { fingerprints: ["${fingerprint}"], from: ["*@corp.example"], raw: true } }`,
+    )
+    const port = await startServe(t, folder, {
+      POSTERN_CLIENTS: 'raw.yaml',
+      POSTERN_SMTP_URL: dev.relay,
+      POSTERN_SMTP_CA: 'certs/ca.crt',
+    })
+    t.match(JSON.parse(await shell((complete?.text ?? '').replaceAll('8443', String(port)), folder)), {
+      status: 'accepted',
+      accepted: ['you@corp.example'],
+    })
     t.match(newestMail(folder), /^Subject: Raw\r\nDate: .*\r\nMessage-ID: .*\r\n\r\nIt works\.\r\n/m)
     t.match(JSON.parse(await shell(dev.withPort(complete?.text ?? ''), folder)), { code: 'raw_not_allowed' })
   })
 
   t.equal(blocks('sh').length + blocks('js').length + blocks('python').length, 9, 'no block was left out')
   // The configurations of proxies are run by test/interop/proxies.test.ts and scale.test.ts; test/deployment.test.ts reads what is YAML.
-  t.same(blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml', 'json', 'nginx', 'haproxy'].includes(language)), [], 'no block is of another kind')
+  t.same(
+    blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml', 'json', 'nginx', 'haproxy'].includes(language)),
+    [],
+    'no block is of another kind',
+  )
 })
 
 t.test('the settings are exactly those that are read, with the defaults that hold', async (t) => {
   const known = new Set<string>()
-  const recorder = new Proxy<Record<string, string | undefined>>({}, {
-    get(_target, name) {
-      if (typeof name === 'string') known.add(name)
-      return undefined
+  const recorder = new Proxy<Record<string, string | undefined>>(
+    {},
+    {
+      get(_target, name) {
+        if (typeof name === 'string') known.add(name)
+        return undefined
+      },
     },
-  })
+  )
   readConfig(recorder)
   const settings = table('Settings').map(([name = '', preset = '']) => ({ name: literals(name)[0] ?? '', preset }))
-  const secrets = table('Settings').flatMap(([name = '']) => (name.endsWith('*') ? literals(name).map((secret) => `${secret}_FILE`) : []))
+  const secrets = table('Settings').flatMap(([name = '']) =>
+    name.endsWith('*') ? literals(name).map((secret) => `${secret}_FILE`) : [],
+  )
   t.same([...settings.map(({ name }) => name), ...secrets].sort(), [...known].sort())
 
   const bare = readConfig({ POSTERN_SMTP_URL: SMTP_URL })
   for (const { name, preset } of settings) {
     const [value] = literals(preset)
-    if (value !== undefined) t.same(readConfig({ POSTERN_SMTP_URL: SMTP_URL, [name]: value }), bare, `${name} is ${value} by default`)
+    if (value !== undefined)
+      t.same(readConfig({ POSTERN_SMTP_URL: SMTP_URL, [name]: value }), bare, `${name} is ${value} by default`)
   }
   const unset = settings.filter(({ preset }) => preset === '').length
   t.equal(unset, absent(bare.config), 'what has no default is not set')
 
   const mentioned = new Set(README.match(/POSTERN_[A-Z_]*[A-Z]/g))
-  t.same([...mentioned].filter((name) => !known.has(name) && name !== 'POSTERN_'), [], 'no other setting is mentioned')
+  t.same(
+    [...mentioned].filter((name) => !known.has(name) && name !== 'POSTERN_'),
+    [],
+    'no other setting is mentioned',
+  )
 })
 
 t.test('the errors are exactly those that are answered', async (t) => {
-  const documented = table('Errors').map(([status, code = '', , retryable]) => [literals(code)[0], { status: Number(status), retryable: retryable === 'yes' }])
+  const documented = table('Errors').map(([status, code = '', , retryable]) => [
+    literals(code)[0],
+    { status: Number(status), retryable: retryable === 'yes' },
+  ])
   const answered = Object.entries(PROBLEMS).map(([code, { status, retryable }]) => [code, { status, retryable }])
   t.equal(documented.length, answered.length)
   t.same(Object.fromEntries(documented), Object.fromEntries(answered))
@@ -148,21 +190,39 @@ t.test('the line of the log has exactly the fields of a real one', async (t) => 
   const [block] = blocks('json', 'Logs')
   const line = JSON.parse(block?.text ?? '')
   const relay = await startRelay(t, {
-    onRcptTo: ({ address }, _session, done) => done(address.startsWith('nobody') ? Object.assign(new Error('No such user'), { responseCode: 550 }) : null),
+    onRcptTo: ({ address }, _session, done) =>
+      done(address.startsWith('nobody') ? Object.assign(new Error('No such user'), { responseCode: 550 }) : null),
   })
   const gateway = await startGateway(t, { relay })
   const headers = { traceparent: `00-${line.trace_id}-00f067aa0ba902b7-01`, 'x-request-id': line.correlation_id }
   t.equal((await gateway.post({ ...MESSAGE, to: line.recipients, tags: line.tags }, { headers })).status, 200)
   const real = gateway.log.find(({ msg }) => msg === 'message')
   t.same(Object.keys(line), Object.keys(real ?? {}))
-  for (const name of ['trace_id', 'correlation_id', 'client', 'sender', 'recipients', 'recipient_count', 'rejected', 'outcome', 'status', 'tags']) t.same(line[name], real?.[name], name)
+  for (const name of [
+    'trace_id',
+    'correlation_id',
+    'client',
+    'sender',
+    'recipients',
+    'recipient_count',
+    'rejected',
+    'outcome',
+    'status',
+    'tags',
+  ])
+    t.same(line[name], real?.[name], name)
 })
 
 /** The rows of the table under a heading, without its two lines of head. */
 function table(section: string): string[][] {
   const [, after = ''] = README.split(new RegExp(`^#+ ${section}$`, 'm'))
   const rows = /^\|.*\|$(?:\n\|.*\|$)*/m.exec(after)?.[0].split('\n').slice(2) ?? []
-  return rows.map((row) => row.split('|').slice(1, -1).map((cell) => cell.trim()))
+  return rows.map((row) =>
+    row
+      .split('|')
+      .slice(1, -1)
+      .map((cell) => cell.trim()),
+  )
 }
 
 function literals(cell: string): string[] {
@@ -180,7 +240,8 @@ function absent(value: unknown): number {
 function newFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'postern-readme-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
-  for (const name of ['package.json', 'package-lock.json', 'tsconfig.json', 'src', 'dist']) cpSync(name, join(folder, name), { recursive: true })
+  for (const name of ['package.json', 'package-lock.json', 'tsconfig.json', 'src', 'dist'])
+    cpSync(name, join(folder, name), { recursive: true })
   symlinkSync(join(process.cwd(), 'node_modules'), join(folder, 'node_modules'))
   mkdirSync(join(folder, 'certs'))
   return folder
@@ -197,7 +258,11 @@ interface Dev {
 async function startDev(t: Test, command: string, folder: string): Promise<Dev> {
   const firstLine = launch(t, command, folder, {})
   const { port, relays } = JSON.parse(await firstLine(/"msg":"listening"/))
-  return { curl: await firstLine(/^curl /), relay: `smtp://${relays[0]}`, withPort: (text) => text.replaceAll('8443', String(port)) }
+  return {
+    curl: await firstLine(/^curl /),
+    relay: `smtp://${relays[0]}`,
+    withPort: (text) => text.replaceAll('8443', String(port)),
+  }
 }
 
 async function startServe(t: Test, folder: string, env: Record<string, string>): Promise<number> {

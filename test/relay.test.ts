@@ -52,7 +52,10 @@ t.test('STARTTLS comes first, then the login, then the mail', async (t) => {
 
 t.test('a relay without STARTTLS gets neither password nor mail, unless the settings say so', async (t) => {
   const required = await startPair(t, NO_TLS)
-  t.match(await required.post(MESSAGE), { status: 503, json: { code: 'relay_unavailable', outcome: 'not_sent', retryable: true } })
+  t.match(await required.post(MESSAGE), {
+    status: 503,
+    json: { code: 'relay_unavailable', outcome: 'not_sent', retryable: true },
+  })
   saw(t, required, 'by default')
   for (const mode of ['opportunistic', 'off']) {
     const pair = await startPair(t, NO_TLS, { POSTERN_SMTP_TLS: mode })
@@ -78,34 +81,44 @@ t.test('smtps:// is TLS from the first byte', async (t) => {
   t.match(pair.relay.messages, [{ secure: true, user: 'postern' }])
 })
 
-t.test('a relay whose certificate does not prove its name gets neither password nor mail, whatever the environment says', async (t) => {
-  const pki = await makePki()
-  const before = process.env['NODE_TLS_REJECT_UNAUTHORIZED']
-  t.teardown(() => {
-    if (before === undefined) delete process.env['NODE_TLS_REJECT_UNAUTHORIZED']
-    else process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = before
-  })
-  const impostors: Record<string, SMTPServerOptions> = {
-    'self-signed': { cert: pki.selfSigned.certificate, key: pki.selfSigned.key },
-    'of another name': { cert: pki.serverOnly.certificate, key: pki.serverOnly.key },
-    expired: { cert: pki.expired.certificate, key: pki.expired.key },
-  }
-  for (const [what, certificate] of Object.entries(impostors)) {
-    for (const env of [undefined, '0']) {
-      if (env !== undefined) process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = env
-      for (const mode of ['required', 'opportunistic']) {
-        const pair = await startPair(t, certificate, { POSTERN_SMTP_TLS: mode })
-        t.match(await pair.post(MESSAGE), { status: 503, json: { code: 'relay_unavailable', outcome: 'not_sent' } }, `${what}, ${mode}`)
-        saw(t, pair, `${what}, ${mode}`)
-      }
-      delete process.env['NODE_TLS_REJECT_UNAUTHORIZED']
+t.test(
+  'a relay whose certificate does not prove its name gets neither password nor mail, whatever the environment says',
+  async (t) => {
+    const pki = await makePki()
+    const before = process.env['NODE_TLS_REJECT_UNAUTHORIZED']
+    t.teardown(() => {
+      if (before === undefined) delete process.env['NODE_TLS_REJECT_UNAUTHORIZED']
+      else process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = before
+    })
+    const impostors: Record<string, SMTPServerOptions> = {
+      'self-signed': { cert: pki.selfSigned.certificate, key: pki.selfSigned.key },
+      'of another name': { cert: pki.serverOnly.certificate, key: pki.serverOnly.key },
+      expired: { cert: pki.expired.certificate, key: pki.expired.key },
     }
-  }
-})
+    for (const [what, certificate] of Object.entries(impostors)) {
+      for (const env of [undefined, '0']) {
+        if (env !== undefined) process.env['NODE_TLS_REJECT_UNAUTHORIZED'] = env
+        for (const mode of ['required', 'opportunistic']) {
+          const pair = await startPair(t, certificate, { POSTERN_SMTP_TLS: mode })
+          t.match(
+            await pair.post(MESSAGE),
+            { status: 503, json: { code: 'relay_unavailable', outcome: 'not_sent' } },
+            `${what}, ${mode}`,
+          )
+          saw(t, pair, `${what}, ${mode}`)
+        }
+        delete process.env['NODE_TLS_REJECT_UNAUTHORIZED']
+      }
+    }
+  },
+)
 
 t.test('a refused login is an unavailable relay, and nobody is told the password', async (t) => {
   const pair = await startPair(t, {})
-  const wrong = await startGateway(t, { relay: pair.relay, env: { POSTERN_SMTP_URL: `smtp://postern:wrong-one@localhost:${pair.relay.port}`, POSTERN_LOG_LEVEL: 'trace' } })
+  const wrong = await startGateway(t, {
+    relay: pair.relay,
+    env: { POSTERN_SMTP_URL: `smtp://postern:wrong-one@localhost:${pair.relay.port}`, POSTERN_LOG_LEVEL: 'trace' },
+  })
   const answer = await wrong.post(MESSAGE)
   t.match(answer, { status: 503, json: { code: 'relay_unavailable', outcome: 'not_sent' } })
   t.notMatch(answer.text + wrong.logText(), /wrong-one|d3Jvbmctb25l/)

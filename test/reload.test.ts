@@ -32,7 +32,11 @@ t.test('a certificate and key that are replaced by rename serve the next handsha
   })
   t.match(await whoami(), { status: 200, served: printOf(next.certificate) })
   t.match(await metric(/^postern_reloads_total\{.*"certificate"/), /result="ok"\} 1$/)
-  t.equal(await metric(/^postern_reloads_total\{.*"(client_ca|clients|crl)"/), undefined, 'what did not change does not count')
+  t.equal(
+    await metric(/^postern_reloads_total\{.*"(client_ca|clients|crl)"/),
+    undefined,
+    'what did not change does not count',
+  )
 })
 
 t.test('a Kubernetes secret, replaced by swapping the ..data link, is read through it', async (t) => {
@@ -83,20 +87,26 @@ t.test("certbot's live/ links, moved one by one to a new archive, are followed",
     move(dir, 'fullchain.pem', 'fullchain2.pem')
   })
   t.match(await whoami(), { status: 200, served: printOf(next.certificate) })
-  t.notOk(log.some(({ level }) => level === 50), 'a renewal in one go is no fault')
+  t.notOk(
+    log.some(({ level }) => level === 50),
+    'a renewal in one go is no fault',
+  )
 })
 
-t.test('while a renewal has replaced only the certificate, the old pair serves; with the key the new one does', async (t) => {
-  const { write, failed, reloaded, whoami, metric, log } = await startOnFiles(t)
-  const next = await newServer()
-  const refusal = await failed('certificate', () => write('server.crt', next.certificate))
-  t.match(refusal['reasons'], ['the server key does not belong to the server certificate'])
-  t.match(await whoami(), { status: 200, served: printOf(pki.server.certificate) })
-  await reloaded('certificate', () => write('server.key', next.key))
-  t.match(await whoami(), { status: 200, served: printOf(next.certificate) })
-  t.equal(log.filter(({ level }) => level === 50).length, 1, 'told once')
-  t.match(await metric(/^postern_reloads_total\{.*"failed"/), / 1$/)
-})
+t.test(
+  'while a renewal has replaced only the certificate, the old pair serves; with the key the new one does',
+  async (t) => {
+    const { write, failed, reloaded, whoami, metric, log } = await startOnFiles(t)
+    const next = await newServer()
+    const refusal = await failed('certificate', () => write('server.crt', next.certificate))
+    t.match(refusal['reasons'], ['the server key does not belong to the server certificate'])
+    t.match(await whoami(), { status: 200, served: printOf(pki.server.certificate) })
+    await reloaded('certificate', () => write('server.key', next.key))
+    t.match(await whoami(), { status: 200, served: printOf(next.certificate) })
+    t.equal(log.filter(({ level }) => level === 50).length, 1, 'told once')
+    t.match(await metric(/^postern_reloads_total\{.*"failed"/), / 1$/)
+  },
+)
 
 for (const [what, content] of [
   ['garbage', 'garbage\n'],
@@ -111,14 +121,20 @@ for (const [what, content] of [
     await t.rejects(whoami(pki.strangerCaClient))
     t.match(await metric(/^postern_reloads_total\{.*"client_ca"/), /result="failed"\} 1$/)
     await reloaded('client_ca', () => write('ca.crt', pki.ca.certificate + pki.otherCa.certificate))
-    t.match(await whoami(pki.strangerCaClient), { status: 403, code: 'unknown_certificate' }, 'its CA is trusted now, itself it is not listed')
+    t.match(
+      await whoami(pki.strangerCaClient),
+      { status: 403, code: 'unknown_certificate' },
+      'its CA is trusted now, itself it is not listed',
+    )
     t.equal(log.filter(({ level }) => level === 50).length, 1, 'told once')
   })
 }
 
 t.test('a broken clients file is refused with its line, and stops no other file', async (t) => {
   const { write, failed, reloaded, whoami, dir } = await startOnFiles(t)
-  const refusal = await failed('clients', () => write('clients.yaml', 'clients:\n  billing: { fingerprints: [AB], from: ["*"] }\n'))
+  const refusal = await failed('clients', () =>
+    write('clients.yaml', 'clients:\n  billing: { fingerprints: [AB], from: ["*"] }\n'),
+  )
   t.match(refusal['reasons'], [`${join(dir, 'clients.yaml')}:2: `])
   t.match(await whoami(), { status: 200, client: 'billing' })
   const next = await newServer()
@@ -163,11 +179,15 @@ t.test('two revocation lists in one file both count', async (t) => {
   const serial = (certificate: string): string => new X509Certificate(certificate).serialNumber
   const lists = async (here: string[], there: string[]): Promise<string> =>
     (await createRevocationList(pki.ca, here)) + (await createRevocationList(pki.otherCa, there))
-  const { client, write, replace, reloaded, whoami } = await startOnFiles(t, { crl: await createRevocationList(pki.ca, []) })
+  const { client, write, replace, reloaded, whoami } = await startOnFiles(t, {
+    crl: await createRevocationList(pki.ca, []),
+  })
   const empty = await lists([], [])
   await reloaded('crl', () => replace('crl.pem', empty))
   await reloaded('client_ca', () => write('ca.crt', pki.ca.certificate + pki.otherCa.certificate))
-  await reloaded('clients', () => write('clients.yaml', listing(client.fingerprint, revokedHere.fingerprint, revokedThere.fingerprint)))
+  await reloaded('clients', () =>
+    write('clients.yaml', listing(client.fingerprint, revokedHere.fingerprint, revokedThere.fingerprint)),
+  )
   for (const one of [client, revokedHere, revokedThere]) t.match(await whoami(one), { status: 200 })
   const text = await lists([serial(revokedHere.certificate)], [serial(revokedThere.certificate)])
   await reloaded('crl', () => write('crl.pem', text))
@@ -178,11 +198,17 @@ t.test('two revocation lists in one file both count', async (t) => {
 t.test('an expired revocation list is a loud warning and lets nobody in; a new one mends it', async (t) => {
   const day = 86_400_000
   const good = await createRevocationList(pki.ca, [])
-  const expired = await createRevocationList(pki.ca, [], { thisUpdate: new Date(Date.now() - 2 * day), nextUpdate: new Date(Date.now() - day) })
+  const expired = await createRevocationList(pki.ca, [], {
+    thisUpdate: new Date(Date.now() - 2 * day),
+    nextUpdate: new Date(Date.now() - day),
+  })
   const { write, reloaded, whoami, log } = await startOnFiles(t, { crl: good })
   t.match(await whoami(), { status: 200 })
   await reloaded('crl', () => write('crl.pem', expired))
-  t.match(log.filter(({ level }) => level === 40).map(({ msg }) => msg), [/the revocation list has expired on .*every certificate that it issued is refused/])
+  t.match(
+    log.filter(({ level }) => level === 40).map(({ msg }) => msg),
+    [/the revocation list has expired on .*every certificate that it issued is refused/],
+  )
   await t.rejects(whoami())
   await reloaded('crl', () => write('crl.pem', good))
   t.match(await whoami(), { status: 200 })

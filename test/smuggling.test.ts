@@ -3,10 +3,12 @@ import { type FaultRelay, startFaultRelay } from './support/fault-relay.ts'
 import { startGateway, type TestGateway } from './support/gateway.ts'
 import { openUpload, postRaw, RAW, rawPath } from './support/uploads.ts'
 
-const HEADER = 'From: billing@corp.example\r\nTo: user@corp.example\r\nDate: Sun, 01 Mar 2026 12:00:00 +0900\r\nMessage-ID: <1@corp.example>\r\n\r\n'
+const HEADER =
+  'From: billing@corp.example\r\nTo: user@corp.example\r\nDate: Sun, 01 Mar 2026 12:00:00 +0900\r\nMessage-ID: <1@corp.example>\r\n\r\n'
 const ENDS = ['\r\n', '\r', '\n', '\r\r\n', '\n\r', '\r\n\r', '\n\n']
 // What a second message would begin with, if the first could be made to end.
-const SMUGGLED = 'MAIL FROM:<ceo@corp.example>\r\nRCPT TO:<victim@corp.example>\r\nDATA\r\nFrom: ceo@corp.example\r\n\r\nsmuggled'
+const SMUGGLED =
+  'MAIL FROM:<ceo@corp.example>\r\nRCPT TO:<victim@corp.example>\r\nDATA\r\nFrom: ceo@corp.example\r\n\r\nsmuggled'
 
 /** RFC 5321 §4.5.2, backwards. */
 const unstuffed = (wire: string): string => wire.slice(0, -'.\r\n'.length).replace(/^\./gm, '')
@@ -22,7 +24,10 @@ const endsOfData = (wire: string): number[] => [...wire.matchAll(/(?<=[\r\n])\.(
 
 async function wired(t: Test): Promise<{ gateway: TestGateway; relay: FaultRelay }> {
   const relay = await startFaultRelay(t)
-  const gateway = await startGateway(t, { clients: RAW, env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_CONNECTIONS: '1' } })
+  const gateway = await startGateway(t, {
+    clients: RAW,
+    env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_CONNECTIONS: '1' },
+  })
   return { gateway, relay }
 }
 
@@ -51,7 +56,28 @@ t.test('no sequence that any server takes for the end of the data ends a message
 t.test('nor does one at the beginning of the body, at its end, or doubled', async (t) => {
   const { gateway, relay } = await wired(t)
   let count = 0
-  for (const body of ['.', '.\r', '.\n', '.\r\n', '..', '..\r\n.', '\r\n.\r\n', '\r.\r', '\n.\n', '\r', '\n', '', 'x\r', 'x\r\n.', 'x\n.\r', 'x\r\n.\r\n.\r\n', '.\r\n..\r\n...\r\n', '\r\n.\r\n\r\n.\r\n', '\r\n..\r\n', '.x\r.x\n.x']) {
+  for (const body of [
+    '.',
+    '.\r',
+    '.\n',
+    '.\r\n',
+    '..',
+    '..\r\n.',
+    '\r\n.\r\n',
+    '\r.\r',
+    '\n.\n',
+    '\r',
+    '\n',
+    '',
+    'x\r',
+    'x\r\n.',
+    'x\n.\r',
+    'x\r\n.\r\n.\r\n',
+    '.\r\n..\r\n...\r\n',
+    '\r\n.\r\n\r\n.\r\n',
+    '\r\n..\r\n',
+    '.x\r.x\n.x',
+  ]) {
     const message = HEADER + body
     t.equal((await postRaw(gateway, message)).status, 200)
     check(t, relay, ++count, message, JSON.stringify(body))
@@ -76,7 +102,8 @@ t.test('nor does one that is cut by the pieces in which the body comes', async (
   for (let shift = 1; shift <= 3; shift++) {
     const upload = openUpload(gateway, rawPath(), { 'content-type': 'message/rfc822', 'transfer-encoding': 'chunked' })
     upload.outgoing.setNoDelay(true)
-    for (let at = 0; at < message.length; at += shift) await upload.write(Buffer.from(message.slice(at, at + shift), 'latin1'))
+    for (let at = 0; at < message.length; at += shift)
+      await upload.write(Buffer.from(message.slice(at, at + shift), 'latin1'))
     upload.outgoing.end()
     t.equal((await upload.answer).status, 200)
     check(t, relay, shift, message, `pieces of ${shift}`)
@@ -85,9 +112,29 @@ t.test('nor does one that is cut by the pieces in which the body comes', async (
 
 t.test('nor does any other: line ends, dots and commands at random', async (t) => {
   const { gateway, relay } = await wired(t)
-  const words = ['\r', '\n', '\r\n', '.', '.', '..', 'x', ' ', 'QUIT', 'DATA', 'RSET', 'MAIL FROM:<ceo@corp.example>', '\x1a', '\x85', '\u00e2\u0080\u00a8', '\x0b', '\x0c']
+  const words = [
+    '\r',
+    '\n',
+    '\r\n',
+    '.',
+    '.',
+    '..',
+    'x',
+    ' ',
+    'QUIT',
+    'DATA',
+    'RSET',
+    'MAIL FROM:<ceo@corp.example>',
+    '\x1a',
+    '\x85',
+    '\u00e2\u0080\u00a8',
+    '\x0b',
+    '\x0c',
+  ]
   for (let round = 1; round <= 60; round++) {
-    const body = Array.from({ length: 400 }, () => words[Math.floor(Math.random() * words.length)]).join('').replace(/[^\r\n]{900}/g, '$&\r\n')
+    const body = Array.from({ length: 400 }, () => words[Math.floor(Math.random() * words.length)])
+      .join('')
+      .replace(/[^\r\n]{900}/g, '$&\r\n')
     const message = HEADER + body
     t.equal((await postRaw(gateway, Buffer.from(message, 'latin1'))).status, 200)
     check(t, relay, round, message, `round ${round}`)

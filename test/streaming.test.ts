@@ -18,7 +18,12 @@ for (const form of FORMS) {
     const watched = await watchedRelay(t)
     const gateway = await start(t, { relay: watched.relay })
     const body = whole(form, 3)
-    const points = { 'at its beginning': 40, 'in the middle': body.length - 100_000, 'before its last octet': body.length - 1, 'before HTTP says that it has ended': body.length }
+    const points = {
+      'at its beginning': 40,
+      'in the middle': body.length - 100_000,
+      'before its last octet': body.length - 1,
+      'before HTTP says that it has ended': body.length,
+    }
     let cut = 0
     for (const [where, length] of Object.entries(points)) {
       for (const [how, breakOff] of Object.entries(WAYS)) {
@@ -27,7 +32,11 @@ for (const form of FORMS) {
           if (framing === 'a length' && (length === body.length || how.includes('chunk'))) continue
           const after = gateway.log.length
           const begun = watched.begun()
-          const upload = open(gateway, form, framing === 'chunked' ? undefined : { 'content-length': String(body.length) })
+          const upload = open(
+            gateway,
+            form,
+            framing === 'chunked' ? undefined : { 'content-length': String(body.length) },
+          )
           await upload.write(body.subarray(0, length))
           if (length > 1000) await begun
           breakOff(upload)
@@ -45,28 +54,36 @@ for (const form of FORMS) {
     t.equal(await gateway.metric(/^postern_inflight_bytes /), 'postern_inflight_bytes 0', 'every place is free again')
   })
 
-  t.test(`a relay that stops reading a ${form.name} message stops the reading of the client, and memory stays as it is`, async (t) => {
-    const relay = await startFaultRelay(t, { stage: 'mid-body', fault: 'hang', middle: 300_000 })
-    const gateway = await start(t, { env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TIMEOUT: '4s', POSTERN_MAX_SIZE: '1GB' } })
-    const upload = open(gateway, form)
-    await upload.write(form.begin)
-    const before = process.memoryUsage().arrayBuffers
-    let answered = false
-    const answer = upload.answer.finally(() => (answered = true))
-    const pieces = 2000 // 200 MB: what the kernel's buffers take on the way is a tenth of it
-    let written = 0
-    for (; written < pieces && !answered; written++) await Promise.race([upload.write(LINES), answer])
-    const grown = process.memoryUsage().arrayBuffers - before
-    t.match(await answer, { status: 503, json: { code: 'relay_unavailable', outcome: 'not_sent' } })
-    t.ok(written < pieces / 2, `the client wrote ${written} of ${pieces} pieces`)
-    t.ok(grown < 40 * 2 ** 20, `${grown} bytes more in memory`)
-    t.equal(relay.complete.length, 0)
-    upload.outgoing.destroy()
-  })
+  t.test(
+    `a relay that stops reading a ${form.name} message stops the reading of the client, and memory stays as it is`,
+    async (t) => {
+      const relay = await startFaultRelay(t, { stage: 'mid-body', fault: 'hang', middle: 300_000 })
+      const gateway = await start(t, {
+        env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TIMEOUT: '4s', POSTERN_MAX_SIZE: '1GB' },
+      })
+      const upload = open(gateway, form)
+      await upload.write(form.begin)
+      const before = process.memoryUsage().arrayBuffers
+      let answered = false
+      const answer = upload.answer.finally(() => (answered = true))
+      const pieces = 2000 // 200 MB: what the kernel's buffers take on the way is a tenth of it
+      let written = 0
+      for (; written < pieces && !answered; written++) await Promise.race([upload.write(LINES), answer])
+      const grown = process.memoryUsage().arrayBuffers - before
+      t.match(await answer, { status: 503, json: { code: 'relay_unavailable', outcome: 'not_sent' } })
+      t.ok(written < pieces / 2, `the client wrote ${written} of ${pieces} pieces`)
+      t.ok(grown < 40 * 2 ** 20, `${grown} bytes more in memory`)
+      t.equal(relay.complete.length, 0)
+      upload.outgoing.destroy()
+    },
+  )
 
   t.test(`a client may take its time over a ${form.name} message, but not pause for longer than it may`, async (t) => {
     const watched = await watchedRelay(t)
-    const gateway = await start(t, { relay: watched.relay, env: { POSTERN_SMTP_TIMEOUT: '3s', POSTERN_REQUEST_TIMEOUT: '1500ms' } })
+    const gateway = await start(t, {
+      relay: watched.relay,
+      env: { POSTERN_SMTP_TIMEOUT: '3s', POSTERN_REQUEST_TIMEOUT: '1500ms' },
+    })
     const slow = open(gateway, form)
     await slow.write(form.begin)
     for (let piece = 0; piece < 8; piece++) {
@@ -77,7 +94,10 @@ for (const form of FORMS) {
     t.equal((await slow.answer).status, 200, 'though it took longer than a relay may')
     const stuck = open(gateway, form)
     await stuck.write(Buffer.concat([form.begin, LINES]))
-    t.match(await stuck.answer, { status: 408, json: { code: 'request_timeout', outcome: 'not_sent', retryable: true } })
+    t.match(await stuck.answer, {
+      status: 408,
+      json: { code: 'request_timeout', outcome: 'not_sent', retryable: true },
+    })
     t.equal(watched.ended, 1)
     stuck.outgoing.destroy()
   })
@@ -96,26 +116,32 @@ for (const form of FORMS) {
     t.equal(watched.ended, 0)
   })
 
-  t.test(`a ${form.name} message that is under way at a shutdown is sent when it comes in time, and cut when it does not`, async (t) => {
-    const watched = await watchedRelay(t)
-    for (const inTime of [true, false]) {
-      const gateway = await start(t, { relay: watched.relay, env: { POSTERN_SHUTDOWN_GRACE: inTime ? '10s' : '300ms' } })
-      const begun = watched.begun()
-      const upload = open(gateway, form)
-      await upload.write(Buffer.concat([form.begin, LINES]))
-      await begun
-      const stopped = gateway.gateway.stop()
-      if (inTime) {
-        upload.outgoing.end(form.end)
-        t.equal((await upload.answer).status, 200)
-        t.equal(await stopped, 0)
-      } else {
-        t.equal(await stopped, 1, 'one message was cut')
-        await t.rejects(upload.answer, 'and its client has no answer')
+  t.test(
+    `a ${form.name} message that is under way at a shutdown is sent when it comes in time, and cut when it does not`,
+    async (t) => {
+      const watched = await watchedRelay(t)
+      for (const inTime of [true, false]) {
+        const gateway = await start(t, {
+          relay: watched.relay,
+          env: { POSTERN_SHUTDOWN_GRACE: inTime ? '10s' : '300ms' },
+        })
+        const begun = watched.begun()
+        const upload = open(gateway, form)
+        await upload.write(Buffer.concat([form.begin, LINES]))
+        await begun
+        const stopped = gateway.gateway.stop()
+        if (inTime) {
+          upload.outgoing.end(form.end)
+          t.equal((await upload.answer).status, 200)
+          t.equal(await stopped, 0)
+        } else {
+          t.equal(await stopped, 1, 'one message was cut')
+          await t.rejects(upload.answer, 'and its client has no answer')
+        }
+        t.equal(watched.ended, 1)
       }
-      t.equal(watched.ended, 1)
-    }
-  })
+    },
+  )
 }
 
 t.test('many uploads at once arrive as they were', async (t) => {
@@ -125,20 +151,34 @@ t.test('many uploads at once arrive as they were', async (t) => {
   const [raw] = FORMS
   if (raw === undefined) return
   const answers = await Promise.all(bodies.map((body) => send(gateway, raw, Buffer.from(`${HEADER}${body}\r\n`))))
-  t.same(answers.map(({ status }) => status), bodies.map(() => 200))
-  t.same(relay.messages.map((message) => message.raw.toString()).sort(), bodies.map((body) => `${HEADER}${body}\r\n`).sort())
+  t.same(
+    answers.map(({ status }) => status),
+    bodies.map(() => 200),
+  )
+  t.same(
+    relay.messages.map((message) => message.raw.toString()).sort(),
+    bodies.map((body) => `${HEADER}${body}\r\n`).sort(),
+  )
 })
 
 t.test('a client that waits to be asked for its body is not asked when the answer is known', async (t) => {
   const gateway = await startOnFiles(t)
-  const upload = openUpload(gateway, rawPath(), { 'content-type': 'message/rfc822', 'content-length': '1000', expect: '100-continue' })
+  const upload = openUpload(gateway, rawPath(), {
+    'content-type': 'message/rfc822',
+    'content-length': '1000',
+    expect: '100-continue',
+  })
   upload.outgoing.flushHeaders()
   let asked = false
   upload.outgoing.once('continue', () => (asked = true))
   t.match(await upload.answer, { status: 403, json: { code: 'raw_not_allowed' } })
   t.equal(asked, false)
   const listed = await start(t)
-  const wanted = openUpload(listed, rawPath(), { 'content-type': 'message/rfc822', 'content-length': String(HEADER.length), expect: '100-continue' })
+  const wanted = openUpload(listed, rawPath(), {
+    'content-type': 'message/rfc822',
+    'content-length': String(HEADER.length),
+    expect: '100-continue',
+  })
   wanted.outgoing.flushHeaders()
   await once(wanted.outgoing, 'continue')
   wanted.outgoing.end(HEADER)

@@ -14,13 +14,28 @@ function look(text: string): string | undefined {
     }
     return undefined
   })
-  if (others.some((other) => other !== whole)) throw new Error(`${text.slice(0, 100)} is ${whole} as a whole, in pieces ${others.join(', ')}`)
+  if (others.some((other) => other !== whole))
+    throw new Error(`${text.slice(0, 100)} is ${whole} as a whole, in pieces ${others.join(', ')}`)
   return whole
 }
 
 t.test('a text within its limits passes, whatever its strings hold', async (t) => {
-  t.equal(look(JSON.stringify({ to: ['a', 'b', 'c'], cc: ['d', 'e'], subject: '[[[[[[[[[,,,,,,,,,,,,,,,,,,,,,,,,,,,,,', text: '"{{{{{{\\",,,,,,,,,,,,,,,,,,,,,,\\\\' })), undefined)
-  t.equal(look(JSON.stringify({ to: [1, 2, 3, 4, 5].map((n) => ({ email: `${n}`, name: 'x' })) })), undefined, 'recipients as objects')
+  t.equal(
+    look(
+      JSON.stringify({
+        to: ['a', 'b', 'c'],
+        cc: ['d', 'e'],
+        subject: '[[[[[[[[[,,,,,,,,,,,,,,,,,,,,,,,,,,,,,',
+        text: '"{{{{{{\\",,,,,,,,,,,,,,,,,,,,,,\\\\',
+      }),
+    ),
+    undefined,
+  )
+  t.equal(
+    look(JSON.stringify({ to: [1, 2, 3, 4, 5].map((n) => ({ email: `${n}`, name: 'x' })) })),
+    undefined,
+    'recipients as objects',
+  )
   for (const length of [250, 255, 256, 257, 1000]) {
     for (const tail of ['', '\\', '\\\\', '"', '\\"', '"\\', '\\\\"', '"\\\\\\', '["', ',"']) {
       const text = `${'x'.repeat(length)}${tail}`
@@ -43,7 +58,11 @@ t.test('recipients are counted in to, cc and bcc of the message itself, and nowh
 })
 
 t.test('the look ends where a limit is passed', async (t) => {
-  const [deep, long, many] = ['['.repeat(20_000_000), `{"x":[${'1,'.repeat(10_000_000)}1]}`, `{"to":[${'1,'.repeat(10_000_000)}1]}`].map((text) => Buffer.from(text))
+  const [deep, long, many] = [
+    '['.repeat(20_000_000),
+    `{"x":[${'1,'.repeat(10_000_000)}1]}`,
+    `{"to":[${'1,'.repeat(10_000_000)}1]}`,
+  ].map((text) => Buffer.from(text))
   const start = performance.now()
   let found: unknown[] = []
   for (let n = 0; n < 1000; n++) found = [deep, long, many].map((text) => text && new Survey(LIMITS).look(text))

@@ -45,7 +45,10 @@ t.test('a certificate that is refused works in no version, TLS 1.3 included', as
   })
   for (const { works, text } of await Promise.all(refused)) {
     t.equal(works, 0)
-    t.match(text, /TLS 1\.3 with the certificate: refused after the handshake .* closed the connection without an alert/)
+    t.match(
+      text,
+      /TLS 1\.3 with the certificate: refused after the handshake .* closed the connection without an alert/,
+    )
     t.match(text, /TLS 1\.2 with the certificate: the server closed the connection without an alert/)
   }
 })
@@ -60,11 +63,25 @@ t.test('a gateway that stops at TLS 1.2 refuses a client that insists on 1.3 wit
 
 t.test('old versions are reported as working where a server still speaks them, on IPv6 too', async (t) => {
   const pki = await makePki()
-  const port = await listen(t, tlsServer({ cert: pki.server.certificate, key: pki.server.key, minVersion: 'TLSv1', ciphers: 'DEFAULT@SECLEVEL=0' }), '::1')
+  const port = await listen(
+    t,
+    tlsServer({
+      cert: pki.server.certificate,
+      key: pki.server.key,
+      minVersion: 'TLSv1',
+      ciphers: 'DEFAULT@SECLEVEL=0',
+    }),
+    '::1',
+  )
   const { ca } = files(t, { ca: pki.ca })
   const { works, lines, text } = await run([`[::1]:${port}`, '--ca', ca.crt])
   t.equal(works, 4)
-  t.match(lines, [/^TLS 1\.0: works: TLSv1, /, /^TLS 1\.1: works: TLSv1\.1, /, /^TLS 1\.2: works: TLSv1\.2, /, /^TLS 1\.3: works: TLSv1\.3, /])
+  t.match(lines, [
+    /^TLS 1\.0: works: TLSv1, /,
+    /^TLS 1\.1: works: TLSv1\.1, /,
+    /^TLS 1\.2: works: TLSv1\.2, /,
+    /^TLS 1\.3: works: TLSv1\.3, /,
+  ])
   t.match(text, /verdict .*good/)
 })
 
@@ -76,25 +93,61 @@ t.test('a server certificate is judged: by name, by date, by CA', async (t) => {
     const { text } = await run([`127.0.0.1:${port}`, '--ca', file.crt])
     return /verdict +(.*), by/.exec(text)?.[1] ?? text
   }
-  const verdicts = await Promise.all([verdict(pki.server, ca), verdict(pki.serverOnly, ca), verdict(pki.server, otherCa), verdict(pki.strangerCaClient, otherCa)])
-  t.match(verdicts, ['good', 'of a trusted CA, but not for this host name', /of a CA that is not trusted/, /not for servers/])
+  const verdicts = await Promise.all([
+    verdict(pki.server, ca),
+    verdict(pki.serverOnly, ca),
+    verdict(pki.server, otherCa),
+    verdict(pki.strangerCaClient, otherCa),
+  ])
+  t.match(verdicts, [
+    'good',
+    'of a trusted CA, but not for this host name',
+    /of a CA that is not trusted/,
+    /not for servers/,
+  ])
 })
 
 t.test('alerts of OpenSSL are told in words', async (t) => {
   const pki = await makePki()
-  const { ca, server, stranger, expired, purpose } = files(t, { ca: pki.ca, server: pki.server, stranger: pki.strangerCaClient, expired: pki.expired, purpose: pki.serverOnly })
-  const port = await openssl(t, ['-cert', server.crt, '-key', server.key, '-CAfile', ca.crt, '-Verify', '1', '-verify_return_error'])
-  const withLeaf = async (leaf: { crt: string; key: string }): Promise<string> => (await run([`127.0.0.1:${port}`, '--cert', leaf.crt, '--key', leaf.key, '--ca', ca.crt])).text
+  const { ca, server, stranger, expired, purpose } = files(t, {
+    ca: pki.ca,
+    server: pki.server,
+    stranger: pki.strangerCaClient,
+    expired: pki.expired,
+    purpose: pki.serverOnly,
+  })
+  const port = await openssl(t, [
+    '-cert',
+    server.crt,
+    '-key',
+    server.key,
+    '-CAfile',
+    ca.crt,
+    '-Verify',
+    '1',
+    '-verify_return_error',
+  ])
+  const withLeaf = async (leaf: { crt: string; key: string }): Promise<string> =>
+    (await run([`127.0.0.1:${port}`, '--cert', leaf.crt, '--key', leaf.key, '--ca', ca.crt])).text
   const [unknown, old, misused] = await Promise.all([withLeaf(stranger), withLeaf(expired), withLeaf(purpose)])
-  t.match(unknown, /TLS 1\.2 with the certificate: alert 48 \(unknown_ca\).*\n.*\n.*TLS 1\.3 with the certificate: refused after .*alert 48 \(unknown_ca\)/)
+  t.match(
+    unknown,
+    /TLS 1\.2 with the certificate: alert 48 \(unknown_ca\).*\n.*\n.*TLS 1\.3 with the certificate: refused after .*alert 48 \(unknown_ca\)/,
+  )
   t.match(old, /TLS 1\.3 with the certificate: refused after .*alert 45 \(certificate_expired\)/)
   t.match(misused, /TLS 1\.3 with the certificate: refused after .*alert 43 \(unsupported_certificate\)/)
 })
 
 t.test('what is no TLS server is told in a sentence', async (t) => {
-  const http = await listen(t, createHttpServer((_request, response) => response.end('hello')))
+  const http = await listen(
+    t,
+    createHttpServer((_request, response) => response.end('hello')),
+  )
   t.match((await run([`127.0.0.1:${http}`])).text, /TLS 1\.3: .*does not speak TLS/)
-  const smtp = await listen(t, createTcpServer((socket) => void socket.on('error', () => {}).write('220 mail.example ESMTP\r\n')))
+  const smtp = await listen(
+    t,
+    createTcpServer((socket) => void socket.on('error', () => {}).write('220 mail.example ESMTP\r\n')),
+  )
   t.match((await run([`127.0.0.1:${smtp}`])).text, /TLS 1\.3: .*STARTTLS/)
   const closing = createTcpServer((socket) => void socket.destroy())
   t.match((await run([`127.0.0.1:${await listen(t, closing)}`])).text, /without an alert/)
@@ -125,7 +178,14 @@ t.test('bad usage is answered with a sentence', async (t) => {
 })
 
 t.test('an alert is read from any error that carries one, and from no other', async (t) => {
-  t.match(alertOf(new Error('write EPROTO C0:error:0A000410:SSL routines:ssl3_read_bytes:sslv3 alert handshake failure:rec_layer_s3.c:1601:SSL alert number 40')), { number: 40, name: 'handshake_failure' })
+  t.match(
+    alertOf(
+      new Error(
+        'write EPROTO C0:error:0A000410:SSL routines:ssl3_read_bytes:sslv3 alert handshake failure:rec_layer_s3.c:1601:SSL alert number 40',
+      ),
+    ),
+    { number: 40, name: 'handshake_failure' },
+  )
   t.match(alertOf(new Error('SSL alert number 112')), { name: 'unrecognized_name' })
   t.match(alertOf(new Error('SSL alert number 200')), { number: 200, name: 'unknown' })
   t.equal(alertOf(new Error('socket hang up')), undefined)

@@ -32,9 +32,22 @@ t.test('large messages arrive whole, whether their length is declared or not', a
   // Beyond what comes at once, so that the gateway stops reading meanwhile.
   const content = Buffer.alloc(14 * MEGABYTE)
   for (let at = 0; at < content.length; at += 4) content.writeUInt32LE((at * 2_654_435_761) % 2 ** 32, at)
-  const body = Buffer.from(JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.bin', content: content.toString('base64') }] }))
+  const body = Buffer.from(
+    JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.bin', content: content.toString('base64') }] }),
+  )
   for (const headers of [{ 'content-length': body.length }, { 'transfer-encoding': 'chunked' }]) {
-    const outgoing = httpsRequest({ host: '127.0.0.1', servername: 'localhost', port, method: 'POST', path: '/v1/messages', ca: pki.ca.certificate, cert: client.certificate, key: client.key, agent: new Agent(), headers: { 'content-type': 'application/json', ...headers } })
+    const outgoing = httpsRequest({
+      host: '127.0.0.1',
+      servername: 'localhost',
+      port,
+      method: 'POST',
+      path: '/v1/messages',
+      ca: pki.ca.certificate,
+      cert: client.certificate,
+      key: client.key,
+      agent: new Agent(),
+      headers: { 'content-type': 'application/json', ...headers },
+    })
     outgoing.end(body)
     const [answer] = await once(outgoing, 'response')
     t.equal(answer.statusCode, 200, Object.keys(headers).join())

@@ -19,13 +19,23 @@ const now = Date.now()
 const soon = (): number => Date.now() + 1_000
 const codeOf = (verdict: Verdict): string => verdict.problem?.code ?? 'passes'
 
-t.test('a certificate of the bundle passes, one of another CA does not, nor does a CA that comes with the certificate', async (t) => {
-  const trust = new ClientTrust({ ca: [pki.ca.certificate] })
-  t.equal(codeOf(trust.judge(client, [], now)), 'passes')
-  t.equal(codeOf(trust.judge(stranger, [read(pki.otherCa.certificate)], now)), 'unknown_certificate')
-  t.equal(codeOf(trust.judge(read(pki.selfSigned.certificate), [client, read(pki.ca.certificate)], now)), 'unknown_certificate')
-  t.equal(codeOf(new ClientTrust({ ca: [] }).judge(client, [], now)), 'unknown_certificate', 'an empty bundle vouches for nobody')
-})
+t.test(
+  'a certificate of the bundle passes, one of another CA does not, nor does a CA that comes with the certificate',
+  async (t) => {
+    const trust = new ClientTrust({ ca: [pki.ca.certificate] })
+    t.equal(codeOf(trust.judge(client, [], now)), 'passes')
+    t.equal(codeOf(trust.judge(stranger, [read(pki.otherCa.certificate)], now)), 'unknown_certificate')
+    t.equal(
+      codeOf(trust.judge(read(pki.selfSigned.certificate), [client, read(pki.ca.certificate)], now)),
+      'unknown_certificate',
+    )
+    t.equal(
+      codeOf(new ClientTrust({ ca: [] }).judge(client, [], now)),
+      'unknown_certificate',
+      'an empty bundle vouches for nobody',
+    )
+  },
+)
 
 t.test('a CA that has expired vouches for nobody, and a verdict lasts no longer than the CA', async (t) => {
   const ca = read(pki.ca.certificate)
@@ -38,16 +48,24 @@ t.test('a CA that has expired vouches for nobody, and a verdict lasts no longer 
 t.test('with revocation lists every issuer needs a current one of its own', async (t) => {
   const none = await createRevocationList(pki.ca, ['0badcafe'])
   const listed = await createRevocationList(pki.ca, ['0badcafe', client.serialNumber])
-  const expired = await createRevocationList(pki.ca, [], { thisUpdate: new Date(now - 2 * DAY_MS), nextUpdate: new Date(now - DAY_MS) })
+  const expired = await createRevocationList(pki.ca, [], {
+    thisUpdate: new Date(now - 2 * DAY_MS),
+    nextUpdate: new Date(now - DAY_MS),
+  })
   const foreign = await createRevocationList(pki.otherCa, [])
-  const verdict = (...crl: string[]): string => codeOf(new ClientTrust({ ca: [pki.ca.certificate], crl }).judge(client, [], now))
+  const verdict = (...crl: string[]): string =>
+    codeOf(new ClientTrust({ ca: [pki.ca.certificate], crl }).judge(client, [], now))
   t.equal(verdict(none), 'passes')
   t.equal(verdict(foreign, none), 'passes')
   t.equal(verdict(listed), 'certificate_revoked')
   t.equal(verdict(expired), 'unknown_certificate')
   t.equal(verdict(foreign), 'unknown_certificate')
   t.equal(verdict(listed, expired), 'certificate_revoked', 'an old list does not hide a current one')
-  t.equal(verdict('-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----'), 'unknown_certificate', 'what cannot be read is no list')
+  t.equal(
+    verdict('-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----'),
+    'unknown_certificate',
+    'what cannot be read is no list',
+  )
 })
 
 t.test('a revocation list of another key under the same name counts for nothing', async (t) => {
@@ -58,23 +76,29 @@ t.test('a revocation list of another key under the same name counts for nothing'
   t.equal(codeOf(new ClientTrust({ ca: [pki.ca.certificate], crl }).judge(client, [], now)), 'unknown_certificate')
 })
 
-t.test('a list of 20,000 serials is read without a pause that callers would feel, and each of them counts', async (t) => {
-  const openssl = new OpensslCa(t, 'ec')
-  const serial = (index: number): string => (0x40000000 + index).toString(16).toUpperCase()
-  const revoked = Array.from({ length: 20_000 }, (_, index) => `R\t350101000000Z\t250101000000Z\t${serial(index)}\tunknown\t/CN=c${index}\n`)
-  openssl.write('serial', `${serial(7)}\n`)
-  const leaf = openssl.issue('leaf')
-  openssl.write('index.txt', revoked.join(''))
-  openssl.run('ca', '-config', 'ca.cnf', '-gencrl', '-out', 'crl.pem')
-  const since = performance.now()
-  const list = new RevocationList(openssl.read('crl.pem'))
-  t.ok(list.isSignedBy(read(openssl.read('ca.crt')).publicKey))
-  t.ok(performance.now() - since < 1_000)
-  t.comment(`${Math.round(performance.now() - since)} ms`)
-  t.ok(list.revokes(leaf))
-  t.notOk(list.revokes(stranger))
-  t.notOk(list.isSignedBy(read(pki.otherCa.certificate).publicKey))
-})
+t.test(
+  'a list of 20,000 serials is read without a pause that callers would feel, and each of them counts',
+  async (t) => {
+    const openssl = new OpensslCa(t, 'ec')
+    const serial = (index: number): string => (0x40000000 + index).toString(16).toUpperCase()
+    const revoked = Array.from(
+      { length: 20_000 },
+      (_, index) => `R\t350101000000Z\t250101000000Z\t${serial(index)}\tunknown\t/CN=c${index}\n`,
+    )
+    openssl.write('serial', `${serial(7)}\n`)
+    const leaf = openssl.issue('leaf')
+    openssl.write('index.txt', revoked.join(''))
+    openssl.run('ca', '-config', 'ca.cnf', '-gencrl', '-out', 'crl.pem')
+    const since = performance.now()
+    const list = new RevocationList(openssl.read('crl.pem'))
+    t.ok(list.isSignedBy(read(openssl.read('ca.crt')).publicKey))
+    t.ok(performance.now() - since < 1_000)
+    t.comment(`${Math.round(performance.now() - since)} ms`)
+    t.ok(list.revokes(leaf))
+    t.notOk(list.revokes(stranger))
+    t.notOk(list.isSignedBy(read(pki.otherCa.certificate).publicKey))
+  },
+)
 
 t.test('chains and lists that openssl makes are read as openssl reads them', async (t) => {
   for (const algorithm of ['rsa', 'ec', 'ed25519', 'rsa-pss']) {
@@ -90,21 +114,28 @@ t.test('chains and lists that openssl makes are read as openssl reads them', asy
   }
 })
 
-t.test('an intermediate CA is climbed through, from the bundle or from the connection, as far as its pathlen allows', async (t) => {
-  const openssl = new OpensslCa(t, 'ec')
-  openssl.intermediate('middle', 'ca', 'CA:TRUE,pathlen:0')
-  openssl.intermediate('below', 'middle', 'CA:TRUE')
-  const leaf = openssl.sign('leaf', 'middle', 'extendedKeyUsage=clientAuth')
-  const tooDeep = openssl.sign('deep', 'below', 'extendedKeyUsage=clientAuth')
-  const [root, middle, below] = ['ca.crt', 'middle.crt', 'below.crt'].map((name) => openssl.read(name))
-  if (root === undefined || middle === undefined || below === undefined) throw new Error('no certificates')
-  t.equal(codeOf(new ClientTrust({ ca: [root] }).judge(leaf, [], soon())), 'unknown_certificate')
-  t.equal(codeOf(new ClientTrust({ ca: [root] }).judge(leaf, [read(middle)], soon())), 'passes')
-  t.equal(codeOf(new ClientTrust({ ca: [middle] }).judge(leaf, [], soon())), 'unknown_certificate', 'a bundle without the root ends nowhere')
-  const whole = new ClientTrust({ ca: [root, middle, below] })
-  t.equal(mayAuthenticate(whole, leaf), true)
-  t.equal(mayAuthenticate(whole, tooDeep), false)
-})
+t.test(
+  'an intermediate CA is climbed through, from the bundle or from the connection, as far as its pathlen allows',
+  async (t) => {
+    const openssl = new OpensslCa(t, 'ec')
+    openssl.intermediate('middle', 'ca', 'CA:TRUE,pathlen:0')
+    openssl.intermediate('below', 'middle', 'CA:TRUE')
+    const leaf = openssl.sign('leaf', 'middle', 'extendedKeyUsage=clientAuth')
+    const tooDeep = openssl.sign('deep', 'below', 'extendedKeyUsage=clientAuth')
+    const [root, middle, below] = ['ca.crt', 'middle.crt', 'below.crt'].map((name) => openssl.read(name))
+    if (root === undefined || middle === undefined || below === undefined) throw new Error('no certificates')
+    t.equal(codeOf(new ClientTrust({ ca: [root] }).judge(leaf, [], soon())), 'unknown_certificate')
+    t.equal(codeOf(new ClientTrust({ ca: [root] }).judge(leaf, [read(middle)], soon())), 'passes')
+    t.equal(
+      codeOf(new ClientTrust({ ca: [middle] }).judge(leaf, [], soon())),
+      'unknown_certificate',
+      'a bundle without the root ends nowhere',
+    )
+    const whole = new ClientTrust({ ca: [root, middle, below] })
+    t.equal(mayAuthenticate(whole, leaf), true)
+    t.equal(mayAuthenticate(whole, tooDeep), false)
+  },
+)
 
 t.test('what no handshake would take as a client certificate does not authenticate one', async (t) => {
   const openssl = new OpensslCa(t, 'ec')
@@ -124,7 +155,11 @@ t.test('what no handshake would take as a client certificate does not authentica
     const accepted = openssl.verifies(`leaf${index}.crt`)
     t.equal(accepted, allowed, `as openssl decides: ${extension}`)
   }
-  t.equal(mayAuthenticate(new ClientTrust({ ca: [pki.ca.certificate] }), read(pki.rsa1024.certificate)), false, 'RSA-1024')
+  t.equal(
+    mayAuthenticate(new ClientTrust({ ca: [pki.ca.certificate] }), read(pki.rsa1024.certificate)),
+    false,
+    'RSA-1024',
+  )
 })
 
 function mayAuthenticate(trust: ClientTrust, leaf: X509Certificate): boolean {
@@ -152,11 +187,30 @@ class OpensslCa {
     writeFileSync(join(this.#dir, 'index.txt'), '')
     writeFileSync(join(this.#dir, 'serial'), '01\n')
     this.#key('ca')
-    this.run('req', '-x509', '-new', '-key', 'ca.key', '-subj', '/O=Corp/CN=Root', '-days', '30', '-config', 'ca.cnf', '-extensions', 'ca_ext', '-out', 'ca.crt')
+    this.run(
+      'req',
+      '-x509',
+      '-new',
+      '-key',
+      'ca.key',
+      '-subj',
+      '/O=Corp/CN=Root',
+      '-days',
+      '30',
+      '-config',
+      'ca.cnf',
+      '-extensions',
+      'ca_ext',
+      '-out',
+      'ca.crt',
+    )
   }
 
   run(...args: string[]): void {
-    execFileSync('openssl', args[0] === 'ca' ? [...args.slice(0, 1), '-batch', '-notext', ...args.slice(1)] : args, { cwd: this.#dir, stdio: 'pipe' })
+    execFileSync('openssl', args[0] === 'ca' ? [...args.slice(0, 1), '-batch', '-notext', ...args.slice(1)] : args, {
+      cwd: this.#dir,
+      stdio: 'pipe',
+    })
   }
 
   write(name: string, text: string): void {
@@ -176,7 +230,23 @@ class OpensslCa {
   sign(name: string, issuer: string, extension: string): X509Certificate {
     this.#request(name)
     writeFileSync(join(this.#dir, `${name}.ext`), `${extension}\n`)
-    this.run('x509', '-req', '-in', `${name}.csr`, '-CA', `${issuer}.crt`, '-CAkey', `${issuer}.key`, '-CAcreateserial', '-days', '20', '-extfile', `${name}.ext`, '-out', `${name}.crt`)
+    this.run(
+      'x509',
+      '-req',
+      '-in',
+      `${name}.csr`,
+      '-CA',
+      `${issuer}.crt`,
+      '-CAkey',
+      `${issuer}.key`,
+      '-CAcreateserial',
+      '-days',
+      '20',
+      '-extfile',
+      `${name}.ext`,
+      '-out',
+      `${name}.crt`,
+    )
     return read(this.read(`${name}.crt`))
   }
 
@@ -199,7 +269,18 @@ class OpensslCa {
 
   #request(name: string): void {
     this.#key(name)
-    this.run('req', '-new', '-key', `${name}.key`, '-subj', `/O=Corp/CN=${name}`, '-config', 'ca.cnf', '-out', `${name}.csr`)
+    this.run(
+      'req',
+      '-new',
+      '-key',
+      `${name}.key`,
+      '-subj',
+      `/O=Corp/CN=${name}`,
+      '-config',
+      'ca.cnf',
+      '-out',
+      `${name}.csr`,
+    )
   }
 }
 

@@ -48,7 +48,9 @@ export const MESSAGE_PROBLEMS = [
  */
 export function problemResponses(codes: readonly ProblemCode[]): Record<number, TSchema> {
   const statuses = [...new Set(codes.map((code) => PROBLEMS[code].status))].sort()
-  return Object.fromEntries(statuses.map((status) => [status, problemResponse(codes.filter((code) => PROBLEMS[code].status === status))]))
+  return Object.fromEntries(
+    statuses.map((status) => [status, problemResponse(codes.filter((code) => PROBLEMS[code].status === status))]),
+  )
 }
 
 function problemResponse(codes: readonly ProblemCode[]): TSchema {
@@ -57,7 +59,9 @@ function problemResponse(codes: readonly ProblemCode[]): TSchema {
     content: {
       'application/problem+json': {
         schema: Type.Ref(ProblemSchema),
-        examples: Object.fromEntries(codes.map((code) => [code, { summary: PROBLEMS[code].title, value: example(code) }])),
+        examples: Object.fromEntries(
+          codes.map((code) => [code, { summary: PROBLEMS[code].title, value: example(code) }]),
+        ),
       },
     },
   })
@@ -76,15 +80,27 @@ const DETAILS: { readonly [code in ProblemCode]?: readonly [detail: string, deta
   rejected_by_relay: [
     `${EXAMPLE_RELAY} refused the message: ${EXAMPLE_REFUSAL.message}`,
     {
-      smtp: { relay: EXAMPLE_RELAY, code: 550, enhanced: '5.1.1', response: EXAMPLE_REFUSAL.message, rejected: [EXAMPLE_REFUSAL] },
+      smtp: {
+        relay: EXAMPLE_RELAY,
+        code: 550,
+        enhanced: '5.1.1',
+        response: EXAMPLE_REFUSAL.message,
+        rejected: [EXAMPLE_REFUSAL],
+      },
     },
   ],
   deferred_by_relay: [
     `${EXAMPLE_RELAY} put the message off: 451 4.7.1 Try again later`,
     { smtp: { relay: EXAMPLE_RELAY, code: 451, enhanced: '4.7.1', response: '451 4.7.1 Try again later' } },
   ],
-  relay_unavailable: [`${EXAMPLE_RELAY} could not be reached or closed the connection.`, { smtp: { relay: EXAMPLE_RELAY } }],
-  delivery_unknown: [`The whole message was handed to ${EXAMPLE_RELAY} and no reply came: it may have been delivered.`, { smtp: { relay: EXAMPLE_RELAY } }],
+  relay_unavailable: [
+    `${EXAMPLE_RELAY} could not be reached or closed the connection.`,
+    { smtp: { relay: EXAMPLE_RELAY } },
+  ],
+  delivery_unknown: [
+    `The whole message was handed to ${EXAMPLE_RELAY} and no reply came: it may have been delivered.`,
+    { smtp: { relay: EXAMPLE_RELAY } },
+  ],
 }
 
 function example(code: ProblemCode): object {

@@ -6,7 +6,12 @@ interface Media {
   readonly examples: Readonly<Record<string, { readonly summary: string; readonly value: unknown }>>
 }
 
-const SIMPLE: MessageInput = { from: 'Billing <billing@corp.example>', to: 'user@corp.example', subject: 'Your invoice', text: 'It is attached.' }
+const SIMPLE: MessageInput = {
+  from: 'Billing <billing@corp.example>',
+  to: 'user@corp.example',
+  subject: 'Your invoice',
+  text: 'It is attached.',
+}
 
 const CALENDAR = [
   'BEGIN:VCALENDAR',
@@ -48,7 +53,12 @@ const messages: Readonly<Record<string, { readonly summary: string; readonly val
   },
   invitation: {
     summary: 'A calendar invitation',
-    value: { ...SIMPLE, subject: 'Invoice review', text: 'Monday at ten.', calendar: { method: 'REQUEST', content: CALENDAR } },
+    value: {
+      ...SIMPLE,
+      subject: 'Invoice review',
+      text: 'Monday at ten.',
+      calendar: { method: 'REQUEST', content: CALENDAR },
+    },
   },
   notified: {
     summary: 'With delivery status notifications',
@@ -56,7 +66,14 @@ const messages: Readonly<Record<string, { readonly summary: string; readonly val
   },
 }
 
-const RAW = ['From: billing@corp.example', 'To: user@corp.example', 'Subject: Your invoice', '', 'It is attached.', ''].join('\r\n')
+const RAW = [
+  'From: billing@corp.example',
+  'To: user@corp.example',
+  'Subject: Your invoice',
+  '',
+  'It is attached.',
+  '',
+].join('\r\n')
 
 const UPLOAD = {
   message: { ...SIMPLE, attachments: [{ filename: 'report.txt', part: 'report' }] },
@@ -70,9 +87,14 @@ export const EXAMPLES: Readonly<Record<string, Readonly<Record<string, Media>>>>
     'multipart/form-data': {
       schema: {
         type: 'object',
-        description: 'First the message as in JSON; then the files, in the order in which its attachments name them by `part`.',
+        description:
+          'First the message as in JSON; then the files, in the order in which its attachments name them by `part`.',
         properties: {
-          message: { type: 'object', description: 'The message as application/json, with attachments that may have `part` (the name of a file part) instead of `content`.' },
+          message: {
+            type: 'object',
+            description:
+              'The message as application/json, with attachments that may have `part` (the name of a file part) instead of `content`.',
+          },
         },
         required: ['message'],
         additionalProperties: { type: 'string', contentMediaType: 'application/octet-stream' },
@@ -82,7 +104,11 @@ export const EXAMPLES: Readonly<Record<string, Readonly<Record<string, Media>>>>
   },
   '/v1/messages/raw': {
     'message/rfc822': {
-      schema: { type: 'string', contentMediaType: 'message/rfc822', description: 'A complete message (RFC 5322). It is streamed: memory does not grow with its size.' },
+      schema: {
+        type: 'string',
+        contentMediaType: 'message/rfc822',
+        description: 'A complete message (RFC 5322). It is streamed: memory does not grow with its size.',
+      },
       examples: { simple: { summary: 'A text', value: RAW } },
     },
   },
@@ -110,7 +136,12 @@ interface Answer {
 /** What the example answers have in common. */
 export const EXAMPLE_ID = '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11'
 export const EXAMPLE_RELAY = 'mail.internal:587'
-export const EXAMPLE_REFUSAL: Receipt['rejected'][number] = { email: 'nobody@corp.example', code: 550, enhanced: '5.1.1', message: '550 5.1.1 No such user' }
+export const EXAMPLE_REFUSAL: Receipt['rejected'][number] = {
+  email: 'nobody@corp.example',
+  code: 550,
+  enhanced: '5.1.1',
+  message: '550 5.1.1 No such user',
+}
 
 const ACCEPTED: Receipt = {
   id: EXAMPLE_ID,
@@ -133,11 +164,20 @@ const RECEIPTS: Readonly<Record<Receipt['status'], { readonly summary: string; r
   },
   validated: {
     summary: 'With dry_run=true: nothing was sent',
-    value: { id: ACCEPTED.id, message_id: ACCEPTED.message_id, status: 'validated', accepted: ['user@corp.example'], rejected: [] },
+    value: {
+      id: ACCEPTED.id,
+      message_id: ACCEPTED.message_id,
+      status: 'validated',
+      accepted: ['user@corp.example'],
+      rejected: [],
+    },
   },
 }
 
-const TAKEN: Answer = { description: 'The SMTP server answered 250 to the whole message; with `dry_run=true`, the message could be sent.', examples: RECEIPTS }
+const TAKEN: Answer = {
+  description: 'The SMTP server answered 250 to the whole message; with `dry_run=true`, the message could be sent.',
+  examples: RECEIPTS,
+}
 
 /** What a 200 looks like, by path. */
 export const ANSWERS: Readonly<Record<string, Answer>> = {
@@ -150,7 +190,8 @@ export const ANSWERS: Readonly<Record<string, Answer>> = {
         summary: 'A client',
         value: {
           client: 'billing',
-          fingerprint: '5E:88:48:98:DA:28:04:71:51:D0:E5:6F:8D:C6:29:27:73:60:3D:0D:6A:AB:BD:D6:2A:11:EF:72:1D:15:42:D8',
+          fingerprint:
+            '5E:88:48:98:DA:28:04:71:51:D0:E5:6F:8D:C6:29:27:73:60:3D:0D:6A:AB:BD:D6:2A:11:EF:72:1D:15:42:D8',
           not_before: '2026-01-01T00:00:00.000Z',
           not_after: '2027-01-01T00:00:00.000Z',
           policy: { from: ['billing@corp.example'], to: ['*@corp.example'], rate: '600/minute' },

@@ -14,7 +14,9 @@ const MAX_NAME = 100 // characters of a field's name
 export function toFaults(errors: readonly FastifySchemaValidationError[]): readonly Fault[] {
   const detailed = errors.map(asDetailed)
   const wrongBranches = new Set(
-    detailed.filter((error) => error.keyword === 'type' || error.keyword === 'const').flatMap((error) => branchOf(error) ?? []),
+    detailed
+      .filter((error) => error.keyword === 'type' || error.keyword === 'const')
+      .flatMap((error) => branchOf(error) ?? []),
   )
   const faults = new Map<string, Fault>()
   for (const error of detailed) {
@@ -46,7 +48,14 @@ interface DetailedError {
   readonly propertyName: string | undefined
 }
 
-function asDetailed(error: FastifySchemaValidationError & { data?: unknown; schema?: unknown; parentSchema?: object; propertyName?: string }): DetailedError {
+function asDetailed(
+  error: FastifySchemaValidationError & {
+    data?: unknown
+    schema?: unknown
+    parentSchema?: object
+    propertyName?: string
+  },
+): DetailedError {
   const { parentSchema } = error
   const description = parentSchema !== undefined && 'description' in parentSchema ? parentSchema.description : undefined
   return {
@@ -66,14 +75,19 @@ function toFault({ keyword, path, params, message, data, schema, description, pr
   switch (keyword) {
     case 'format': {
       const reason = FORMATS[String(params['format'])]?.(String(data)) ?? message
-      return propertyName === undefined ? { path, message: reason } : { path: below(path, propertyName), message: reason }
+      return propertyName === undefined
+        ? { path, message: reason }
+        : { path: below(path, propertyName), message: reason }
     }
     case 'additionalProperties':
       return { path: below(path, String(params['additionalProperty'])), message: 'is not a known field' }
     case 'required':
       return { path: below(path, String(params['missingProperty'])), message: 'is required' }
     case 'anyOf':
-      return { path, message: `should be ${choices(schema) ?? inSentence(description) ?? 'one of the documented forms'}` }
+      return {
+        path,
+        message: `should be ${choices(schema) ?? inSentence(description) ?? 'one of the documented forms'}`,
+      }
     case 'x-complete':
       return { path: path + String(params['at'] ?? ''), message }
     default:
@@ -87,7 +101,8 @@ function inSentence(description: string | undefined): string | undefined {
 
 /** The values of a union of literals, in words. */
 function choices(branches: unknown): string | undefined {
-  if (!Array.isArray(branches) || !branches.every((branch: unknown) => isRecord(branch) && 'const' in branch)) return undefined
+  if (!Array.isArray(branches) || !branches.every((branch: unknown) => isRecord(branch) && 'const' in branch))
+    return undefined
   return `one of ${branches.map((branch: Readonly<Record<string, unknown>>) => String(branch['const'])).join(', ')}`
 }
 
@@ -100,5 +115,7 @@ function branchOf({ keyword, schemaPath, path }: DetailedError): string | undefi
 
 function everyBranchIsWrong({ schema, schemaPath, path }: DetailedError, wrongBranches: ReadonlySet<string>): boolean {
   const count = Array.isArray(schema) ? schema.length : 0
-  return Array.from({ length: count }, (_, index) => `${path} ${schemaPath}/${index}`).every((branch) => wrongBranches.has(branch))
+  return Array.from({ length: count }, (_, index) => `${path} ${schemaPath}/${index}`).every((branch) =>
+    wrongBranches.has(branch),
+  )
 }

@@ -25,13 +25,19 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
   'file-name': oneLine,
   base64: (text) => (isBase64(text) ? undefined : 'is not strict base64 (RFC 4648 §4: padded, no line breaks)'),
   'media-type': mediaType,
-  'content-id': (text) => (/^<?[\w!#$%&'*+/=?^`{|}~.@-]+>?$/.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example'),
+  'content-id': (text) =>
+    /^<?[\w!#$%&'*+/=?^`{|}~.@-]+>?$/.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example',
   'message-id': (text) =>
-    /^<[\w!#$%&'*+/=?^`{|}~.-]+@[\w!#$%&'*+/=?^`{|}~.[\]:-]+>$/.test(text) ? undefined : 'is not a message id: it should be <local@domain>',
+    /^<[\w!#$%&'*+/=?^`{|}~.-]+@[\w!#$%&'*+/=?^`{|}~.[\]:-]+>$/.test(text)
+      ? undefined
+      : 'is not a message id: it should be <local@domain>',
   'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
   'header-name': (text) =>
-    /^(?:x|list)-[\w-]+$/i.test(text) || ALLOWED_HEADERS.has(text.toLowerCase()) ? undefined : 'is not an allowed header field',
-  'tag-name': (text) => (/^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores'),
+    /^(?:x|list)-[\w-]+$/i.test(text) || ALLOWED_HEADERS.has(text.toLowerCase())
+      ? undefined
+      : 'is not an allowed header field',
+  'tag-name': (text) =>
+    /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
 }
 
 /** Strict base64 in one pass and without decoding: length, alphabet, padding. The empty text is zero bytes. */
@@ -51,10 +57,16 @@ function wellFormed(text: string): string | undefined {
 }
 
 function mediaType(text: string): string | undefined {
-  if (!/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(text)) {
+  if (
+    !/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(
+      text,
+    )
+  ) {
     return 'is not a media type such as application/pdf'
   }
-  return mayBeBase64(text) ? undefined : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
+  return mayBeBase64(text)
+    ? undefined
+    : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
 }
 
 function reasonOf(parse: () => unknown): string | undefined {

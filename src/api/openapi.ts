@@ -9,16 +9,28 @@ export function openapi(app: FastifyInstance): void {
   const options: FastifyDynamicSwaggerOptions = {
     openapi: {
       openapi: '3.1.0',
-      info: { title: 'Postern', version: '1.0.0', summary: 'Mail over mutual TLS', description: DESCRIPTION, license: { name: 'MIT', identifier: 'MIT' } },
-      servers: [{ url: 'https://{host}:{port}', variables: { host: { default: 'localhost' }, port: { default: '8443' } } }],
+      info: {
+        title: 'Postern',
+        version: '1.0.0',
+        summary: 'Mail over mutual TLS',
+        description: DESCRIPTION,
+        license: { name: 'MIT', identifier: 'MIT' },
+      },
+      servers: [
+        { url: 'https://{host}:{port}', variables: { host: { default: 'localhost' }, port: { default: '8443' } } },
+      ],
       tags: [
         { name: 'Messages', description: 'Handing mail to the SMTP server.' },
         { name: 'Identity', description: 'What the caller is to the gateway.' },
       ],
     },
     convertConstToEnum: false,
-    refResolver: { buildLocalReference: (json, _base, _fragment, index) => (typeof json.$id === 'string' ? json.$id : `def-${index}`) },
-    transformObject: (document) => ('openapiObject' in document ? complete(document.openapiObject) : document.swaggerObject),
+    refResolver: {
+      buildLocalReference: (json, _base, _fragment, index) =>
+        typeof json.$id === 'string' ? json.$id : `def-${index}`,
+    },
+    transformObject: (document) =>
+      'openapiObject' in document ? complete(document.openapiObject) : document.swaggerObject,
   }
   // Called and not registered: routes are declared at once, before any plugin would be loaded.
   swagger(app, options, () => {})
@@ -31,16 +43,38 @@ Every request needs a client certificate: try each with the command that stands 
 
 // Added at the end, because the types of the generator know no `mutualTLS` yet (OpenAPI 3.1 §4.8.27).
 const SECURITY_SCHEMES = {
-  mutualTLS: { type: 'mutualTLS', description: 'A client certificate that the client CA signed and whose fingerprint is listed.' },
+  mutualTLS: {
+    type: 'mutualTLS',
+    description: 'A client certificate that the client CA signed and whose fingerprint is listed.',
+  },
 } as const
 
 const HEADERS = {
-  'X-Request-Id': { description: 'The id of the request, as in the body and in the log line.', required: true, schema: { type: 'string', format: 'uuid' } },
-  'Retry-After': { description: 'Seconds to wait before the request is worth another try.', required: true, schema: { type: 'integer', minimum: 1 } },
-  'Idempotency-Replayed': { description: '`true` where this is the answer to an earlier request with the same Idempotency-Key.', schema: { type: 'string', const: 'true' } },
+  'X-Request-Id': {
+    description: 'The id of the request, as in the body and in the log line.',
+    required: true,
+    schema: { type: 'string', format: 'uuid' },
+  },
+  'Retry-After': {
+    description: 'Seconds to wait before the request is worth another try.',
+    required: true,
+    schema: { type: 'integer', minimum: 1 },
+  },
+  'Idempotency-Replayed': {
+    description: '`true` where this is the answer to an earlier request with the same Idempotency-Key.',
+    schema: { type: 'string', const: 'true' },
+  },
   'Strict-Transport-Security': { description: 'RFC 6797.', required: true, schema: { type: 'string' } },
-  'X-Content-Type-Options': { description: 'The answer is of the type that it says.', required: true, schema: { type: 'string', const: 'nosniff' } },
-  'Cache-Control': { description: 'Nothing is kept on the way.', required: true, schema: { type: 'string', const: 'no-store' } },
+  'X-Content-Type-Options': {
+    description: 'The answer is of the type that it says.',
+    required: true,
+    schema: { type: 'string', const: 'nosniff' },
+  },
+  'Cache-Control': {
+    description: 'Nothing is kept on the way.',
+    required: true,
+    schema: { type: 'string', const: 'no-store' },
+  },
   Allow: { description: 'The methods that the path takes.', required: true, schema: { type: 'string' } },
 } as const
 
@@ -48,14 +82,16 @@ const PARAMETERS = {
   IdempotencyKey: {
     name: 'Idempotency-Key',
     in: 'header',
-    description: 'Makes sending again safe: for 24 hours the same key with the same body gives the first answer again. Quoted or bare, per client.',
+    description:
+      'Makes sending again safe: for 24 hours the same key with the same body gives the first answer again. Quoted or bare, per client.',
     schema: { type: 'string', minLength: 1, maxLength: 257, pattern: '^[\\x21-\\x7e]+$' },
     example: 'invoice-2041',
   },
   CorrelationId: {
     name: 'X-Request-Id',
     in: 'header',
-    description: 'An id of the caller\'s own, for the log line as `correlation_id`. The answer carries the id of the gateway.',
+    description:
+      "An id of the caller's own, for the log line as `correlation_id`. The answer carries the id of the gateway.",
     schema: { type: 'string', pattern: CORRELATION_ID },
     example: 'job-2041.7',
   },
@@ -73,7 +109,12 @@ function complete<T extends { readonly paths?: unknown; readonly components?: un
   for (const [path, item] of entries(document.paths)) {
     for (const [method, operation] of entries(item)) completeOperation(path, method, operation)
   }
-  const components = { ...(isRecord(document.components) && document.components), securitySchemes: SECURITY_SCHEMES, headers: HEADERS, parameters: PARAMETERS }
+  const components = {
+    ...(isRecord(document.components) && document.components),
+    securitySchemes: SECURITY_SCHEMES,
+    headers: HEADERS,
+    parameters: PARAMETERS,
+  }
   return simplified({ ...document, security: [{ mutualTLS: [] }], components })
 }
 
@@ -81,13 +122,16 @@ function completeOperation(path: string, method: string, operation: unknown): vo
   if (!isRecord(operation)) return
   const takesMessage = method === 'post'
   const command = COMMANDS[path]
-  if (command !== undefined) operation['description'] = `${String(operation['description'])}\n\n\`\`\`sh\n${command}\n\`\`\``
+  if (command !== undefined)
+    operation['description'] = `${String(operation['description'])}\n\n\`\`\`sh\n${command}\n\`\`\``
   const names = takesMessage ? ['IdempotencyKey', 'CorrelationId', 'TraceParent'] : ['CorrelationId', 'TraceParent']
   const parameters = Array.isArray(operation['parameters']) ? operation['parameters'] : []
   operation['parameters'] = [...parameters, ...names.map((name) => ({ $ref: `#/components/parameters/${name}` }))]
   for (const [status, response] of entries(operation['responses'])) {
     if (!isRecord(response)) continue
-    response['headers'] = Object.fromEntries(headersOf(status, takesMessage).map((name) => [name, { $ref: `#/components/headers/${name}` }]))
+    response['headers'] = Object.fromEntries(
+      headersOf(status, takesMessage).map((name) => [name, { $ref: `#/components/headers/${name}` }]),
+    )
   }
   const answer = ANSWERS[path]
   const success = isRecord(operation['responses']) ? operation['responses']['200'] : undefined
@@ -120,7 +164,10 @@ function simplified(node: unknown): unknown {
   if (Array.isArray(node)) return node.map((item: unknown) => simplified(item))
   if (!isRecord(node)) return node
   const { anyOf, 'x-complete': _, ...others } = node
-  if (Array.isArray(anyOf) && anyOf.every((branch: unknown) => isRecord(branch) && typeof branch['const'] === 'string')) {
+  if (
+    Array.isArray(anyOf) &&
+    anyOf.every((branch: unknown) => isRecord(branch) && typeof branch['const'] === 'string')
+  ) {
     return { ...others, type: 'string', enum: anyOf.map((branch: Record<string, unknown>) => branch['const']) }
   }
   return Object.fromEntries(Object.entries(node).map(([name, value]) => [name, simplified(value)]))

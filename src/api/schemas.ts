@@ -25,15 +25,36 @@ const MailboxesSchema = Type.Union([...MailboxSchema.anyOf, Type.Array(MailboxSc
 const AttachmentSchema = Type.Object(
   {
     filename: Type.String({ format: 'file-name', minLength: 1, maxLength: 255, examples: ['report.pdf'] }),
-    content: Type.Optional(Type.String({ format: 'base64', description: 'The bytes in base64 (RFC 4648 §4), strict: padded, no white space.', examples: ['aGVsbG8K'] })),
+    content: Type.Optional(
+      Type.String({
+        format: 'base64',
+        description: 'The bytes in base64 (RFC 4648 §4), strict: padded, no white space.',
+        examples: ['aGVsbG8K'],
+      }),
+    ),
     part: Type.Optional(
-      Type.String({ format: 'one-line', minLength: 1, maxLength: 255, description: 'In multipart/form-data instead of content: the name of the part that brings the bytes.' }),
+      Type.String({
+        format: 'one-line',
+        minLength: 1,
+        maxLength: 255,
+        description: 'In multipart/form-data instead of content: the name of the part that brings the bytes.',
+      }),
     ),
     content_type: Type.Optional(
-      Type.String({ format: 'media-type', maxLength: 255, description: 'Guessed from the file name when absent.', examples: ['application/pdf'] }),
+      Type.String({
+        format: 'media-type',
+        maxLength: 255,
+        description: 'Guessed from the file name when absent.',
+        examples: ['application/pdf'],
+      }),
     ),
     content_id: Type.Optional(
-      Type.String({ format: 'content-id', maxLength: 255, description: 'Makes the attachment inline: refer to it as cid:ID in html.', examples: ['logo'] }),
+      Type.String({
+        format: 'content-id',
+        maxLength: 255,
+        description: 'Makes the attachment inline: refer to it as cid:ID in html.',
+        examples: ['logo'],
+      }),
     ),
   },
   closed,
@@ -61,12 +82,16 @@ export const MessageSchema = Type.Object(
         examples: [{ 'X-Invoice': '2041', 'Auto-Submitted': 'auto-generated' }],
       }),
     ),
-    message_id: Type.Optional(Type.String({ format: 'message-id', maxLength: 512, examples: ['<invoice-2041@corp.example>'] })),
+    message_id: Type.Optional(
+      Type.String({ format: 'message-id', maxLength: 512, examples: ['<invoice-2041@corp.example>'] }),
+    ),
     calendar: Type.Optional(
       Type.Object(
         {
           method: Type.Union(
-            ['PUBLISH', 'REQUEST', 'REPLY', 'ADD', 'CANCEL', 'REFRESH', 'COUNTER', 'DECLINECOUNTER'].map((method) => Type.Literal(method)),
+            ['PUBLISH', 'REQUEST', 'REPLY', 'ADD', 'CANCEL', 'REFRESH', 'COUNTER', 'DECLINECOUNTER'].map((method) =>
+              Type.Literal(method),
+            ),
             { description: 'The iTIP method (RFC 5546 §1.4).' },
           ),
           content: Type.String({ format: 'unicode', minLength: 1, description: 'An iCalendar object (RFC 5545).' }),
@@ -79,7 +104,12 @@ export const MessageSchema = Type.Object(
         {
           notify: Type.Optional(
             Type.Array(
-              Type.Union([Type.Literal('never'), Type.Literal('success'), Type.Literal('failure'), Type.Literal('delay')]),
+              Type.Union([
+                Type.Literal('never'),
+                Type.Literal('success'),
+                Type.Literal('failure'),
+                Type.Literal('delay'),
+              ]),
               { minItems: 1, maxItems: 3 },
             ),
           ),
@@ -105,18 +135,31 @@ export type AttachmentInput = Static<typeof AttachmentSchema>
 
 /** Of both routes that take a message. */
 export const DryRunQuery = Type.Object(
-  { dry_run: Type.Optional(Type.Union([Type.Literal('true'), Type.Literal('false')], { description: 'true: checks everything but the SMTP server, and sends nothing.' })) },
+  {
+    dry_run: Type.Optional(
+      Type.Union([Type.Literal('true'), Type.Literal('false')], {
+        description: 'true: checks everything but the SMTP server, and sends nothing.',
+      }),
+    ),
+  },
   closed,
 )
 
 /** The envelope of a raw message (RFC 5321 §2.3.1). */
 export const RawQuery = Type.Object(
   {
-    mail_from: Type.String({ maxLength: 400, description: 'Sender of the envelope; empty or <> for the null reverse-path.', examples: ['billing@corp.example'] }),
-    rcpt_to: Type.Union([Type.String({ maxLength: 400 }), Type.Array(Type.String({ maxLength: 400 }), { minItems: 1 })], {
-      description: 'A recipient of the envelope; given once for each of them.',
-      examples: ['user@corp.example'],
+    mail_from: Type.String({
+      maxLength: 400,
+      description: 'Sender of the envelope; empty or <> for the null reverse-path.',
+      examples: ['billing@corp.example'],
     }),
+    rcpt_to: Type.Union(
+      [Type.String({ maxLength: 400 }), Type.Array(Type.String({ maxLength: 400 }), { minItems: 1 })],
+      {
+        description: 'A recipient of the envelope; given once for each of them.',
+        examples: ['user@corp.example'],
+      },
+    ),
     ...DryRunQuery.properties,
   },
   closed,

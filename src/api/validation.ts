@@ -13,7 +13,10 @@ export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {
     useDefaults: false,
     verbose: true,
     formats: Object.fromEntries(
-      Object.entries(FORMATS).map(([name, check]) => [name, { type: 'string' as const, validate: (text: string) => check(text) === undefined }]),
+      Object.entries(FORMATS).map(([name, check]) => [
+        name,
+        { type: 'string' as const, validate: (text: string) => check(text) === undefined },
+      ]),
     ),
     keywords: [{ keyword: 'x-complete', type: 'object', errors: true, validate: isComplete }],
   },
@@ -22,8 +25,10 @@ export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {
 /** What no single field can say: a message has a recipient and something to read. */
 function isComplete(_schema: unknown, message: Readonly<Record<string, unknown>>): boolean {
   const errors: object[] = []
-  const fault = (text: string, at = ''): void => void errors.push({ keyword: 'x-complete', message: text, params: { at } })
-  const holds = (field: string): boolean => message[field] !== undefined && !(Array.isArray(message[field]) && message[field].length === 0)
+  const fault = (text: string, at = ''): void =>
+    void errors.push({ keyword: 'x-complete', message: text, params: { at } })
+  const holds = (field: string): boolean =>
+    message[field] !== undefined && !(Array.isArray(message[field]) && message[field].length === 0)
   if (!['to', 'cc', 'bcc'].some(holds)) fault('should have at least one recipient in to, cc or bcc')
   if (!['text', 'html', 'attachments'].some(holds)) fault('should have at least one of text, html and attachments')
   const { dsn, attachments, headers } = message
@@ -34,7 +39,8 @@ function isComplete(_schema: unknown, message: Readonly<Record<string, unknown>>
     names.add(key)
     if (typeof value !== 'string' || !isStructured(name)) continue
     if (!/^ *[\x21-\x7e][\x20-\x7e]*$/.test(value)) fault('should be ASCII and not empty', below('/headers', name))
-    else if (!isFoldable(value)) fault('has a word or a gap that is too long for a header line', below('/headers', name))
+    else if (!isFoldable(value))
+      fault('has a word or a gap that is too long for a header line', below('/headers', name))
   }
   const notify: unknown = isRecord(dsn) ? dsn['notify'] : undefined
   if (Array.isArray(notify)) {
@@ -59,7 +65,10 @@ function isComplete(_schema: unknown, message: Readonly<Record<string, unknown>>
 }
 
 /** An attachment's bytes come from one place. */
-function checkSource(attachment: Readonly<Record<string, unknown>>, fault: (text: string, field: string) => void): void {
+function checkSource(
+  attachment: Readonly<Record<string, unknown>>,
+  fault: (text: string, field: string) => void,
+): void {
   const { content, part } = attachment
   if (content === undefined && part === undefined) fault('is required', 'content')
   if (content !== undefined && part !== undefined) fault('cannot stand beside content', 'part')

@@ -33,7 +33,9 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     await create(files.certificate, issued.certificate, 0o644)
     made.push(files.certificate)
     if (register) {
-      await plainly(`${name} cannot be listed:`, () => replaceFile(clients, (text) => withRegistered(text, clients, { name, fingerprint, from })))
+      await plainly(`${name} cannot be listed:`, () =>
+        replaceFile(clients, (text) => withRegistered(text, clients, { name, fingerprint, from })),
+      )
     }
   } catch (error) {
     for (const file of made) await rm(file, { force: true })

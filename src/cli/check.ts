@@ -29,7 +29,10 @@ export async function check(io: Io): Promise<number> {
   const clients = collect(() => loadClients(config), errors)
   const ca = collect(() => loadRelayCa(config), errors)
   collect(() => checkWebroot(config.http.webroot), errors)
-  if (clients?.clients.size === 0) errors.push(`${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`)
+  if (clients?.clients.size === 0)
+    errors.push(
+      `${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`,
+    )
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env))
   const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(new Relay(address, config.smtp, ca))))
   for (const { fault } of relays) if (fault !== undefined) errors.push(fault)
@@ -44,7 +47,9 @@ export async function check(io: Io): Promise<number> {
 /** What a handshake would find missing: without a current list of its CA no client gets in. */
 function revocationFindings(secureContext: SecureContext, { tls }: Config): readonly string[] {
   const warnings = new ClientTrust(secureContext).warnings(Date.now())
-  return warnings.map((warning) => `POSTERN_TLS_CRL ${tls.crl}: ${warning}. Have the CA publish a list and put it there.`)
+  return warnings.map(
+    (warning) => `POSTERN_TLS_CRL ${tls.crl}: ${warning}. Have the CA publish a list and put it there.`,
+  )
 }
 
 function certificateFindings({ tls }: Config, clients: ClientDirectory | undefined): readonly string[] {
@@ -54,7 +59,10 @@ function certificateFindings({ tls }: Config, clients: ClientDirectory | undefin
   const [leaf, ...above] = chain
   const known = new Set<string>()
   const strangers: (readonly [string, X509Certificate])[] = []
-  for (const entry of [...(leaf ? [['the server certificate', leaf] as const] : []), ...[...above, ...bundle].map((authority) => ['the CA certificate', authority] as const)]) {
+  for (const entry of [
+    ...(leaf ? [['the server certificate', leaf] as const] : []),
+    ...[...above, ...bundle].map((authority) => ['the CA certificate', authority] as const),
+  ]) {
     if (!known.has(entry[1].fingerprint256)) strangers.push(entry)
     known.add(entry[1].fingerprint256)
   }
@@ -79,7 +87,9 @@ function openFiles({ tls }: Config, env: Io['env']): readonly string[] {
   return files.flatMap(([name, file]) => {
     const mode = file === undefined ? 0 : modeOf(file)
     if ((mode & OPEN_TO_OTHERS) === 0) return []
-    return [`${name} ${file} can be read or changed by others (mode ${mode.toString(8).padStart(4, '0')}): chmod 600 it, and replace the secret if strangers have accounts here.`]
+    return [
+      `${name} ${file} can be read or changed by others (mode ${mode.toString(8).padStart(4, '0')}): chmod 600 it, and replace the secret if strangers have accounts here.`,
+    ]
   })
 }
 
@@ -97,9 +107,13 @@ async function tryRelay(relay: Relay): Promise<{ success?: string; fault?: strin
   try {
     const { encrypted, loggedIn, extensions } = await probe(relay.session)
     if (relay.session.auth !== undefined && !loggedIn) {
-      return { fault: `${name}: it offers no login, so user and password of POSTERN_SMTP_URL are not used. Take them out, or use the port for submission (587 or 465).` }
+      return {
+        fault: `${name}: it offers no login, so user and password of POSTERN_SMTP_URL are not used. Take them out, or use the port for submission (587 or 465).`,
+      }
     }
-    return { success: `${name}: ${encrypted ? 'encrypted' : 'not encrypted'}${loggedIn ? ', logged in' : ''}, offers ${extensions.join(' ')}` }
+    return {
+      success: `${name}: ${encrypted ? 'encrypted' : 'not encrypted'}${loggedIn ? ', logged in' : ''}, offers ${extensions.join(' ')}`,
+    }
   } catch (error) {
     return { fault: `${name}: ${explain(error)}` }
   } finally {
@@ -107,7 +121,8 @@ async function tryRelay(relay: Relay): Promise<{ success?: string; fault?: strin
   }
 }
 
-const TRUST = 'For a private CA set POSTERN_SMTP_CA; the certificate has to be in date and to carry the name that POSTERN_SMTP_URL uses.'
+const TRUST =
+  'For a private CA set POSTERN_SMTP_CA; the certificate has to be in date and to carry the name that POSTERN_SMTP_URL uses.'
 
 /** The step of the session that failed and what to do about it. */
 function explain(error: unknown): string {
@@ -116,8 +131,10 @@ function explain(error: unknown): string {
     case 'EDNS':
       return `its name cannot be resolved (${said}). Check the host in POSTERN_SMTP_URL.`
     case 'ESOCKET':
-      if (hasErrno(error)) return `no connection (${said}). Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.`
-      if (said === 'wrong version number') return 'it does not speak TLS from the first byte: use smtp:// instead of smtps:// for this port.'
+      if (hasErrno(error))
+        return `no connection (${said}). Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.`
+      if (said === 'wrong version number')
+        return 'it does not speak TLS from the first byte: use smtp:// instead of smtps:// for this port.'
       return `TLS failed: ${said}. ${TRUST}`
     case 'ETLS':
       return `TLS failed: ${said}. A relay without STARTTLS needs smtps://, or POSTERN_SMTP_TLS=off where the way to it is safe. ${TRUST}`
@@ -137,8 +154,12 @@ function explain(error: unknown): string {
 /** OpenSSL's errors are a line of code positions around a reason, which they also give alone. Node 24 adds an advice, which is not ours. */
 function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return 'unknown error'
-  const reason = 'library' in error && 'reason' in error && typeof error.reason === 'string' ? error.reason : error.message
-  return reason.replace(/; if the root CA is installed.*/s, '').replace(/\s+/g, ' ').trim()
+  const reason =
+    'library' in error && 'reason' in error && typeof error.reason === 'string' ? error.reason : error.message
+  return reason
+    .replace(/; if the root CA is installed.*/s, '')
+    .replace(/\s+/g, ' ')
+    .trim()
 }
 
 /** Only errors of the system have one, so that what is left was wrong with TLS: nodemailer has one code for both. */

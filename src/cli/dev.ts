@@ -52,7 +52,9 @@ async function serveInto(inbox: Inbox, page: InboxPage, io: Io): Promise<number>
   const logger = await createLogger(config)
   const gateway = await start(config, loaded, logger)
   io.print('')
-  io.print(`The gateway listens on https://localhost:${gateway.port}; mail goes to an inbox in this process and to ${INBOX}/.`)
+  io.print(
+    `The gateway listens on https://localhost:${gateway.port}; mail goes to an inbox in this process and to ${INBOX}/.`,
+  )
   io.print(`Read it on ${page.url}`)
   io.print('Send a message:')
   io.print('')
@@ -66,7 +68,10 @@ async function makeCertificates(io: Io): Promise<void> {
   const wanted = [
     [['ca.crt'], ['ca']],
     [['server.crt', 'server.key'], ['server']],
-    [[`${CLIENT}.crt`, `${CLIENT}.key`], ['client', CLIENT, '--register', '--from', '*']],
+    [
+      [`${CLIENT}.crt`, `${CLIENT}.key`],
+      ['client', CLIENT, '--register', '--from', '*'],
+    ],
   ] as const
   for (const [files, args] of wanted) {
     const found = await Promise.all(files.map((file) => exists(join(CERTS, file))))
@@ -75,14 +80,22 @@ async function makeCertificates(io: Io): Promise<void> {
 }
 
 function curlLine(port: number): string {
-  const message = { from: 'App <app@corp.example>', to: 'you@corp.example', subject: 'Hello from Postern', text: 'It works.' }
+  const message = {
+    from: 'App <app@corp.example>',
+    to: 'you@corp.example',
+    subject: 'Hello from Postern',
+    text: 'It works.',
+  }
   return [
     `curl --cacert ${CERTS}/ca.crt --cert ${CERTS}/${CLIENT}.crt --key ${CERTS}/${CLIENT}.key`,
     `https://localhost:${port}/v1/messages -H 'Content-Type: application/json' -d '${JSON.stringify(message)}'`,
   ].join(' ')
 }
 
-function readable({ number, from, to, file }: ReceivedMessage, { subject, text, html, attachments }: Email): readonly string[] {
+function readable(
+  { number, from, to, file }: ReceivedMessage,
+  { subject, text, html, attachments }: Email,
+): readonly string[] {
   const body = (text ?? html ?? '').trimEnd().split('\n')
   return [
     `--- message ${number} ---`,

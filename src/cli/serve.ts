@@ -19,14 +19,19 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
   const { config, loaded, warnings } = loadAll(readConfig(env))
   const logger = await createLogger(config)
   for (const warning of warnings) logger.warn(warning)
-  if (loaded.clients.clients.size === 0) logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
+  if (loaded.clients.clients.size === 0)
+    logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
   const { start } = await import('../server.ts') // most of the start: a fault of the configuration is told without it
   const gateway = await start(config, loaded, logger)
   return untilSignalled(gateway, logger, config)
 }
 
 /** Everything the gateway needs from outside. Throws a LoadError with all faults of the configuration at once. */
-export function loadAll({ config, faults, warnings }: ConfigResult): { config: Config; loaded: Loaded; warnings: readonly string[] } {
+export function loadAll({ config, faults, warnings }: ConfigResult): {
+  config: Config
+  loaded: Loaded
+  warnings: readonly string[]
+} {
   const all = [...faults]
   const digests = digestsOf(config)
   const secureContext = collect(() => loadSecureContext(config), all)
@@ -42,7 +47,11 @@ export function loadAll({ config, faults, warnings }: ConfigResult): { config: C
  * grace period ended first. A second signal ends the wait at once. SIGHUP reads certificates and clients again, except
  * where it means that the terminal was closed. As PID 1 a process has no default signal handlers.
  */
-export function untilSignalled(gateway: Gateway, logger: Logger, config: Pick<Config, 'shutdownGrace'>): Promise<number> {
+export function untilSignalled(
+  gateway: Gateway,
+  logger: Logger,
+  config: Pick<Config, 'shutdownGrace'>,
+): Promise<number> {
   return new Promise((resolve) => {
     let stopping = false
     const onSignal = (signal: NodeJS.Signals): void => {
@@ -54,7 +63,8 @@ export function untilSignalled(gateway: Gateway, logger: Logger, config: Pick<Co
       logger.info({ signal, grace_ms: config.shutdownGrace }, 'shutting down')
       gateway.stop().then(
         (cut) => {
-          if (cut > 0) logger.error({ cut }, 'the grace period ended with messages in progress: their connections were cut')
+          if (cut > 0)
+            logger.error({ cut }, 'the grace period ended with messages in progress: their connections were cut')
           else logger.info('stopped')
           resolve(cut > 0 ? 1 : 0)
         },

@@ -14,12 +14,27 @@ import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
 export async function tls(args: readonly string[], io: Pick<Io, 'print'>): Promise<number> {
   const { target, against } = await readTarget(args)
   const without = { ...target, client: undefined }
-  const attempts = LAB_VERSIONS.flatMap((version) => (target.client === undefined ? [{ version, target }] : [{ version, target: without }, { version, target }]))
-  const results = await Promise.all(attempts.map(async (attempt) => ({ ...attempt, result: await tryVersion(attempt.target, attempt.version) })))
+  const attempts = LAB_VERSIONS.flatMap((version) =>
+    target.client === undefined
+      ? [{ version, target }]
+      : [
+          { version, target: without },
+          { version, target },
+        ],
+  )
+  const results = await Promise.all(
+    attempts.map(async (attempt) => ({ ...attempt, result: await tryVersion(attempt.target, attempt.version) })),
+  )
   const [first] = results
-  if (first !== undefined && results.every(({ result }) => result.unreachable)) throw new UsageError(`${target.host}:${target.port}: ${first.result.words}`)
-  for (const { version, target: { client }, result } of results) {
-    const how = target.client === undefined ? '' : client === undefined ? ' without the certificate' : ' with the certificate'
+  if (first !== undefined && results.every(({ result }) => result.unreachable))
+    throw new UsageError(`${target.host}:${target.port}: ${first.result.words}`)
+  for (const {
+    version,
+    target: { client },
+    result,
+  } of results) {
+    const how =
+      target.client === undefined ? '' : client === undefined ? ' without the certificate' : ' with the certificate'
     io.print(`${LABELS[version]}${how}: ${result.words}`)
   }
   for (const server of distinct(results.map(({ result }) => result))) describe(server, against, io)
@@ -35,7 +50,8 @@ async function readTarget(args: readonly string[]): Promise<{ target: LabTarget;
     options: { cert: { type: 'string' }, key: { type: 'string' }, ca: { type: 'string' } },
   })
   const [address, ...rest] = positionals
-  if (address === undefined) throw new UsageError('Name the server: postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]')
+  if (address === undefined)
+    throw new UsageError('Name the server: postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]')
   if (rest.length > 0) throw new UsageError(`"${rest[0]}" is too much.`)
   const [, host = '', port = ''] = /^(\[[0-9a-fA-F:.]+\]|[^\s:[\]/@]+):(\d{1,5})$/.exec(address) ?? []
   if (host === '' || Number(port) < 1 || Number(port) > 65_535) {
@@ -50,13 +66,17 @@ async function readTarget(args: readonly string[]): Promise<{ target: LabTarget;
 
 async function readClient(certFile: string | undefined, keyFile: string | undefined): Promise<LabTarget['client']> {
   if (certFile === undefined && keyFile === undefined) return undefined
-  if (certFile === undefined || keyFile === undefined) throw new UsageError('--cert and --key belong together: name both files.')
+  if (certFile === undefined || keyFile === undefined)
+    throw new UsageError('--cert and --key belong together: name both files.')
   const cert = await readFile(certFile, 'utf8').catch(refusal(`${certFile} cannot be read`))
   const key = await readFile(keyFile, 'utf8').catch(refusal(`${keyFile} cannot be read`))
   try {
     createSecureContext({ cert, key, ciphers: 'DEFAULT@SECLEVEL=0' })
   } catch (cause) {
-    throw new UsageError(`${certFile} and ${keyFile} are not a certificate and its private key, both PEM and the key not encrypted.`, { cause })
+    throw new UsageError(
+      `${certFile} and ${keyFile} are not a certificate and its private key, both PEM and the key not encrypted.`,
+      { cause },
+    )
   }
   return { cert, key }
 }

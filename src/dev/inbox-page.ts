@@ -58,9 +58,14 @@ const MESSAGE_POLICY =
  */
 export async function openInboxPage(preferredPort: number): Promise<InboxPage> {
   const inbox = new InboxServer()
-  const server = createServer({ requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS }, (request, response) => {
-    inbox.answer(request, response).catch(() => respond(response, 500, 'text/plain; charset=utf-8', 'The message cannot be read.\n'))
-  })
+  const server = createServer(
+    { requestTimeout: REQUEST_TIMEOUT_MS, headersTimeout: REQUEST_TIMEOUT_MS },
+    (request, response) => {
+      inbox
+        .answer(request, response)
+        .catch(() => respond(response, 500, 'text/plain; charset=utf-8', 'The message cannot be read.\n'))
+    },
+  )
   await listen(server, preferredPort).catch(() => listen(server, 0))
   const address: AddressInfo | string | null = server.address()
   return {
@@ -77,30 +82,49 @@ class InboxServer {
   #kept: readonly Kept[] = []
   readonly #watchers = new Set<ServerResponse>()
 
-  add({ number, from, to, content, receivedAt, file }: ReceivedMessage, { subject = '', from: author, attachments }: Email): void {
-    const named = author?.address === undefined ? from : author.name === '' ? author.address : `${author.name} <${author.address}>`
+  add(
+    { number, from, to, content, receivedAt, file }: ReceivedMessage,
+    { subject = '', from: author, attachments }: Email,
+  ): void {
+    const named =
+      author?.address === undefined ? from : author.name === '' ? author.address : `${author.name} <${author.address}>`
     const attached = attachments.filter((attachment) => !isInline(attachment)).length
-    const summary = { number, from: named, to, subject, receivedAt: receivedAt.toISOString(), size: content.length, attachments: attached }
+    const summary = {
+      number,
+      from: named,
+      to,
+      subject,
+      receivedAt: receivedAt.toISOString(),
+      size: content.length,
+      attachments: attached,
+    }
     this.#kept = [{ summary, file }, ...this.#kept.slice(0, MAX_KEPT - 1)]
     for (const watcher of this.#watchers) watcher.write(`data: ${JSON.stringify(summary)}\n\n`)
   }
 
   async answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     request.resume()
-    if (!OWN_NAMES.test(request.headers.host ?? '')) return respond(response, 403, TEXT, 'Ask for this page by the address 127.0.0.1 or localhost.\n')
-    if (request.method !== 'GET' && request.method !== 'HEAD') return respond(response, 405, TEXT, 'This path takes GET.\n', { allow: 'GET, HEAD' })
+    if (!OWN_NAMES.test(request.headers.host ?? ''))
+      return respond(response, 403, TEXT, 'Ask for this page by the address 127.0.0.1 or localhost.\n')
+    if (request.method !== 'GET' && request.method !== 'HEAD')
+      return respond(response, 405, TEXT, 'This path takes GET.\n', { allow: 'GET, HEAD' })
     const [path = ''] = (request.url ?? '').split('?', 1)
     if (path === '/') return page(response)
-    if (path === '/messages') return respond(response, 200, JSON_TYPE, JSON.stringify(this.#kept.map(({ summary }) => summary)))
+    if (path === '/messages')
+      return respond(response, 200, JSON_TYPE, JSON.stringify(this.#kept.map(({ summary }) => summary)))
     if (path === '/events') return this.#watch(response)
-    const [, number, part = '', index] = /^\/messages\/(\d{1,9})(?:\/(html|raw|attachments)(?:\/(\d{1,4}))?)?$/.exec(path) ?? []
+    const [, number, part = '', index] =
+      /^\/messages\/(\d{1,9})(?:\/(html|raw|attachments)(?:\/(\d{1,4}))?)?$/.exec(path) ?? []
     const kept = this.#kept.find(({ summary }) => summary.number === Number(number))
     if (kept === undefined) return respond(response, 404, TEXT, 'There is nothing at this path.\n')
     const content = await readFile(kept.file)
     if (part === 'raw') return respond(response, 200, TEXT, content, { 'content-security-policy': 'sandbox' })
     const mail = await PostalMime.parse(content)
     if (part === '') return respond(response, 200, JSON_TYPE, JSON.stringify(details(kept.summary, mail)))
-    if (part === 'html') return respond(response, 200, 'text/html; charset=utf-8', inert(mail), { 'content-security-policy': MESSAGE_POLICY })
+    if (part === 'html')
+      return respond(response, 200, 'text/html; charset=utf-8', inert(mail), {
+        'content-security-policy': MESSAGE_POLICY,
+      })
     const attachment = index === undefined ? undefined : mail.attachments[Number(index)]
     if (attachment === undefined) return respond(response, 404, TEXT, 'There is nothing at this path.\n')
     download(response, attachment)
@@ -134,7 +158,9 @@ function details(summary: Summary, { headers, text, html, attachments, date }: E
     text,
     has_html: html !== undefined,
     attachments: attachments.flatMap((attachment, index) =>
-      isInline(attachment) && html !== undefined ? [] : [{ index, name: nameOf(attachment), type: attachment.mimeType, size: bytesOf(attachment).length }],
+      isInline(attachment) && html !== undefined
+        ? []
+        : [{ index, name: nameOf(attachment), type: attachment.mimeType, size: bytesOf(attachment).length }],
     ),
   }
 }
@@ -144,7 +170,9 @@ function details(summary: Summary, { headers, text, html, attachments, date }: E
  * else; the elements that lose their meaning here are those for which browsers connect ahead of any policy.
  */
 function inert({ html = '', attachments }: Email): string {
-  const pictures = new Map(attachments.flatMap((attachment) => (isInline(attachment) ? [[idOf(attachment), attachment] as const] : [])))
+  const pictures = new Map(
+    attachments.flatMap((attachment) => (isInline(attachment) ? [[idOf(attachment), attachment] as const] : [])),
+  )
   let room = MAX_INLINE_BYTES
   const withPictures = html.replace(/cid:([^"'\s)>\\]{1,255})/gi, (reference, id: string) => {
     const picture = pictures.get(decoded(id))
@@ -166,9 +194,20 @@ function download(response: ServerResponse, attachment: Attachment): void {
   })
 }
 
-function respond(response: ServerResponse, status: number, type: string, body: string | Buffer, headers: Readonly<Record<string, string>> = {}): void {
+function respond(
+  response: ServerResponse,
+  status: number,
+  type: string,
+  body: string | Buffer,
+  headers: Readonly<Record<string, string>> = {},
+): void {
   if (response.headersSent) return void response.destroy()
-  response.writeHead(status, { ...COMMON_HEADERS, 'content-type': type, 'content-length': Buffer.byteLength(body), ...headers })
+  response.writeHead(status, {
+    ...COMMON_HEADERS,
+    'content-type': type,
+    'content-length': Buffer.byteLength(body),
+    ...headers,
+  })
   response.end(response.req.method === 'HEAD' ? undefined : body)
 }
 
@@ -182,13 +221,17 @@ function idOf({ contentId = '' }: Attachment): string {
 
 function nameOf({ filename }: Attachment): string {
   // Half a surrogate pair has no encoded form, which the buffer mends; a path is nothing that a download should bring along.
-  const name = Buffer.from(filename ?? '').toString().replace(/[\p{Cc}/\\]/gu, '_')
+  const name = Buffer.from(filename ?? '')
+    .toString()
+    .replace(/[\p{Cc}/\\]/gu, '_')
   return name === '' ? 'unnamed' : name
 }
 
 function bytesOf({ content }: Attachment): Buffer {
   if (typeof content === 'string') return Buffer.from(content)
-  return content instanceof Uint8Array ? Buffer.from(content.buffer, content.byteOffset, content.byteLength) : Buffer.from(content)
+  return content instanceof Uint8Array
+    ? Buffer.from(content.buffer, content.byteOffset, content.byteLength)
+    : Buffer.from(content)
 }
 
 function decoded(id: string): string {

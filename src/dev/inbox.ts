@@ -57,7 +57,14 @@ export async function openInbox({ directory, cert, key, onMessage }: InboxOption
         const file = join(directory, `${receivedAt.toISOString().replace(/[:.]/g, '-')}-${number}.eml`)
         const { mailFrom, rcptTo } = session.envelope
         const content = Buffer.concat(pieces)
-        const message = { number, from: mailFrom === false ? '' : mailFrom.address, to: rcptTo.map(({ address }) => address), content, receivedAt, file }
+        const message = {
+          number,
+          from: mailFrom === false ? '' : mailFrom.address,
+          to: rcptTo.map(({ address }) => address),
+          content,
+          receivedAt,
+          file,
+        }
         writeFile(file, content)
           .then(() => onMessage(message))
           .then(

@@ -30,7 +30,12 @@ function keysOf(value: unknown, levels: number): number {
 }
 
 function locate(value: unknown, depth: number): Located {
-  if (Array.isArray(value)) return { kind: 'list', line: NO_LINE, items: depth === 0 ? [] : value.map((item) => locate(item, depth - 1)) }
+  if (Array.isArray(value))
+    return { kind: 'list', line: NO_LINE, items: depth === 0 ? [] : value.map((item) => locate(item, depth - 1)) }
   if (!isRecord(value)) return { kind: 'scalar', line: NO_LINE, value }
-  return { kind: 'mapping', line: NO_LINE, entries: Object.entries(value).map(([key, inner]) => ({ key, line: NO_LINE, value: locate(inner, depth - 1) })) }
+  return {
+    kind: 'mapping',
+    line: NO_LINE,
+    entries: Object.entries(value).map(([key, inner]) => ({ key, line: NO_LINE, value: locate(inner, depth - 1) })),
+  }
 }

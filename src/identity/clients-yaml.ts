@@ -30,12 +30,20 @@ let yaml: typeof import('yaml') | undefined
 const library = (): typeof import('yaml') => (yaml ??= require('yaml'))
 
 /** Reads any YAML. A text with faults has no content. */
-export function readYaml(text: string): { readonly content: Located | undefined; readonly faults: readonly YamlFault[] } {
+export function readYaml(text: string): {
+  readonly content: Located | undefined
+  readonly faults: readonly YamlFault[]
+} {
   const { LineCounter, parseDocument } = library()
   const lines = new LineCounter()
   const lineAt = (offset: number): number => lines.linePos(offset).line || 1
   // The library's own check for duplicate keys compares each with each; whoever reads the entries does it in one pass.
-  const { errors, warnings, contents } = parseDocument(text, { lineCounter: lines, prettyErrors: false, version: '1.2', uniqueKeys: false })
+  const { errors, warnings, contents } = parseDocument(text, {
+    lineCounter: lines,
+    prettyErrors: false,
+    version: '1.2',
+    uniqueKeys: false,
+  })
   const faults = [...errors, ...warnings].map(({ message, pos }) => ({ line: lineAt(pos[0]), reason: message }))
   return { content: faults.length > 0 ? undefined : locate(contents, lineAt, MAX_DEPTH), faults }
 }
@@ -44,7 +52,8 @@ function locate(node: unknown, lineAt: (offset: number) => number, depth: number
   const { isAlias, isMap, isPair, isScalar, isSeq } = library()
   const line = lineAt(offsetOf(node))
   if (isAlias(node)) return { kind: 'alias', line }
-  if (isSeq(node)) return { kind: 'list', line, items: depth === 0 ? [] : node.items.map((item) => locate(item, lineAt, depth - 1)) }
+  if (isSeq(node))
+    return { kind: 'list', line, items: depth === 0 ? [] : node.items.map((item) => locate(item, lineAt, depth - 1)) }
   if (!isMap(node)) return { kind: 'scalar', line, value: isScalar(node) ? node.value : null }
   const entries = node.items.flatMap((pair) => {
     if (!isPair(pair) || depth === 0) return []

@@ -123,7 +123,8 @@ class ClientsFileReader {
     if (!CLIENT_NAME.test(name)) {
       this.fault(nameLine, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
     }
-    if (entry.kind !== 'mapping') return this.fault(nameLine, `${path} should be a mapping with "fingerprints" and "from"`)
+    if (entry.kind !== 'mapping')
+      return this.fault(nameLine, `${path} should be a mapping with "fingerprints" and "from"`)
     const values = new Map<string, LocatedEntry>()
     for (const found of this.#entries(entry.entries)) {
       if (!KEYS.some((known) => known === found.key)) {
@@ -149,7 +150,8 @@ class ClientsFileReader {
         return new PatternList(texts.map(({ text }) => text))
       } catch {
         // One of them is no pattern: each is asked alone.
-        for (const { text, line } of texts) this.#attempt(line, `${path}.${key} "${text}"`, () => new PatternList([text]))
+        for (const { text, line } of texts)
+          this.#attempt(line, `${path}.${key} "${text}"`, () => new PatternList([text]))
         return new PatternList([])
       }
     }
@@ -243,7 +245,9 @@ function isNothing(value: Located): boolean {
 }
 
 function statedPolicy(values: ReadonlyMap<string, LocatedEntry>): Readonly<Record<string, unknown>> {
-  return Object.fromEntries([...values].flatMap(([key, { value }]) => (key === 'fingerprints' ? [] : [[key, plain(value)]])))
+  return Object.fromEntries(
+    [...values].flatMap(([key, { value }]) => (key === 'fingerprints' ? [] : [[key, plain(value)]])),
+  )
 }
 
 function plain(value: Located): unknown {

@@ -33,7 +33,11 @@ export class ForwardedCertificates {
   }
 
   /** The client that a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
-  callerOf(headers: IncomingHttpHeaders, { directory }: { readonly directory: ClientDirectory }, now: number): { peer: Peer; client: Client } {
+  callerOf(
+    headers: IncomingHttpHeaders,
+    { directory }: { readonly directory: ClientDirectory },
+    now: number,
+  ): { peer: Peer; client: Client } {
     const { name, value } = forwardedHeader(headers)
     const key = `${name}:${value}`
     let judged = this.#judged.get(key)
@@ -46,7 +50,8 @@ export class ForwardedCertificates {
       this.#judged.delete(oldest)
     }
     const client = identify(judged.peer, directory, now)
-    if (client.role === 'proxy') throw refusal('The forwarded certificate is that of a proxy, which sends nothing itself.')
+    if (client.role === 'proxy')
+      throw refusal('The forwarded certificate is that of a proxy, which sends nothing itself.')
     return { peer: judged.peer, client }
   }
 
@@ -68,9 +73,13 @@ function forwardedHeader(headers: IncomingHttpHeaders): { name: string; value: s
     return value === undefined ? [] : [{ name, value: [value].flat().join(', ') }]
   })
   if (found === undefined || found.value === '') {
-    throw new Problem('client_certificate_required', 'The proxy named no client certificate in Client-Cert or X-SSL-Client-Cert.')
+    throw new Problem(
+      'client_certificate_required',
+      'The proxy named no client certificate in Client-Cert or X-SSL-Client-Cert.',
+    )
   }
-  if (others.length > 0) throw refusal('The proxy named the client certificate twice, in Client-Cert and in X-SSL-Client-Cert.')
+  if (others.length > 0)
+    throw refusal('The proxy named the client certificate twice, in Client-Cert and in X-SSL-Client-Cert.')
   if (found.value.length > MAX_HEADER_CHARS) throw refusal('The forwarded certificate is too large.')
   return found
 }

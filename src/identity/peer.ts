@@ -42,7 +42,12 @@ export function presentedBy(socket: unknown): readonly [leaf: X509Certificate, .
   const leaf = socket instanceof TLSSocket && socket.authorized ? socket.getPeerX509Certificate() : undefined
   if (leaf === undefined) throw noCertificate()
   const others: X509Certificate[] = []
-  for (let next = leaf.issuerCertificate; next !== undefined && others.length < MAX_CHAIN - 1; next = next.issuerCertificate) others.push(next)
+  for (
+    let next = leaf.issuerCertificate;
+    next !== undefined && others.length < MAX_CHAIN - 1;
+    next = next.issuerCertificate
+  )
+    others.push(next)
   return [leaf, ...others]
 }
 
@@ -60,9 +65,13 @@ export function identify(peer: Peer, directory: ClientDirectory, now: number): C
     throw new Problem('certificate_expired', `The client certificate expired on ${peer.notAfter.toISOString()}.`)
   }
   if (now < peer.notBefore.getTime()) {
-    throw new Problem('certificate_expired', `The client certificate is not valid before ${peer.notBefore.toISOString()}.`)
+    throw new Problem(
+      'certificate_expired',
+      `The client certificate is not valid before ${peer.notBefore.toISOString()}.`,
+    )
   }
   const client = directory.find(peer)
-  if (client === undefined) throw new Problem('unknown_certificate', 'The fingerprint of the client certificate is not listed.')
+  if (client === undefined)
+    throw new Problem('unknown_certificate', 'The fingerprint of the client certificate is not listed.')
   return client
 }

@@ -38,7 +38,9 @@ function withClient(text: string, name: string, client: object): string {
   const clients = document.get('clients')
   const first = isMap(clients) && isScalar(clients.items[0]?.key) ? (clients.items[0].key.range?.[0] ?? 0) : undefined
   const indent = first === undefined ? 2 : first - (text.lastIndexOf('\n', first) + 1)
-  const block = stringify({ [name]: client }, { lineWidth: 0 }).trimEnd().replace(/^/gm, ' '.repeat(indent))
+  const block = stringify({ [name]: client }, { lineWidth: 0 })
+    .trimEnd()
+    .replace(/^/gm, ' '.repeat(indent))
   if (first === undefined) document.set('clients', document.createNode({}))
   document.setIn(['clients', name], document.createNode(client))
   return asWritten(`${text}${head}${block}\n`, document)

@@ -96,7 +96,10 @@ export class Admission {
     for (;;) {
       const full = this.#messages + moreMessages > this.#maxMessages
       if (!full && this.#bytes + moreBytes <= this.#maxBytes) return
-      if (!this.#cutOne(share)) throw new Problem('overloaded', `As many ${full ? 'messages' : 'bytes'} are in progress as may be.`, { retryAfter: RETRY_S })
+      if (!this.#cutOne(share))
+        throw new Problem('overloaded', `As many ${full ? 'messages' : 'bytes'} are in progress as may be.`, {
+          retryAfter: RETRY_S,
+        })
     }
   }
 
@@ -112,7 +115,12 @@ export class Admission {
     }
     for (const reading of most?.reading ?? []) {
       most?.reading.delete(reading)
-      if (!reading.cut(new Problem('overloaded', 'Others need the place, and the body is still to come.', { retryAfter: RETRY_S }))) continue
+      if (
+        !reading.cut(
+          new Problem('overloaded', 'Others need the place, and the body is still to come.', { retryAfter: RETRY_S }),
+        )
+      )
+        continue
       reading.leave()
       return true
     }

@@ -35,7 +35,10 @@ const LEAST_REST_MS = 5
  * Reads a whole body into memory, within its limits: a body without a declared length takes its room as it grows, and a
  * peer that pauses too long or only drips is cut. Throws 408, 413 and 503 Problems.
  */
-export function readBody(body: Readable, { maxSize, idleTimeout, declared, place, trickle, look }: BodyLimits): Promise<Buffer> {
+export function readBody(
+  body: Readable,
+  { maxSize, idleTimeout, declared, place, trickle, look }: BodyLimits,
+): Promise<Buffer> {
   return new Promise((resolve, reject) => {
     const pieces: Buffer[] = []
     let whole: Buffer | undefined
@@ -53,7 +56,8 @@ export function readBody(body: Readable, { maxSize, idleTimeout, declared, place
       idle.refresh()
       size += piece.length
       if (size > maxSize) return stop(tooLarge(maxSize))
-      if (performance.now() - start > DRIP_MS + size / LEAST_BYTES_PER_MS) return stop(new Problem('request_timeout', 'The body came too slowly.'))
+      if (performance.now() - start > DRIP_MS + size / LEAST_BYTES_PER_MS)
+        return stop(new Problem('request_timeout', 'The body came too slowly.'))
       try {
         look(piece)
         if (size > declared) place.grow(Math.min(piece.length, size - declared))
@@ -120,7 +124,8 @@ nowhere.close()
  */
 export function discard(piece: Buffer): void {
   const { buffer } = piece
-  if (buffer instanceof ArrayBuffer && buffer.byteLength === piece.length && piece.length >= LARGE_PIECE) nowhere.postMessage(null, [buffer])
+  if (buffer instanceof ArrayBuffer && buffer.byteLength === piece.length && piece.length >= LARGE_PIECE)
+    nowhere.postMessage(null, [buffer])
 }
 
 /** JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters. */

@@ -22,7 +22,11 @@ export function reduce(body: Buffer): Reduced {
   const contents = new Map<string, Buffer>()
   const kept: Buffer[] = []
   let from = 0
-  for (let key = body.indexOf(KEY); key !== -1 && body.length >= WORTH_BYTES; key = body.indexOf(KEY, Math.max(from, key + KEY.length))) {
+  for (
+    let key = body.indexOf(KEY);
+    key !== -1 && body.length >= WORTH_BYTES;
+    key = body.indexOf(KEY, Math.max(from, key + KEY.length))
+  ) {
     const colon = skipSpace(body, key + KEY.length)
     const open = skipSpace(body, colon + 1)
     if (body[colon] !== COLON || body[open] !== QUOTE) continue
@@ -35,15 +39,21 @@ export function reduce(body: Buffer): Reduced {
     kept.push(body.subarray(from, open + 1), Buffer.from(word))
     from = close
   }
-  return contents.size === 0 ? { json: body, contents } : { json: Buffer.concat([...kept, body.subarray(from)]), contents }
+  return contents.size === 0
+    ? { json: body, contents }
+    : { json: Buffer.concat([...kept, body.subarray(from)]), contents }
 }
 
 /** Whether everything that was taken stands in the `content` of an attachment. If not, the body has to be parsed whole. */
 export function belongs(message: unknown, contents: ReadonlyMap<string, Buffer>): boolean {
   if (contents.size === 0) return true
-  const attachments: unknown = typeof message === 'object' && message !== null ? Reflect.get(message, 'attachments') : undefined
+  const attachments: unknown =
+    typeof message === 'object' && message !== null ? Reflect.get(message, 'attachments') : undefined
   if (!Array.isArray(attachments)) return false
-  const found = attachments.filter((attachment: unknown) => typeof attachment === 'object' && attachment !== null && contents.has(String(Reflect.get(attachment, 'content'))))
+  const found = attachments.filter(
+    (attachment: unknown) =>
+      typeof attachment === 'object' && attachment !== null && contents.has(String(Reflect.get(attachment, 'content'))),
+  )
   return found.length === contents.size
 }
 
@@ -54,7 +64,8 @@ function skipSpace(body: Buffer, at: number): number {
 }
 
 const ALPHABET = new Uint8Array(256)
-for (const [value, letter] of [...'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'].entries()) ALPHABET[letter.charCodeAt(0)] = value + 1
+for (const [value, letter] of [...'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'].entries())
+  ALPHABET[letter.charCodeAt(0)] = value + 1
 
 /** RFC 4648 §4, strict: whole groups, and no bits set that the padding leaves unused. */
 function isBase64Text(text: Buffer): boolean {

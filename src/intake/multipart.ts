@@ -3,7 +3,11 @@ import type { BodyHash } from './bodyhash.ts'
 import { Problem } from '../errors.ts'
 import type { Upload } from './upload.ts'
 
-type Event = { readonly kind: 'part'; readonly name: string } | { readonly kind: 'data'; readonly piece: Buffer } | { readonly kind: 'end' } | { readonly kind: 'broken'; readonly reason: string }
+type Event =
+  | { readonly kind: 'part'; readonly name: string }
+  | { readonly kind: 'data'; readonly piece: Buffer }
+  | { readonly kind: 'end' }
+  | { readonly kind: 'broken'; readonly reason: string }
 
 // Content-Disposition, Content-Type and whatever a client adds: no more than one line of each is of use.
 const MAX_PART_HEADERS = 20
@@ -95,7 +99,10 @@ export class Parts {
         named = true
         const name = partName(header)
         if (name === undefined) broken('A part has no Content-Disposition of form-data with one name.')
-        else if (isEncoded(header)) broken(`The part ${JSON.stringify(name)} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`)
+        else if (isEncoded(header))
+          broken(
+            `The part ${JSON.stringify(name)} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`,
+          )
         else this.#events.push({ kind: 'part', name })
       })
       // What the parser finds is taken from its hands: parts stay in order, and no stream of its own keeps data back.
@@ -113,9 +120,12 @@ export class Parts {
 
 /** The boundary of a multipart/form-data media type (RFC 2046 §5.1.1). Throws a 415 Problem. */
 export function boundaryOf(contentType: string | undefined): string {
-  const match = /;[ \t]*boundary=(?:"([\w'()+,./:=? -]{1,70})"|([\w'()+,./:=?-]{1,70}))[ \t]*(?:;|$)/i.exec(contentType ?? '')
+  const match = /;[ \t]*boundary=(?:"([\w'()+,./:=? -]{1,70})"|([\w'()+,./:=?-]{1,70}))[ \t]*(?:;|$)/i.exec(
+    contentType ?? '',
+  )
   const boundary = match?.[1] ?? match?.[2]
-  if (boundary === undefined) throw new Problem('unsupported_media_type', 'A multipart/form-data body needs a boundary of 1 to 70 characters.')
+  if (boundary === undefined)
+    throw new Problem('unsupported_media_type', 'A multipart/form-data body needs a boundary of 1 to 70 characters.')
   return boundary
 }
 

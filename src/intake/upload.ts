@@ -80,7 +80,8 @@ export class Upload {
       if (piece !== undefined) this.#limits.onPiece?.(piece)
       return piece
     } catch (error) {
-      this.#fault = error instanceof Problem ? error : new Problem('request_timeout', 'The body broke off.', { cause: error })
+      this.#fault =
+        error instanceof Problem ? error : new Problem('request_timeout', 'The body broke off.', { cause: error })
       throw this.#fault
     } finally {
       this.#movedAt = performance.now()
@@ -133,7 +134,10 @@ export class Upload {
       }
       const onClose = (): void => fail(brokenOff())
       const { idleTimeout } = this.#limits
-      const idle = setTimeout(() => fail(new Problem('request_timeout', `The body paused for more than ${idleTimeout} ms.`)), idleTimeout)
+      const idle = setTimeout(
+        () => fail(new Problem('request_timeout', `The body paused for more than ${idleTimeout} ms.`)),
+        idleTimeout,
+      )
       this.#cut = fail
       body.on('readable', onReadable).once('end', onEnd).once('error', onClose).once('close', onClose)
     })

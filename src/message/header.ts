@@ -29,15 +29,31 @@ const LF = 0x0a
 
 // RFC 5322 §3.6 and RFC 2045: what may stand once. A second one is read by some and not by others.
 const SINGLE = new Set([
-  'date', 'from', 'sender', 'reply-to', 'to', 'cc', 'message-id', 'in-reply-to', 'references', 'subject',
-  'mime-version', 'content-type', 'content-transfer-encoding', 'content-id', 'content-description', 'content-disposition',
+  'date',
+  'from',
+  'sender',
+  'reply-to',
+  'to',
+  'cc',
+  'message-id',
+  'in-reply-to',
+  'references',
+  'subject',
+  'mime-version',
+  'content-type',
+  'content-transfer-encoding',
+  'content-id',
+  'content-description',
+  'content-disposition',
 ])
 
 /**
  * Reads the header of a message and no more: what came of the body with it is `rest`. Throws a 400 Problem for a header
  * of more than 64 KiB, and what Upload.next throws.
  */
-export async function readHeader(upload: Pick<Upload, 'next'>): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
+export async function readHeader(
+  upload: Pick<Upload, 'next'>,
+): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
   const pieces: Buffer[] = []
   const end = new HeaderEnd()
   let size = 0
@@ -47,7 +63,12 @@ export async function readHeader(upload: Pick<Upload, 'next'>): Promise<{ readon
     const bodyStart = end.find(piece)
     size += bodyStart ?? piece.length
     if (size > MAX_HEADER) throw new Problem('malformed_mime', `The header has more than ${MAX_HEADER} bytes.`)
-    if (bodyStart !== undefined) return { head: Buffer.concat([...pieces, piece.subarray(0, bodyStart)]), closed: true, rest: piece.subarray(bodyStart) }
+    if (bodyStart !== undefined)
+      return {
+        head: Buffer.concat([...pieces, piece.subarray(0, bodyStart)]),
+        closed: true,
+        rest: piece.subarray(bodyStart),
+      }
     pieces.push(piece)
   }
 }
@@ -62,7 +83,8 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
     if (faults.length < MAX_FAULTS) faults.push({ path, message })
   }
   const ascii = isAscii(head)
-  if (!ascii && !isUtf8(head)) fault('/headers', 'holds octets that are neither ASCII nor UTF-8: encode them (RFC 2047)')
+  if (!ascii && !isUtf8(head))
+    fault('/headers', 'holds octets that are neither ASCII nor UTF-8: encode them (RFC 2047)')
 
   const lines = head.toString('latin1').split(/\r\n|\r|\n/)
   while (lines.at(-1) === '') lines.pop()
@@ -85,7 +107,10 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   })
 
   const parsed = fields.map(({ name, lines: own }): HeaderField => {
-    const value = own.join('').slice(name.length + 1).trim()
+    const value = own
+      .join('')
+      .slice(name.length + 1)
+      .trim()
     return { name, key: name.toLowerCase(), raw: own.map((line) => `${line}\r\n`).join(''), value }
   })
   const seen = new Set<string>()
@@ -104,7 +129,11 @@ export function writeHeader(fields: readonly Pick<HeaderField, 'raw'>[], closed:
 
 export function invalidHeader(faults: readonly Fault[]): Problem {
   const [first] = faults
-  return new Problem('malformed_mime', first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`, { errors: faults })
+  return new Problem(
+    'malformed_mime',
+    first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`,
+    { errors: faults },
+  )
 }
 
 /** Finds the blank line after a header, piece by piece, each octet looked at once. */

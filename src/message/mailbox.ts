@@ -64,7 +64,8 @@ export function parseAddress(text: string): Omit<Mailbox, 'name'> {
   if (/[,;:<>()[\]\\"@\s]/.test(local)) {
     throw new RangeError('is not exactly one address: lists, groups, comments, routes and quotes are not accepted')
   }
-  if (!LOCAL_PART.test(local) || FORBIDDEN_IN_ADDRESS.test(local)) throw new RangeError('has a local part that is not valid')
+  if (!LOCAL_PART.test(local) || FORBIDDEN_IN_ADDRESS.test(local))
+    throw new RangeError('has a local part that is not valid')
   if (Buffer.byteLength(local) > MAX_LOCAL) throw new RangeError(`has a local part of more than ${MAX_LOCAL} octets`)
   const domain = parseDomain(text.slice(at + 1))
   return { address: `${local}@${domain}`, local, domain }

@@ -2,7 +2,22 @@ import { randomBytes } from 'node:crypto'
 import { detectMimeType } from 'nodemailer/lib/mime-funcs'
 import { Base64Text } from './base64.ts'
 import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
-import { base64Entity, ended, type Entity, field, type FilePlace, isStructured, mailbox, mailboxes, mayBeBase64, multipart, parameterized, type Segment, textEntity, unstructured } from './mime.ts'
+import {
+  base64Entity,
+  ended,
+  type Entity,
+  field,
+  type FilePlace,
+  isStructured,
+  mailbox,
+  mailboxes,
+  mayBeBase64,
+  multipart,
+  parameterized,
+  type Segment,
+  textEntity,
+  unstructured,
+} from './mime.ts'
 import type { AttachmentInput, MessageInput } from '../api/schemas.ts'
 
 /** What the SMTP dialogue says of a message (RFC 5321 §2.3.1), apart from its content. */
@@ -95,7 +110,9 @@ function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: D
     cc.length > 0 ? field('Cc', mailboxes(cc)) : '',
     field('Subject', unstructured(input.subject)),
     field('Message-ID', messageId),
-    ...Object.entries(input.headers ?? {}).map(([name, value]) => field(name, isStructured(name) ? value : unstructured(value))),
+    ...Object.entries(input.headers ?? {}).map(([name, value]) =>
+      field(name, isStructured(name) ? value : unstructured(value)),
+    ),
     field('MIME-Version', '1.0'),
   ].join('')
 }
@@ -113,17 +130,30 @@ function sizeOf(content: readonly Segment[]): number | undefined {
 function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<string, Buffer>): Entity {
   const boundary = boundaries()
   const files = (input.attachments ?? []).map((attachment, index): File => {
-    return { make: attachmentEntity(attachment, index, contents), inline: input.html !== undefined && attachment.content_id !== undefined, streamed: attachment.part !== undefined }
+    return {
+      make: attachmentEntity(attachment, index, contents),
+      inline: input.html !== undefined && attachment.content_id !== undefined,
+      streamed: attachment.part !== undefined,
+    }
   })
   const ordered = inOrder(files)
   const inline = ordered ? files.filter((file) => file.inline).map(({ make }) => make) : []
-  const attached = ordered ? files.filter((file) => !file.inline).map(({ make }) => make) : files.map(({ make }) => make)
+  const attached = ordered
+    ? files.filter((file) => !file.inline).map(({ make }) => make)
+    : files.map(({ make }) => make)
 
   // The outermost entity carries the message's own fields: which one that is depends on what there is to carry.
   const wrap = (entities: readonly EntityMaker[], subtype: string, params = ''): EntityMaker => {
     const [only] = entities
     if (entities.length === 1 && only !== undefined) return only
-    return (headers) => multipart(subtype, boundary(), entities.map((make) => make('')), params, headers)
+    return (headers) =>
+      multipart(
+        subtype,
+        boundary(),
+        entities.map((make) => make('')),
+        params,
+        headers,
+      )
   }
   const { text, html, calendar } = input
   const bodies: EntityMaker[] = []
@@ -133,13 +163,23 @@ function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<str
     bodies.push(wrap([page, ...inline], 'related', '; type="text/html"'))
   }
   if (calendar !== undefined) {
-    bodies.push((headers) => textEntity(`text/calendar; charset=utf-8; method=${calendar.method}`, calendar.content, headers))
+    bodies.push((headers) =>
+      textEntity(`text/calendar; charset=utf-8; method=${calendar.method}`, calendar.content, headers),
+    )
   }
   const readable = bodies.length > 0 ? [wrap(bodies, 'alternative')] : []
   const parts = [...readable, ...attached]
   if (attached.length === 0) return wrap(parts, 'mixed')(fields)
-  const [subtype, params] = ordered ? ['mixed', ''] : ['related', `; type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`]
-  return multipart(subtype, boundary(), parts.map((make) => make('')), params, fields)
+  const [subtype, params] = ordered
+    ? ['mixed', '']
+    : ['related', `; type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`]
+  return multipart(
+    subtype,
+    boundary(),
+    parts.map((make) => make('')),
+    params,
+    fields,
+  )
 }
 
 type EntityMaker = (headers: string) => Entity
@@ -155,10 +195,16 @@ interface File {
 /** Whether streamed files keep their order when those within the page go first. If not, everything is related to the page. */
 function inOrder(files: readonly File[]): boolean {
   const firstAttached = files.findIndex(({ inline, streamed }) => streamed && !inline)
-  return firstAttached === -1 || !files.some(({ inline, streamed }, index) => streamed && inline && index > firstAttached)
+  return (
+    firstAttached === -1 || !files.some(({ inline, streamed }, index) => streamed && inline && index > firstAttached)
+  )
 }
 
-function attachmentEntity({ filename, content = '', part, content_type, content_id }: AttachmentInput, index: number, contents?: ReadonlyMap<string, Buffer>): EntityMaker {
+function attachmentEntity(
+  { filename, content = '', part, content_type, content_id }: AttachmentInput,
+  index: number,
+  contents?: ReadonlyMap<string, Buffer>,
+): EntityMaker {
   const type = content_type ?? typeOf(filename)
   const disposition = content_id === undefined ? 'attachment' : 'inline'
   const file: FilePlace | undefined = part === undefined ? undefined : { part, path: `/attachments/${index}/part` }

@@ -13,7 +13,8 @@ const ENCODED_WORD = 52
 const CRLF = '\r\n'
 const LINE_BREAK = Buffer.from(CRLF)
 
-const STRUCTURED = /^(?:list-.*|in-reply-to|references|auto-submitted|precedence|importance|priority|feedback-id|content-language)$/i
+const STRUCTURED =
+  /^(?:list-.*|in-reply-to|references|auto-submitted|precedence|importance|priority|feedback-id|content-language)$/i
 
 /** The place of a file whose bytes the caller still has to send, encoded on their way. */
 export interface FilePlace {
@@ -80,7 +81,10 @@ export function parameterized(value: string, params: Readonly<Record<string, str
 export function textEntity(contentType: string, text: string, headers = ''): Entity {
   const normalized = text.replace(/\r\n|\r|\n/g, CRLF)
   const [encoding, body] = encodeText(normalized)
-  return [Buffer.from(`${headers}Content-Type: ${contentType}${CRLF}Content-Transfer-Encoding: ${encoding}${CRLF}${CRLF}`), Buffer.from(body)]
+  return [
+    Buffer.from(`${headers}Content-Type: ${contentType}${CRLF}Content-Transfer-Encoding: ${encoding}${CRLF}${CRLF}`),
+    Buffer.from(body),
+  ]
 }
 
 /** A part that goes out in base64. Content is never decoded: only the line breaks are added. */
@@ -89,7 +93,13 @@ export function base64Entity(headers: string, content: Base64Text | FilePlace): 
 }
 
 /** A multipart entity (RFC 2046 §5.1). The boundary has to be one that no part can contain. */
-export function multipart(subtype: string, boundary: string, parts: readonly Entity[], params = '', headers = ''): Entity {
+export function multipart(
+  subtype: string,
+  boundary: string,
+  parts: readonly Entity[],
+  params = '',
+  headers = '',
+): Entity {
   const delimiter = Buffer.from(`${CRLF}--${boundary}${CRLF}`)
   const head = `${headers}Content-Type: multipart/${subtype}; boundary="${boundary}"${params}${CRLF}`
   return [Buffer.from(head), ...parts.flatMap((part) => [delimiter, ...part]), Buffer.from(`${CRLF}--${boundary}--`)]
@@ -104,12 +114,18 @@ export function ended(entity: Entity): Entity {
 function encodeText(text: string): [encoding: string, body: string] {
   if (isPlainText(text) && longestLine(text) <= BASE64_LINE) return ['7bit', text]
   if (wordEncoding(text) === 'Q') return ['quoted-printable', wrapQuotedPrintable(encodeQuotedPrintable(text))]
-  return ['base64', Buffer.from(text).toString('base64').replace(/.{76}(?!$)/g, `$&${CRLF}`)]
+  return [
+    'base64',
+    Buffer.from(text)
+      .toString('base64')
+      .replace(/.{76}(?!$)/g, `$&${CRLF}`),
+  ]
 }
 
 function phrase(name: string): string {
   // Many readers decode encoded words in quoted names too, and some look for addresses in what comes out.
-  if (needsSmtpUtf8(name) || name.includes('=?') || !isFoldable(name)) return encodeWord(name, wordEncoding(name), ENCODED_WORD)
+  if (needsSmtpUtf8(name) || name.includes('=?') || !isFoldable(name))
+    return encodeWord(name, wordEncoding(name), ENCODED_WORD)
   if (/^[\w!#$%&'*+/^`{|}~-]+(?: [\w!#$%&'*+/^`{|}~-]+)*$/.test(name)) return name
   return `"${name.replace(/["\\]/g, '\\$&')}"`
 }

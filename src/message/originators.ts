@@ -40,7 +40,8 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
   const from = originators.filter(({ path }) => path.toLowerCase() === '/headers/from')
   const [first] = from
   if (of('from').length === 0) faults.push({ path: '/headers/From', message: 'is required' })
-  if (from.length > 1 && of('sender').length === 0) faults.push({ path: '/headers/Sender', message: 'is required where From has several mailboxes (RFC 5322 §3.6.2)' })
+  if (from.length > 1 && of('sender').length === 0)
+    faults.push({ path: '/headers/Sender', message: 'is required where From has several mailboxes (RFC 5322 §3.6.2)' })
   if (fields.some(({ key }) => key.startsWith('resent-')) && of('resent-from').length === 0) {
     faults.push({ path: '/headers/Resent-From', message: 'is required where a message is resent (RFC 5322 §3.6.6)' })
   }
@@ -59,8 +60,13 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
 }
 
 /** The addresses that the client's sender policy does not allow. */
-export function refusedOriginators(originators: readonly Originator[], { from }: Pick<Client, 'from'>): readonly RefusedAddress[] {
-  return originators.filter(({ address }) => !from.allows(address)).map(({ path, address }) => ({ path, address: address.address }))
+export function refusedOriginators(
+  originators: readonly Originator[],
+  { from }: Pick<Client, 'from'>,
+): readonly RefusedAddress[] {
+  return originators
+    .filter(({ address }) => !from.allows(address))
+    .map(({ path, address }) => ({ path, address: address.address }))
 }
 
 function originatorsOf({ key, name, value }: HeaderField, faults: Fault[]): readonly Originator[] {
@@ -89,7 +95,8 @@ export function parseAddressList(text: string): readonly Address[] {
   TOKEN.lastIndex = 0
   while (TOKEN.lastIndex < text.length) {
     const token = TOKEN.exec(text)?.[0]
-    if (token === undefined) throw new RangeError('is not a list of mailboxes: groups, comments and routes are not accepted')
+    if (token === undefined)
+      throw new RangeError('is not a list of mailboxes: groups, comments and routes are not accepted')
     if (token === ',') mailboxes.push([])
     else if (!/^[ \t]/.test(token)) mailboxes.at(-1)?.push(token)
   }

@@ -27,7 +27,10 @@ export class RawBody {
     if (this.#eightBit || isAscii(piece)) return
     this.#eightBit = true
     if (this.#relay === undefined || (await this.#takesEightBit(this.#relay))) return
-    throw new Problem('malformed_mime', `The message holds 8-bit octets, and ${this.#relay.label} does not announce 8BITMIME (RFC 6152): encode them.`)
+    throw new Problem(
+      'malformed_mime',
+      `The message holds 8-bit octets, and ${this.#relay.label} does not announce 8BITMIME (RFC 6152): encode them.`,
+    )
   }
 
   /** A line ends at CR, LF or both. Goes from one line end to the last within reach of it, not from byte to byte. */
@@ -47,7 +50,9 @@ export class RawBody {
     try {
       return await relay.supports('8BITMIME')
     } catch (cause) {
-      throw new Problem('relay_unavailable', `${relay.label} could not be asked whether it takes 8-bit octets.`, { cause })
+      throw new Problem('relay_unavailable', `${relay.label} could not be asked whether it takes 8-bit octets.`, {
+        cause,
+      })
     }
   }
 }

@@ -27,7 +27,8 @@ export function acmeServer(options: AcmeOptions): Server {
     request.resume()
     const path = targetPath(request.url)
     const readable = request.method === 'GET' || request.method === 'HEAD'
-    if (options.webroot === undefined || !readable || !path.startsWith(PREFIX)) return redirect(request, response, path, options)
+    if (options.webroot === undefined || !readable || !path.startsWith(PREFIX))
+      return redirect(request, response, path, options)
     readChallenge(options.webroot, path.slice(PREFIX.length)).then(
       (content) => respond(request, response, 200, content, { 'content-type': 'application/octet-stream' }),
       () => say(request, response, 404, 'There is no such challenge.'),
@@ -40,7 +41,9 @@ export function acmeServer(options: AcmeOptions): Server {
 /** Throws a LoadError when the webroot is no directory: an ACME client would fail much later, and elsewhere. */
 export function checkWebroot(webroot: string | undefined): void {
   if (webroot === undefined || isDirectory(webroot)) return
-  throw new LoadError([`POSTERN_ACME_WEBROOT ${webroot} is not a directory: make it, and name it to the ACME client as its webroot.`])
+  throw new LoadError([
+    `POSTERN_ACME_WEBROOT ${webroot} is not a directory: make it, and name it to the ACME client as its webroot.`,
+  ])
 }
 
 function isDirectory(path: string): boolean {
@@ -69,11 +72,19 @@ async function readChallenge(webroot: string, token: string): Promise<Buffer> {
   }
 }
 
-function redirect(request: IncomingMessage, response: ServerResponse, path: string, { publicUrl, httpsPort }: AcmeOptions): void {
+function redirect(
+  request: IncomingMessage,
+  response: ServerResponse,
+  path: string,
+  { publicUrl, httpsPort }: AcmeOptions,
+): void {
   const base = publicUrl === undefined ? requestedHost(request.headers.host, httpsPort()) : withoutEnd(publicUrl)
   if (base === undefined) return say(request, response, 400, 'The Host header names no host.')
   const location = base + path
-  respond(request, response, 301, Buffer.from(`Moved to ${location}\n`), { location, 'content-type': 'text/plain; charset=utf-8' })
+  respond(request, response, 301, Buffer.from(`Moved to ${location}\n`), {
+    location,
+    'content-type': 'text/plain; charset=utf-8',
+  })
 }
 
 /** The base of a redirect to the host that was asked for: a name, IPv4 or [IPv6], nothing that reads as anything else. */
@@ -98,7 +109,19 @@ function say(request: IncomingMessage, response: ServerResponse, status: number,
   respond(request, response, status, Buffer.from(`${text}\n`), { 'content-type': 'text/plain; charset=utf-8' })
 }
 
-function respond(request: IncomingMessage, response: ServerResponse, status: number, body: Buffer, headers: Record<string, string>): void {
-  response.writeHead(status, { ...headers, 'content-length': body.length, 'cache-control': 'no-store', 'x-content-type-options': 'nosniff', connection: 'close' })
+function respond(
+  request: IncomingMessage,
+  response: ServerResponse,
+  status: number,
+  body: Buffer,
+  headers: Record<string, string>,
+): void {
+  response.writeHead(status, {
+    ...headers,
+    'content-length': body.length,
+    'cache-control': 'no-store',
+    'x-content-type-options': 'nosniff',
+    connection: 'close',
+  })
   response.end(request.method === 'HEAD' ? undefined : body)
 }

@@ -28,7 +28,12 @@ export interface AuditResult {
 }
 
 /** Writes the one log line of a message: its request, who asked, what became of it. */
-export function writeAudit(request: FastifyRequest, reply: FastifyReply, result: AuditResult, recipients: LogRecipients): void {
+export function writeAudit(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  result: AuditResult,
+  recipients: LogRecipients,
+): void {
   const { audit, caller } = request
   const shown = (email: string): string => (recipients === 'full' ? email : email.slice(email.lastIndexOf('@')))
   const { problem } = result
@@ -42,8 +47,14 @@ export function writeAudit(request: FastifyRequest, reply: FastifyReply, result:
     recipient_count: audit?.recipients?.length ?? null,
     bytes: audit?.bytes ?? null,
     relay: result.relay ?? problem?.smtp?.relay ?? null,
-    reply: recipients === 'full' ? (result.response ?? problem?.smtp?.response ?? null) : (result.code ?? problem?.smtp?.code ?? null),
-    rejected: recipients === 'none' ? (result.rejected?.length ?? 0) : (result.rejected?.map(({ email, code }) => ({ email: shown(email), code })) ?? []),
+    reply:
+      recipients === 'full'
+        ? (result.response ?? problem?.smtp?.response ?? null)
+        : (result.code ?? problem?.smtp?.code ?? null),
+    rejected:
+      recipients === 'none'
+        ? (result.rejected?.length ?? 0)
+        : (result.rejected?.map(({ email, code }) => ({ email: shown(email), code })) ?? []),
     outcome: result.outcome,
     status: 200,
     duration_ms: Math.round(reply.elapsedTime * 10) / 10,
@@ -78,5 +89,8 @@ export function logRefusal(log: FastifyBaseLogger, problem: Problem, line: objec
 
 /** The places of a stack trace, without the message above them. */
 function framesOf({ stack = '' }: Error): string {
-  return stack.split('\n').filter((line) => /^ +at /.test(line)).join('\n')
+  return stack
+    .split('\n')
+    .filter((line) => /^ +at /.test(line))
+    .join('\n')
 }

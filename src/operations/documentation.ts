@@ -27,7 +27,12 @@ const PAGE = `<!doctype html>
 
 /** `/openapi.json` and `/docs`, a page to read it on. `describe` gives the OpenAPI document. */
 export function documentationRoutes(describe: () => object): OperationsRoutes {
-  const page = { status: 200, type: 'text/html; charset=utf-8', body: PAGE, headers: { 'content-security-policy': CONTENT_SECURITY_POLICY } }
+  const page = {
+    status: 200,
+    type: 'text/html; charset=utf-8',
+    body: PAGE,
+    headers: { 'content-security-policy': CONTENT_SECURITY_POLICY },
+  }
   return {
     '/openapi.json': () => ({ status: 200, type: 'application/json; charset=utf-8', body: JSON.stringify(describe()) }),
     '/docs': () => page,

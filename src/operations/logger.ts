@@ -6,10 +6,18 @@ const MAX_WAITING_BYTES = 16 * 1024 * 1024
 
 /** One JSON object a line on stdout; for people where stdout is a terminal and pino-pretty is installed, which no image has. */
 export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger> {
-  const options = { level: log.level, base: null, timestamp: pino.stdTimeFunctions.isoTime, formatters: { level: (label: string) => ({ level: label }) } }
+  const options = {
+    level: log.level,
+    base: null,
+    timestamp: pino.stdTimeFunctions.isoTime,
+    formatters: { level: (label: string) => ({ level: label }) },
+  }
   const pretty = process.stdout.isTTY ? await prettyOutput() : undefined
   if (pretty !== undefined) return pino(options, pretty)
-  const logger: Logger = pino(options, output((lines) => logger.error({ lines }, 'lines of this log were lost: nobody read it')))
+  const logger: Logger = pino(
+    options,
+    output((lines) => logger.error({ lines }, 'lines of this log were lost: nobody read it')),
+  )
   return logger
 }
 

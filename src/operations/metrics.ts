@@ -20,15 +20,36 @@ export class Metrics {
   /** `outcome` is that of the log line: accepted, partial, validated, not_sent, unknown. */
   readonly messages = this.#counter('messages_total', 'Messages by what became of them.', ['client', 'outcome'])
   /** `result` is accepted, rejected (5yz), deferred (4yz) or unknown. */
-  readonly recipients = this.#counter('recipients_total', 'Recipients by what the relay said of them.', ['client', 'result'])
+  readonly recipients = this.#counter('recipients_total', 'Recipients by what the relay said of them.', [
+    'client',
+    'result',
+  ])
   readonly rejections = this.#counter('rejections_total', 'Requests answered with a problem, by its code.', ['code'])
-  readonly handshakeFailures = this.#counter('tls_handshake_failures_total', 'TLS handshakes that failed, by reason.', ['reason'])
-  readonly idempotency = this.#counter('idempotency_total', 'Requests with an Idempotency-Key, by what the store said.', ['result'])
+  readonly handshakeFailures = this.#counter('tls_handshake_failures_total', 'TLS handshakes that failed, by reason.', [
+    'reason',
+  ])
+  readonly idempotency = this.#counter(
+    'idempotency_total',
+    'Requests with an Idempotency-Key, by what the store said.',
+    ['result'],
+  )
   readonly reloads = this.#counter('reloads_total', 'Attempts to put a changed file into service.', ['file', 'result'])
-  readonly requestDuration = this.#histogram('request_duration_seconds', 'Time from the head of a request to the end of its answer.', ['route', 'status'])
-  readonly relayDuration = this.#histogram('relay_duration_seconds', 'Time that an attempt to hand a message over took.', ['relay'])
+  readonly requestDuration = this.#histogram(
+    'request_duration_seconds',
+    'Time from the head of a request to the end of its answer.',
+    ['route', 'status'],
+  )
+  readonly relayDuration = this.#histogram(
+    'relay_duration_seconds',
+    'Time that an attempt to hand a message over took.',
+    ['relay'],
+  )
   readonly relayUp = this.#gauge('relay_up', 'Whether the relay answered last time (1) or not (0).', ['relay'])
-  readonly certificateExpiry = this.#gauge('certificate_expiry_timestamp_seconds', 'notAfter of a certificate, as a Unix time.', ['subject'])
+  readonly certificateExpiry = this.#gauge(
+    'certificate_expiry_timestamp_seconds',
+    'notAfter of a certificate, as a Unix time.',
+    ['subject'],
+  )
 
   constructor() {
     // An alert on an increase misses the first of a series that was not there before.
@@ -63,7 +84,13 @@ export class Metrics {
   }
 
   #histogram<T extends string>(name: string, help: string, labelNames: readonly T[]): Histogram<T> {
-    return new Histogram({ name: `postern_${name}`, help, labelNames: [...labelNames], buckets: SECONDS_BUCKETS, registers: [this.registry] })
+    return new Histogram({
+      name: `postern_${name}`,
+      help,
+      labelNames: [...labelNames],
+      buckets: SECONDS_BUCKETS,
+      registers: [this.registry],
+    })
   }
 
   #gauge<T extends string>(name: string, help: string, labelNames: readonly T[], read?: () => number): Gauge<T> {

@@ -67,7 +67,11 @@ export function admit({ socket, headers }: Arrival, listing: Listing, now = Date
     return forwarded
   }
   const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
-  if (header !== undefined) throw new Problem('unknown_certificate', `${connected.client.name} is no proxy and may not send the header ${header}.`)
+  if (header !== undefined)
+    throw new Problem(
+      'unknown_certificate',
+      `${connected.client.name} is no proxy and may not send the header ${header}.`,
+    )
   return connected
 }
 

@@ -50,7 +50,10 @@ const STREAM_BYTES = 256 * 1024
 const LINGER_MS = 2_000
 
 /** Decides from the head of a request whether its body is read at all, and reads JSON bodies within bounds. */
-export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients, requestTimeout }: IntakeOptions): void {
+export function intake(
+  app: FastifyInstance,
+  { admission, maxSize, maxRecipients, requestTimeout }: IntakeOptions,
+): void {
   app.decorateRequest('place', null)
   app.decorateRequest('bodyHash', '')
   app.decorateRequest('contents', undefined)
@@ -67,7 +70,9 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     const limit = sizeLimit(client, maxSize)
     if (declared > limit) throw tooLarge(limit)
     if (request.headers['content-encoding'] !== undefined) {
-      throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', { headers: { 'accept-encoding': 'identity' } })
+      throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', {
+        headers: { 'accept-encoding': 'identity' },
+      })
     }
     request.place = admission.enter(client.name, isStreamed(request) ? streamRoom(request) : declared)
     const { place } = request
@@ -87,14 +92,18 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
       trickle: trickleOf(callerOf(request).client),
       look: lookOver(request),
     })
-    if (request.headers['idempotency-key'] !== undefined) request.bodyHash = createHash('sha256').update(body).digest('base64url')
+    if (request.headers['idempotency-key'] !== undefined)
+      request.bodyHash = createHash('sha256').update(body).digest('base64url')
     return parseMessage(request, body)
   })
 
   app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, payload: FastifyRequest['raw']) => {
     const place = placeOf(request)
     const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
-    const upload = new Upload(payload, { maxSize: sizeLimit(callerOf(request).client, maxSize), idleTimeout: requestTimeout })
+    const upload = new Upload(payload, {
+      maxSize: sizeLimit(callerOf(request).client, maxSize),
+      idleTimeout: requestTimeout,
+    })
     place.reading((problem) => upload.stop(problem))
     request.parts = new Parts(upload, boundaryOf(request.headers['content-type']), hash)
     return parseMessage(request, await readMessagePart(request.parts, place, lookOver(request)))
@@ -125,13 +134,21 @@ export function intake(app: FastifyInstance, { admission, maxSize, maxRecipients
     return (piece) => {
       const excess = survey.look(piece)
       if (excess === 'recipients') throw tooManyListed(request)
-      if (excess !== undefined) throw new Problem('invalid_message', `The message ${excess === 'depth' ? 'nests deeper' : 'has more values'} than any message needs.`)
+      if (excess !== undefined)
+        throw new Problem(
+          'invalid_message',
+          `The message ${excess === 'depth' ? 'nests deeper' : 'has more values'} than any message needs.`,
+        )
     }
   }
-  const mostListed = (request: FastifyRequest): number => recipientLimit(callerOf(request).client, maxRecipients) + DUPLICATES
+  const mostListed = (request: FastifyRequest): number =>
+    recipientLimit(callerOf(request).client, maxRecipients) + DUPLICATES
   const tooManyListed = (request: FastifyRequest): Problem => {
     const most = mostListed(request)
-    return new Problem('too_many_recipients', `The message lists more than ${most} recipients; ${most - DUPLICATES} are allowed.`)
+    return new Problem(
+      'too_many_recipients',
+      `The message lists more than ${most} recipients; ${most - DUPLICATES} are allowed.`,
+    )
   }
 }
 
@@ -156,7 +173,9 @@ function isStreamed({ headers }: FastifyRequest): boolean {
 
 /** What a streamed body takes: one that does not say how long it is may be long. */
 function streamRoom(request: FastifyRequest): number {
-  return request.headers['content-length'] === undefined ? STREAM_BYTES : Math.min(declaredLength(request), STREAM_BYTES)
+  return request.headers['content-length'] === undefined
+    ? STREAM_BYTES
+    : Math.min(declaredLength(request), STREAM_BYTES)
 }
 
 /** The first part of a multipart body: the message as JSON. It takes its room as it grows. */
@@ -164,7 +183,9 @@ async function readMessagePart(parts: Parts, place: Place, look: (piece: Buffer)
   const name = await parts.next()
   if (name !== 'message') {
     const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(name)}`
-    throw new Problem('invalid_message', `The first part should be "message", but ${found}.`, { errors: [{ path: '/message', message: 'should be the first part' }] })
+    throw new Problem('invalid_message', `The first part should be "message", but ${found}.`, {
+      errors: [{ path: '/message', message: 'should be the first part' }],
+    })
   }
   const pieces: Buffer[] = []
   for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
@@ -183,7 +204,11 @@ export function sizeLimit(client: Client, maxSize: number): number {
 /** A 415 for a body whose media type this route does not take; to be called before it is read. */
 export function refuseOtherThan({ headers }: FastifyRequest, mediaType: RegExp): void {
   const given = headers['content-type']
-  if (given === undefined || !mediaType.test(given)) throw new Problem('unsupported_media_type', `This path does not take ${JSON.stringify(given ?? 'a body without a type')}.`)
+  if (given === undefined || !mediaType.test(given))
+    throw new Problem(
+      'unsupported_media_type',
+      `This path does not take ${JSON.stringify(given ?? 'a body without a type')}.`,
+    )
 }
 
 function declaredLength(request: FastifyRequest): number {
@@ -207,7 +232,8 @@ function linger({ raw, caller, place }: FastifyRequest, reply: FastifyReply): vo
     // A stranger has nothing more to ask on this connection.
     if (caller === null) void reply.header('connection', 'close')
     // Taking out what is not there would keep Node from saying that it closes a connection that was revoked.
-    else if (place !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection')) void reply.removeHeader('connection')
+    else if (place !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection'))
+      void reply.removeHeader('connection')
     return
   }
   void reply.removeHeader('connection')

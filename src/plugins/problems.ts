@@ -35,7 +35,9 @@ export function problems(app: FastifyInstance, events: ProblemEvents): void {
     for (const name of [method].flat()) known.add(name)
     methods.set(url, known)
   })
-  app.setErrorHandler((error: unknown, request, reply) => sendProblem(toProblem(error, request), request, reply, events))
+  app.setErrorHandler((error: unknown, request, reply) =>
+    sendProblem(toProblem(error, request), request, reply, events),
+  )
   // From the head of the request: the body of one that is not served is never read, whatever its media type.
   app.addHook('onRequest', (request, _reply, done) => {
     if (!request.is404) return done()
@@ -46,10 +48,19 @@ export function problems(app: FastifyInstance, events: ProblemEvents): void {
   })
 }
 
-export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply, events: ProblemEvents): FastifyReply {
+export function sendProblem(
+  problem: Problem,
+  request: FastifyRequest,
+  reply: FastifyReply,
+  events: ProblemEvents,
+): FastifyReply {
   events.answered(problem, request, reply)
   // As bytes, because to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
-  return reply.code(problem.status).headers(problem.headers).type(PROBLEM_TYPE).send(Buffer.from(JSON.stringify(problem.toBody(request.id))))
+  return reply
+    .code(problem.status)
+    .headers(problem.headers)
+    .type(PROBLEM_TYPE)
+    .send(Buffer.from(JSON.stringify(problem.toBody(request.id))))
 }
 
 /** A complete HTTP answer for a socket on which no request could be read. The connection ends with it. */
@@ -76,9 +87,13 @@ export function toProblem(error: unknown, request: FastifyRequest): Problem {
     return new Problem(headersOnly ? 'invalid_header' : 'invalid_message', describe(faults), { errors: faults })
   }
   const code = FASTIFY_ERRORS[error.code]
-  if (code === 'malformed_json' || error instanceof SyntaxError) return new Problem('malformed_json', 'The body is not valid JSON.', { cause: error })
+  if (code === 'malformed_json' || error instanceof SyntaxError)
+    return new Problem('malformed_json', 'The body is not valid JSON.', { cause: error })
   if (code === 'unsupported_media_type') {
-    return new Problem(code, `This path does not take ${JSON.stringify(request.headers['content-type'] ?? 'a body without a type')}.`)
+    return new Problem(
+      code,
+      `This path does not take ${JSON.stringify(request.headers['content-type'] ?? 'a body without a type')}.`,
+    )
   }
   if (code !== undefined) return new Problem(code, error.message, { cause: error })
   const status = error.statusCode ?? 500

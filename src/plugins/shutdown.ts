@@ -14,7 +14,16 @@ const BODY_MS = 500
 export function refuseAtShutdown(app: FastifyInstance, shuttingDown: () => boolean): void {
   app.addHook('onRequest', (request, _reply, done) => {
     if (!shuttingDown()) return done()
-    void bodyOf(request.raw).then(() => done(request.is404 ? undefined : new Problem('shutting_down', 'The gateway is shutting down: ask another replica, or this one when it is back.')))
+    void bodyOf(request.raw).then(() =>
+      done(
+        request.is404
+          ? undefined
+          : new Problem(
+              'shutting_down',
+              'The gateway is shutting down: ask another replica, or this one when it is back.',
+            ),
+      ),
+    )
   })
   app.addHook('onSend', ({ raw }, reply, _payload, done) => {
     if (shuttingDown() && (raw.complete || !hasBody(raw))) reply.raw.shouldKeepAlive = false // Node says "Connection: close"

@@ -40,11 +40,16 @@ export class Wire {
     server.on('checkExpectation', (request, response) => server.emit('request', request, response))
     server.on('connect', (request, socket) => {
       socket.on('error', () => {}) // Node has taken its own listener away
-      this.#refuse(request, socket, new Problem('method_not_allowed', 'The gateway is no proxy.', { headers: { allow: 'GET, POST' } }))
+      this.#refuse(
+        request,
+        socket,
+        new Problem('method_not_allowed', 'The gateway is no proxy.', { headers: { allow: 'GET, POST' } }),
+      )
     })
     app.addHook('onRequest', ({ raw: { rawHeaders, httpVersion } }, _reply, done) => {
       const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && /^host$/i.test(name)).length
-      if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1')) throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
+      if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1'))
+        throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
       done()
     })
   }
@@ -71,7 +76,11 @@ export class Wire {
     const id = randomUUID()
     const answer = this.#behindGate(peer, problem)
     this.#metrics.rejections.inc({ code: answer.code })
-    logRefusal(this.#log, answer, { request_id: id, error_code: errorCode, remote: socket instanceof TLSSocket ? socket.remoteAddress : undefined })
+    logRefusal(this.#log, answer, {
+      request_id: id,
+      error_code: errorCode,
+      remote: socket instanceof TLSSocket ? socket.remoteAddress : undefined,
+    })
     socket.end(rawProblem(answer, id))
     socket.resume()
     const linger = setTimeout(() => socket.destroy(), LINGER_MS)
@@ -84,7 +93,9 @@ export class Wire {
       admit(peer, this.#clients.current)
       return problem
     } catch (refusal) {
-      return refusal instanceof Problem ? refusal : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
+      return refusal instanceof Problem
+        ? refusal
+        : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
     }
   }
 }

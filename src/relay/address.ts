@@ -26,13 +26,17 @@ function parseRelay(text: string): RelayAddress {
   } catch {
     throw new RangeError('is not a URL such as smtp://user:password@mail.internal:587')
   }
-  if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:') throw new RangeError('should begin with smtp:// or smtps://')
+  if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:')
+    throw new RangeError('should begin with smtp:// or smtps://')
   if (url.hostname === '') throw new RangeError('names no host')
   if (url.port === '0') throw new RangeError('names port 0, on which nothing can listen')
   if (!['', '/'].includes(url.pathname) || url.search !== '' || url.hash !== '') {
-    throw new RangeError('should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)')
+    throw new RangeError(
+      'should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)',
+    )
   }
-  if ((url.username === '') !== (url.password === '')) throw new RangeError('should name both a user and a password, or neither')
+  if ((url.username === '') !== (url.password === ''))
+    throw new RangeError('should name both a user and a password, or neither')
   const secure = url.protocol === 'smtps:'
   const host = decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
   const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)

@@ -136,7 +136,13 @@ export class Handover extends MimeNode {
 
   override getEnvelope(): { from: string; to: string[]; size?: number; use8BitMime: boolean; dsn?: object } {
     const { from, to, size, eightBit = false, dsn } = this.#outgoing.envelope
-    return { from, to: [...to], use8BitMime: eightBit, ...(size !== undefined && { size }), ...(dsn && { dsn: dsnParameters(dsn) }) }
+    return {
+      from,
+      to: [...to],
+      use8BitMime: eightBit,
+      ...(size !== undefined && { size }),
+      ...(dsn && { dsn: dsnParameters(dsn) }),
+    }
   }
 
   override createReadStream(): Readable {
@@ -157,7 +163,8 @@ function quickened<T>(destination: T): T {
   if (!(destination instanceof DataStream)) return destination
   const escape = destination._transform.bind(destination)
   destination._transform = (piece, encoding, done) => {
-    if (!Buffer.isBuffer(piece) || piece.length === 0 || !needsNoEscape(piece, destination.lastByte)) return escape(piece, encoding, done)
+    if (!Buffer.isBuffer(piece) || piece.length === 0 || !needsNoEscape(piece, destination.lastByte))
+      return escape(piece, encoding, done)
     destination.inByteCount += piece.length
     destination.outByteCount += piece.length
     destination.lastByte = piece.at(-1) ?? false

@@ -36,13 +36,21 @@ interface SmtpError {
 export function judge(error: unknown, relay: string, progress: Progress): Failure {
   const smtpError = readError(error)
   const { reply } = smtpError
-  const smtp: SmtpReply = { relay, ...(reply && replyDetails(reply.code, reply.text)), ...(smtpError.rejected.length > 0 && { rejected: smtpError.rejected }) }
+  const smtp: SmtpReply = {
+    relay,
+    ...(reply && replyDetails(reply.code, reply.text)),
+    ...(smtpError.rejected.length > 0 && { rejected: smtpError.rejected }),
+  }
   const refusal = reply !== undefined && reply.code >= 400 && reply.code < 600 ? reply.code : undefined
   const answer = (problem: Problem, relayFailed: boolean, stale = false): Failure => ({ problem, relayFailed, stale })
 
   if (progress.complete && refusal === undefined) {
     return answer(
-      new Problem('delivery_unknown', `The whole message was handed to ${relay} and no reply came: it may have been delivered.`, { smtp, cause: error }),
+      new Problem(
+        'delivery_unknown',
+        `The whole message was handed to ${relay} and no reply came: it may have been delivered.`,
+        { smtp, cause: error },
+      ),
       false,
     )
   }
@@ -50,16 +58,31 @@ export function judge(error: unknown, relay: string, progress: Progress): Failur
   // RFC 5321 §3.8: 421 closes the session, whatever it answers.
   const closing = refusal === 421
   if (refusal !== undefined && refusal >= 500 && aboutTheMessage) {
-    return answer(new Problem('rejected_by_relay', `${relay} refused the message: ${reply?.text ?? ''}`, { smtp, cause: error }), false)
+    return answer(
+      new Problem('rejected_by_relay', `${relay} refused the message: ${reply?.text ?? ''}`, { smtp, cause: error }),
+      false,
+    )
   }
-  const stale = progress.started && !progress.bodyStarted && smtpError.code === 'ECONNECTION' && smtpError.command === undefined && !closing
+  const stale =
+    progress.started &&
+    !progress.bodyStarted &&
+    smtpError.code === 'ECONNECTION' &&
+    smtpError.command === undefined &&
+    !closing
   if (refusal !== undefined && refusal < 500) {
-    const problem = new Problem('deferred_by_relay', `${relay} put the message off: ${reply?.text ?? ''}`, { smtp, cause: error })
+    const problem = new Problem('deferred_by_relay', `${relay} put the message off: ${reply?.text ?? ''}`, {
+      smtp,
+      cause: error,
+    })
     return answer(problem, closing || !aboutTheMessage)
   }
   // A message that waited in vain for a connection says nothing about the relay's health.
   const relayFailed = progress.assigned || smtpError.code !== 'EABORT'
-  return answer(new Problem('relay_unavailable', `${relay} ${reasonOf(smtpError)}.`, { smtp, cause: error }), relayFailed, stale)
+  return answer(
+    new Problem('relay_unavailable', `${relay} ${reasonOf(smtpError)}.`, { smtp, cause: error }),
+    relayFailed,
+    stale,
+  )
 }
 
 /** Reply code, enhanced status code (RFC 3463) and text of an SMTP reply. */
@@ -89,7 +112,10 @@ function readError(error: unknown): SmtpError {
   return {
     code: typeof code === 'string' ? code : '',
     command: typeof command === 'string' ? command : undefined,
-    reply: typeof replyCode === 'number' ? { code: replyCode, text: typeof text === 'string' ? text : String(replyCode) } : undefined,
+    reply:
+      typeof replyCode === 'number'
+        ? { code: replyCode, text: typeof text === 'string' ? text : String(replyCode) }
+        : undefined,
     rejected: rejectedRecipients(property(error, 'rejectedErrors')),
   }
 }
@@ -107,7 +133,9 @@ function reasonOf({ code, reply }: SmtpError): string {
     case 'EABORT':
       return 'did not answer in time'
     default:
-      return reply === undefined ? 'could not be reached or closed the connection' : `did not open a session: ${reply.text}`
+      return reply === undefined
+        ? 'could not be reached or closed the connection'
+        : `did not open a session: ${reply.text}`
   }
 }
 

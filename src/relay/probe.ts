@@ -2,7 +2,11 @@ import SMTPConnection from 'nodemailer/lib/smtp-connection'
 import type { SMTPPoolOptions } from 'nodemailer/lib/smtp-pool'
 
 /** How to open a session with a relay: what the pool and a probe have in common. */
-export type SmtpSessionOptions = SMTPPoolOptions & { readonly host: string; readonly port: number; readonly secure: boolean }
+export type SmtpSessionOptions = SMTPPoolOptions & {
+  readonly host: string
+  readonly port: number
+  readonly secure: boolean
+}
 
 export interface ProbeResult {
   /** EHLO keywords of the session as messages get it, after TLS; upper case. */
@@ -23,7 +27,9 @@ export function probe(session: SmtpSessionOptions): Promise<ProbeResult> {
       connection.close()
     }
     connection.on('error', fail)
-    connection.once('end', () => reject(Object.assign(new Error('the relay closed the connection'), { code: 'ECONNECTION' })))
+    connection.once('end', () =>
+      reject(Object.assign(new Error('the relay closed the connection'), { code: 'ECONNECTION' })),
+    )
     connection.connect((error) => {
       if (error) return fail(error)
       const announced = { extensions: keywords(connection.lastServerResponse), encrypted: connection.secure }
@@ -33,8 +39,9 @@ export function probe(session: SmtpSessionOptions): Promise<ProbeResult> {
       }
       const { auth } = session
       if (auth === undefined || !connection.allowsAuth) return done(false)
-      connection.login({ user: auth.user ?? '', pass: auth.pass ?? '', credentials: { user: auth.user ?? '', pass: auth.pass ?? '' } }, (failure) =>
-        failure ? fail(failure) : done(true),
+      connection.login(
+        { user: auth.user ?? '', pass: auth.pass ?? '', credentials: { user: auth.user ?? '', pass: auth.pass ?? '' } },
+        (failure) => (failure ? fail(failure) : done(true)),
       )
     })
   })
@@ -42,5 +49,8 @@ export function probe(session: SmtpSessionOptions): Promise<ProbeResult> {
 
 function keywords(ehlo: string | false): readonly string[] {
   if (ehlo === false) return []
-  return ehlo.split('\n').slice(1).flatMap((line) => /^250[ -]([A-Za-z0-9-]+)/.exec(line)?.[1]?.toUpperCase() ?? [])
+  return ehlo
+    .split('\n')
+    .slice(1)
+    .flatMap((line) => /^250[ -]([A-Za-z0-9-]+)/.exec(line)?.[1]?.toUpperCase() ?? [])
 }

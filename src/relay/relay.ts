@@ -95,7 +95,8 @@ export class Relay {
       if (streamed !== undefined) leaveLane = await this.#lanes.enter(streamed.owner, signal)
       return await this.#handOver(handover, signal)
     } catch (error) {
-      if (streamed?.fault !== undefined) throw new AttemptFailed({ problem: streamed.fault, relayFailed: false, stale: false })
+      if (streamed?.fault !== undefined)
+        throw new AttemptFailed({ problem: streamed.fault, relayFailed: false, stale: false })
       throw new AttemptFailed(judge(error, this.label, handover))
     } finally {
       over = true
@@ -143,10 +144,13 @@ export class Relay {
         // carry nothing else, and the message must not be completed behind the caller's back.
         if (handover.bodyStarted && !handover.complete) {
           handover.abandon()
-          this.#connections().find((resource) => resource.queueEntry && resource.queueEntry.mail === mail)?.close()
+          this.#connections()
+            .find((resource) => resource.queueEntry && resource.queueEntry.mail === mail)
+            ?.close()
           if (error === null) return reject(new Error('the relay replied before it had the whole message'))
         }
-        if (error !== null || info === undefined) return reject(error ?? new Error('the pool reported neither a reply nor an error'))
+        if (error !== null || info === undefined)
+          return reject(error ?? new Error('the pool reported neither a reply nor an error'))
         this.#extensions = info.ehlo?.map((line) => line.split(' ')[0]?.toUpperCase() ?? '')
         resolve({
           relay: this.label,
@@ -166,7 +170,12 @@ export class Relay {
   }
 }
 
-function sessionOptions(address: RelayAddress, smtp: Config['smtp'], ca: string | undefined, setupMs: number): SmtpSessionOptions {
+function sessionOptions(
+  address: RelayAddress,
+  smtp: Config['smtp'],
+  ca: string | undefined,
+  setupMs: number,
+): SmtpSessionOptions {
   const startTls = smtp.tls
   return {
     host: address.host,

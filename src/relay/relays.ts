@@ -178,12 +178,19 @@ async function requireSmtpUtf8(relay: Relay): Promise<void> {
     supported = await relay.supports('SMTPUTF8')
   } catch (error) {
     throw new AttemptFailed({
-      problem: new Problem('relay_unavailable', `${relay.label} could not be asked whether it takes non-ASCII local parts.`, { cause: error }),
+      problem: new Problem(
+        'relay_unavailable',
+        `${relay.label} could not be asked whether it takes non-ASCII local parts.`,
+        { cause: error },
+      ),
       relayFailed: true,
       stale: false,
     })
   }
   if (!supported) {
-    throw new Problem('smtputf8_unsupported', `${relay.label} does not announce SMTPUTF8 (RFC 6531), which a non-ASCII local part needs.`)
+    throw new Problem(
+      'smtputf8_unsupported',
+      `${relay.label} does not announce SMTPUTF8 (RFC 6531), which a non-ASCII local part needs.`,
+    )
   }
 }

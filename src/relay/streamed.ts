@@ -74,7 +74,10 @@ export class StreamedContent {
       }
       this.#endedAt = performance.now()
     } catch (error) {
-      this.fault = error instanceof Problem ? error : new Problem('internal', 'The gateway failed to read the message.', { cause: error })
+      this.fault =
+        error instanceof Problem
+          ? error
+          : new Problem('internal', 'The gateway failed to read the message.', { cause: error })
       // nodemailer writes its own code into the error that it gets.
       throw new Error('the content broke off', { cause: error })
     }

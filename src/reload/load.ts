@@ -34,7 +34,8 @@ export function loadRelayCa({ smtp }: Pick<Config, 'smtp'>): string | undefined 
   if (smtp.ca === undefined) return undefined
   const faults: string[] = []
   const pem = readFile('POSTERN_SMTP_CA', smtp.ca, faults)
-  if (faults.length === 0 && !pem.includes('-----BEGIN CERTIFICATE-----')) faults.push(`POSTERN_SMTP_CA ${smtp.ca} holds no certificate in PEM form.`)
+  if (faults.length === 0 && !pem.includes('-----BEGIN CERTIFICATE-----'))
+    faults.push(`POSTERN_SMTP_CA ${smtp.ca} holds no certificate in PEM form.`)
   if (faults.length > 0) throw new LoadError(faults)
   return pem
 }

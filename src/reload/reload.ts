@@ -63,13 +63,21 @@ export class Reloader implements ClientSource {
     this.#secureContext = inForce.secureContext
     this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
     const trust = new ClientTrust(inForce.secureContext)
-    this.current = { directory: inForce.clients, trust, forwarded: new ForwardedCertificates(trust), seen: (caller) => this.#expiry.seen(caller) }
+    this.current = {
+      directory: inForce.clients,
+      trust,
+      forwarded: new ForwardedCertificates(trust),
+      seen: (caller) => this.#expiry.seen(caller),
+    }
     this.#expiry.serves(inForce.secureContext.cert)
   }
 
   /** Begins to watch. `close` ends it. */
   serve(server: Server): void {
-    const files = new FileWatch(partsOf(this.#options.config).flatMap(([, paths]) => paths), () => this.reload())
+    const files = new FileWatch(
+      partsOf(this.#options.config).flatMap(([, paths]) => paths),
+      () => this.reload(),
+    )
     const timer = setInterval(() => this.#tick(), SWEEP_MS)
     timer.unref()
     const close = (): void => {
@@ -109,7 +117,10 @@ export class Reloader implements ClientSource {
       this.#failing.set(part, part === 'clients' && error instanceof LoadError ? 'for good' : 'for now')
       if (!loud) return false
       metrics.reloads.inc({ file: part, result: 'failed' })
-      log.error({ file: part, paths, reasons: reasonsOf(error) }, 'a file cannot be put into force: the last good one stays')
+      log.error(
+        { file: part, paths, reasons: reasonsOf(error) },
+        'a file cannot be put into force: the last good one stays',
+      )
       return false
     }
     this.#failing.delete(part)
@@ -132,7 +143,10 @@ export class Reloader implements ClientSource {
       this.#certificateFrom = now
       this.#expiry.serves(text)
     } else {
-      const context = secureContextOptions({ ...good, ...(part === 'crl' ? { crl: text } : { clientCa: text }) }, this.#certificateFrom)
+      const context = secureContextOptions(
+        { ...good, ...(part === 'crl' ? { crl: text } : { clientCa: text }) },
+        this.#certificateFrom,
+      )
       const trust = new ClientTrust(context)
       this.#secureContext = context
       this.current = { ...this.current, trust, forwarded: new ForwardedCertificates(trust) }

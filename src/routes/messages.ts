@@ -26,7 +26,10 @@ export interface MessageRouteOptions {
 }
 
 /** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
-export function messageRoutes(app: TypedApp, { dispatcher, clients, maxSize, maxRecipients }: MessageRouteOptions): void {
+export function messageRoutes(
+  app: TypedApp,
+  { dispatcher, clients, maxSize, maxRecipients }: MessageRouteOptions,
+): void {
   app.route({
     method: 'POST',
     url: '/v1/messages',
@@ -111,11 +114,17 @@ async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGener
 }
 
 function misplaced({ part, path }: FilePlace, found: string | undefined): Problem {
-  return partFault(path, part, found === undefined ? 'is missing' : `is missing where it should come: the next part is ${JSON.stringify(found)}`)
+  return partFault(
+    path,
+    part,
+    found === undefined ? 'is missing' : `is missing where it should come: the next part is ${JSON.stringify(found)}`,
+  )
 }
 
 function partFault(path: string, part: string, message: string): Problem {
-  return new Problem('invalid_message', `The part ${JSON.stringify(part)} ${message}.`, { errors: [{ path, message: `${JSON.stringify(part)} ${message}` }] })
+  return new Problem('invalid_message', `The part ${JSON.stringify(part)} ${message}.`, {
+    errors: [{ path, message: `${JSON.stringify(part)} ${message}` }],
+  })
 }
 
 /** What the schema cannot say: parts are for multipart bodies, and each is for one attachment. Throws a 400 Problem. */
@@ -123,7 +132,8 @@ function checkParts({ input }: Message, parts: Parts | null): void {
   const seen = new Set<string>()
   for (const [index, { part }] of (input.attachments ?? []).entries()) {
     if (part === undefined) continue
-    if (parts === null) throw partFault(`/attachments/${index}/part`, part, 'cannot come: only multipart/form-data has parts')
+    if (parts === null)
+      throw partFault(`/attachments/${index}/part`, part, 'cannot come: only multipart/form-data has parts')
     if (seen.has(part)) throw partFault(`/attachments/${index}/part`, part, 'is named by two attachments')
     seen.add(part)
   }

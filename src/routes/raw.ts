@@ -38,7 +38,10 @@ interface RawEnvelope {
 }
 
 /** POST /v1/messages/raw: a complete message, its header judged, its body passed on to the relay as it comes. */
-export function rawRoute(app: TypedApp, { dispatcher, clients, maxSize, maxRecipients, requestTimeout }: RawRouteOptions): void {
+export function rawRoute(
+  app: TypedApp,
+  { dispatcher, clients, maxSize, maxRecipients, requestTimeout }: RawRouteOptions,
+): void {
   app.route({
     method: 'POST',
     url: '/v1/messages/raw',
@@ -46,7 +49,8 @@ export function rawRoute(app: TypedApp, { dispatcher, clients, maxSize, maxRecip
       operationId: 'sendRawMessage',
       tags: ['Messages'],
       summary: 'Send a complete MIME message',
-      description: 'For clients whose policy says `raw: true`. The query is the envelope; the body is streamed to the relay.',
+      description:
+        'For clients whose policy says `raw: true`. The query is the envelope; the body is streamed to the relay.',
       consumes: ['message/rfc822'],
       querystring: RawQuery,
       response: {
@@ -97,7 +101,12 @@ interface Judging {
 }
 
 /** Judges envelope and header; the body is read only when a relay asks for it. */
-async function prepare(request: FastifyRequest, upload: Upload, { from, to }: RawEnvelope, { id, client, maxRecipients, clients }: Judging): Promise<Outgoing> {
+async function prepare(
+  request: FastifyRequest,
+  upload: Upload,
+  { from, to }: RawEnvelope,
+  { id, client, maxRecipients, clients }: Judging,
+): Promise<Outgoing> {
   const audit: Audit = { from: from?.address ?? '<>', recipients: to.map(({ address }) => address) }
   request.audit = audit
   checkRecipientCount(client, to.length, maxRecipients)
@@ -107,7 +116,11 @@ async function prepare(request: FastifyRequest, upload: Upload, { from, to }: Ra
   const header = judgeHeader(block, id, new Date())
   audit.messageId = header.messageId
   const senders = [...refusedSender(from, client), ...refusedOriginators(header.originators, client)]
-  const recipients = to.flatMap((address, index) => (client.to === undefined || client.to.allows(address) ? [] : [{ path: `/rcpt_to/${index}`, address: address.address }]))
+  const recipients = to.flatMap((address, index) =>
+    client.to === undefined || client.to.allows(address)
+      ? []
+      : [{ path: `/rcpt_to/${index}`, address: address.address }],
+  )
   if (senders.length + recipients.length > 0) throw addressRefusal(client, senders, recipients)
 
   const streamed = new StreamedContent(client.name, upload, async function* (relay) {
@@ -126,7 +139,8 @@ async function prepare(request: FastifyRequest, upload: Upload, { from, to }: Ra
       to: to.map(({ address }) => address),
       size: undefined,
       eightBit: true,
-      smtpUtf8: block.utf8 || [...to, ...(from === undefined ? [] : [from])].some(({ address }) => needsSmtpUtf8(address)),
+      smtpUtf8:
+        block.utf8 || [...to, ...(from === undefined ? [] : [from])].some(({ address }) => needsSmtpUtf8(address)),
       dsn: undefined,
     },
     messageId: header.messageId,

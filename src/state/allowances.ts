@@ -35,7 +35,13 @@ export class Allowances {
   }
 
   /** Gives the way back. */
-  async #take(kind: 'rate' | 'quota', client: string, allowance: Allowance | undefined, points: number, code: ProblemCode): Promise<Taken['refund']> {
+  async #take(
+    kind: 'rate' | 'quota',
+    client: string,
+    allowance: Allowance | undefined,
+    points: number,
+    code: ProblemCode,
+  ): Promise<Taken['refund']> {
     if (allowance === undefined) return async () => {}
     const limiter = this.#limiter(kind, allowance)
     const giveBack = async (unused: number, { msBeforeNext }: RateLimiterRes, since: number): Promise<void> => {
@@ -51,7 +57,9 @@ export class Allowances {
       // The limiter counts what it refuses: a large message must not lock out the small ones after it.
       await giveBack(points, refusal, performance.now())
       const unit = kind === 'rate' ? 'messages' : 'recipients'
-      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s.`, { retryAfter: refusal.msBeforeNext / 1000 })
+      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s.`, {
+        retryAfter: refusal.msBeforeNext / 1000,
+      })
     }
   }
 
@@ -63,7 +71,15 @@ export class Allowances {
     const limiter =
       this.#redis === undefined
         ? memory
-        : new RateLimiterRedis({ storeClient: this.#redis, useRedisPackage: true, rejectIfRedisNotReady: true, insuranceLimiter: memory, keyPrefix, points, duration: seconds })
+        : new RateLimiterRedis({
+            storeClient: this.#redis,
+            useRedisPackage: true,
+            rejectIfRedisNotReady: true,
+            insuranceLimiter: memory,
+            keyPrefix,
+            points,
+            duration: seconds,
+          })
     this.#limiters.set(keyPrefix, limiter)
     return limiter
   }

@@ -41,10 +41,20 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
     const known = shelf.get(key)
     if (known !== undefined) {
       if (known.bodyHash !== '' && bodyHash !== '' && known.bodyHash !== bodyHash) return { state: 'reused' }
-      return known.answer === undefined ? { state: 'running' } : { state: 'finished', answer: known.answer, bodyHash: known.bodyHash }
+      return known.answer === undefined
+        ? { state: 'running' }
+        : { state: 'finished', answer: known.answer, bodyHash: known.bodyHash }
     }
     const size = OVERHEAD + key.length + bodyHash.length
-    const entry: Entry = { key, bodyHash, expires: Date.now() + KEY_LIFETIME_MS, answer: undefined, size, older: undefined, newer: undefined }
+    const entry: Entry = {
+      key,
+      bodyHash,
+      expires: Date.now() + KEY_LIFETIME_MS,
+      answer: undefined,
+      size,
+      older: undefined,
+      newer: undefined,
+    }
     this.#shelves.set(scope, shelf)
     shelf.add(entry)
     this.#account(shelf, 1, size)
@@ -74,7 +84,8 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
 
   #dropExpired(scope: string, shelf: Shelf): void {
     const now = Date.now()
-    for (let entry = shelf.oldestFinished(now); entry !== undefined; entry = shelf.oldestFinished(now)) this.#drop(scope, shelf, entry)
+    for (let entry = shelf.oldestFinished(now); entry !== undefined; entry = shelf.oldestFinished(now))
+      this.#drop(scope, shelf, entry)
   }
 
   #makeRoom(): void {

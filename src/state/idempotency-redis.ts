@@ -66,7 +66,8 @@ export class RedisIdempotencyStore implements IdempotencyStore {
       throw error
     }
     const [state, status, body, stored] = Array.isArray(reply) ? reply.map(String) : []
-    if (state === 'finished') return { state, answer: { status: Number(status), body: body ?? '' }, bodyHash: stored ?? '' }
+    if (state === 'finished')
+      return { state, answer: { status: Number(status), body: body ?? '' }, bodyHash: stored ?? '' }
     if (state === 'running' || state === 'lost' || state === 'reused') return { state }
     if (state !== 'new') throw new Problem('store_unavailable', 'The shared store does not answer as it should.')
     return { state, claim: this.#claim(name, token) }

@@ -54,7 +54,10 @@ export function parseIdempotencyKey(header: string): string {
   const quoted = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(trimmed)?.[1]?.replace(/\\(["\\])/g, '$1')
   const key = quoted ?? trimmed
   if (!/^[\x21-\x7e]{1,255}$/.test(key) || (quoted === undefined && key.startsWith('"'))) {
-    throw new Problem('invalid_idempotency_key', 'An Idempotency-Key is 1 to 255 visible ASCII characters, bare or in double quotes.')
+    throw new Problem(
+      'invalid_idempotency_key',
+      'An Idempotency-Key is 1 to 255 visible ASCII characters, bare or in double quotes.',
+    )
   }
   return key
 }

@@ -39,7 +39,8 @@ const CIPHERS = [
 ].join(':')
 
 // A resumed session skips the check of the certificate's dates and of the CRL; renegotiation is work for nothing.
-const SECURE_OPTIONS = constants.SSL_OP_NO_TICKET | constants.SSL_OP_NO_RENEGOTIATION | constants.SSL_OP_CIPHER_SERVER_PREFERENCE
+const SECURE_OPTIONS =
+  constants.SSL_OP_NO_TICKET | constants.SSL_OP_NO_RENEGOTIATION | constants.SSL_OP_CIPHER_SERVER_PREFERENCE
 
 const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent peers hold a socket no longer
 
@@ -56,10 +57,14 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()): S
   const leaf = chain[0]
   if (leaf !== undefined) {
     faults.push(...validityFaults(leaf, 'the server certificate', now))
-    if (key !== undefined && !leaf.checkPrivateKey(key)) faults.push('the server key does not belong to the server certificate: take both from the same issue')
+    if (key !== undefined && !leaf.checkPrivateKey(key))
+      faults.push('the server key does not belong to the server certificate: take both from the same issue')
   }
   for (const authority of authorities) {
-    if (!authority.ca) faults.push(`the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate: put the CA that signed it there instead`)
+    if (!authority.ca)
+      faults.push(
+        `the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate: put the CA that signed it there instead`,
+      )
   }
   const crl = readRevocationLists(material.crl, faults)
   const options: SecureContext = {
@@ -86,7 +91,9 @@ export const LISTENER_OPTIONS = {
 
 /** The certificates of a PEM text, in order. Text between them is ignored, as openssl does. Throws for a broken one. */
 export function parseCertificates(pem: string): X509Certificate[] {
-  return (pem.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? []).map((block) => new X509Certificate(block))
+  return (pem.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? []).map(
+    (block) => new X509Certificate(block),
+  )
 }
 
 /** `validTo` of a certificate as a date; Node 20 has it only as a text. */
@@ -128,7 +135,8 @@ function readRevocationLists(pem: string | undefined, faults: string[]): readonl
 
 function validityFaults(certificate: X509Certificate, what: string, now: Date): string[] {
   if (notAfter(certificate) < now) return [`${what} has expired on ${notAfter(certificate).toISOString()}: renew it`]
-  if (notBefore(certificate) > now) return [`${what} is not valid before ${notBefore(certificate).toISOString()}: check the clock`]
+  if (notBefore(certificate) > now)
+    return [`${what} is not valid before ${notBefore(certificate).toISOString()}: check the clock`]
   return []
 }
 

@@ -26,7 +26,7 @@ export interface Extension {
 
 /** The elements that stand side by side in `der`. Throws a RangeError where they do not fill it exactly. */
 export function* elements(der: Buffer): Generator<Element> {
-  for (let start = 0; start < der.length; ) {
+  for (let start = 0; start < der.length;) {
     const { content, end } = measure(der, start)
     yield { tag: der.readUInt8(start), content: der.subarray(content, end), whole: der.subarray(start, end) }
     start = end
@@ -46,7 +46,11 @@ export function readExtensions(explicit: Buffer): Extension[] {
     const [id, second, third] = elements(content)
     const value = third ?? second
     if (id === undefined || value === undefined) throw new RangeError('is not an X.509 extension')
-    return { id: id.content.toString('hex'), critical: third !== undefined && second?.tag === TAG.boolean && second.content[0] !== 0, value: value.content }
+    return {
+      id: id.content.toString('hex'),
+      critical: third !== undefined && second?.tag === TAG.boolean && second.content[0] !== 0,
+      value: value.content,
+    }
   })
 }
 

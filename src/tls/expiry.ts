@@ -63,7 +63,12 @@ export class ExpiryWatch {
       this.#warned.set(fingerprint, now)
       const days = Math.floor((end - now) / DAY_MS)
       this.#log.warn(
-        { subject, fingerprint: formatFingerprint(fingerprint), not_after: new Date(end).toISOString(), days_left: days },
+        {
+          subject,
+          fingerprint: formatFingerprint(fingerprint),
+          not_after: new Date(end).toISOString(),
+          days_left: days,
+        },
         end < now ? 'a certificate has expired' : 'a certificate expires soon: renew it',
       )
     }

@@ -9,28 +9,46 @@ const SOON_DAYS = 30 // time to find out who renews it
 const SERVER_AUTH = '1.3.6.1.5.5.7.3.1'
 
 /** What is wrong with a server certificate (with its chain) that a listener would take all the same: a sentence each. */
-export function serverFindings(chain: readonly X509Certificate[], bundle: readonly X509Certificate[], now = new Date()): string[] {
+export function serverFindings(
+  chain: readonly X509Certificate[],
+  bundle: readonly X509Certificate[],
+  now = new Date(),
+): string[] {
   const [leaf, ...above] = chain
   if (leaf === undefined) return []
   const findings: string[] = []
   if (leaf.subjectAltName === undefined) {
-    findings.push(`The server certificate ${named(leaf)} has no alternative name (SAN), so no current client accepts it: issue one with "postern cert server NAME --san NAME".`)
+    findings.push(
+      `The server certificate ${named(leaf)} has no alternative name (SAN), so no current client accepts it: issue one with "postern cert server NAME --san NAME".`,
+    )
   }
   if (leaf.keyUsage !== undefined && !leaf.keyUsage.includes(SERVER_AUTH)) {
-    findings.push(`The server certificate ${named(leaf)} is not for servers (it lacks the extended key usage serverAuth), so clients refuse it: issue one with "postern cert server NAME".`)
+    findings.push(
+      `The server certificate ${named(leaf)} is not for servers (it lacks the extended key usage serverAuth), so clients refuse it: issue one with "postern cert server NAME".`,
+    )
   }
-  if (leaf.ca) findings.push(`The server certificate ${named(leaf)} is a CA certificate: put the certificate of the server first in the file, and its chain after it.`)
+  if (leaf.ca)
+    findings.push(
+      `The server certificate ${named(leaf)} is a CA certificate: put the certificate of the server first in the file, and its chain after it.`,
+    )
   for (const [index, issuer] of above.entries()) {
     const issued = chain[index]
     if (issued !== undefined && !signed(issuer, issued)) {
-      findings.push(`In the chain of the server certificate, ${named(issuer)} did not sign ${named(issued)}: each certificate has to be followed by the one that signed it.`)
+      findings.push(
+        `In the chain of the server certificate, ${named(issuer)} did not sign ${named(issued)}: each certificate has to be followed by the one that signed it.`,
+      )
     }
   }
   if (above.length === 0 && !hasIssuer(leaf, bundle)) {
-    findings.push(`The CA that signed the server certificate, "${oneLine(leaf.issuer)}", is neither in its file nor in POSTERN_TLS_CLIENT_CA: put the whole chain in the file (of certbot's, fullchain.pem), or take the certificate that belongs to this CA.`)
+    findings.push(
+      `The CA that signed the server certificate, "${oneLine(leaf.issuer)}", is neither in its file nor in POSTERN_TLS_CLIENT_CA: put the whole chain in the file (of certbot's, fullchain.pem), or take the certificate that belongs to this CA.`,
+    )
   }
   for (const authority of above) {
-    if (notAfter(authority) < now) findings.push(`The CA certificate ${named(authority)} in the chain of the server certificate has expired on ${day(notAfter(authority))}: replace it by its successor.`)
+    if (notAfter(authority) < now)
+      findings.push(
+        `The CA certificate ${named(authority)} in the chain of the server certificate has expired on ${day(notAfter(authority))}: replace it by its successor.`,
+      )
   }
   for (const certificate of chain) findings.push(...dateFindings(certificate, 'The certificate', now))
   return findings
@@ -40,21 +58,34 @@ export function serverFindings(chain: readonly X509Certificate[], bundle: readon
 export function bundleFindings(bundle: readonly X509Certificate[], now = new Date()): string[] {
   return bundle.flatMap((authority) => {
     const findings = dateFindings(authority, 'The client CA', now)
-    if (notAfter(authority) < now) findings.push(`The client CA ${named(authority)} has expired on ${day(notAfter(authority))}, so nobody with a certificate of it gets in: put its successor into the bundle.`)
-    if (notBefore(authority) > now) findings.push(`The client CA ${named(authority)} is not valid before ${day(notBefore(authority))}: check the clock.`)
+    if (notAfter(authority) < now)
+      findings.push(
+        `The client CA ${named(authority)} has expired on ${day(notAfter(authority))}, so nobody with a certificate of it gets in: put its successor into the bundle.`,
+      )
+    if (notBefore(authority) > now)
+      findings.push(
+        `The client CA ${named(authority)} is not valid before ${day(notBefore(authority))}: check the clock.`,
+      )
     if (!bundle.some((issuer) => signed(issuer, authority))) {
-      findings.push(`The client CA ${named(authority)} is an intermediate one and its root is not in the bundle, so nobody with a certificate of it gets in: add "${oneLine(authority.issuer)}".`)
+      findings.push(
+        `The client CA ${named(authority)} is an intermediate one and its root is not in the bundle, so nobody with a certificate of it gets in: add "${oneLine(authority.issuer)}".`,
+      )
     }
     return findings
   })
 }
 
 /** Listed certificates that no client can have: they name the gateway or a CA, most likely by mistake. */
-export function listingFindings(directory: ClientDirectory, certificates: readonly (readonly [what: string, certificate: X509Certificate])[]): string[] {
+export function listingFindings(
+  directory: ClientDirectory,
+  certificates: readonly (readonly [what: string, certificate: X509Certificate])[],
+): string[] {
   return certificates.flatMap(([what, certificate]) => {
     const client = directory.find({ fingerprint: fingerprintOf(certificate), keyPin: keyPinOf(certificate) })
     if (client === undefined) return []
-    return [`clients.${client.name} lists ${what} ${named(certificate)} instead of a client's: take the fingerprint of the client's own certificate ("postern fingerprint FILE").`]
+    return [
+      `clients.${client.name} lists ${what} ${named(certificate)} instead of a client's: take the fingerprint of the client's own certificate ("postern fingerprint FILE").`,
+    ]
   })
 }
 
@@ -75,7 +106,11 @@ function dateFindings(certificate: X509Certificate, what: string, now: Date): st
 }
 
 function hasIssuer(leaf: X509Certificate, bundle: readonly X509Certificate[]): boolean {
-  return signed(leaf, leaf) || bundle.some((issuer) => signed(issuer, leaf)) || rootCertificates.some((pem) => readableCertificates(pem).some((issuer) => signed(issuer, leaf)))
+  return (
+    signed(leaf, leaf) ||
+    bundle.some((issuer) => signed(issuer, leaf)) ||
+    rootCertificates.some((pem) => readableCertificates(pem).some((issuer) => signed(issuer, leaf)))
+  )
 }
 
 function signed(issuer: X509Certificate, certificate: X509Certificate): boolean {

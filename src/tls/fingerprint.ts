@@ -19,7 +19,8 @@ export function parseFingerprint(text: string): Fingerprint {
     throw new RangeError('is not a SHA-256 fingerprint: it should be 64 hex digits, with or without colons')
   }
   if (hex.length !== 64) {
-    const looksLike = hex.length === 40 ? ' (a SHA-1 fingerprint has 40)' : hex.length === 32 ? ' (an MD5 fingerprint has 32)' : ''
+    const looksLike =
+      hex.length === 40 ? ' (a SHA-1 fingerprint has 40)' : hex.length === 32 ? ' (an MD5 fingerprint has 32)' : ''
     throw new RangeError(`is not a SHA-256 fingerprint: it has ${hex.length} hex digits instead of 64${looksLike}`)
   }
   return hex as Fingerprint

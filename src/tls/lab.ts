@@ -54,10 +54,14 @@ export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabR
       resolve({ version, works, words, unreachable: !reached, server })
       socket.destroy()
     }
-    const end = (how: string): void => settle(false, agreed === undefined ? how : `refused after the handshake (${agreed.words}): ${how}`)
+    const end = (how: string): void =>
+      settle(false, agreed === undefined ? how : `refused after the handshake (${agreed.words}): ${how}`)
     socket.once('connect', () => (reached = true))
     socket.once('secureConnect', () => {
-      agreed = { words: negotiated(socket), server: shown(socket, socket.authorized ? 'good' : String(socket.authorizationError)) }
+      agreed = {
+        words: negotiated(socket),
+        server: shown(socket, socket.authorized ? 'good' : String(socket.authorizationError)),
+      }
       const accepted = (): void => settle(true, `works: ${agreed?.words}`)
       clearTimeout(timer)
       timer = setTimeout(accepted, SETTLE_MS)
@@ -73,7 +77,9 @@ function options({ host, port, ca, client }: LabTarget, version: LabVersion): Co
   return {
     host: name,
     port,
-    ...(isIP(name) !== 0 && { checkServerIdentity: (_name: string, { raw }: { readonly raw: Buffer }) => addressFault(raw, name) }),
+    ...(isIP(name) !== 0 && {
+      checkServerIdentity: (_name: string, { raw }: { readonly raw: Buffer }) => addressFault(raw, name),
+    }),
     ca: [...ca],
     ...client,
     minVersion: version,
@@ -95,7 +101,10 @@ function addressFault(certificate: Buffer, address: string): Error | undefined {
 function negotiated(socket: TLSSocket): string {
   const group = Object.entries(socket.getEphemeralKeyInfo() ?? {}).find(([key]) => key === 'name')?.[1]
   // TLS 1.3 always has a group (RFC 8446 §4.2.8 and a full handshake); Node.js 22 has no name for hybrid ones.
-  const unnamed = socket.getProtocol() === 'TLSv1.3' ? 'a hybrid group that this Node.js cannot name' : 'no key exchange group (no forward secrecy)'
+  const unnamed =
+    socket.getProtocol() === 'TLSv1.3'
+      ? 'a hybrid group that this Node.js cannot name'
+      : 'no key exchange group (no forward secrecy)'
   return [socket.getProtocol(), socket.getCipher().standardName, group ?? unnamed].join(', ')
 }
 
@@ -124,10 +133,13 @@ const ERRORS: ReadonlyMap<string, string> = new Map([
   ['EHOSTUNREACH', 'there is no way to this host.'],
   ['ENETUNREACH', 'there is no way to this host.'],
   ['ETIMEDOUT', 'no answer: something between may drop packets.'],
-  ['ERR_SSL_WRONG_VERSION_NUMBER', 'what answers does not speak TLS from the first byte: perhaps plain HTTP, or a protocol with STARTTLS.'],
+  [
+    'ERR_SSL_WRONG_VERSION_NUMBER',
+    'what answers does not speak TLS from the first byte: perhaps plain HTTP, or a protocol with STARTTLS.',
+  ],
   ['ERR_SSL_PACKET_LENGTH_TOO_LONG', 'what answers does not speak TLS from the first byte.'],
   ['ERR_SSL_UNSUPPORTED_PROTOCOL', 'the server answers with another version than the one offered.'],
-  ['ERR_SSL_NO_PROTOCOLS_AVAILABLE', 'this machine\'s OpenSSL does not offer the version.'],
+  ['ERR_SSL_NO_PROTOCOLS_AVAILABLE', "this machine's OpenSSL does not offer the version."],
 ])
 
 function explain(error: Error, reached: boolean): string {

@@ -8,7 +8,17 @@ const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
 const KEY_USAGE_FOR_TLS = 0b1000_1000 // digitalSignature or keyAgreement, RFC 5280 §4.2.1.3
 // Extensions that may be critical: those looked at here, alternative names and policies, which limit nothing here, and
 // identifiers. Name constraints are not among them: nobody here could keep to them.
-const HARMLESS = [BASIC_CONSTRAINTS, KEY_USAGE, EXTENDED_KEY_USAGE, '551d11', '551d12', '551d0e', '551d23', '551d20', '551d1f']
+const HARMLESS = [
+  BASIC_CONSTRAINTS,
+  KEY_USAGE,
+  EXTENDED_KEY_USAGE,
+  '551d11',
+  '551d12',
+  '551d0e',
+  '551d23',
+  '551d20',
+  '551d1f',
+]
 const MIN_RSA_BITS = 2048 // as the listener's security level demands in a handshake
 const KEY_TYPES = ['rsa', 'rsa-pss', 'ec', 'ed25519', 'ed448']
 
@@ -37,7 +47,10 @@ export function authenticatesClients(chain: readonly X509Certificate[]): boolean
 
 function strongEnough({ publicKey }: X509Certificate): boolean {
   const { modulusLength } = publicKey.asymmetricKeyDetails ?? {}
-  return KEY_TYPES.includes(publicKey.asymmetricKeyType ?? '') && (modulusLength === undefined || modulusLength >= MIN_RSA_BITS)
+  return (
+    KEY_TYPES.includes(publicKey.asymmetricKeyType ?? '') &&
+    (modulusLength === undefined || modulusLength >= MIN_RSA_BITS)
+  )
 }
 
 function extensionsOf({ raw }: X509Certificate) {

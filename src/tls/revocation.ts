@@ -31,7 +31,8 @@ export class RevocationList {
   constructor(pem: string) {
     const der = Buffer.from(pem.replace(/-----[A-Z0-9 ]+-----/g, ''), 'base64')
     const [list, algorithm, signature] = within(der)
-    if (list === undefined || algorithm === undefined || signature === undefined) throw new RangeError('is not a revocation list')
+    if (list === undefined || algorithm === undefined || signature === undefined)
+      throw new RangeError('is not a revocation list')
     this.#signed = list.whole
     this.#algorithm = [...elements(algorithm.content)][0]?.content.toString('hex') ?? ''
     this.#signature = signature.content.subarray(1) // the first octet of a BIT STRING counts its unused bits

@@ -55,7 +55,10 @@ export class ClientTrust {
       .filter((authority) => this.#listOf(authority, now) === undefined)
       .map((authority) => {
         const newest = this.#listsOf(authority)[0]?.nextUpdate
-        const why = newest !== undefined && newest.getTime() < now ? `the revocation list has expired on ${newest.toISOString()}` : 'there is no current revocation list'
+        const why =
+          newest !== undefined && newest.getTime() < now
+            ? `the revocation list has expired on ${newest.toISOString()}`
+            : 'there is no current revocation list'
         return `${why} for the client CA "${authority.subject.replaceAll('\n', ', ')}": every certificate that it issued is refused`
       })
   }
@@ -63,16 +66,32 @@ export class ClientTrust {
   #prove(leaf: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
     const chain = this.#climb(leaf, presented.slice(0, MAX_PRESENTED), now, new Set())
     if (chain === undefined) {
-      return { problem: new Problem('unknown_certificate', 'The client certificate was not issued by a client CA that is in force.') }
+      return {
+        problem: new Problem(
+          'unknown_certificate',
+          'The client certificate was not issued by a client CA that is in force.',
+        ),
+      }
     }
     const ends = chain.slice(1).map((authority) => notAfter(authority).getTime())
     if (this.#checksRevocation) {
       for (const [index, certificate] of chain.entries()) {
         const list = this.#listOf(chain[index + 1] ?? certificate, now)
         if (list === undefined) {
-          return { problem: new Problem('unknown_certificate', 'Whether the client certificate is revoked cannot be told: there is no current revocation list of its issuer.') }
+          return {
+            problem: new Problem(
+              'unknown_certificate',
+              'Whether the client certificate is revoked cannot be told: there is no current revocation list of its issuer.',
+            ),
+          }
         }
-        if (list.revokes(certificate)) return { problem: new Problem('certificate_revoked', 'The client certificate, or a CA above it, is on the revocation list.') }
+        if (list.revokes(certificate))
+          return {
+            problem: new Problem(
+              'certificate_revoked',
+              'The client certificate, or a CA above it, is on the revocation list.',
+            ),
+          }
         if (list.nextUpdate !== undefined) ends.push(list.nextUpdate.getTime())
       }
     }
@@ -80,10 +99,19 @@ export class ClientTrust {
   }
 
   /** From a certificate up to a self-signed one of the bundle. Each certificate is climbed from once, whatever was presented. */
-  #climb(certificate: X509Certificate, presented: readonly X509Certificate[], now: number, climbed: Set<string>): X509Certificate[] | undefined {
+  #climb(
+    certificate: X509Certificate,
+    presented: readonly X509Certificate[],
+    now: number,
+    climbed: Set<string>,
+  ): X509Certificate[] | undefined {
     if (climbed.has(certificate.fingerprint256)) return undefined
     climbed.add(certificate.fingerprint256)
-    if (this.#bundle.some((root) => root.fingerprint256 === certificate.fingerprint256) && certificate.checkIssued(certificate)) return [certificate]
+    if (
+      this.#bundle.some((root) => root.fingerprint256 === certificate.fingerprint256) &&
+      certificate.checkIssued(certificate)
+    )
+      return [certificate]
     for (const issuer of [...this.#bundle, ...presented]) {
       const current = notBefore(issuer).getTime() <= now && now <= notAfter(issuer).getTime()
       if (!issuer.ca || !current || !certificate.checkIssued(issuer) || !certificate.verify(issuer.publicKey)) continue
@@ -102,7 +130,9 @@ export class ClientTrust {
     const known = this.#listsByIssuer.get(issuer.fingerprint256)
     if (known !== undefined) return known
     const key = issuer.publicKey
-    const lists = this.#lists.filter((list) => list.isSignedBy(key)).sort((a, b) => b.thisUpdate.getTime() - a.thisUpdate.getTime())
+    const lists = this.#lists
+      .filter((list) => list.isSignedBy(key))
+      .sort((a, b) => b.thisUpdate.getTime() - a.thisUpdate.getTime())
     this.#listsByIssuer.set(issuer.fingerprint256, lists)
     return lists
   }

@@ -9,7 +9,14 @@ import { connect, type TLSSocket } from 'node:tls'
  */
 const { LOAD_PORT = '', LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
 const port = Number(LOAD_PORT)
-const tls = { ca: readFileSync(LOAD_CA), cert: readFileSync(LOAD_CERT), key: readFileSync(LOAD_KEY), host: '127.0.0.1', port, servername: 'localhost' }
+const tls = {
+  ca: readFileSync(LOAD_CA),
+  cert: readFileSync(LOAD_CERT),
+  key: readFileSync(LOAD_KEY),
+  host: '127.0.0.1',
+  port,
+  servername: 'localhost',
+}
 
 const HEAD = 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'
 const PIECE = Buffer.alloc(64 * 1024, 0x20)
@@ -20,7 +27,8 @@ const DIALS = 50 // handshakes at a time: more of them only wait on this side
 const RAMP_S = 1
 
 const withLength = (body: string): string => `${HEAD}Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`
-const message = (fields: string): string => withLength(`{"from":"a@corp.example","to":"b@corp.example","subject":"x","text":"x",${fields}}`)
+const message = (fields: string): string =>
+  withLength(`{"from":"a@corp.example","to":"b@corp.example","subject":"x","text":"x",${fields}}`)
 
 /** What one connection of an attack does once it stands; `again` is called when it wants to do so once more. */
 interface Attack {
@@ -41,19 +49,64 @@ interface Attack {
 }
 
 const ATTACKS: Readonly<Record<string, Attack>> = {
-  'slow heads': { connections: 200, opening: 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n', round: 'X-A: b\r\n', pause: DRIP_MS },
+  'slow heads': {
+    connections: 200,
+    opening: 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n',
+    round: 'X-A: b\r\n',
+    pause: DRIP_MS,
+  },
   'slow bodies': { connections: 200, opening: `${HEAD}Content-Length: 100000\r\n\r\n{`, round: ' ', pause: DRIP_MS },
   'idle connections': { connections: 2000, ramp: 20, opening: 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n' },
   'silent handshakes': { connections: 1000, silent: true },
-  'endless chunked bodies': { connections: 4, opening: `${HEAD}Transfer-Encoding: chunked\r\n\r\n`, round: CHUNK, pause: FLOOD_PAUSE_MS },
-  '1 GB declared': { connections: 4, opening: `${HEAD}Content-Length: 1000000000\r\n\r\n`, round: PIECE, pause: FLOOD_PAUSE_MS },
-  'deep JSON': { connections: 2, round: message(`"tags":${'['.repeat(200_000)}${']'.repeat(200_000)}`), answered: true, pause: 50 },
-  'prototype keys': { connections: 2, round: message('"__proto__":{"to":"c@corp.example"},"constructor":{"prototype":{"x":1}}'), answered: true, pause: 10 },
-  '100,000 recipients': { connections: 2, round: withLength(JSON.stringify({ from: 'a@corp.example', subject: 'x', text: 'x', to: Array.from({ length: 100_000 }, (_, n) => `u${n}@corp.example`) })), answered: true, pause: 100 },
-  'pipelining': { connections: 4, round: 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(50), answered: true, pause: 50 },
+  'endless chunked bodies': {
+    connections: 4,
+    opening: `${HEAD}Transfer-Encoding: chunked\r\n\r\n`,
+    round: CHUNK,
+    pause: FLOOD_PAUSE_MS,
+  },
+  '1 GB declared': {
+    connections: 4,
+    opening: `${HEAD}Content-Length: 1000000000\r\n\r\n`,
+    round: PIECE,
+    pause: FLOOD_PAUSE_MS,
+  },
+  'deep JSON': {
+    connections: 2,
+    round: message(`"tags":${'['.repeat(200_000)}${']'.repeat(200_000)}`),
+    answered: true,
+    pause: 50,
+  },
+  'prototype keys': {
+    connections: 2,
+    round: message('"__proto__":{"to":"c@corp.example"},"constructor":{"prototype":{"x":1}}'),
+    answered: true,
+    pause: 10,
+  },
+  '100,000 recipients': {
+    connections: 2,
+    round: withLength(
+      JSON.stringify({
+        from: 'a@corp.example',
+        subject: 'x',
+        text: 'x',
+        to: Array.from({ length: 100_000 }, (_, n) => `u${n}@corp.example`),
+      }),
+    ),
+    answered: true,
+    pause: 100,
+  },
+  pipelining: {
+    connections: 4,
+    round: 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(50),
+    answered: true,
+    pause: 50,
+  },
 }
 
-async function run({ connections, silent, pause = 1000, opening, round, answered }: Attack, seconds: number): Promise<object> {
+async function run(
+  { connections, silent, pause = 1000, opening, round, answered }: Attack,
+  seconds: number,
+): Promise<object> {
   const end = performance.now() + seconds * 1000
   const waiting: (() => void)[] = []
   let dialling = 0
@@ -118,7 +171,11 @@ function dial(silent: true | undefined): Promise<TLSSocket | Socket | undefined>
   })
 }
 
-console.log(JSON.stringify({ attacks: Object.entries(ATTACKS).map(([name, { connections, ramp = RAMP_S }]) => ({ name, connections, ramp })) }))
+console.log(
+  JSON.stringify({
+    attacks: Object.entries(ATTACKS).map(([name, { connections, ramp = RAMP_S }]) => ({ name, connections, ramp })),
+  }),
+)
 createInterface({ input: process.stdin }).on('line', (line) => {
   const { attack, seconds }: { attack: string; seconds: number } = JSON.parse(line)
   void run(ATTACKS[attack] ?? { connections: 0 }, seconds).then((result) => console.log(JSON.stringify(result)))

@@ -2,7 +2,16 @@ import { createConnection } from 'node:net'
 import { join } from 'node:path'
 import { readFileSync } from 'node:fs'
 import { freePort } from '../support/process.ts'
-import { certificates, clientCertificate, directory, type Program, put, startCommand, startGateway, startScript } from './harness.ts'
+import {
+  certificates,
+  clientCertificate,
+  directory,
+  type Program,
+  put,
+  startCommand,
+  startGateway,
+  startScript,
+} from './harness.ts'
 import type { Job, LoadResult } from './loop.ts'
 
 /** One way to get a message from an application to a relay. */
@@ -32,14 +41,19 @@ export const MESSAGE = {
   from: 'Billing <billing@corp.example>',
   to: 'Uma User <user@corp.example>',
   subject: 'Your invoice 2041 of November',
-  text: 'Dear customer, this is the invoice for what you have had from us. Kind regards.\n'.slice(0, 70).padEnd(71, '\n').repeat(28),
+  text: 'Dear customer, this is the invoice for what you have had from us. Kind regards.\n'
+    .slice(0, 70)
+    .padEnd(71, '\n')
+    .repeat(28),
 } as const
 
 /** Postfix's smtp-sink, the cheapest relay there is; the Debian package postfix has it. */
 export async function startPlainRelay(options: readonly string[] = []): Promise<RelayProgram> {
   const port = await freePort()
   const user = process.getuid?.() === 0 ? ['-u', 'nobody'] : [] // as root it insists
-  const sink = await startCommand('smtp-sink', [...user, ...options, '-m', '512', `127.0.0.1:${port}`, '512'], () => answers(port))
+  const sink = await startCommand('smtp-sink', [...user, ...options, '-m', '512', `127.0.0.1:${port}`, '512'], () =>
+    answers(port),
+  )
   return { ...sink, port, secure: false }
 }
 
@@ -59,25 +73,41 @@ export function relayEnv({ port, secure }: Pick<RelayProgram, 'port' | 'secure'>
     : { POSTERN_SMTP_URL: `smtp://127.0.0.1:${port}`, POSTERN_SMTP_TLS: 'off' }
 }
 
-export async function postern(relay: Pick<RelayProgram, 'port' | 'secure'>, env: Record<string, string> = {}, clients?: string): Promise<Contender> {
+export async function postern(
+  relay: Pick<RelayProgram, 'port' | 'secure'>,
+  env: Record<string, string> = {},
+  clients?: string,
+): Promise<Contender> {
   const gateway = await startGateway({ ...relayEnv(relay), ...env }, clients)
   return overHttp('Postern', gateway, [gateway.port])
 }
 
 /** a: nodemailer's pool, called by the application itself. */
 export async function pool(relay: RelayProgram): Promise<Contender> {
-  return inProcess('a: nodemailer pool in the application', await startScript('contenders/app.js', { env: applicationEnv(relay) }))
+  return inProcess(
+    'a: nodemailer pool in the application',
+    await startScript('contenders/app.js', { env: applicationEnv(relay) }),
+  )
 }
 
 /** b: one SMTP connection for each message. */
 export async function single(relay: RelayProgram): Promise<Contender> {
-  return inProcess('b: one SMTP connection per message', await startScript('contenders/single.js', { env: applicationEnv(relay) }))
+  return inProcess(
+    'b: one SMTP connection per message',
+    await startScript('contenders/single.js', { env: applicationEnv(relay) }),
+  )
 }
 
 /** c: Fastify, mutual TLS, a new transporter for each request. */
 export async function naive(relay: RelayProgram): Promise<Contender> {
   const program = await startScript('contenders/naive.js', {
-    env: { ...applicationEnv(relay), TLS_CERT: certificates.cert, TLS_KEY: certificates.key, TLS_CA: certificates.ca, FINGERPRINT: clientCertificate.fingerprint256 },
+    env: {
+      ...applicationEnv(relay),
+      TLS_CERT: certificates.cert,
+      TLS_KEY: certificates.key,
+      TLS_CA: certificates.ca,
+      FINGERPRINT: clientCertificate.fingerprint256,
+    },
   })
   return overHttp('c: usual small gateway', program, [Number(program.ready['port'])])
 }
@@ -85,13 +115,17 @@ export async function naive(relay: RelayProgram): Promise<Contender> {
 /** d: nginx in front of Fastify and nodemailer's pool; both count. */
 export async function behindNginx(relay: RelayProgram): Promise<Contender> {
   const fingerprint = clientCertificate.fingerprint.replaceAll(':', '').toLowerCase()
-  const application = await startScript('contenders/behind.js', { env: { ...applicationEnv(relay), FINGERPRINT: fingerprint } })
+  const application = await startScript('contenders/behind.js', {
+    env: { ...applicationEnv(relay), FINGERPRINT: fingerprint },
+  })
   const port = await freePort()
   const configuration = readFileSync(join(import.meta.dirname, '../../../contenders/nginx.conf'), 'utf8')
     .replaceAll('DIRECTORY', directory)
     .replaceAll('UPSTREAM', `127.0.0.1:${String(application.ready['port'])}`)
     .replaceAll('LISTEN', `127.0.0.1:${port}`)
-  const nginx = await startCommand('nginx', ['-p', directory, '-c', put(`nginx-${port}.conf`, configuration)], () => answers(port))
+  const nginx = await startCommand('nginx', ['-p', directory, '-c', put(`nginx-${port}.conf`, configuration)], () =>
+    answers(port),
+  )
   const both: Program = {
     ...application,
     pids: [...nginx.pids, ...application.pids],
@@ -101,7 +135,12 @@ export async function behindNginx(relay: RelayProgram): Promise<Contender> {
 }
 
 /** A load over keep-alive mutual TLS, from a process of its own. */
-export async function callersOver(ports: readonly number[], lanes: number, body: string = put('message.json', JSON.stringify(MESSAGE)), path = '/v1/messages'): Promise<Callers> {
+export async function callersOver(
+  ports: readonly number[],
+  lanes: number,
+  body: string = put('message.json', JSON.stringify(MESSAGE)),
+  path = '/v1/messages',
+): Promise<Callers> {
   const load = await startScript('load.js', {
     env: {
       LOAD_PORTS: ports.join(','),

@@ -20,7 +20,9 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
         const gateway = await postern({ port: proxy.port, secure: false }, { POSTERN_SMTP_CONNECTIONS: String(pool) })
         const callers = await gateway.callers(CALLERS)
         await callers.run({ count: SETTLE_MESSAGES * Math.max(pool, CALLERS) })
-        const { seconds, accepted } = await callers.run({ count: (quick ? 20 : 50) * (delayMs === 1 ? 60 : Math.min(pool, 60)) })
+        const { seconds, accepted } = await callers.run({
+          count: (quick ? 20 : 50) * (delayMs === 1 ? 60 : Math.min(pool, 60)),
+        })
         cells.push(figure(accepted.count / seconds))
         await callers.close()
         await gateway.stop()
@@ -42,7 +44,10 @@ async function delayed(target: number, delayMs: number): Promise<{ port: number;
   const sockets = new Set<Socket>()
   const server: Server = createServer({ noDelay: true }, (near) => {
     const far = createConnection({ port: target, host: '127.0.0.1', noDelay: true })
-    for (const [from, to] of [[near, far], [far, near]] as const) {
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
       sockets.add(from)
       from.on('data', (piece) => setTimeout(() => to.write(piece), delayMs))
       from.on('error', () => to.destroy())

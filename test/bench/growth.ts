@@ -1,6 +1,14 @@
 import { randomBytes } from 'node:crypto'
 import { callersOver, type Callers, MESSAGE, relayEnv, startRelay, type RelayProgram } from './contenders.ts'
-import { clientCertificate, cpuSeconds, type GatewayProgram, put, residentBytes, startGateway, startScript } from './harness.ts'
+import {
+  clientCertificate,
+  cpuSeconds,
+  type GatewayProgram,
+  put,
+  residentBytes,
+  startGateway,
+  startScript,
+} from './harness.ts'
 import { figure, median, table } from './results.ts'
 
 /** A size, and what one unit of work costs at it. */
@@ -39,7 +47,11 @@ async function recipients(relay: RelayProgram, share: number): Promise<string> {
     points.push({ size, cost: cpu, cells: [figure(cpu), figure((cpu / size) * 1000), figure(p50)] })
   }
   await gateway.stop()
-  return section('Recipients of a message', ['recipients', 'CPU ms / message', 'CPU µs / recipient', 'p50 ms, one caller'], points)
+  return section(
+    'Recipients of a message',
+    ['recipients', 'CPU ms / message', 'CPU µs / recipient', 'p50 ms, one caller'],
+    points,
+  )
 }
 
 async function attachments(relay: RelayProgram, share: number): Promise<string> {
@@ -51,10 +63,18 @@ async function attachments(relay: RelayProgram, share: number): Promise<string> 
     const message = size === 0 ? MESSAGE : { ...MESSAGE, attachments: [{ filename: 'a.bin', content }] }
     const { cpu, p50 } = await messages(gateway, message, Math.ceil((share * 60) / (size + 1)) + 2, 1)
     const grown = (residentBytes(gateway.pids) - idle) / 2 ** 20
-    points.push({ size: Math.max(size, 0.002), cost: cpu, cells: [figure(cpu), size === 0 ? '–' : figure(cpu / size), figure(p50), figure(grown)] })
+    points.push({
+      size: Math.max(size, 0.002),
+      cost: cpu,
+      cells: [figure(cpu), size === 0 ? '–' : figure(cpu / size), figure(p50), figure(grown)],
+    })
     await gateway.stop()
   }
-  return section('Attachment of a message, in JSON, one caller', ['MB', 'CPU ms / message', 'CPU ms / MB', 'p50 ms', 'peak RSS over idle, MB'], points)
+  return section(
+    'Attachment of a message, in JSON, one caller',
+    ['MB', 'CPU ms / message', 'CPU ms / MB', 'p50 ms', 'peak RSS over idle, MB'],
+    points,
+  )
 }
 
 async function connections(relay: RelayProgram, share: number): Promise<string> {
@@ -73,13 +93,21 @@ async function connections(relay: RelayProgram, share: number): Promise<string> 
   }
   await Promise.all(groups.map((group) => group.close()))
   await gateway.stop()
-  return section('Idle connections', ['connections', 'RSS KB / connection', 'CPU ms / message of another caller', 'p50 ms'], points)
+  return section(
+    'Idle connections',
+    ['connections', 'RSS KB / connection', 'CPU ms / message of another caller', 'p50 ms'],
+    points,
+  )
 }
 
 async function listing(relay: RelayProgram, share: number): Promise<string> {
   const points: Point[] = []
   for (const size of [1, 100, 1000, 10_000]) {
-    const others = Array.from({ length: size - 1 }, (_, n) => `  c${n}: { fingerprints: ["${randomBytes(32).toString('hex')}"], from: ["c${n}@corp.example"], rate: 600/minute }\n`)
+    const others = Array.from(
+      { length: size - 1 },
+      (_, n) =>
+        `  c${n}: { fingerprints: ["${randomBytes(32).toString('hex')}"], from: ["c${n}@corp.example"], rate: 600/minute }\n`,
+    )
     const clients = `clients:\n${others.join('')}  bench: { fingerprints: ["${clientCertificate.fingerprint256}"], from: ["*"] }\n`
     const gateway = await startGateway(relayEnv(relay), clients)
     const rss = residentBytes(gateway.pids, 'VmRSS') / 2 ** 20
@@ -87,7 +115,11 @@ async function listing(relay: RelayProgram, share: number): Promise<string> {
     points.push({ size, cost: cpu, cells: [figure(gateway.startMs), figure(rss), figure(cpu), figure(p50)] })
     await gateway.stop()
   }
-  return section('Listed clients', ['clients', 'start to listening, ms', 'RSS MB at the start', 'CPU ms / message', 'p50 ms'], points)
+  return section(
+    'Listed clients',
+    ['clients', 'start to listening, ms', 'RSS MB at the start', 'CPU ms / message', 'p50 ms'],
+    points,
+  )
 }
 
 interface Stored {
@@ -102,16 +134,31 @@ async function keys(share: number): Promise<string> {
   const points: Point[] = []
   for (const size of share < 1 ? [0, 1000, 100_000] : [0, 10_000, 100_000, 1_000_000]) {
     const { bytes, counted, known, fresh }: Stored = JSON.parse(JSON.stringify(await store.ask({ keys: size })))
-    points.push({ size: Math.max(size, 1), cost: known, cells: [size === 0 ? '–' : figure(bytes), size === 0 ? '–' : figure(counted), figure(known), figure(fresh)] })
+    points.push({
+      size: Math.max(size, 1),
+      cost: known,
+      cells: [size === 0 ? '–' : figure(bytes), size === 0 ? '–' : figure(counted), figure(known), figure(fresh)],
+    })
   }
   const { keys: most } = await store.ask({})
   await store.stop()
-  const head = ['keys', 'heap bytes / key', 'bytes / key as counted', 'µs to look up a known key', 'µs to claim and answer a new one']
+  const head = [
+    'keys',
+    'heap bytes / key',
+    'bytes / key as counted',
+    'µs to look up a known key',
+    'µs to claim and answer a new one',
+  ]
   return `${section('Idempotency keys in the process', head, points)}\n\nAt 1,000,000 each new key puts out an old one. With its limits as they are the gateway keeps ${Number(most).toLocaleString('en')} such answers.`
 }
 
 /** CPU of a message and the time it takes one caller, medians. */
-async function messages(gateway: GatewayProgram, message: object, count: number, lanes = 10): Promise<{ cpu: number; p50: number }> {
+async function messages(
+  gateway: GatewayProgram,
+  message: object,
+  count: number,
+  lanes = 10,
+): Promise<{ cpu: number; p50: number }> {
   const body = put('growth.json', JSON.stringify(message))
   const many = await callersOver([gateway.port], lanes, body)
   const one = await callersOver([gateway.port], 1, body)

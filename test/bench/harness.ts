@@ -71,9 +71,22 @@ export function put(name: string, content: string): string {
 }
 
 /** Starts a file of this folder as a process. */
-export function startScript(name: string, { env = {}, argv = [], idle = false }: ProgramOptions = {}): Promise<Program> {
-  const [command = '', ...args] = [...(idle ? ['chrt', '--idle', '0'] : []), process.execPath, join(import.meta.dirname, name), ...argv]
-  const child = own(spawn(command, args, { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, NODE_ENV: 'production', ...env } }))
+export function startScript(
+  name: string,
+  { env = {}, argv = [], idle = false }: ProgramOptions = {},
+): Promise<Program> {
+  const [command = '', ...args] = [
+    ...(idle ? ['chrt', '--idle', '0'] : []),
+    process.execPath,
+    join(import.meta.dirname, name),
+    ...argv,
+  ]
+  const child = own(
+    spawn(command, args, {
+      stdio: ['pipe', 'pipe', 'inherit'],
+      env: { ...process.env, NODE_ENV: 'production', ...env },
+    }),
+  )
   const waiting: ((answer: Record<string, unknown>) => void)[] = []
   createInterface({ input: child.stdout }).on('line', (line) => waiting.shift()?.(JSON.parse(line)))
   const next = (): Promise<Record<string, unknown>> =>
@@ -100,7 +113,12 @@ export function startScript(name: string, { env = {}, argv = [], idle = false }:
 }
 
 /** Starts any other program and takes it for ready when `ready` resolves to true. */
-export async function startCommand(command: string, args: readonly string[], ready: () => Promise<boolean>, options: ProgramOptions = {}): Promise<Program> {
+export async function startCommand(
+  command: string,
+  args: readonly string[],
+  ready: () => Promise<boolean>,
+  options: ProgramOptions = {},
+): Promise<Program> {
   const log = openSync(join(directory, 'commands.log'), 'a')
   const child = own(spawn(command, args, { stdio: ['ignore', log, log], env: { ...process.env, ...options.env } }))
   let failure: Error | undefined
@@ -110,7 +128,8 @@ export async function startCommand(command: string, args: readonly string[], rea
   const deadline = Date.now() + START_MS
   while (!(await ready())) {
     if (failure !== undefined) throw new Error(`${command} cannot be started: is it installed?`, { cause: failure })
-    if (child.exitCode !== null || Date.now() > deadline) throw new Error(`${command} did not start:\n${readFileSync(join(directory, 'commands.log'), 'utf8')}`)
+    if (child.exitCode !== null || Date.now() > deadline)
+      throw new Error(`${command} did not start:\n${readFileSync(join(directory, 'commands.log'), 'utf8')}`)
     await pause(LOOK_MS)
   }
   const pid = child.pid ?? 0
@@ -132,7 +151,12 @@ export interface GatewayProgram extends Program {
 let gateways = 0
 
 /** `postern serve` with one listed client, its log in a file: the cheapest place that keeps it. */
-export async function startGateway(env: Readonly<Record<string, string>>, clients = `clients: { bench: { fingerprints: ["${clientCertificate.fingerprint256}"], from: ["*"] } }`, node: readonly string[] = [], cli = CLI): Promise<GatewayProgram> {
+export async function startGateway(
+  env: Readonly<Record<string, string>>,
+  clients = `clients: { bench: { fingerprints: ["${clientCertificate.fingerprint256}"], from: ["*"] } }`,
+  node: readonly string[] = [],
+  cli = CLI,
+): Promise<GatewayProgram> {
   const name = `gateway-${++gateways}`
   const log = join(directory, `${name}.log`)
   const begun = performance.now()
@@ -154,12 +178,23 @@ export async function startGateway(env: Readonly<Record<string, string>>, client
     }),
   )
   for (;;) {
-    const line = readFileSync(log, 'utf8').split('\n').find((text) => text.includes('"msg":"listening"'))
+    const line = readFileSync(log, 'utf8')
+      .split('\n')
+      .find((text) => text.includes('"msg":"listening"'))
     if (line !== undefined) {
       const { port, ops_port: opsPort }: { port: number; ops_port: number } = JSON.parse(line)
-      return { pids: [child.pid ?? 0], ready: {}, port, opsPort, startMs: performance.now() - begun, ask: () => Promise.reject(new Error('the gateway takes no questions')), stop: () => end(child) }
+      return {
+        pids: [child.pid ?? 0],
+        ready: {},
+        port,
+        opsPort,
+        startMs: performance.now() - begun,
+        ask: () => Promise.reject(new Error('the gateway takes no questions')),
+        stop: () => end(child),
+      }
     }
-    if (child.exitCode !== null || performance.now() - begun > START_MS) throw new Error(`the gateway did not start:\n${readFileSync(log, 'utf8')}`)
+    if (child.exitCode !== null || performance.now() - begun > START_MS)
+      throw new Error(`the gateway did not start:\n${readFileSync(log, 'utf8')}`)
     await pause(LOOK_MS)
   }
 }
@@ -176,7 +211,9 @@ export function cpuSeconds(pids: readonly number[]): number {
 
 /** Bytes of memory that these processes have, or at their peak had, in RAM. */
 export function residentBytes(pids: readonly number[], which: 'VmRSS' | 'VmHWM' = 'VmHWM'): number {
-  const sizes = pids.map((pid) => Number(new RegExp(`^${which}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]))
+  const sizes = pids.map((pid) =>
+    Number(new RegExp(`^${which}:\\s+(\\d+) kB`, 'm').exec(readFileSync(`/proc/${pid}/status`, 'utf8'))?.[1]),
+  )
   return sizes.reduce((sum, size) => sum + size, 0) * 1024
 }
 

@@ -23,17 +23,25 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const callers = await callersOver([gateway.port], CALLERS)
   const attacker = await startScript('attacks.js', {
     idle: true,
-    env: { LOAD_PORT: String(gateway.port), LOAD_CA: certificates.ca, LOAD_CERT: certificates.clientCert, LOAD_KEY: certificates.clientKey },
+    env: {
+      LOAD_PORT: String(gateway.port),
+      LOAD_CA: certificates.ca,
+      LOAD_CERT: certificates.clientCert,
+      LOAD_KEY: certificates.clientKey,
+    },
   })
   const measure = async (): Promise<Measured> => {
     const before = cpuSeconds(gateway.pids)
     const { seconds: took, accepted, refused, failed } = await callers.run({ rate: RATE, seconds })
-    if (refused.count + failed > 0) throw new Error(`${refused.count + failed} messages of the client that behaves were refused`)
+    if (refused.count + failed > 0)
+      throw new Error(`${refused.count + failed} messages of the client that behaves were refused`)
     return { p50: accepted.p50, p99: accepted.p99, max: accepted.max, cpu: (cpuSeconds(gateway.pids) - before) / took }
   }
   await callers.run({ count: 2000 })
   const rows: string[][] = []
-  const attacks: { name: string; connections: number; ramp: number }[] = JSON.parse(JSON.stringify(attacker.ready['attacks']))
+  const attacks: { name: string; connections: number; ramp: number }[] = JSON.parse(
+    JSON.stringify(attacker.ready['attacks']),
+  )
   for (const { name, connections, ramp } of attacks) {
     const peace: Measured[] = []
     const attacked: Measured[] = []
@@ -47,7 +55,8 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
       standing = Number((await attack)['standing'])
       await pause(CALM_MS)
     }
-    const of = (measured: readonly Measured[], key: keyof Measured): number => median(measured.map((values) => values[key]))
+    const of = (measured: readonly Measured[], key: keyof Measured): number =>
+      median(measured.map((values) => values[key]))
     rows.push([
       name,
       `${standing} of ${connections}`,
@@ -66,7 +75,21 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   return [
     '# Hostile clients',
     `One client sends ${RATE} messages of 2 KB a second on ${CALLERS} connections; another, with a certificate as good as its own, attacks. Times of peace and of attack alternate, ${seconds} s each; medians of ${rounds} rounds, in ms. The attacker gets only what the others leave of the machine that all share, as though it had one of its own. The time-out of requests is 5 s, everything else as it is by default.`,
-    table(['attack', 'connections', 'p50 before', 'during', 'p99 before', 'during', 'ratio', 'worst', 'CPU % more', 'RSS MB after'], rows),
+    table(
+      [
+        'attack',
+        'connections',
+        'p50 before',
+        'during',
+        'p99 before',
+        'during',
+        'ratio',
+        'worst',
+        'CPU % more',
+        'RSS MB after',
+      ],
+      rows,
+    ),
     `Peak RSS ${peak} MB.`,
   ].join('\n\n')
 }

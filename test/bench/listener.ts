@@ -16,14 +16,23 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
     await gateway.stop()
   }
   const gateway = await startGateway(relayEnv(relay))
-  const bare = await startScript('contenders/bare.js', { env: { TLS_CERT: certificates.cert, TLS_KEY: certificates.key, TLS_CA: certificates.ca } })
-  const servers = [await dialled('Postern, GET /v1/whoami', gateway, gateway.port), await dialled('bare Node https, the same TLS options', bare, Number(bare.ready['port']))]
+  const bare = await startScript('contenders/bare.js', {
+    env: { TLS_CERT: certificates.cert, TLS_KEY: certificates.key, TLS_CA: certificates.ca },
+  })
+  const servers = [
+    await dialled('Postern, GET /v1/whoami', gateway, gateway.port),
+    await dialled('bare Node https, the same TLS options', bare, Number(bare.ready['port'])),
+  ]
   const rounds = quick ? 2 : 7
   for (let round = 0; round <= rounds; round++) {
     for (const server of servers) await server.measure(quick ? 200 : 500, round > 0)
   }
   const [own] = servers.map(({ rates }) => median(rates))
-  const rows = servers.map(({ name, rates, cpu }) => [name, `${figure(median(rates))} (${((own ?? NaN) / median(rates)).toFixed(2)})`, figure(median(cpu))])
+  const rows = servers.map(({ name, rates, cpu }) => [
+    name,
+    `${figure(median(rates))} (${((own ?? NaN) / median(rates)).toFixed(2)})`,
+    figure(median(cpu)),
+  ])
   await Promise.all([...servers.map(({ stop }) => stop()), gateway.stop(), bare.stop(), relay.stop()])
   return [
     '# Start, idle, new connections',
@@ -42,7 +51,14 @@ interface Dialled {
 }
 
 async function dialled(name: string, server: Program, port: number): Promise<Dialled> {
-  const load = await startScript('dial.js', { env: { LOAD_PORT: String(port), LOAD_CA: certificates.ca, LOAD_CERT: certificates.clientCert, LOAD_KEY: certificates.clientKey } })
+  const load = await startScript('dial.js', {
+    env: {
+      LOAD_PORT: String(port),
+      LOAD_CA: certificates.ca,
+      LOAD_CERT: certificates.clientCert,
+      LOAD_KEY: certificates.clientKey,
+    },
+  })
   const rates: number[] = []
   const cpu: number[] = []
   const measure = async (count: number, keep: boolean): Promise<void> => {

@@ -8,12 +8,28 @@ import { type Job, type Lane, run } from './loop.ts'
  * more CPU than what it measures. Opens its connections, tells that it is ready, then runs one load for each line it gets:
  * `{ count }` one request after the other on each connection, or `{ rate, seconds }` at that rate whatever the answers do.
  */
-const { LOAD_PORTS = '', LOAD_CONNECTIONS = '1', LOAD_PATH = '/', LOAD_BODY = '', LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
+const {
+  LOAD_PORTS = '',
+  LOAD_CONNECTIONS = '1',
+  LOAD_PATH = '/',
+  LOAD_BODY = '',
+  LOAD_CA = '',
+  LOAD_CERT = '',
+  LOAD_KEY = '',
+} = process.env
 const ports = LOAD_PORTS.split(',').map(Number)
-const tls = { ca: readFileSync(LOAD_CA), cert: readFileSync(LOAD_CERT), key: readFileSync(LOAD_KEY), host: '127.0.0.1', servername: 'localhost' }
+const tls = {
+  ca: readFileSync(LOAD_CA),
+  cert: readFileSync(LOAD_CERT),
+  key: readFileSync(LOAD_KEY),
+  host: '127.0.0.1',
+  servername: 'localhost',
+}
 const body = readFileSync(LOAD_BODY)
 const request = Buffer.concat([
-  Buffer.from(`POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`),
+  Buffer.from(
+    `POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`,
+  ),
   body,
 ])
 
@@ -61,7 +77,10 @@ class Connection implements Lane {
   }
 }
 
-const connections = Array.from({ length: Number(LOAD_CONNECTIONS) }, (_, index) => new Connection(ports[index % ports.length] ?? 0))
+const connections = Array.from(
+  { length: Number(LOAD_CONNECTIONS) },
+  (_, index) => new Connection(ports[index % ports.length] ?? 0),
+)
 const openAll = async (): Promise<void> => {
   for (const connection of connections) await connection.open()
 }

@@ -47,7 +47,11 @@ export async function run(lanes: readonly Lane[], { count, rate, seconds }: Job)
   return { seconds: (performance.now() - begun) / 1000, accepted: times(accepted), refused: times(refused), failed }
 }
 
-function closedLoop(lanes: readonly Lane[], count: number, record: (status: number, ms: number) => void): Promise<void> {
+function closedLoop(
+  lanes: readonly Lane[],
+  count: number,
+  record: (status: number, ms: number) => void,
+): Promise<void> {
   return new Promise((resolve) => {
     let left = count
     let open = count
@@ -66,7 +70,12 @@ function closedLoop(lanes: readonly Lane[], count: number, record: (status: numb
   })
 }
 
-function openLoop(lanes: readonly Lane[], rate: number, seconds: number, record: (status: number, ms: number) => void): Promise<void> {
+function openLoop(
+  lanes: readonly Lane[],
+  rate: number,
+  seconds: number,
+  record: (status: number, ms: number) => void,
+): Promise<void> {
   return new Promise((resolve) => {
     const begun = performance.now()
     const total = Math.round(rate * seconds)

@@ -1,6 +1,17 @@
 import { spawn } from 'node:child_process'
 import { text } from 'node:stream/consumers'
-import { behindNginx, type Callers, type Contender, naive, pool, postern, type RelayProgram, single, startPlainRelay, startSecureRelay } from './contenders.ts'
+import {
+  behindNginx,
+  type Callers,
+  type Contender,
+  naive,
+  pool,
+  postern,
+  type RelayProgram,
+  single,
+  startPlainRelay,
+  startSecureRelay,
+} from './contenders.ts'
 import { curve } from './curve.ts'
 import { cpuSeconds, residentBytes } from './harness.ts'
 import { figure, median, table } from './results.ts'
@@ -40,12 +51,23 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const count = quick ? 1000 : 3000
   const few = count / 6 // for those that open a connection for each message: they take as long for them
   const onPlain = await compare(
-    [await runner(postern(plain), count), await runner(pool(plain), count), await runner(naive(plain), count), await runner(behindNginx(plain), count)],
+    [
+      await runner(postern(plain), count),
+      await runner(pool(plain), count),
+      await runner(naive(plain), count),
+      await runner(behindNginx(plain), count),
+    ],
     rounds,
   )
   onPlain.push(await wire(plain, rounds, 10 * count))
   const onSecure = await compare(
-    [await runner(postern(secure), count), await runner(pool(secure), count), await runner(single(secure), few), await runner(naive(secure), few), await runner(behindNginx(secure), count)],
+    [
+      await runner(postern(secure), count),
+      await runner(pool(secure), count),
+      await runner(single(secure), few),
+      await runner(naive(secure), few),
+      await runner(behindNginx(secure), count),
+    ],
     rounds,
   )
   if (!quick) await curve(plain)
@@ -77,8 +99,17 @@ async function compare(runners: readonly Runner[], rounds: number): Promise<stri
   return runners.map(({ contender }, index) => {
     const measured = summaries[index]
     if (measured === undefined || own === undefined) return [contender.name]
-    const cell = (key: keyof Round): string => figure(measured[key]) + (measured === own ? '' : ` (${(own[key] / measured[key]).toFixed(2)})`)
-    return [contender.name, cell('throughput'), cell('p50'), cell('p99'), cell('cpu'), cell('alone'), figure(memory[index] ?? NaN)]
+    const cell = (key: keyof Round): string =>
+      figure(measured[key]) + (measured === own ? '' : ` (${(own[key] / measured[key]).toFixed(2)})`)
+    return [
+      contender.name,
+      cell('throughput'),
+      cell('p50'),
+      cell('p99'),
+      cell('cpu'),
+      cell('alone'),
+      figure(memory[index] ?? NaN),
+    ]
   })
 }
 
@@ -88,7 +119,13 @@ async function measure({ contender, many, one, count }: Runner): Promise<Round> 
   const cpu = cpuSeconds(contender.pids) - before
   if (failed + refused.count > 0) throw new Error(`${contender.name} did not take every message`)
   const { accepted: alone } = await one.run({ count: ALONE })
-  return { throughput: count / seconds, p50: accepted.p50, p99: accepted.p99, cpu: (cpu / count) * 1000, alone: alone.p50 }
+  return {
+    throughput: count / seconds,
+    p50: accepted.p50,
+    p99: accepted.p99,
+    cpu: (cpu / count) * 1000,
+    alone: alone.p50,
+  }
 }
 
 function summary(rounds: readonly Round[]): Round {
@@ -102,7 +139,8 @@ async function wire(relay: RelayProgram, rounds: number, count: number): Promise
   for (let round = 0; round < rounds; round++) {
     const command = `TIMEFORMAT='%R %U %S'; time smtp-source -d -s ${POOL} -m ${count} -l 2048 127.0.0.1:${relay.port}`
     const child = spawn('bash', ['-c', command], { stdio: ['ignore', 'ignore', 'pipe'] })
-    const [seconds = NaN, user = NaN, system = NaN] = (await text(child.stderr)).trim().split('\n').at(-1)?.split(' ').map(Number) ?? []
+    const [seconds = NaN, user = NaN, system = NaN] =
+      (await text(child.stderr)).trim().split('\n').at(-1)?.split(' ').map(Number) ?? []
     runs.push({ seconds, cpu: user + system })
   }
   const seconds = median(runs.map((run) => run.seconds))

@@ -24,14 +24,22 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const rounds = quick ? 1 : 3
   const seconds = quick ? 3 : 8
   const relay = await startRelay({ RELAY_DELAY_MS: String(RELAY_MS) })
-  const gateway = await postern(relay, { POSTERN_SMTP_CONNECTIONS: String(CONNECTIONS), POSTERN_MAX_PENDING: String(PENDING), POSTERN_REQUEST_TIMEOUT: '10m' })
+  const gateway = await postern(relay, {
+    POSTERN_SMTP_CONNECTIONS: String(CONNECTIONS),
+    POSTERN_MAX_PENDING: String(PENDING),
+    POSTERN_REQUEST_TIMEOUT: '10m',
+  })
   const steady = await gateway.callers(PENDING)
   const callers = await gateway.callers(CALLERS)
   const measure = async (run: () => Promise<LoadResult>): Promise<Round> => {
     const before = cpuSeconds(gateway.pids)
     const result = await run()
     if (result.failed > 0) throw new Error(`${result.failed} answers were neither 200 nor 503`)
-    return { result, goodput: result.accepted.count / result.seconds, cpu: (cpuSeconds(gateway.pids) - before) / result.seconds }
+    return {
+      result,
+      goodput: result.accepted.count / result.seconds,
+      cpu: (cpuSeconds(gateway.pids) - before) / result.seconds,
+    }
   }
   await steady.run({ count: 2000 }) // until the code is hot
   const capacity = (1000 / RELAY_MS) * CONNECTIONS
@@ -62,7 +70,20 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   return [
     '# Overload',
     `A relay that takes ${CONNECTIONS} messages at a time and ${RELAY_MS} ms for each; \`POSTERN_MAX_PENDING\` ${PENDING}; messages of 2 KB from ${CALLERS} connections at a fixed rate, ${seconds} s each, whatever the answers do; medians of ${rounds} alternating rounds. The peak is what ${PENDING} callers get through one message after the other: ${figure(peak)} messages/s. Times are from when a request was due to the end of its answer, as the caller sees it, in ms.`,
-    table(['offered', 'answers/s', 'accepted/s (of the peak)', 'accepted p99', 'refused/s', 'refused p50', 'p99', 'worst', 'CPU % of a core'], rows),
+    table(
+      [
+        'offered',
+        'answers/s',
+        'accepted/s (of the peak)',
+        'accepted p99',
+        'refused/s',
+        'refused p50',
+        'p99',
+        'worst',
+        'CPU % of a core',
+      ],
+      rows,
+    ),
     `Peak RSS ${rss} MB.`,
   ].join('\n\n')
 }

@@ -18,15 +18,32 @@ export function plot(series: readonly Series[]): string {
   const x = (offered: number): number => (offered / most) * WIDTH
   const linear = (value: number): number => HEIGHT - (value / top) * HEIGHT
   const [low, high] = [0, Math.ceil(Math.log10(Math.max(...all.map(({ p99 }) => p99))))]
-  const logarithmic = (value: number): number => HEIGHT - ((Math.log10(Math.max(value, 1)) - low) / (high - low)) * HEIGHT
+  const logarithmic = (value: number): number =>
+    HEIGHT - ((Math.log10(Math.max(value, 1)) - low) / (high - low)) * HEIGHT
   const decades = Array.from({ length: high - low + 1 }, (_, power) => 10 ** (low + power))
   const thousands = Array.from({ length: Math.floor(top / 500) + 1 }, (_, step) => step * 500)
   const offered = Array.from({ length: Math.floor(most / 1000) + 1 }, (_, step) => step * 1000)
   const total = 2 * (WIDTH + LEFT) + 50
   return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${total} ${HEIGHT + 130}" font-family="sans-serif" font-size="12">
 <rect width="100%" height="100%" fill="#fff"/>
-${chart(LEFT, 'messages/s that came through', offered, x, thousands, linear, series.map(({ points }) => points.map((point) => [x(point.offered), linear(point.throughput)])))}
-${chart(2 * LEFT + WIDTH + 20, 'p99 in ms, from when a message was due', offered, x, decades, logarithmic, series.map(({ points }) => points.map((point) => [x(point.offered), logarithmic(point.p99)])))}
+${chart(
+  LEFT,
+  'messages/s that came through',
+  offered,
+  x,
+  thousands,
+  linear,
+  series.map(({ points }) => points.map((point) => [x(point.offered), linear(point.throughput)])),
+)}
+${chart(
+  2 * LEFT + WIDTH + 20,
+  'p99 in ms, from when a message was due',
+  offered,
+  x,
+  decades,
+  logarithmic,
+  series.map(({ points }) => points.map((point) => [x(point.offered), logarithmic(point.p99)])),
+)}
 ${series.map(({ name }, index) => `<g transform="translate(${LEFT + (index % 2) * 400} ${TOP + HEIGHT + 50 + Math.floor(index / 2) * 18})"><rect width="14" height="4" y="-6" fill="${COLOURS[index] ?? '#000'}"/><text x="20">${name}</text></g>`).join('\n')}
 </svg>
 `

@@ -28,14 +28,21 @@ const PARTS: readonly (readonly [part: string, place: RegExp])[] = [
   ['log and metrics', /\/dist\/operations\/|\/node_modules\/(?:pino|prom-client|sonic-boom|fast-redact)/],
   ['SMTP', /\/dist\/(?:relay|dispatch)|\/node_modules\/nodemailer\//],
   ['TLS', /node:(?:_tls_wrap|internal\/tls|_tls_common)/],
-  ['HTTP', /node:_http|node:internal\/http|\/node_modules\/(?:fastify|find-my-way|avvio|@fastify|fast-|light-my|cookie|reusify|rfdc)|\/dist\/(?:app|plugins|routes|server)/],
+  [
+    'HTTP',
+    /node:_http|node:internal\/http|\/node_modules\/(?:fastify|find-my-way|avvio|@fastify|fast-|light-my|cookie|reusify|rfdc)|\/dist\/(?:app|plugins|routes|server)/,
+  ],
   ['start', /node:internal\/(?:modules|bootstrap)/],
 ]
 
 /** Where the gateway's CPU time goes under load, by parts and by functions. */
 export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const relay = await startPlainRelay()
-  const gateway = await startGateway(relayEnv(relay), undefined, ['--cpu-prof', '--cpu-prof-interval=200', `--cpu-prof-dir=${directory}`])
+  const gateway = await startGateway(relayEnv(relay), undefined, [
+    '--cpu-prof',
+    '--cpu-prof-interval=200',
+    `--cpu-prof-dir=${directory}`,
+  ])
   const callers = await callersOver([gateway.port], 50)
   await callers.run({ count: quick ? 4_000 : 20_000 })
   await callers.close()
@@ -45,15 +52,24 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   if (file === undefined) throw new Error('the gateway left no profile')
   const profile: Profile = JSON.parse(readFileSync(join(directory, file), 'utf8'))
   const { parts, functions } = account(profile)
-  return ['# Where the CPU time goes', '50 callers, messages of 2 KB, plain relay; of the time in which the gateway was not idle.', shares('Part', parts, 20), shares('Function', functions, 40)].join('\n\n')
+  return [
+    '# Where the CPU time goes',
+    '50 callers, messages of 2 KB, plain relay; of the time in which the gateway was not idle.',
+    shares('Part', parts, 20),
+    shares('Function', functions, 40),
+  ].join('\n\n')
 }
 
-function account({ nodes, samples, timeDeltas }: Profile): { parts: Map<string, number>; functions: Map<string, number> } {
+function account({ nodes, samples, timeDeltas }: Profile): {
+  parts: Map<string, number>
+  functions: Map<string, number>
+} {
   const byId = new Map(nodes.map((node) => [node.id, node]))
   const parents = new Map(nodes.flatMap(({ id, children = [] }) => children.map((child) => [child, id] as const)))
   const parts = new Map<string, number>()
   const functions = new Map<string, number>()
-  const add = (sums: Map<string, number>, key: string, time: number): void => void sums.set(key, (sums.get(key) ?? 0) + time)
+  const add = (sums: Map<string, number>, key: string, time: number): void =>
+    void sums.set(key, (sums.get(key) ?? 0) + time)
   const partOf = new Map<number, string>()
   const find = (id: number | undefined): string => {
     const node = id === undefined ? undefined : byId.get(id)
@@ -80,5 +96,8 @@ function nameOf({ callFrame: { functionName, url, lineNumber } }: ProfileNode): 
 function shares(head: string, sums: ReadonlyMap<string, number>, most: number): string {
   const total = [...sums.values()].reduce((sum, time) => sum + time, 0)
   const rows = [...sums].sort(([, a], [, b]) => b - a).slice(0, most)
-  return table([head, '%'], rows.map(([name, time]) => [name, ((time / total) * 100).toFixed(1)]))
+  return table(
+    [head, '%'],
+    rows.map(([name, time]) => [name, ((time / total) * 100).toFixed(1)]),
+  )
 }

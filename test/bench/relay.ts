@@ -8,7 +8,10 @@ import { createSecureContext, TLSSocket } from 'node:tls'
  * settable time to think about each message. Tells its port, and how much it got whenever it is asked.
  */
 const { RELAY_CERT, RELAY_KEY, RELAY_DELAY_MS = '0' } = process.env
-const secureContext = RELAY_CERT === undefined || RELAY_KEY === undefined ? undefined : createSecureContext({ cert: readFileSync(RELAY_CERT), key: readFileSync(RELAY_KEY) })
+const secureContext =
+  RELAY_CERT === undefined || RELAY_KEY === undefined
+    ? undefined
+    : createSecureContext({ cert: readFileSync(RELAY_CERT), key: readFileSync(RELAY_KEY) })
 const delayMs = Number(RELAY_DELAY_MS)
 const END = '\r\n.\r\n'
 

@@ -23,7 +23,14 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const groups: Group[] = []
   for (const count of [1, 2]) {
     const gateways = await Promise.all(Array.from({ length: count }, () => startGateway(relayEnv(relay))))
-    groups.push({ gateways, callers: await callersOver(gateways.map(({ port }) => port), 50), rounds: [] })
+    groups.push({
+      gateways,
+      callers: await callersOver(
+        gateways.map(({ port }) => port),
+        50,
+      ),
+      rounds: [],
+    })
   }
   const rounds = quick ? 2 : 7
   const count = quick ? 1000 : 3000
@@ -34,13 +41,17 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
       const before = parts.map(cpuSeconds)
       const { seconds, failed, refused } = await callers.run({ count })
       if (failed + refused.count > 0) throw new Error('a replica did not take every message')
-      const [own = NaN, load = NaN, sink = NaN] = parts.map((pids, index) => (cpuSeconds(pids) - (before[index] ?? NaN)) / seconds)
+      const [own = NaN, load = NaN, sink = NaN] = parts.map(
+        (pids, index) => (cpuSeconds(pids) - (before[index] ?? NaN)) / seconds,
+      )
       results.push({ throughput: count / seconds, gateways: own, load, relay: sink })
     }
   }
-  for (const { gateways, callers } of groups) await Promise.all([callers.close(), ...gateways.map((gateway) => gateway.stop())])
+  for (const { gateways, callers } of groups)
+    await Promise.all([callers.close(), ...gateways.map((gateway) => gateway.stop())])
   await relay.stop()
-  const of = (group: Group | undefined, key: keyof Round): number => median((group?.rounds ?? []).map((round) => round[key]))
+  const of = (group: Group | undefined, key: keyof Round): number =>
+    median((group?.rounds ?? []).map((round) => round[key]))
   const [one] = groups
   const rows = groups.map((group) => [
     `${group.gateways.length}`,
@@ -51,6 +62,16 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   return [
     '# Replicas',
     `Messages of 2 KB, 50 concurrent callers, smtp-sink as relay; medians of ${rounds} alternating rounds. Load and relay share the machine's cores with the gateways.`,
-    table(['Gateway processes', 'messages/s (over one)', 'cores used by gateways', 'by the load', 'by the relay', 'gateway CPU s / 1,000'], rows),
+    table(
+      [
+        'Gateway processes',
+        'messages/s (over one)',
+        'cores used by gateways',
+        'by the load',
+        'by the relay',
+        'gateway CPU s / 1,000',
+      ],
+      rows,
+    ),
   ].join('\n\n')
 }

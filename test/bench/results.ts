@@ -7,7 +7,10 @@ export function table(head: readonly string[], rows: readonly (readonly string[]
 }
 
 export function median(values: readonly number[]): number {
-  return quantile([...values].sort((a, b) => a - b), 0.5)
+  return quantile(
+    [...values].sort((a, b) => a - b),
+    0.5,
+  )
 }
 
 /** Of values in ascending order; NaN where there are none. */

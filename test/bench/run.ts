@@ -16,7 +16,8 @@ const words = process.argv.slice(2).filter((word) => word !== 'quick')
 const quick = process.argv.includes('quick')
 const [name = 'main'] = words
 const files = await readdir(import.meta.dirname)
-if (!/^[a-z]+$/.test(name) || !files.includes(`${name}.js`)) throw new RangeError(`There is no benchmark called "${name}".`)
+if (!/^[a-z]+$/.test(name) || !files.includes(`${name}.js`))
+  throw new RangeError(`There is no benchmark called "${name}".`)
 const module: unknown = await import(`./${name}.js`)
 const bench: unknown = typeof module === 'object' && module !== null ? Reflect.get(module, 'bench') : undefined
 if (typeof bench !== 'function') throw new RangeError(`"${name}" is a part of the benchmarks, but none itself.`)
@@ -25,5 +26,8 @@ console.log(page)
 if (!quick) {
   await mkdir(RESULTS, { recursive: true })
   const day = new Date().toISOString().slice(0, 10)
-  await writeFile(join(RESULTS, `${name}.md`), `${String(page).trim()}\n\nWritten by \`npm run bench -- ${name}\` on ${day}: ${machine()}.\n`)
+  await writeFile(
+    join(RESULTS, `${name}.md`),
+    `${String(page).trim()}\n\nWritten by \`npm run bench -- ${name}\` on ${day}: ${machine()}.\n`,
+  )
 }

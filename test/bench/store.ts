@@ -31,7 +31,8 @@ async function add(to: MemoryIdempotencyStore, count: number): Promise<void> {
   for (let n = 0; n < count; n++) {
     // Texts of their own each time, as they come from a request: those that all entries share would take no room.
     const claimed = await to.claim('billing', nameOf(added++), HASH.toString('latin1'))
-    if (claimed.state === 'new') await claimed.claim.finish({ status: 200, body: Buffer.from(ANSWER).toString('latin1') })
+    if (claimed.state === 'new')
+      await claimed.claim.finish({ status: 200, body: Buffer.from(ANSWER).toString('latin1') })
   }
 }
 
@@ -48,10 +49,22 @@ async function measure(keys: number): Promise<object> {
   collect()
   const { heapUsed, rss } = process.memoryUsage()
   const known = await microseconds(LOOKUPS, async () => {
-    for (let n = 0; n < LOOKUPS; n++) await store.claim('billing', nameOf(added - 1 - ((n * 7919) % Math.max(1, store.size.keys))), HASH.toString('latin1'))
+    for (let n = 0; n < LOOKUPS; n++)
+      await store.claim(
+        'billing',
+        nameOf(added - 1 - ((n * 7919) % Math.max(1, store.size.keys))),
+        HASH.toString('latin1'),
+      )
   })
   const fresh = await microseconds(LOOKUPS, () => add(store, LOOKUPS))
-  return { keys, bytes: keys === 0 ? 0 : (heapUsed - emptyHeap) / keys, counted: keys === 0 ? 0 : store.size.bytes / store.size.keys, rss, known, fresh }
+  return {
+    keys,
+    bytes: keys === 0 ? 0 : (heapUsed - emptyHeap) / keys,
+    counted: keys === 0 ? 0 : store.size.bytes / store.size.keys,
+    rss,
+    known,
+    fresh,
+  }
 }
 
 /** How many such answers the store holds with the limits that the gateway has. */

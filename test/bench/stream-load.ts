@@ -24,7 +24,13 @@ interface Shape {
 }
 
 const { LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
-const tls = { ca: readFileSync(LOAD_CA), cert: readFileSync(LOAD_CERT), key: readFileSync(LOAD_KEY), host: '127.0.0.1', servername: 'localhost' }
+const tls = {
+  ca: readFileSync(LOAD_CA),
+  cert: readFileSync(LOAD_CERT),
+  key: readFileSync(LOAD_KEY),
+  host: '127.0.0.1',
+  servername: 'localhost',
+}
 const MESSAGE = { from: 'a@corp.example', to: 'b@corp.example', subject: 'large', text: 'x' }
 const HEADER = 'From: a@corp.example\r\nTo: b@corp.example\r\nSubject: large\r\n\r\n'
 const LINES = Buffer.from(`${'QUJD'.repeat(19)}\r\n`.repeat(840)) // 64 KiB of base64 in lines
@@ -35,23 +41,63 @@ const BASE64 = 78 / 57 // octets on the wire for one of a file
 function shapeOf(form: Order['form'], bytes: number): Shape & { readonly times: number } {
   switch (form) {
     case 'raw':
-      return http('/v1/messages/raw?mail_from=a@corp.example&rcpt_to=b@corp.example', 'message/rfc822', HEADER, LINES, '', bytes)
+      return http(
+        '/v1/messages/raw?mail_from=a@corp.example&rcpt_to=b@corp.example',
+        'message/rfc822',
+        HEADER,
+        LINES,
+        '',
+        bytes,
+      )
     case 'multipart': {
       const message = JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a.bin', part: 'a' }] })
       const part = (name: string): string => `--b\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n`
-      return http('/v1/messages', 'multipart/form-data; boundary=b', `${part('message')}${message}\r\n${part('a')}`, LINES, '\r\n--b--\r\n', bytes / BASE64)
+      return http(
+        '/v1/messages',
+        'multipart/form-data; boundary=b',
+        `${part('message')}${message}\r\n${part('a')}`,
+        LINES,
+        '\r\n--b--\r\n',
+        bytes / BASE64,
+      )
     }
     case 'json':
-      return http('/v1/messages', 'application/json', `${JSON.stringify(MESSAGE).slice(0, -1)},"attachments":[{"filename":"a.bin","content":"`, LETTERS, '"}]}', (bytes * 76) / 78)
+      return http(
+        '/v1/messages',
+        'application/json',
+        `${JSON.stringify(MESSAGE).slice(0, -1)},"attachments":[{"filename":"a.bin","content":"`,
+        LETTERS,
+        '"}]}',
+        (bytes * 76) / 78,
+      )
     case 'pipe':
-      return { head: 'EHLO load\r\nMAIL FROM:<a@corp.example>\r\nRCPT TO:<b@corp.example>\r\nDATA\r\n', begin: HEADER, block: LINES, end: '.\r\n', times: Math.floor(bytes / LINES.length) }
+      return {
+        head: 'EHLO load\r\nMAIL FROM:<a@corp.example>\r\nRCPT TO:<b@corp.example>\r\nDATA\r\n',
+        begin: HEADER,
+        block: LINES,
+        end: '.\r\n',
+        times: Math.floor(bytes / LINES.length),
+      }
   }
 }
 
-function http(path: string, type: string, begin: string, block: Buffer, end: string, bytes: number): Shape & { readonly times: number } {
+function http(
+  path: string,
+  type: string,
+  begin: string,
+  block: Buffer,
+  end: string,
+  bytes: number,
+): Shape & { readonly times: number } {
   const times = Math.floor(bytes / block.length)
   const length = begin.length + times * block.length + end.length
-  return { head: `POST ${path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: ${type}\r\nContent-Length: ${length}\r\n\r\n`, begin, block, end, times }
+  return {
+    head: `POST ${path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: ${type}\r\nContent-Length: ${length}\r\n\r\n`,
+    begin,
+    block,
+    end,
+    times,
+  }
 }
 
 /** Sends one message. Resolves with whether it was taken. */
@@ -63,7 +109,8 @@ async function send({ port, form, bytes }: Order): Promise<boolean> {
   const taken = new Promise<boolean>((resolve) => {
     socket.on('data', (piece) => {
       text += piece.toString('latin1')
-      if (form === 'pipe' ? text.includes('queued') : text.includes('\r\n\r\n')) resolve(form === 'pipe' || text.startsWith('HTTP/1.1 200'))
+      if (form === 'pipe' ? text.includes('queued') : text.includes('\r\n\r\n'))
+        resolve(form === 'pipe' || text.startsWith('HTTP/1.1 200'))
     })
     socket.once('close', () => resolve(false))
   })

@@ -8,11 +8,20 @@ import { createServer } from 'node:tls'
  * looking at it.
  */
 const { PIPE_CA = '', PIPE_CERT = '', PIPE_KEY = '', PIPE_RELAY = '' } = process.env
-const server = createServer({ ca: readFileSync(PIPE_CA), cert: readFileSync(PIPE_CERT), key: readFileSync(PIPE_KEY), requestCert: true, rejectUnauthorized: true }, (socket) => {
-  const relay = connect(Number(PIPE_RELAY), '127.0.0.1')
-  pipeline(socket, relay, () => {})
-  pipeline(relay, socket, () => {})
-}).listen(0, '127.0.0.1', () => {
+const server = createServer(
+  {
+    ca: readFileSync(PIPE_CA),
+    cert: readFileSync(PIPE_CERT),
+    key: readFileSync(PIPE_KEY),
+    requestCert: true,
+    rejectUnauthorized: true,
+  },
+  (socket) => {
+    const relay = connect(Number(PIPE_RELAY), '127.0.0.1')
+    pipeline(socket, relay, () => {})
+    pipeline(relay, socket, () => {})
+  },
+).listen(0, '127.0.0.1', () => {
   const address: AddressInfo | string | null = server.address()
   console.log(JSON.stringify({ port: typeof address === 'object' ? address?.port : 0 }))
 })

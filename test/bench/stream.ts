@@ -1,4 +1,12 @@
-import { certificates, cpuSeconds, clientCertificate, type Program, residentBytes, startGateway, startScript } from './harness.ts'
+import {
+  certificates,
+  cpuSeconds,
+  clientCertificate,
+  type Program,
+  residentBytes,
+  startGateway,
+  startScript,
+} from './harness.ts'
 import { figure, median, table } from './results.ts'
 
 const BYTES = 25_000_000
@@ -26,7 +34,9 @@ interface Bench {
 export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const [relay, load] = await Promise.all([
     startScript('relay.js'),
-    startScript('stream-load.js', { env: { LOAD_CA: certificates.ca, LOAD_CERT: certificates.clientCert, LOAD_KEY: certificates.clientKey } }),
+    startScript('stream-load.js', {
+      env: { LOAD_CA: certificates.ca, LOAD_CERT: certificates.clientCert, LOAD_KEY: certificates.clientKey },
+    }),
   ])
   const programs = { load, relay }
   try {
@@ -46,7 +56,14 @@ async function measureMemory(programs: Bench, counts: readonly number[]): Promis
       const idle = residentBytes(gateway.pids, 'VmRSS')
       const { taken, refused } = await send(programs.load, gateway.port, form, concurrent)
       const peak = residentBytes(gateway.pids)
-      rows.push([`${form}, ${concurrent} at once`, String(taken), String(refused), figure(idle / MB), figure(peak / MB), figure((peak - idle) / MB)])
+      rows.push([
+        `${form}, ${concurrent} at once`,
+        String(taken),
+        String(refused),
+        figure(idle / MB),
+        figure(peak / MB),
+        figure((peak - idle) / MB),
+      ])
       await gateway.stop()
     }
   }
@@ -55,7 +72,14 @@ async function measureMemory(programs: Bench, counts: readonly number[]): Promis
 
 async function measureSpeed({ load, relay }: Bench, rounds: number): Promise<string> {
   const gateway = await gatewayFor(relay)
-  const pipe = await startScript('stream-pipe.js', { env: { PIPE_CA: certificates.ca, PIPE_CERT: certificates.cert, PIPE_KEY: certificates.key, PIPE_RELAY: String(relay.ready['port']) } })
+  const pipe = await startScript('stream-pipe.js', {
+    env: {
+      PIPE_CA: certificates.ca,
+      PIPE_CERT: certificates.cert,
+      PIPE_KEY: certificates.key,
+      PIPE_RELAY: String(relay.ready['port']),
+    },
+  })
   const rows: string[][] = []
   for (const concurrent of [1, 10]) {
     const measured: { raw: number; pipe: number; rawCpu: number; pipeCpu: number }[] = []
@@ -66,21 +90,47 @@ async function measureSpeed({ load, relay }: Bench, rounds: number): Promise<str
       if (round > 0) measured.push({ raw: sent.rate, pipe: piped.rate, rawCpu: sent.cpu, pipeCpu: piped.cpu })
     }
     const of = (value: (round: (typeof measured)[number]) => number): number => median(measured.map(value))
-    rows.push([`${concurrent} at once`, figure(of(({ pipe }) => pipe)), figure(of(({ raw }) => raw)), `${figure(of(({ raw, pipe }) => (100 * raw) / pipe))} %`, figure(of(({ pipeCpu }) => pipeCpu)), figure(of(({ rawCpu }) => rawCpu))])
+    rows.push([
+      `${concurrent} at once`,
+      figure(of(({ pipe }) => pipe)),
+      figure(of(({ raw }) => raw)),
+      `${figure(of(({ raw, pipe }) => (100 * raw) / pipe))} %`,
+      figure(of(({ pipeCpu }) => pipeCpu)),
+      figure(of(({ rawCpu }) => rawCpu)),
+    ])
   }
   await Promise.all([gateway.stop(), pipe.stop()])
-  return table(['raw messages of 25 MB', 'piped, MB/s', 'Postern, MB/s', 'of it', 'piped, CPU ms a MB', 'Postern, CPU ms a MB'], rows)
+  return table(
+    ['raw messages of 25 MB', 'piped, MB/s', 'Postern, MB/s', 'of it', 'piped, CPU ms a MB', 'Postern, CPU ms a MB'],
+    rows,
+  )
 }
 
-async function speed(load: Program, { pids }: Program, port: number, form: string, concurrent: number): Promise<{ rate: number; cpu: number }> {
+async function speed(
+  load: Program,
+  { pids }: Program,
+  port: number,
+  form: string,
+  concurrent: number,
+): Promise<{ rate: number; cpu: number }> {
   const before = cpuSeconds(pids)
   const { taken, seconds } = await send(load, port, form, concurrent)
   if (taken !== concurrent) throw new Error(`${concurrent - taken} messages were not taken`)
-  return { rate: (concurrent * BYTES) / MB / seconds, cpu: ((cpuSeconds(pids) - before) * 1000) / ((concurrent * BYTES) / MB) }
+  return {
+    rate: (concurrent * BYTES) / MB / seconds,
+    cpu: ((cpuSeconds(pids) - before) * 1000) / ((concurrent * BYTES) / MB),
+  }
 }
 
 function gatewayFor(relay: Program): ReturnType<typeof startGateway> {
-  return startGateway({ POSTERN_SMTP_URL: `smtp://127.0.0.1:${String(relay.ready['port'])}`, POSTERN_SMTP_TLS: 'off', POSTERN_MAX_SIZE: '30MB' }, CLIENTS)
+  return startGateway(
+    {
+      POSTERN_SMTP_URL: `smtp://127.0.0.1:${String(relay.ready['port'])}`,
+      POSTERN_SMTP_TLS: 'off',
+      POSTERN_MAX_SIZE: '30MB',
+    },
+    CLIENTS,
+  )
 }
 
 async function send(load: Program, port: number, form: string, concurrent: number): Promise<Run> {

@@ -25,11 +25,16 @@ t.test('nothing is lost, nothing is sent twice without a word, whatever breaks',
   const client = await pki.client('billing')
   const redis = await startRedis(t)
   const relays = [await startFaultRelay(t, { pipelining: true }), await startFaultRelay(t)]
-  const replicas = [await startReplica(t, pki, client, relays, redis), await startReplica(t, pki, client, relays, redis)]
+  const replicas = [
+    await startReplica(t, pki, client, relays, redis),
+    await startReplica(t, pki, client, relays, redis),
+  ]
   const stories: Story[] = []
   const state = { stopping: false }
 
-  const callers = Promise.all(Array.from({ length: CALLERS }, (_, n) => call(n, { pki, client, replicas, stories, state })))
+  const callers = Promise.all(
+    Array.from({ length: CALLERS }, (_, n) => call(n, { pki, client, replicas, stories, state })),
+  )
   const counts = await wreak(random(SEED), relays, replicas, redis)
   state.stopping = true
   for (const relay of relays) relay.script = {}
@@ -40,21 +45,48 @@ t.test('nothing is lost, nothing is sent twice without a word, whatever breaks',
   const last = (story: Story): string => story.answers.at(-1) ?? 'none'
   const sent = stories.filter((story) => last(story) === '200')
   const unknown = stories.filter((story) => story.answers.includes('delivery_unknown'))
-  const notSent = stories.filter((story) => last(story) !== '200' && !story.answers.includes('delivery_unknown') && !story.answers.includes('no answer'))
+  const notSent = stories.filter(
+    (story) =>
+      last(story) !== '200' && !story.answers.includes('delivery_unknown') && !story.answers.includes('no answer'),
+  )
   const twice = stories.filter(({ id }) => (accepted.get(id) ?? 0) + (unanswered.get(id) ?? 0) > 1)
 
   console.error(
     `# seed ${SEED}: ${stories.length} messages, ${sent.length} answered 200, ${unknown.length} unknown, ${notSent.length} not sent; ` +
       `${[...accepted.values()].reduce((sum, count) => sum + count, 0)} accepted by the relays, ${unanswered.size} held by them without a reply, ${twice.length} there twice`,
   )
-  console.error(`# faults: ${Object.entries(counts).map(([name, count]) => `${count} × ${name}`).join(', ')}`)
+  console.error(
+    `# faults: ${Object.entries(counts)
+      .map(([name, count]) => `${count} × ${name}`)
+      .join(', ')}`,
+  )
   t.ok(stories.length > 200, 'enough happened to mean something')
   t.ok(sent.length > stories.length / 2, 'most of it went through')
-  t.same(stories.filter((story) => !/^(200|delivery_unknown|rejected_by_relay)$/.test(last(story))), [], 'every caller has its answer for good')
-  t.same(sent.filter(({ id }) => !accepted.has(id)), [], 'every message that got a 200 is on a relay')
-  t.same(notSent.filter(({ id }) => accepted.has(id) || unanswered.has(id)), [], 'none that was only ever not_sent is on a relay')
-  t.same(twice.filter((story) => !story.answers.includes('delivery_unknown')), [], 'every duplicate was announced as unknown first')
-  t.same([...unanswered.keys()].filter((id) => !unknown.some((story) => story.id === id)), [], 'every message whose reply was lost is called unknown')
+  t.same(
+    stories.filter((story) => !/^(200|delivery_unknown|rejected_by_relay)$/.test(last(story))),
+    [],
+    'every caller has its answer for good',
+  )
+  t.same(
+    sent.filter(({ id }) => !accepted.has(id)),
+    [],
+    'every message that got a 200 is on a relay',
+  )
+  t.same(
+    notSent.filter(({ id }) => accepted.has(id) || unanswered.has(id)),
+    [],
+    'none that was only ever not_sent is on a relay',
+  )
+  t.same(
+    twice.filter((story) => !story.answers.includes('delivery_unknown')),
+    [],
+    'every duplicate was announced as unknown first',
+  )
+  t.same(
+    [...unanswered.keys()].filter((id) => !unknown.some((story) => story.id === id)),
+    [],
+    'every message whose reply was lost is called unknown',
+  )
 })
 
 interface Callers {
@@ -84,7 +116,13 @@ async function call(n: number, { pki, client, replicas, stories, state }: Caller
   agent.destroy()
 }
 
-async function send(port: number, agent: Agent, pki: Pki, client: Leaf, id: string): Promise<{ code: string; retryAfter: number }> {
+async function send(
+  port: number,
+  agent: Agent,
+  pki: Pki,
+  client: Leaf,
+  id: string,
+): Promise<{ code: string; retryAfter: number }> {
   try {
     const request = httpsRequest({
       host: '127.0.0.1',
@@ -99,19 +137,35 @@ async function send(port: number, agent: Agent, pki: Pki, client: Leaf, id: stri
       headers: { 'content-type': 'application/json', 'idempotency-key': id },
       signal: AbortSignal.timeout(15_000),
     })
-    request.end(JSON.stringify({ from: 'billing@corp.example', to: 'user@corp.example', subject: 'Chaos', text: 'x'.repeat(500), headers: { 'X-Chaos': id } }))
+    request.end(
+      JSON.stringify({
+        from: 'billing@corp.example',
+        to: 'user@corp.example',
+        subject: 'Chaos',
+        text: 'x'.repeat(500),
+        headers: { 'X-Chaos': id },
+      }),
+    )
     const [response] = await once(request, 'response')
     const pieces: Buffer[] = []
     for await (const piece of response) pieces.push(piece)
     const body = JSON.parse(Buffer.concat(pieces).toString())
-    return { code: response.statusCode === 200 ? '200' : String(body.code), retryAfter: Number(response.headers['retry-after'] ?? 0) }
+    return {
+      code: response.statusCode === 200 ? '200' : String(body.code),
+      retryAfter: Number(response.headers['retry-after'] ?? 0),
+    }
   } catch {
     return { code: 'no answer', retryAfter: 0.2 }
   }
 }
 
 /** Breaks things for a while and mends them again. Resolves with what it did. */
-async function wreak(next: () => number, relays: readonly FaultRelay[], replicas: readonly Replica[], redis: RedisServer): Promise<Record<string, number>> {
+async function wreak(
+  next: () => number,
+  relays: readonly FaultRelay[],
+  replicas: readonly Replica[],
+  redis: RedisServer,
+): Promise<Record<string, number>> {
   const counts: Record<string, number> = {}
   const pick = <T>(list: readonly T[]): T | undefined => list[Math.floor(next() * list.length)]
   const deeds: Record<string, () => Promise<void>> = {
@@ -141,7 +195,16 @@ async function wreak(next: () => number, relays: readonly FaultRelay[], replicas
     },
   }
   for (const end = Date.now() + CHAOS_MS; Date.now() < end; await pause(100 + next() * 300)) {
-    const name = pick(['relay fault', 'relay fault', 'relay fault', 'idle connections closed', 'relay away', 'replica SIGTERM', 'replica SIGKILL', 'store stuck'])
+    const name = pick([
+      'relay fault',
+      'relay fault',
+      'relay fault',
+      'idle connections closed',
+      'relay away',
+      'replica SIGTERM',
+      'replica SIGKILL',
+      'store stuck',
+    ])
     if (name === undefined) continue
     counts[name] = (counts[name] ?? 0) + 1
     await deeds[name]?.()
@@ -149,7 +212,13 @@ async function wreak(next: () => number, relays: readonly FaultRelay[], replicas
   return counts
 }
 
-function startReplica(t: Test, pki: Pki, client: Leaf, relays: readonly FaultRelay[], redis: RedisServer): Promise<Replica> {
+function startReplica(
+  t: Test,
+  pki: Pki,
+  client: Leaf,
+  relays: readonly FaultRelay[],
+  redis: RedisServer,
+): Promise<Replica> {
   return Replica.start(t, pki, client, {
     POSTERN_SMTP_URL: relays.map(({ url }) => url).join(' '),
     POSTERN_SMTP_TIMEOUT: '3s',

@@ -28,7 +28,13 @@ export class Replica {
       'clients.yaml': `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"]${allowed} } }`,
     })
     const port = await freePort()
-    const replica = new Replica(port, { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: String(port), POSTERN_OPS_PORT: '0', ...env })
+    const replica = new Replica(port, {
+      ...settings(directory),
+      POSTERN_HOST: '127.0.0.1',
+      POSTERN_PORT: String(port),
+      POSTERN_OPS_PORT: '0',
+      ...env,
+    })
     t.teardown(() => replica.#end('SIGKILL'))
     await replica.#spawn()
     return replica

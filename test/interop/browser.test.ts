@@ -44,7 +44,12 @@ async function startInbox(t: Test): Promise<Inbox> {
   await writeFile(key, server.key)
   const page = await openInboxPage(0)
   t.teardown(() => page.close())
-  const inbox = await openInbox({ directory, cert, key, onMessage: async (message) => page.add(message, await PostalMime.parse(message.content)) })
+  const inbox = await openInbox({
+    directory,
+    cert,
+    key,
+    onMessage: async (message) => page.add(message, await PostalMime.parse(message.content)),
+  })
   t.teardown(() => inbox.close())
   const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}` } })
   const open = async (options: BrowserContextOptions = {}): Promise<Page> => {
@@ -52,7 +57,10 @@ async function startInbox(t: Test): Promise<Inbox> {
     t.teardown(() => context.close())
     const window = await context.newPage()
     await window.goto(page.url)
-    await window.getByRole('status').getByText(/messages?$/).waitFor()
+    await window
+      .getByRole('status')
+      .getByText(/messages?$/)
+      .waitFor()
     return window
   }
   return { ...gateway, url: page.url, open }
@@ -99,11 +107,17 @@ t.test('a Korean subject, an inline picture and an attachment look as their read
   t.match(await page.locator('#facts').innerText(), /김민지 <minji@corp\.example>/)
   const message = page.frameLocator('iframe')
   t.equal(await message.locator('#hi').innerText(), '청구서')
-  const drawn = await page.frames().at(-1)?.evaluate("document.getElementById('logo').decode().then(() => document.getElementById('logo').naturalWidth)")
+  const drawn = await page
+    .frames()
+    .at(-1)
+    ?.evaluate("document.getElementById('logo').decode().then(() => document.getElementById('logo').naturalWidth)")
   t.equal(drawn, 8, 'the inline picture is drawn')
 
   t.equal(await page.locator('#files a').count(), 1, 'the inline picture is no attachment to download')
-  const [download] = await Promise.all([page.waitForEvent('download'), page.getByRole('link', { name: /청구서 2041\.csv/ }).click()])
+  const [download] = await Promise.all([
+    page.waitForEvent('download'),
+    page.getByRole('link', { name: /청구서 2041\.csv/ }).click(),
+  ])
   t.equal(download.suggestedFilename(), '청구서 2041.csv')
   const pieces: Buffer[] = []
   for await (const piece of await download.createReadStream()) pieces.push(Buffer.from(piece))
@@ -164,13 +178,19 @@ t.test('hostile html runs nothing, loads nothing and goes nowhere', async (t) =>
   await page.getByText('<script>alert(3)</script>').waitFor()
   t.equal(page.url(), `${url}#/1`)
   t.match(await page.title(), /Postern inbox/)
-  t.strictSame(popups.filter((popup) => popup.startsWith(evil)), [])
+  t.strictSame(
+    popups.filter((popup) => popup.startsWith(evil)),
+    [],
+  )
 
   t.strictSame(trap.asked, [])
   // The trap works, and this is the first that it hears.
   const control = await page.context().newPage()
   await control.goto(`${evil}/control`)
-  t.strictSame(trap.asked.filter((path) => path !== 'connection' && path !== '/favicon.ico'), ['/control'])
+  t.strictSame(
+    trap.asked.filter((path) => path !== 'connection' && path !== '/favicon.ico'),
+    ['/control'],
+  )
 })
 
 t.test('a link of a message opens in a tab of its own that cannot see the inbox', async (t) => {
@@ -179,7 +199,10 @@ t.test('a link of a message opens in a tab of its own that cannot see the inbox'
   const page = await open()
   sent(t, await post({ ...MESSAGE, html: `<a id="confirm" href="http://127.0.0.1:${trap.port}/confirm">Confirm</a>` }))
   await page.getByRole('link', { name: /Hello/ }).click()
-  const [tab] = await Promise.all([page.context().waitForEvent('page'), page.frameLocator('iframe').locator('#confirm').click()])
+  const [tab] = await Promise.all([
+    page.context().waitForEvent('page'),
+    page.frameLocator('iframe').locator('#confirm').click(),
+  ])
   await tab.waitForLoadState()
   t.equal(await tab.title(), 'trap')
   t.equal(await tab.evaluate('opener'), null)
@@ -190,7 +213,11 @@ t.test('messages appear by themselves, newest first', async (t) => {
   const { open, post } = await startInbox(t)
   sent(t, await post({ ...MESSAGE, subject: 'First' }))
   const page = await open()
-  t.strictSame(await page.locator('.subject').allInnerTexts(), ['First'], 'what came before the page was opened is there')
+  t.strictSame(
+    await page.locator('.subject').allInnerTexts(),
+    ['First'],
+    'what came before the page was opened is there',
+  )
   sent(t, await post({ ...MESSAGE, subject: 'Second' }))
   await page.getByRole('link', { name: /Second/ }).waitFor()
   t.strictSame(await page.locator('.subject').allInnerTexts(), ['Second', 'First'])
@@ -210,7 +237,11 @@ t.test('everything can be reached with the keyboard alone', async (t) => {
   t.match(await focused(), /One/)
   await page.keyboard.press('ArrowUp')
   t.match(await focused(), /Two/)
-  t.equal(await page.evaluate('getComputedStyle(document.activeElement).outlineStyle'), 'solid', 'the focus can be seen')
+  t.equal(
+    await page.evaluate('getComputedStyle(document.activeElement).outlineStyle'),
+    'solid',
+    'the focus can be seen',
+  )
   await page.keyboard.press('Enter')
   await page.getByRole('heading', { name: 'Two' }).waitFor()
   await page.locator('#subject:focus').waitFor()
@@ -226,7 +257,15 @@ t.test('everything can be reached with the keyboard alone', async (t) => {
 
 t.test('on a phone the list and the message take turns and nothing is cut off', async (t) => {
   const { open, post } = await startInbox(t)
-  sent(t, await post({ ...MESSAGE, subject: `A long subject ${'without any end '.repeat(8)}`, text: `${'x'.repeat(300)}\n`, attachments: [{ filename: `${'name'.repeat(30)}.pdf`, content: '' }] }))
+  sent(
+    t,
+    await post({
+      ...MESSAGE,
+      subject: `A long subject ${'without any end '.repeat(8)}`,
+      text: `${'x'.repeat(300)}\n`,
+      attachments: [{ filename: `${'name'.repeat(30)}.pdf`, content: '' }],
+    }),
+  )
   const page = await open({ viewport: { width: 360, height: 640 }, hasTouch: true })
   const fits = (): Promise<boolean> => page.evaluate<boolean>('document.documentElement.scrollWidth <= innerWidth')
   t.equal(await fits(), true)
@@ -264,9 +303,13 @@ t.test('the page of the API shows every operation and asks nothing of anybody el
   page.on('pageerror', (error) => complaints.push(error.message))
   const origin = `http://127.0.0.1:${gateway.opsPort}`
   await page.goto(`${origin}/docs`)
-  for (const path of ['/v1/messages', '/v1/messages/raw', '/v1/whoami']) await page.locator(`[data-path="${path}"]`).waitFor()
+  for (const path of ['/v1/messages', '/v1/messages/raw', '/v1/whoami'])
+    await page.locator(`[data-path="${path}"]`).waitFor()
   await page.locator('[data-path="/v1/messages"]').click()
   await page.getByText('idempotency_key_reused').first().waitFor()
-  t.strictSame([...asked].filter((place) => place !== 'null'), [origin])
+  t.strictSame(
+    [...asked].filter((place) => place !== 'null'),
+    [origin],
+  )
   t.strictSame(complaints, [])
 })

@@ -51,7 +51,12 @@ export async function imageConfig(tag: string): Promise<ImageConfig> {
  * Runs an image the way an engine would with `--read-only` and `-v directory:/app/certs:ro`: as PID 1 in a process
  * namespace of its own, as the image's user, with the image's environment and command. The network is this machine's.
  */
-export async function startContainer(t: Test, tag: string, directory: string, env: Readonly<Record<string, string>>): Promise<Container> {
+export async function startContainer(
+  t: Test,
+  tag: string,
+  directory: string,
+  env: Readonly<Record<string, string>>,
+): Promise<Container> {
   const config = await imageConfig(tag)
   const name = (await run('buildah', ['from', '--pull-never', tag], { env: BUILDAH_ENV })).trim()
   t.teardown(() => run('buildah', ['rm', name], { env: BUILDAH_ENV }))
@@ -74,7 +79,10 @@ export async function startContainer(t: Test, tag: string, directory: string, en
   const child = spawn(
     'unshare',
     ['--mount', '--pid', '--fork', 'sh', '-c', script, 'sh', ...inside, ...config.Entrypoint, ...config.Cmd],
-    { stdio: ['ignore', 'pipe', 'inherit'], env: { ...process.env, ROOT: root, CERTS: directory, WORKDIR: config.WorkingDir, IMAGE_USER: config.User } },
+    {
+      stdio: ['ignore', 'pipe', 'inherit'],
+      env: { ...process.env, ROOT: root, CERTS: directory, WORKDIR: config.WorkingDir, IMAGE_USER: config.User },
+    },
   )
   const exited = once(child, 'exit').then(([status]) => Number(status))
   const pid = await firstProcess(child)
@@ -90,7 +98,10 @@ export async function startContainer(t: Test, tag: string, directory: string, en
       if (entry['msg'] === 'listening') resolve()
     })
   })
-  await Promise.race([listening, exited.then((status) => Promise.reject(new Error(`the container ended with ${status}`)))])
+  await Promise.race([
+    listening,
+    exited.then((status) => Promise.reject(new Error(`the container ended with ${status}`))),
+  ])
   const enter = ['-t', String(pid), '--mount', '--pid', `--root=/proc/${pid}/root`]
   return {
     root,
@@ -100,7 +111,9 @@ export async function startContainer(t: Test, tag: string, directory: string, en
     kill: (signal) => void process.kill(pid, signal),
     async exec(command, asRoot = false) {
       const user = asRoot ? [] : ['--setuid', await idOf(pid, 'Uid'), '--setgid', await idOf(pid, 'Gid')]
-      const entered = spawn('nsenter', [...enter, ...user, ...inside, ...command], { stdio: ['ignore', 'pipe', 'pipe'] })
+      const entered = spawn('nsenter', [...enter, ...user, ...inside, ...command], {
+        stdio: ['ignore', 'pipe', 'pipe'],
+      })
       const output: Buffer[] = []
       entered.stdout.on('data', (piece: Buffer) => output.push(piece))
       entered.stderr.on('data', (piece: Buffer) => output.push(piece))
@@ -112,7 +125,8 @@ export async function startContainer(t: Test, tag: string, directory: string, en
 
 /** A number of /proc/PID/status: the real id of its user or group, or its process id in the innermost namespace. */
 export async function idOf(pid: number, field: 'Uid' | 'Gid' | 'NSpid'): Promise<string> {
-  const numbers = new RegExp(`^${field}:\\s+(.*)$`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]?.split(/\s+/) ?? []
+  const numbers =
+    new RegExp(`^${field}:\\s+(.*)$`, 'm').exec(await readFile(`/proc/${pid}/status`, 'utf8'))?.[1]?.split(/\s+/) ?? []
   return (field === 'NSpid' ? numbers.at(-1) : numbers[0]) ?? ''
 }
 

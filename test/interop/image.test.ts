@@ -17,7 +17,13 @@ t.comment(size)
 t.test('the image is small, runs as a user of its own and says how', async (t) => {
   const [, total = 0, base = 0] = /: (\d+) MB, of which base (\d+) MB/.exec(size)?.map(Number) ?? []
   t.ok(total > 0 && total - base < MAX_ADDED_MB, size)
-  t.match(await imageConfig(TAG), { User: 'node', WorkingDir: '/app', Entrypoint: ['node', 'dist/cli.js'], Cmd: ['serve'], ExposedPorts: { '8443/tcp': {} } })
+  t.match(await imageConfig(TAG), {
+    User: 'node',
+    WorkingDir: '/app',
+    Entrypoint: ['node', 'dist/cli.js'],
+    Cmd: ['serve'],
+    ExposedPorts: { '8443/tcp': {} },
+  })
   t.ok((await imageConfig(TAG)).Env.includes('NODE_ENV=production'))
 })
 
@@ -55,11 +61,34 @@ t.test('a container with a read-only root delivers, is healthy and finishes its 
   })
 
   await t.test('production dependencies and the compiled gateway are all it holds', async (t) => {
-    t.same((await container.exec(['ls', '-1', '/app'])).output.trim().split('\n'), ['certs', 'dist', 'node_modules', 'package-lock.json', 'package.json'])
+    t.same((await container.exec(['ls', '-1', '/app'])).output.trim().split('\n'), [
+      'certs',
+      'dist',
+      'node_modules',
+      'package-lock.json',
+      'package.json',
+    ])
     for (const name of ['fastify', 'nodemailer']) t.ok(await exists(container, `node_modules/${name}`), name)
     const { devDependencies } = JSON.parse(await readFile('package.json', 'utf8'))
     for (const name of Object.keys(devDependencies)) t.notOk(await exists(container, `node_modules/${name}`), name)
-    t.equal(await run('find', [join(container.root, 'app'), '-path', '*/node_modules/*', '-prune', '-o', '(', '-name', '*.key', '-o', '-name', '*.pem', ')', '-print']), '')
+    t.equal(
+      await run('find', [
+        join(container.root, 'app'),
+        '-path',
+        '*/node_modules/*',
+        '-prune',
+        '-o',
+        '(',
+        '-name',
+        '*.key',
+        '-o',
+        '-name',
+        '*.pem',
+        ')',
+        '-print',
+      ]),
+      '',
+    )
   })
 
   await t.test('a message through it reaches the relay', async (t) => {
@@ -74,7 +103,11 @@ t.test('a container with a read-only root delivers, is healthy and finishes its 
   })
 
   await t.test('the command of HEALTHCHECK fails where no gateway answers', async (t) => {
-    const { status, output } = await container.exec(['env', `POSTERN_OPS_PORT=${await freePort()}`, ...(await healthCommand())])
+    const { status, output } = await container.exec([
+      'env',
+      `POSTERN_OPS_PORT=${await freePort()}`,
+      ...(await healthCommand()),
+    ])
     t.equal(status, 1)
     t.match(output, /Nothing answers/)
   })

@@ -14,8 +14,14 @@ t.test('a message sent with curl and a client certificate is in the mailbox', as
   const file = (name: string): string => join(gateway.directory, name)
   const credentials = ['--cacert', file('ca.crt'), '--cert', file('client.crt'), '--key', file('client.key')]
   const body = ['-H', 'Content-Type: application/json', '-d', JSON.stringify(MESSAGE)]
-  const answer = JSON.parse(await run('curl', ['-sS', ...credentials, `https://localhost:${gateway.port}/v1/messages`, ...body]))
-  t.match(answer, { status: 'accepted', accepted: ['user@corp.example'], smtp: { code: 250, response: /^250 2\.0\.0 Ok: queued as / } })
+  const answer = JSON.parse(
+    await run('curl', ['-sS', ...credentials, `https://localhost:${gateway.port}/v1/messages`, ...body]),
+  )
+  t.match(answer, {
+    status: 'accepted',
+    accepted: ['user@corp.example'],
+    smtp: { code: 250, response: /^250 2\.0\.0 Ok: queued as / },
+  })
   const { postal, python } = await arrived(t, answer.message_id)
   t.equal(postal.subject, 'Hello')
   t.equal(python.subject, 'Hello')
@@ -23,7 +29,14 @@ t.test('a message sent with curl and a client certificate is in the mailbox', as
 })
 
 t.test('a caller without a certificate leaves nothing in Postfix', async (t) => {
-  const args = ['-sS', '--cacert', join(gateway.directory, 'ca.crt'), `https://localhost:${gateway.port}/v1/messages`, '-d', '{}']
+  const args = [
+    '-sS',
+    '--cacert',
+    join(gateway.directory, 'ca.crt'),
+    `https://localhost:${gateway.port}/v1/messages`,
+    '-d',
+    '{}',
+  ]
   await t.rejects(run('curl', args), { message: /certificate required|handshake failure/ })
 })
 
@@ -40,9 +53,22 @@ t.test('Korean, emoji and right-to-left text are read back as they were written'
   })
   t.equal(answer.status, 200, answer.text)
   const { postal, python } = await arrived(t, answer.json['message_id'], 3)
-  const to = [{ name: '김유나, 팀장', address: 'user@corp.example' }, { name: 'Zoë 🦄', address: 'second@corp.example' }]
-  t.match(postal, { subject, from: { name: '경리부 (회계)', address: 'billing@corp.example' }, to, cc: [{ name: 'Smith, Jr.' }] })
-  t.match(python, { subject, from: [{ name: '경리부 (회계)', address: 'billing@corp.example' }], to, cc: [{ name: 'Smith, Jr.' }] })
+  const to = [
+    { name: '김유나, 팀장', address: 'user@corp.example' },
+    { name: 'Zoë 🦄', address: 'second@corp.example' },
+  ]
+  t.match(postal, {
+    subject,
+    from: { name: '경리부 (회계)', address: 'billing@corp.example' },
+    to,
+    cc: [{ name: 'Smith, Jr.' }],
+  })
+  t.match(python, {
+    subject,
+    from: [{ name: '경리부 (회계)', address: 'billing@corp.example' }],
+    to,
+    cc: [{ name: 'Smith, Jr.' }],
+  })
   t.equal(python.text, text)
   t.equal(postal.text?.replaceAll('\r\n', '\n'), text)
   t.equal(python.html?.trimEnd(), `<p>${text}</p>`)
@@ -50,7 +76,10 @@ t.test('Korean, emoji and right-to-left text are read back as they were written'
 
 t.test('attachments and inline images arrive byte for byte under their names', async (t) => {
   const report = randomBytes(100_003)
-  const logo = Buffer.from('iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==', 'base64')
+  const logo = Buffer.from(
+    'iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==',
+    'base64',
+  )
   const name = '11월 보고서 “최종”.pdf'
   const answer = await gateway.post({
     ...MESSAGE,
@@ -62,12 +91,23 @@ t.test('attachments and inline images arrive byte for byte under their names', a
   })
   t.equal(answer.status, 200, answer.text)
   const { postal, python } = await arrived(t, answer.json['message_id'])
-  const found = postal.attachments.map(({ content }) => sha256(typeof content === 'string' ? Buffer.from(content) : Buffer.from(new Uint8Array(content))))
+  const found = postal.attachments.map(({ content }) =>
+    sha256(typeof content === 'string' ? Buffer.from(content) : Buffer.from(new Uint8Array(content))),
+  )
   t.same(found.sort(), [sha256(report), sha256(logo)].sort())
-  t.same(python.attachments.sort((a, b) => a.type.localeCompare(b.type)), [
-    { filename: name, type: 'application/pdf', disposition: 'attachment', content_id: null, sha256: sha256(report) },
-    { filename: 'logo.png', type: 'image/png', disposition: 'inline', content_id: '<logo@corp.example>', sha256: sha256(logo) },
-  ])
+  t.same(
+    python.attachments.sort((a, b) => a.type.localeCompare(b.type)),
+    [
+      { filename: name, type: 'application/pdf', disposition: 'attachment', content_id: null, sha256: sha256(report) },
+      {
+        filename: 'logo.png',
+        type: 'image/png',
+        disposition: 'inline',
+        content_id: '<logo@corp.example>',
+        sha256: sha256(logo),
+      },
+    ],
+  )
   t.equal(python.html?.trimEnd(), '<img src="cid:logo@corp.example">')
 })
 
@@ -88,8 +128,20 @@ t.test('a non-ASCII local part is delivered through SMTPUTF8', async (t) => {
 })
 
 t.test('long lines, lone dots and line breaks of every kind survive the way', async (t) => {
-  const text = ['x'.repeat(5000), '가'.repeat(2000), '.', '..', '.hidden', 'From the start', `${'word '.repeat(400)}end`, ''].join('\n')
-  const answer = await gateway.post({ ...MESSAGE, text: text.replace('\n.\n', '\r\n.\r\n').replace('.hidden\n', '.hidden\r') })
+  const text = [
+    'x'.repeat(5000),
+    '가'.repeat(2000),
+    '.',
+    '..',
+    '.hidden',
+    'From the start',
+    `${'word '.repeat(400)}end`,
+    '',
+  ].join('\n')
+  const answer = await gateway.post({
+    ...MESSAGE,
+    text: text.replace('\n.\n', '\r\n.\r\n').replace('.hidden\n', '.hidden\r'),
+  })
   t.equal(answer.status, 200, answer.text)
   const { python, raw } = await arrived(t, answer.json['message_id'])
   t.equal(python.text, text)
@@ -97,7 +149,11 @@ t.test('long lines, lone dots and line breaks of every kind survive the way', as
 })
 
 t.test('a success notification comes back with the envelope id', async (t) => {
-  const answer = await gateway.post({ ...MESSAGE, to: 'notified@corp.example', dsn: { notify: ['success'], return: 'headers', envelope_id: 'run-2041+a=b' } })
+  const answer = await gateway.post({
+    ...MESSAGE,
+    to: 'notified@corp.example',
+    dsn: { notify: ['success'], return: 'headers', envelope_id: 'run-2041+a=b' },
+  })
   t.equal(answer.status, 200, answer.text)
   const [report] = await postfix.delivered('Original-Envelope-Id: run-2041+a=b')
   t.match(report?.toString(), /^Action: delivered$/m)
@@ -116,7 +172,12 @@ t.test('a recipient that Postfix refuses makes the answer partial, with its repl
   t.equal(answer.status, 200, answer.text)
   t.match(answer.json, { status: 'partial', accepted: ['user@corp.example'] })
   t.same(answer.json['rejected'], [
-    { email: 'refused@corp.example', code: 550, enhanced: '5.1.1', message: '550 5.1.1 <refused@corp.example>: Recipient address rejected: nobody of that name' },
+    {
+      email: 'refused@corp.example',
+      code: 550,
+      enhanced: '5.1.1',
+      message: '550 5.1.1 <refused@corp.example>: Recipient address rejected: nobody of that name',
+    },
   ])
   const { raw } = await arrived(t, answer.json['message_id'])
   t.match(raw, /^Delivered-To: user@corp\.example$/m)
@@ -125,19 +186,33 @@ t.test('a recipient that Postfix refuses makes the answer partial, with its repl
 t.test('when Postfix refuses everybody the answer is 422 with its reply, and nothing was sent', async (t) => {
   const answer = await gateway.post({ ...MESSAGE, to: 'refused@corp.example' })
   t.equal(answer.status, 422, answer.text)
-  t.match(answer.json, { code: 'rejected_by_relay', outcome: 'not_sent', retryable: false, smtp: { code: 550, enhanced: '5.1.1', response: /nobody of that name/ } })
+  t.match(answer.json, {
+    code: 'rejected_by_relay',
+    outcome: 'not_sent',
+    retryable: false,
+    smtp: { code: 550, enhanced: '5.1.1', response: /nobody of that name/ },
+  })
 })
 
 t.test('a sender that Postfix refuses is a 422 with its reply', async (t) => {
   const answer = await gateway.post({ ...MESSAGE, from: 'blocked@corp.example' })
   t.equal(answer.status, 422, answer.text)
-  t.match(answer.json, { code: 'rejected_by_relay', outcome: 'not_sent', smtp: { code: 554, enhanced: '5.7.1', response: /senders like this are not served here/ } })
+  t.match(answer.json, {
+    code: 'rejected_by_relay',
+    outcome: 'not_sent',
+    smtp: { code: 554, enhanced: '5.7.1', response: /senders like this are not served here/ },
+  })
 })
 
 t.test('a 4yz reply is a 503 that says when to come back', async (t) => {
   const answer = await gateway.post({ ...MESSAGE, to: 'later@corp.example' })
   t.equal(answer.status, 503, answer.text)
-  t.match(answer.json, { code: 'deferred_by_relay', outcome: 'not_sent', retryable: true, smtp: { code: 450, enhanced: '4.2.1', response: /the mailbox is busy/ } })
+  t.match(answer.json, {
+    code: 'deferred_by_relay',
+    outcome: 'not_sent',
+    retryable: true,
+    smtp: { code: 450, enhanced: '4.2.1', response: /the mailbox is busy/ },
+  })
   t.match(answer.headers['retry-after'], /^[1-9]\d*$/)
 })
 
@@ -151,10 +226,16 @@ t.test('a message that Postfix finds too large only when it has it is a 422 with
 
 t.test('10 MB arrive byte for byte', async (t) => {
   const content = randomBytes(10_000_000)
-  const answer = await gateway.post({ ...MESSAGE, attachments: [{ filename: 'large.bin', content: content.toString('base64') }] })
+  const answer = await gateway.post({
+    ...MESSAGE,
+    attachments: [{ filename: 'large.bin', content: content.toString('base64') }],
+  })
   t.equal(answer.status, 200, answer.text)
   const { python } = await arrived(t, answer.json['message_id'])
-  t.same(python.attachments.map(({ sha256 }) => sha256), [sha256(content)])
+  t.same(
+    python.attachments.map(({ sha256 }) => sha256),
+    [sha256(content)],
+  )
 })
 
 t.test('nothing that is written into a field becomes a header, a recipient or a command', async (t) => {
@@ -177,11 +258,20 @@ t.test('nothing that is written into a field becomes a header, a recipient or a 
     t.equal(answer.status, 400, JSON.stringify(attempt))
   }
   // What is only text stays text, whatever it looks like to a server.
-  const text = '\r\n.\r\nMAIL FROM:<evil@corp.example>\r\nRCPT TO:<evil@corp.example>\r\nDATA\r\nsmuggled\r\n.\r\nQUIT\n'
-  const answer = await gateway.post({ ...MESSAGE, text, html: '<p>\n.\n</p>', subject: '=?utf-8?B?QmNjOiBldmls?= Bcc: evil@corp.example' })
+  const text =
+    '\r\n.\r\nMAIL FROM:<evil@corp.example>\r\nRCPT TO:<evil@corp.example>\r\nDATA\r\nsmuggled\r\n.\r\nQUIT\n'
+  const answer = await gateway.post({
+    ...MESSAGE,
+    text,
+    html: '<p>\n.\n</p>',
+    subject: '=?utf-8?B?QmNjOiBldmls?= Bcc: evil@corp.example',
+  })
   t.equal(answer.status, 200, answer.text)
   const { python, raw } = await arrived(t, answer.json['message_id'])
-  t.same(python.fields.filter((name) => /^(bcc|cc)$/i.test(name)), [])
+  t.same(
+    python.fields.filter((name) => /^(bcc|cc)$/i.test(name)),
+    [],
+  )
   t.equal(python.subject, '=?utf-8?B?QmNjOiBldmls?= Bcc: evil@corp.example')
   t.equal(python.text, text.replaceAll('\r\n', '\n'))
   t.notMatch(raw, /^Delivered-To: evil/m)
@@ -199,7 +289,10 @@ t.test('200 messages at once through a pool of 10 arrive exactly once each', asy
 
 t.test('in the end the queue holds only what was held back, and nobody got what nobody sent', async (t) => {
   const waiting = await postfix.queue()
-  t.same(waiting.flatMap(({ recipients }) => recipients.map(({ address }) => address)), ['away@elsewhere.example'])
+  t.same(
+    waiting.flatMap(({ recipients }) => recipients.map(({ address }) => address)),
+    ['away@elsewhere.example'],
+  )
   const everything = await postfix.delivered('Delivered-To: ')
   t.notOk(everything.some((message) => /^(Delivered-To|X-Original-To): evil/m.test(message.toString())))
 })
@@ -219,11 +312,17 @@ interface PythonReading {
 }
 
 /** The message with this Message-ID out of the mailbox, as two independent parsers read it. */
-async function arrived(t: Test, messageId: string, copies = 1): Promise<{ raw: string; postal: Email; python: PythonReading }> {
+async function arrived(
+  t: Test,
+  messageId: string,
+  copies = 1,
+): Promise<{ raw: string; postal: Email; python: PythonReading }> {
   const messages = await postfix.delivered(`Message-ID: ${messageId}`, copies)
   t.equal(messages.length, copies)
   const [message = Buffer.alloc(0)] = messages
-  const python: PythonReading = JSON.parse(await run('python3', [join(import.meta.dirname, 'read-mail.py')], { input: message }))
+  const python: PythonReading = JSON.parse(
+    await run('python3', [join(import.meta.dirname, 'read-mail.py')], { input: message }),
+  )
   t.same(python.defects, [])
   return { raw: message.toString(), postal: await PostalMime.parse(message), python }
 }

@@ -44,16 +44,22 @@ export async function startPostfix(t: Test): Promise<Postfix> {
   const portWithoutSize = await freePort()
   const place = (name: string): string => join(directory, name)
   const owner = Number((await run('id', ['-u', 'postfix'])).trim())
-  for (const name of ['etc', 'queue', 'data', 'mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp']) await mkdir(place(name))
+  for (const name of ['etc', 'queue', 'data', 'mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp'])
+    await mkdir(place(name))
   await chown(place('data'), owner, owner)
-  for (const name of ['mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp']) await chown(place(name), MAILBOX_OWNER, MAILBOX_OWNER)
+  for (const name of ['mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp'])
+    await chown(place(name), MAILBOX_OWNER, MAILBOX_OWNER)
   await writeFiles(place('etc'), {
     'server.crt': pki.server.certificate,
     'server.key': pki.server.key,
     'main.cf': mainConfiguration(directory),
     'master.cf': masterConfiguration(port, portWithoutSize),
     senders: 'blocked@corp.example REJECT senders like this are not served here\n',
-    recipients: ['refused@corp.example 550 5.1.1 nobody of that name', 'later@corp.example 450 4.2.1 the mailbox is busy', ''].join('\n'),
+    recipients: [
+      'refused@corp.example 550 5.1.1 nobody of that name',
+      'later@corp.example 450 4.2.1 the mailbox is busy',
+      '',
+    ].join('\n'),
   })
   const stderr: string[] = []
   const master = spawn(`${BIN}/postfix`, ['-c', place('etc'), 'start-fg'], { stdio: ['ignore', 'ignore', 'pipe'] })
@@ -80,7 +86,9 @@ export async function startPostfix(t: Test): Promise<Postfix> {
       }
     },
     async queue() {
-      const lines = (await run(`${BIN}/postqueue`, ['-c', place('etc'), '-j'])).split('\n').filter((line) => line !== '')
+      const lines = (await run(`${BIN}/postqueue`, ['-c', place('etc'), '-j']))
+        .split('\n')
+        .filter((line) => line !== '')
       return lines.map((line): QueueEntry => JSON.parse(line))
     },
     queueFile: (id) => run(`${BIN}/postcat`, ['-c', place('etc'), '-q', id]),
@@ -146,7 +154,13 @@ function masterConfiguration(port: number, portWithoutSize: number): string {
     ['postlog', 'unix-dgram', 'n', '1', 'postlogd'],
   ]
   // Columns: service, type, private, unprivileged, chroot, wake-up, processes, command. Only `virtual` needs root.
-  return services.map(([name, type, isPrivate, most, command]) => [name, type, isPrivate, command === 'virtual' ? 'n' : '-', 'n', '-', most, command].join(' ')).join('\n') + '\n'
+  return (
+    services
+      .map(([name, type, isPrivate, most, command]) =>
+        [name, type, isPrivate, command === 'virtual' ? 'n' : '-', 'n', '-', most, command].join(' '),
+      )
+      .join('\n') + '\n'
+  )
 }
 
 /** Resolves once the port answers with an SMTP greeting. */

@@ -8,7 +8,11 @@ const START_MS = 15_000
 const POLL_MS = 25
 
 /** Starts a program in the foreground and waits until it listens on a loopback port; ends it after the test. */
-export async function startProgram(t: Test, [command, ...args]: readonly [string, ...string[]], port: number): Promise<void> {
+export async function startProgram(
+  t: Test,
+  [command, ...args]: readonly [string, ...string[]],
+  port: number,
+): Promise<void> {
   const child = spawn(command, args, { stdio: ['ignore', 'ignore', 'pipe'] })
   const errors: Buffer[] = []
   child.stderr.on('data', (piece: Buffer) => errors.push(piece))
@@ -18,7 +22,8 @@ export async function startProgram(t: Test, [command, ...args]: readonly [string
     await ended
   })
   for (const deadline = Date.now() + START_MS; !(await listens(port)); await pause(POLL_MS)) {
-    if (child.exitCode !== null || Date.now() > deadline) throw new Error(`${command} does not listen: ${Buffer.concat(errors)}`)
+    if (child.exitCode !== null || Date.now() > deadline)
+      throw new Error(`${command} does not listen: ${Buffer.concat(errors)}`)
   }
 }
 

@@ -20,7 +20,11 @@ export async function startRedis(t: Test): Promise<RedisServer> {
   const directory = await temporaryDirectory(t)
   let child: ChildProcess
   const start = async (): Promise<void> => {
-    child = spawn('redis-server', ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', directory], { stdio: 'ignore' })
+    child = spawn(
+      'redis-server',
+      ['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--appendonly', 'no', '--dir', directory],
+      { stdio: 'ignore' },
+    )
     await once(child, 'spawn')
     while (!(await answers(port))) await new Promise((resolve) => setTimeout(resolve, 20))
   }
@@ -48,7 +52,9 @@ async function answers(port: number): Promise<boolean> {
   const socket = createConnection(port, '127.0.0.1')
   socket.on('error', () => {})
   socket.write('PING\r\n')
-  const answer = await Promise.race([once(socket, 'data').then(String), once(socket, 'close').then(() => '')]).catch(() => '')
+  const answer = await Promise.race([once(socket, 'data').then(String), once(socket, 'close').then(() => '')]).catch(
+    () => '',
+  )
   socket.destroy()
   return answer.startsWith('+PONG')
 }

@@ -38,14 +38,29 @@ interface Cluster {
 /** Two replicas with one Redis behind HAProxy, which passes TCP on to those that say they are ready. */
 async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
   const client = await pki.client('billing')
-  const [redis, relay, directory, port, probePort] = [await startRedis(t), await startRelay(t), await temporaryDirectory(t), await freePort(), await freePort()]
+  const [redis, relay, directory, port, probePort] = [
+    await startRedis(t),
+    await startRelay(t),
+    await temporaryDirectory(t),
+    await freePort(),
+    await freePort(),
+  ]
   const opsPorts = [await freePort(), await freePort()]
   const replicas: Replica[] = []
   for (const opsPort of opsPorts) {
-    const env = { POSTERN_SMTP_URL: relay.url, POSTERN_REDIS_URL: redis.url, POSTERN_OPS_PORT: String(opsPort), POSTERN_SHUTDOWN_GRACE: '10s' }
+    const env = {
+      POSTERN_SMTP_URL: relay.url,
+      POSTERN_REDIS_URL: redis.url,
+      POSTERN_OPS_PORT: String(opsPort),
+      POSTERN_SHUTDOWN_GRACE: '10s',
+    }
     replicas.push(await Replica.start(t, pki, client, env, allowed))
   }
-  for (const deadline = Date.now() + STORE_MS; !replicas.every(({ log }) => log.some((line) => line.includes('the shared store is there'))); await pause(RETRY_MS)) {
+  for (
+    const deadline = Date.now() + STORE_MS;
+    !replicas.every(({ log }) => log.some((line) => line.includes('the shared store is there')));
+    await pause(RETRY_MS)
+  ) {
     if (Date.now() > deadline) throw new Error('a replica does not say that the shared store is there')
   }
   // HAProxy listens on all its ports or on none. To look at the mail's own would take one of the turns that are counted.
@@ -55,12 +70,16 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
   return {
     relay,
     replicas,
-    post: (message, headers = {}, agent = new Agent({ maxCachedSessions: 0 })) => post(port, client, agent, message, headers),
+    post: (message, headers = {}, agent = new Agent({ maxCachedSessions: 0 })) =>
+      post(port, client, agent, message, headers),
     answered: () =>
       Promise.all(
         opsPorts.map(async (opsPort) => {
           const text = await (await fetch(`http://127.0.0.1:${opsPort}/metrics`)).text()
-          return [...text.matchAll(/^postern_request_duration_seconds_count\{.*\} (\d+)$/gm)].reduce((sum, [, count]) => sum + Number(count), 0)
+          return [...text.matchAll(/^postern_request_duration_seconds_count\{.*\} (\d+)$/gm)].reduce(
+            (sum, [, count]) => sum + Number(count),
+            0,
+          )
         }),
       ),
   }
@@ -69,14 +88,25 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
 /** The configuration of the README, with the addresses of this machine. */
 function configuration(port: number, replicas: readonly Replica[], opsPorts: readonly number[]): string {
   const [block, ...others] = blocks('haproxy', 'Scaling out')
-  if (block === undefined || others.length > 0) throw new Error('the README has not one haproxy block under "Scaling out"')
+  if (block === undefined || others.length > 0)
+    throw new Error('the README has not one haproxy block under "Scaling out"')
   return replicas.reduce(
-    (text, replica, n) => text.replace(`postern-${n + 1}.internal:8443 check port 9464`, `127.0.0.1:${replica.port} check port ${opsPorts[n]}`),
+    (text, replica, n) =>
+      text.replace(
+        `postern-${n + 1}.internal:8443 check port 9464`,
+        `127.0.0.1:${replica.port} check port ${opsPorts[n]}`,
+      ),
     block.text.replace('bind :443', `bind 127.0.0.1:${port}`),
   )
 }
 
-async function post(port: number, { certificate: cert, key }: Leaf, agent: Agent, message: object, headers: Record<string, string>): Promise<Answer> {
+async function post(
+  port: number,
+  { certificate: cert, key }: Leaf,
+  agent: Agent,
+  message: object,
+  headers: Record<string, string>,
+): Promise<Answer> {
   const outgoing = httpsRequest({
     host: '127.0.0.1',
     servername: 'localhost',
@@ -94,14 +124,22 @@ async function post(port: number, { certificate: cert, key }: Leaf, agent: Agent
   const pieces: Buffer[] = []
   for await (const piece of response) pieces.push(piece)
   const text = Buffer.concat(pieces).toString()
-  return { status: Number(response.statusCode), text, json: JSON.parse(text), replayed: response.headers['idempotency-replayed'] === 'true' }
+  return {
+    status: Number(response.statusCode),
+    text,
+    json: JSON.parse(text),
+    replayed: response.headers['idempotency-replayed'] === 'true',
+  }
 }
 
 t.test('a rate holds across replicas', async (t) => {
   const { post, answered, relay } = await startCluster(t, ', rate: 10/hour')
   const answers: Answer[] = []
   for (let n = 0; n < 14; n++) answers.push(await post(MESSAGE))
-  t.same(answers.map(({ status }) => status), [...Array(10).fill(200), ...Array(4).fill(429)])
+  t.same(
+    answers.map(({ status }) => status),
+    [...Array(10).fill(200), ...Array(4).fill(429)],
+  )
   t.match(answers.at(-1)?.json, { code: 'rate_limited', retryable: true })
   t.equal(relay.messages.length, 10)
   t.same(await answered(), [7, 7], 'each replica had half of the requests')
@@ -127,7 +165,10 @@ t.test('an idempotency key holds across replicas', async (t) => {
   t.same(await answered(), [1, 1], 'it was the other replica that knew it')
   t.match(await post({ ...MESSAGE, text: 'Other.' }, key), { status: 422, json: { code: 'idempotency_key_reused' } })
   const race = await Promise.all(Array.from({ length: 20 }, () => post(MESSAGE, { 'idempotency-key': 'race' })))
-  t.same(race.filter(({ status }) => status !== 200 && status !== 409), [])
+  t.same(
+    race.filter(({ status }) => status !== 200 && status !== 409),
+    [],
+  )
   t.equal(relay.messages.length, 2)
 })
 
@@ -164,7 +205,8 @@ async function settle(cluster: Cluster, load: Load): Promise<void> {
   const enough = load.stories.length + STORIES
   while (load.stories.length < enough && !load.over) await pause(RETRY_MS)
   // The callers keep their connections to the other replica.
-  while ((await cluster.answered()).includes(0) && !load.over) load.stories.push(await deliver(`new-${load.count++}`, cluster))
+  while ((await cluster.answered()).includes(0) && !load.over)
+    load.stories.push(await deliver(`new-${load.count++}`, cluster))
 }
 
 interface Load {
@@ -173,27 +215,41 @@ interface Load {
   readonly stories: Story[]
 }
 
-t.test('a rolling restart under load fails no request but those that are announced as safe to repeat, and these succeed', async (t) => {
-  const cluster = await startCluster(t)
-  const { relay, replicas } = cluster
-  const load: Load = { over: false, count: 0, stories: [] }
-  const guard = setTimeout(() => (load.over = true), MAX_LOAD_MS)
-  const callers = Promise.all(Array.from({ length: CALLERS }, (_, n) => call(`caller${n}`, cluster, load)))
-  await settle(cluster, load)
-  for (const replica of replicas) {
-    await replica.restart('SIGTERM')
+t.test(
+  'a rolling restart under load fails no request but those that are announced as safe to repeat, and these succeed',
+  async (t) => {
+    const cluster = await startCluster(t)
+    const { relay, replicas } = cluster
+    const load: Load = { over: false, count: 0, stories: [] }
+    const guard = setTimeout(() => (load.over = true), MAX_LOAD_MS)
+    const callers = Promise.all(Array.from({ length: CALLERS }, (_, n) => call(`caller${n}`, cluster, load)))
     await settle(cluster, load)
-  }
-  t.notOk(load.over, 'all of it in time')
-  load.over = true
-  clearTimeout(guard)
-  await callers
+    for (const replica of replicas) {
+      await replica.restart('SIGTERM')
+      await settle(cluster, load)
+    }
+    t.notOk(load.over, 'all of it in time')
+    load.over = true
+    clearTimeout(guard)
+    await callers
 
-  const { stories } = load
-  const refused = stories.flatMap(({ before }) => before)
-  t.comment(`${stories.length} messages, ${refused.length} answers that asked to try again, ${new Set(stories.filter(({ before }) => before.length > 0)).size} messages among them`)
-  t.same(stories.filter(({ last }) => typeof last === 'string' || last.status !== 200), [], 'every message was sent in the end')
-  t.same(refused.filter(({ status, json }) => status !== 503 || json['code'] !== 'shutting_down' || json['outcome'] !== 'not_sent'), [])
-  const arrived = relay.messages.map(({ raw }) => /^X-Story: (\S+)/m.exec(raw.toString())?.[1] ?? '')
-  t.same(arrived.toSorted(), stories.map(({ id }) => id).toSorted(), 'once each')
-})
+    const { stories } = load
+    const refused = stories.flatMap(({ before }) => before)
+    t.comment(
+      `${stories.length} messages, ${refused.length} answers that asked to try again, ${new Set(stories.filter(({ before }) => before.length > 0)).size} messages among them`,
+    )
+    t.same(
+      stories.filter(({ last }) => typeof last === 'string' || last.status !== 200),
+      [],
+      'every message was sent in the end',
+    )
+    t.same(
+      refused.filter(
+        ({ status, json }) => status !== 503 || json['code'] !== 'shutting_down' || json['outcome'] !== 'not_sent',
+      ),
+      [],
+    )
+    const arrived = relay.messages.map(({ raw }) => /^X-Story: (\S+)/m.exec(raw.toString())?.[1] ?? '')
+    t.same(arrived.toSorted(), stories.map(({ id }) => id).toSorted(), 'once each')
+  },
+)

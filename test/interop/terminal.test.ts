@@ -24,29 +24,48 @@ t.test('logs are for people on a terminal where pino-pretty is installed, and JS
   t.match(JSON.parse(json), { level: 'info', msg: 'listening', time: /^\d{4}-\d\d-\d\dT[\d:.]+Z$/ })
 })
 
-t.test('on a terminal SIGHUP reads the files again, and the end of the terminal is the end of the gateway', async (t) => {
-  const relay = await startRelay(t)
-  const { directory } = await makeFiles(t)
-  const child = spawn('script', ['-qec', `exec env -u NODE_OPTIONS '${process.execPath}' dist/cli.js serve`, '/dev/null'], {
-    stdio: ['ignore', 'pipe', 'ignore'],
-    env: { ...process.env, ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', POSTERN_SMTP_URL: relay.url, NO_COLOR: '1' },
-  })
-  let output = ''
-  child.stdout.setEncoding('utf8').on('data', (piece: string) => (output += piece))
-  t.teardown(() => child.kill('SIGTERM'))
-  await until(() => /ops_port: \d+[^]*relays/.test(output))
-  const opsPort = Number(/ops_port: (\d+)/.exec(output)?.[1])
-  const alive = (): Promise<boolean> => fetch(`http://127.0.0.1:${opsPort}/livez`).then(() => true, () => false)
-  const pid = Number(readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8'))
-  writeFileSync(join(directory, 'clients.yaml'), 'broken')
-  const told = (): number => output.split('the last good one stays').length - 1
-  await until(() => told() === 1)
-  process.kill(pid, 'SIGHUP')
-  await until(() => told() === 2)
-  t.equal(await alive(), true)
-  child.kill('SIGKILL')
-  await until(async () => !(await alive()))
-})
+t.test(
+  'on a terminal SIGHUP reads the files again, and the end of the terminal is the end of the gateway',
+  async (t) => {
+    const relay = await startRelay(t)
+    const { directory } = await makeFiles(t)
+    const child = spawn(
+      'script',
+      ['-qec', `exec env -u NODE_OPTIONS '${process.execPath}' dist/cli.js serve`, '/dev/null'],
+      {
+        stdio: ['ignore', 'pipe', 'ignore'],
+        env: {
+          ...process.env,
+          ...settings(directory),
+          POSTERN_HOST: '127.0.0.1',
+          POSTERN_PORT: '0',
+          POSTERN_OPS_PORT: '0',
+          POSTERN_SMTP_URL: relay.url,
+          NO_COLOR: '1',
+        },
+      },
+    )
+    let output = ''
+    child.stdout.setEncoding('utf8').on('data', (piece: string) => (output += piece))
+    t.teardown(() => child.kill('SIGTERM'))
+    await until(() => /ops_port: \d+[^]*relays/.test(output))
+    const opsPort = Number(/ops_port: (\d+)/.exec(output)?.[1])
+    const alive = (): Promise<boolean> =>
+      fetch(`http://127.0.0.1:${opsPort}/livez`).then(
+        () => true,
+        () => false,
+      )
+    const pid = Number(readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8'))
+    writeFileSync(join(directory, 'clients.yaml'), 'broken')
+    const told = (): number => output.split('the last good one stays').length - 1
+    await until(() => told() === 1)
+    process.kill(pid, 'SIGHUP')
+    await until(() => told() === 2)
+    t.equal(await alive(), true)
+    child.kill('SIGKILL')
+    await until(async () => !(await alive()))
+  },
+)
 
 /** The built gateway with every package but pino-pretty, as in an image. */
 async function withoutPretty(t: Test): Promise<string> {
@@ -55,7 +74,8 @@ async function withoutPretty(t: Test): Promise<string> {
   cpSync('package.json', join(folder, 'package.json'))
   mkdirSync(join(folder, 'node_modules'))
   for (const name of readdirSync('node_modules')) {
-    if (name !== 'pino-pretty' && !name.startsWith('.')) symlinkSync(join(process.cwd(), 'node_modules', name), join(folder, 'node_modules', name))
+    if (name !== 'pino-pretty' && !name.startsWith('.'))
+      symlinkSync(join(process.cwd(), 'node_modules', name), join(folder, 'node_modules', name))
   }
   return folder
 }

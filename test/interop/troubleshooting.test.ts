@@ -30,8 +30,14 @@ const ATTEMPTS: Readonly<Record<string, readonly Attempt[]>> = {
   'no client certificate, TLS 1.3': [{ version: '1.3' }],
   'client certificate of an unknown CA, TLS 1.2': [{ as: 'stranger', version: '1.2' }],
   'client certificate of an unknown CA, TLS 1.3': [{ as: 'stranger', version: '1.3' }],
-  'expired, revoked or not for clients, TLS 1.2': ['expired', 'revoked', 'purpose'].map((as) => ({ as, version: '1.2' })),
-  'expired, revoked or not for clients, TLS 1.3': ['expired', 'revoked', 'purpose'].map((as) => ({ as, version: '1.3' })),
+  'expired, revoked or not for clients, TLS 1.2': ['expired', 'revoked', 'purpose'].map((as) => ({
+    as,
+    version: '1.2',
+  })),
+  'expired, revoked or not for clients, TLS 1.3': ['expired', 'revoked', 'purpose'].map((as) => ({
+    as,
+    version: '1.3',
+  })),
   'a good certificate that is not listed': [{ as: 'unlisted' }],
   'TLS 1.1 or older': [{ as: 'client', version: '1.1', ciphers: 'DEFAULT@SECLEVEL=0' }],
   'no cipher in common, TLS 1.2': [{ as: 'client', version: '1.2', ciphers: 'AES128-SHA' }],
@@ -41,58 +47,106 @@ const ATTEMPTS: Readonly<Record<string, readonly Attempt[]>> = {
   '`https://` to a port that speaks plain HTTP': [{ elsewhere: true }],
 }
 
-t.test('what the README says that clients and log show of each failure is what they show', { timeout: HANG_MS }, async (t) => {
-  const pki = await makePki()
-  const [revoked, unlisted] = [await pki.client('billing'), await pki.client('billing')]
-  const directory = await temporaryDirectory(t)
-  const leaves = { stranger: pki.strangerCaClient, expired: pki.expired, purpose: pki.serverOnly, revoked, unlisted }
-  for (const [name, { certificate, key }] of Object.entries(leaves)) await writeFiles(directory, { [`${name}.crt`]: certificate, [`${name}.key`]: key })
-  await writeFiles(directory, {
-    'ca.crt': pki.ca.certificate,
-    'other.crt': pki.otherCa.certificate,
-    'crl.pem': await createRevocationList(pki.ca, [new X509Certificate(revoked.certificate).serialNumber]),
-  })
-  const gateway = await serve(t, { POSTERN_SMTP_URL: 'smtp://127.0.0.1:9', POSTERN_TLS_CRL: join(directory, 'crl.pem') })
-  await writeFiles(directory, { 'client.crt': gateway.client.certificate, 'client.key': gateway.client.key })
-  const opsPort = Number(gateway.log.find(({ msg }) => msg === 'listening')?.['ops_port'])
+t.test(
+  'what the README says that clients and log show of each failure is what they show',
+  { timeout: HANG_MS },
+  async (t) => {
+    const pki = await makePki()
+    const [revoked, unlisted] = [await pki.client('billing'), await pki.client('billing')]
+    const directory = await temporaryDirectory(t)
+    const leaves = { stranger: pki.strangerCaClient, expired: pki.expired, purpose: pki.serverOnly, revoked, unlisted }
+    for (const [name, { certificate, key }] of Object.entries(leaves))
+      await writeFiles(directory, { [`${name}.crt`]: certificate, [`${name}.key`]: key })
+    await writeFiles(directory, {
+      'ca.crt': pki.ca.certificate,
+      'other.crt': pki.otherCa.certificate,
+      'crl.pem': await createRevocationList(pki.ca, [new X509Certificate(revoked.certificate).serialNumber]),
+    })
+    const gateway = await serve(t, {
+      POSTERN_SMTP_URL: 'smtp://127.0.0.1:9',
+      POSTERN_TLS_CRL: join(directory, 'crl.pem'),
+    })
+    await writeFiles(directory, { 'client.crt': gateway.client.certificate, 'client.key': gateway.client.key })
+    const opsPort = Number(gateway.log.find(({ msg }) => msg === 'listening')?.['ops_port'])
 
-  const rows = table()
-  t.same(rows.map(([what = '']) => what), Object.keys(ATTEMPTS))
-  let failed = 0
-  const tryRow = async ([what = '', reason = '', ...cells]: readonly string[]): Promise<void> => {
-    for (const attempt of ATTEMPTS[what] ?? []) {
-      const port = attempt.elsewhere === true ? opsPort : gateway.port
-      for (const [index, [client, ask]] of CLIENTS.entries()) {
-        const shown = await ask(directory, port, attempt)
-        t.ok(says(cells[index] ?? '', shown), `${what}: ${client} shows ${shown}`)
-        if (reason.startsWith('none')) continue
-        failed += 1
-        const line = (await handshakeFailures(gateway, failed)).at(failed - 1)
-        t.ok(phrases(reason).includes(String(line?.['reason'])), `${what}: of ${client}, the log has ${String(line?.['reason'])}`)
+    const rows = table()
+    t.same(
+      rows.map(([what = '']) => what),
+      Object.keys(ATTEMPTS),
+    )
+    let failed = 0
+    const tryRow = async ([what = '', reason = '', ...cells]: readonly string[]): Promise<void> => {
+      for (const attempt of ATTEMPTS[what] ?? []) {
+        const port = attempt.elsewhere === true ? opsPort : gateway.port
+        for (const [index, [client, ask]] of CLIENTS.entries()) {
+          const shown = await ask(directory, port, attempt)
+          t.ok(says(cells[index] ?? '', shown), `${what}: ${client} shows ${shown}`)
+          if (reason.startsWith('none')) continue
+          failed += 1
+          const line = (await handshakeFailures(gateway, failed)).at(failed - 1)
+          t.ok(
+            phrases(reason).includes(String(line?.['reason'])),
+            `${what}: of ${client}, the log has ${String(line?.['reason'])}`,
+          )
+        }
       }
     }
-  }
-  // Where it is the client that minds, it may do so before or after the handshake: that row comes last.
-  const certain = (row: readonly string[]): boolean => row[1]?.startsWith('none,') === false
-  for (const row of rows.filter(certain)) await tryRow(row)
-  t.equal((await handshakeFailures(gateway, failed)).length, failed, 'and no other failure')
-  for (const row of rows.filter((row) => !certain(row))) await tryRow(row)
-})
+    // Where it is the client that minds, it may do so before or after the handshake: that row comes last.
+    const certain = (row: readonly string[]): boolean => row[1]?.startsWith('none,') === false
+    for (const row of rows.filter(certain)) await tryRow(row)
+    t.equal((await handshakeFailures(gateway, failed)).length, failed, 'and no other failure')
+    for (const row of rows.filter((row) => !certain(row))) await tryRow(row)
+  },
+)
 
 /** Runs a client and gives what it shows its user: an exit status or a status, and words. */
 type Ask = (directory: string, port: number, attempt: Attempt) => Promise<string>
 
-const curl: Ask = async (directory, port, { as, version, ca = 'ca', name = 'localhost', ciphers, scheme = 'https' }) => {
-  const identity = as === undefined ? [] : ['--cert', join(directory, `${as}.crt`), '--key', join(directory, `${as}.key`)]
+const curl: Ask = async (
+  directory,
+  port,
+  { as, version, ca = 'ca', name = 'localhost', ciphers, scheme = 'https' },
+) => {
+  const identity =
+    as === undefined ? [] : ['--cert', join(directory, `${as}.crt`), '--key', join(directory, `${as}.key`)]
   const versions = version === undefined ? [] : [`--tlsv${version === '1.3' ? version : '1.0'}`, '--tls-max', version]
-  const where = ['--cacert', join(directory, `${ca}.crt`), '--resolve', `${name}:${port}:127.0.0.1`, `${scheme}://${name}:${port}/v1/whoami`]
-  const answer = run('curl', ['-sS', '-w', '\n(0) %{http_code}', ...identity, ...versions, ...(ciphers === undefined ? [] : ['--ciphers', ciphers]), ...where])
+  const where = [
+    '--cacert',
+    join(directory, `${ca}.crt`),
+    '--resolve',
+    `${name}:${port}:127.0.0.1`,
+    `${scheme}://${name}:${port}/v1/whoami`,
+  ]
+  const answer = run('curl', [
+    '-sS',
+    '-w',
+    '\n(0) %{http_code}',
+    ...identity,
+    ...versions,
+    ...(ciphers === undefined ? [] : ['--ciphers', ciphers]),
+    ...where,
+  ])
   return answer.catch((error: Error) => error.message.replace(/^[^]*? ended with (\d+)/, '($1)'))
 }
 
-const node: Ask = async (directory, port, { as, version, ca = 'ca', name = 'localhost', ciphers, scheme = 'https' }) => {
-  const options: RequestOptions = { host: '127.0.0.1', port, path: '/v1/whoami', servername: name, agent: false, ca: await readFile(join(directory, `${ca}.crt`)) }
-  if (as !== undefined) Object.assign(options, { cert: await readFile(join(directory, `${as}.crt`)), key: await readFile(join(directory, `${as}.key`)) })
+const node: Ask = async (
+  directory,
+  port,
+  { as, version, ca = 'ca', name = 'localhost', ciphers, scheme = 'https' },
+) => {
+  const options: RequestOptions = {
+    host: '127.0.0.1',
+    port,
+    path: '/v1/whoami',
+    servername: name,
+    agent: false,
+    ca: await readFile(join(directory, `${ca}.crt`)),
+  }
+  if (as !== undefined)
+    Object.assign(options, {
+      cert: await readFile(join(directory, `${as}.crt`)),
+      key: await readFile(join(directory, `${as}.key`)),
+    })
   if (version !== undefined) Object.assign(options, { minVersion: `TLSv${version}`, maxVersion: `TLSv${version}` })
   if (ciphers !== undefined) options.ciphers = ciphers
   const outgoing = scheme === 'http' ? plainRequest({ host: '127.0.0.1', port, agent: false }) : tlsRequest(options)
@@ -125,12 +179,22 @@ except Exception as error:
 `
 
 const python: Ask = (directory, port, { as, ca = 'ca', name = 'localhost', ...attempt }) => {
-  const asked = { ...attempt, port, name, ca: join(directory, `${ca}.crt`), ...(as !== undefined && { as: join(directory, as) }) }
+  const asked = {
+    ...attempt,
+    port,
+    name,
+    ca: join(directory, `${ca}.crt`),
+    ...(as !== undefined && { as: join(directory, as) }),
+  }
   return run('python3', ['-c', PYTHON, JSON.stringify(asked)])
 }
 
 /** In the order of the columns. */
-const CLIENTS: readonly (readonly [string, Ask])[] = [['curl', curl], ['Node.js', node], ['Python', python]]
+const CLIENTS: readonly (readonly [string, Ask])[] = [
+  ['curl', curl],
+  ['Node.js', node],
+  ['Python', python],
+]
 
 /** Whether one of the alternatives of a cell, numbers and all its phrases, is in what a client has shown. */
 function says(cell: string, shown: string): boolean {
@@ -150,5 +214,10 @@ function phrases(cell: string): string[] {
 function table(): string[][] {
   const [, after = ''] = README.split(/^## Troubleshooting TLS$/m)
   const rows = /^\|.*\|$(?:\n\|.*\|$)*/m.exec(after)?.[0].split('\n').slice(2) ?? []
-  return rows.map((row) => row.split('|').slice(1, -1).map((cell) => cell.trim()))
+  return rows.map((row) =>
+    row
+      .split('|')
+      .slice(1, -1)
+      .map((cell) => cell.trim()),
+  )
 }

@@ -33,7 +33,9 @@ t.test('while everything is replaced again and again under load no request fails
         write('server.crt', next.certificate)
         write('server.key', next.key)
       })
-      await reloaded('client_ca', () => replace('ca.crt', round === 1 ? pki.ca.certificate + pki.otherCa.certificate : pki.ca.certificate))
+      await reloaded('client_ca', () =>
+        replace('ca.crt', round === 1 ? pki.ca.certificate + pki.otherCa.certificate : pki.ca.certificate),
+      )
       const list = await createRevocationList(pki.ca, ['0badcafe'])
       await reloaded('crl', () => replace('crl.pem', list))
       await reloaded('clients', () => write('clients.yaml', `${listing(client.fingerprint)}# ${round}\n`))

@@ -24,13 +24,19 @@ const REVOCATIONS: readonly Revocation[] = [
   {
     what: 'a fingerprint taken out of the clients file',
     part: 'clients',
-    revoke: async ({ write }) => () => write('clients.yaml', listing('00'.repeat(32))),
+    revoke:
+      async ({ write }) =>
+      () =>
+        write('clients.yaml', listing('00'.repeat(32))),
     refusal: 'unknown_certificate',
   },
   {
     what: 'a CA taken out of the bundle',
     part: 'client_ca',
-    revoke: async ({ write }) => () => write('ca.crt', pki.otherCa.certificate),
+    revoke:
+      async ({ write }) =>
+      () =>
+        write('ca.crt', pki.otherCa.certificate),
     refusal: 'handshake',
   },
   {
@@ -82,7 +88,12 @@ for (const { what, part, revoke, refusal } of REVOCATIONS) {
       },
     })
     const gateway = await startWithList(t, { relay })
-    const message = JSON.stringify({ from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello', text: 'Hi.' })
+    const message = JSON.stringify({
+      from: 'billing@corp.example',
+      to: 'user@corp.example',
+      subject: 'Hello',
+      text: 'Hi.',
+    })
     const inFlight = post(gateway)
     inFlight.end(message)
     const release = await reply
@@ -97,7 +108,10 @@ for (const { what, part, revoke, refusal } of REVOCATIONS) {
     t.equal(answer.headers.connection, 'close')
     t.match(JSON.parse(await textOf(answer)), { status: 'accepted' })
     t.equal(late.statusCode, 403)
-    t.match(JSON.parse(await textOf(late)), { code: part === 'crl' ? 'certificate_revoked' : 'unknown_certificate', outcome: 'not_sent' })
+    t.match(JSON.parse(await textOf(late)), {
+      code: part === 'crl' ? 'certificate_revoked' : 'unknown_certificate',
+      outcome: 'not_sent',
+    })
     t.equal(late.headers.connection, 'close')
   })
 }
@@ -140,7 +154,9 @@ t.test('while a certificate is replaced both fingerprints pass, and a pin outliv
   const renewed = await pki.client('billing', { key: client.key })
   const rekeyed = await pki.client('billing')
   t.match(await gateway.whoami(renewed), { status: 403 })
-  await gateway.reloaded('clients', () => gateway.write('clients.yaml', listing(client.fingerprint, renewed.fingerprint)))
+  await gateway.reloaded('clients', () =>
+    gateway.write('clients.yaml', listing(client.fingerprint, renewed.fingerprint)),
+  )
   for (const one of [client, renewed]) t.match(await gateway.whoami(one), { status: 200 })
   await gateway.reloaded('clients', () => gateway.write('clients.yaml', listing(`spki:sha256/${client.pin}`)))
   for (const one of [client, renewed]) t.match(await gateway.whoami(one), { status: 200 })
@@ -155,7 +171,9 @@ async function startWithList(t: Test, options: Parameters<typeof startOnFiles>[1
 async function addClient(gateway: MovingGateway, part: string): Promise<Leaf | undefined> {
   if (part !== 'clients') return undefined
   const other = await pki.client('other')
-  await gateway.reloaded('clients', () => gateway.write('clients.yaml', listing(gateway.client.fingerprint, other.fingerprint)))
+  await gateway.reloaded('clients', () =>
+    gateway.write('clients.yaml', listing(gateway.client.fingerprint, other.fingerprint)),
+  )
   return other
 }
 
@@ -169,7 +187,11 @@ function idleSocket(agent: Agent): Socket {
   return socket
 }
 
-async function refused(t: Test, attempt: () => Promise<{ status: number; code: string | undefined }>, refusal: Revocation['refusal']): Promise<void> {
+async function refused(
+  t: Test,
+  attempt: () => Promise<{ status: number; code: string | undefined }>,
+  refusal: Revocation['refusal'],
+): Promise<void> {
   if (refusal === 'handshake') return void (await t.rejects(attempt()))
   t.match(await attempt(), { status: 403, code: refusal })
 }
@@ -222,11 +244,17 @@ async function savedSession(gateway: MovingGateway, version: SecureVersion): Pro
 }
 
 /** The status of one request on a new connection that offers a session; none where the handshake failed. */
-async function ask(gateway: MovingGateway, version: SecureVersion, session: Buffer | undefined): Promise<{ status: string | undefined; resumed: boolean }> {
+async function ask(
+  gateway: MovingGateway,
+  version: SecureVersion,
+  session: Buffer | undefined,
+): Promise<{ status: string | undefined; resumed: boolean }> {
   const socket = connect({ ...tlsOptions(gateway, version), ...(session && { session }) })
   let text = ''
   socket.on('data', (piece: Buffer) => (text += piece.toString()))
-  socket.once('secureConnect', () => socket.write('GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'))
+  socket.once('secureConnect', () =>
+    socket.write('GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'),
+  )
   let resumed = false
   socket.once('secureConnect', () => (resumed = socket.isSessionReused()))
   await closeOf(socket)

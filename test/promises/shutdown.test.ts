@@ -46,22 +46,29 @@ async function logged({ log, child }: GatewayProcess, msg: string): Promise<Reco
 }
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
-  t.test(`${signal} finishes the message in progress, refuses new ones, says so on /readyz, and ends with 0`, async (t) => {
-    const relay = await startHoldingRelay(t)
-    const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url })
-    const exited = once(gateway.child, 'exit')
-    const inProgress = gateway.post(MESSAGE)
-    await relay.reached
-    gateway.child.kill(signal)
-    await logged(gateway, 'shutting down')
-    t.match(await gateway.post(MESSAGE), { status: 503, json: { code: 'shutting_down', outcome: 'not_sent', retryable: true }, headers: { 'retry-after': /^\d+$/ } })
-    t.match(await operations(gateway, '/readyz'), { status: 503, text: /shutting down/ })
-    t.match(await operations(gateway, '/livez'), { status: 200 })
-    relay.release()
-    t.match(await inProgress, { status: 200, json: { status: 'accepted' } })
-    t.same(await exited, [0, null])
-    t.equal(gateway.log.at(-1)?.['msg'], 'stopped')
-  })
+  t.test(
+    `${signal} finishes the message in progress, refuses new ones, says so on /readyz, and ends with 0`,
+    async (t) => {
+      const relay = await startHoldingRelay(t)
+      const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url })
+      const exited = once(gateway.child, 'exit')
+      const inProgress = gateway.post(MESSAGE)
+      await relay.reached
+      gateway.child.kill(signal)
+      await logged(gateway, 'shutting down')
+      t.match(await gateway.post(MESSAGE), {
+        status: 503,
+        json: { code: 'shutting_down', outcome: 'not_sent', retryable: true },
+        headers: { 'retry-after': /^\d+$/ },
+      })
+      t.match(await operations(gateway, '/readyz'), { status: 503, text: /shutting down/ })
+      t.match(await operations(gateway, '/livez'), { status: 200 })
+      relay.release()
+      t.match(await inProgress, { status: 200, json: { status: 'accepted' } })
+      t.same(await exited, [0, null])
+      t.equal(gateway.log.at(-1)?.['msg'], 'stopped')
+    },
+  )
 }
 
 t.test('at the end of the grace period the rest is cut: exit status 1, and the log says how many', async (t) => {
@@ -104,30 +111,45 @@ t.test('connections that are idle, silent or in the middle of a head do not hold
   await closed
 })
 
-t.test('a connection that came before the listener was closed is answered, though its handshake had only begun', async (t) => {
-  const relay = await startRelay(t)
-  const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '50s' })
-  const exited = once(gateway.child, 'exit')
-  t.equal((await gateway.post(MESSAGE)).status, 200, 'a connection that is kept alive, so that there is somebody to take leave of')
-  gateway.child.kill('SIGTERM')
-  await logged(gateway, 'shutting down')
-  const slow = connect(gateway.port, '127.0.0.1')
-  await once(slow, 'connect')
-  while (await accepts(gateway.port)) await pause(20)
-  const { client } = gateway
-  const socket = tlsConnect({ socket: slow, servername: 'localhost', ca: (await makePki()).ca.certificate, cert: client.certificate, key: client.key })
-  await once(socket, 'secureConnect')
-  socket.write('GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n')
-  const [answer] = await once(socket, 'data')
-  t.match(String(answer), /^HTTP\/1\.1 503 [^]*"shutting_down"/)
-  t.same(await exited, [0, null])
-})
+t.test(
+  'a connection that came before the listener was closed is answered, though its handshake had only begun',
+  async (t) => {
+    const relay = await startRelay(t)
+    const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '50s' })
+    const exited = once(gateway.child, 'exit')
+    t.equal(
+      (await gateway.post(MESSAGE)).status,
+      200,
+      'a connection that is kept alive, so that there is somebody to take leave of',
+    )
+    gateway.child.kill('SIGTERM')
+    await logged(gateway, 'shutting down')
+    const slow = connect(gateway.port, '127.0.0.1')
+    await once(slow, 'connect')
+    while (await accepts(gateway.port)) await pause(20)
+    const { client } = gateway
+    const socket = tlsConnect({
+      socket: slow,
+      servername: 'localhost',
+      ca: (await makePki()).ca.certificate,
+      cert: client.certificate,
+      key: client.key,
+    })
+    await once(socket, 'secureConnect')
+    socket.write('GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n')
+    const [answer] = await once(socket, 'data')
+    t.match(String(answer), /^HTTP\/1\.1 503 [^]*"shutting_down"/)
+    t.same(await exited, [0, null])
+  },
+)
 
 t.test('a body that does not go on is waited for until the grace period ends, and then cut', async (t) => {
   const relay = await startRelay(t)
   const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SHUTDOWN_GRACE: '300ms' })
   const upload = await dial(gateway)
-  upload.write('POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n')
+  upload.write(
+    'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n',
+  )
   await once(upload, 'data') // 100 (Continue): the body is being read
   const closed = once(upload, 'close')
   t.equal(await gateway.stop(), 1)
@@ -159,7 +181,14 @@ async function accepts(port: number): Promise<boolean> {
 
 async function dial({ port, client }: GatewayProcess): Promise<TLSSocket> {
   const { ca } = await makePki()
-  const socket = tlsConnect({ host: '127.0.0.1', servername: 'localhost', port, ca: ca.certificate, cert: client.certificate, key: client.key })
+  const socket = tlsConnect({
+    host: '127.0.0.1',
+    servername: 'localhost',
+    port,
+    ca: ca.certificate,
+    cert: client.certificate,
+    key: client.key,
+  })
   socket.on('error', () => {}) // it is cut in the end
   await once(socket, 'secureConnect')
   return socket

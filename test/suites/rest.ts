@@ -7,7 +7,9 @@ const filesIn = (folder: URL): string[] => readdirSync(folder).filter((name) => 
 
 // In a test, so that the first file's tests do not begin, and end, before the last file is there.
 t.test('every test file that no suite names is found, and loads', async (t) => {
-  const named = filesIn(here).map((name) => readFileSync(new URL(name, here), 'utf8')).join('\n')
+  const named = filesIn(here)
+    .map((name) => readFileSync(new URL(name, here), 'utf8'))
+    .join('\n')
   for (const file of filesIn(new URL('..', here))) {
     const name = file.replace(/\.test\.[jt]s$/, '')
     if (name === file || named.includes(`'../${name}.test.`)) continue

@@ -5,7 +5,21 @@ import type { Test } from 'tap'
 import { makePki } from './pki.ts'
 import { portOf } from './sockets.ts'
 
-export const STAGES = ['greeting', 'EHLO', 'STARTTLS', 'EHLO after TLS', 'AUTH', 'MAIL', 'RCPT 1', 'RCPT 2', 'DATA', 'first body byte', 'mid-body', 'after the dot', 'reply cut'] as const
+export const STAGES = [
+  'greeting',
+  'EHLO',
+  'STARTTLS',
+  'EHLO after TLS',
+  'AUTH',
+  'MAIL',
+  'RCPT 1',
+  'RCPT 2',
+  'DATA',
+  'first body byte',
+  'mid-body',
+  'after the dot',
+  'reply cut',
+] as const
 export type Stage = (typeof STAGES)[number]
 export const FAULTS = ['hang', 'close', 'reset', '421', '451', '550', 'garbage'] as const
 export type Fault = (typeof FAULTS)[number]
@@ -59,7 +73,13 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
   let farewells = 0
   const server = createServer((socket) => {
     sessions += 1
-    const session = new Session(socket, relay, { context, complete, accepted, unanswered, quit: () => void (farewells += 1) })
+    const session = new Session(socket, relay, {
+      context,
+      complete,
+      accepted,
+      unanswered,
+      quit: () => void (farewells += 1),
+    })
     open.add(session)
     socket.once('close', () => open.delete(session))
   })
@@ -167,7 +187,11 @@ class Session {
         ...(this.#script.extensions ?? []),
         '8BITMIME',
       ]
-      return this.#say(['250-relay.test', ...offers.map((offer, n) => `250${n === offers.length - 1 ? ' ' : '-'}${offer}`)].join('\r\n'))
+      return this.#say(
+        ['250-relay.test', ...offers.map((offer, n) => `250${n === offers.length - 1 ? ' ' : '-'}${offer}`)].join(
+          '\r\n',
+        ),
+      )
     }
     if (verb === 'STARTTLS') return this.#faulty('STARTTLS') ? undefined : this.#startTls()
     if (verb === 'AUTH') return this.#faulty('AUTH') ? undefined : this.#say('235 2.7.0 ok')
@@ -207,7 +231,8 @@ class Session {
     this.#shared.complete.push(message)
     this.#inData = false
     const { stage, fault } = this.#script
-    if (stage === 'reply cut' || (stage === 'after the dot' && !/^\d/.test(fault ?? ''))) this.#shared.unanswered.push(message)
+    if (stage === 'reply cut' || (stage === 'after the dot' && !/^\d/.test(fault ?? '')))
+      this.#shared.unanswered.push(message)
     if (this.#faulty('after the dot')) return
     if (stage === 'reply cut') return this.#cut()
     this.#shared.accepted.push(message)

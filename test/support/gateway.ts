@@ -64,7 +64,14 @@ export async function startGateway(t: Test, options: GatewayOptions = {}): Promi
   const lines: string[] = []
   const logger = pino({ level: config.log.level, base: null }, { write: (line: string) => void lines.push(line) })
   const loaded = {
-    secureContext: secureContextOptions({ cert: pki.server.certificate, key: pki.server.key, clientCa: pki.ca.certificate, crl: undefined, minVersion: config.tls.minVersion, maxVersion: config.tls.maxVersion }),
+    secureContext: secureContextOptions({
+      cert: pki.server.certificate,
+      key: pki.server.key,
+      clientCa: pki.ca.certificate,
+      crl: undefined,
+      minVersion: config.tls.minVersion,
+      maxVersion: config.tls.maxVersion,
+    }),
     clients: parseClients((options.clients ?? ANYTHING).replaceAll('FINGERPRINT', client.fingerprint), 'clients.yaml'),
     relayCa: pki.ca.certificate,
   }
@@ -83,7 +90,13 @@ export async function startGateway(t: Test, options: GatewayOptions = {}): Promi
     logText: () => lines.join(''),
     request,
     post: (body, asked = {}) =>
-      request({ method: 'POST', path: '/v1/messages', body: JSON.stringify(body), ...asked, headers: { 'content-type': 'application/json', ...asked.headers } }),
+      request({
+        method: 'POST',
+        path: '/v1/messages',
+        body: JSON.stringify(body),
+        ...asked,
+        headers: { 'content-type': 'application/json', ...asked.headers },
+      }),
   }
 }
 
@@ -108,7 +121,12 @@ export function testConfig(env: Record<string, string>): Config {
   return config
 }
 
-async function ask(port: number, pki: Pki, client: Leaf, { as = client, body, ...options }: TestRequest): Promise<TestAnswer> {
+async function ask(
+  port: number,
+  pki: Pki,
+  client: Leaf,
+  { as = client, body, ...options }: TestRequest,
+): Promise<TestAnswer> {
   const outgoing = httpsRequest({
     host: '127.0.0.1',
     servername: 'localhost',

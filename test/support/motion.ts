@@ -65,7 +65,8 @@ export interface MovingOptions {
   readonly meanwhile?: (dir: string) => void
 }
 
-export const listing = (...fingerprints: string[]): string => `clients: { billing: { fingerprints: [${fingerprints.map((text) => `"${text}"`).join(', ')}], from: ["*"] } }\n`
+export const listing = (...fingerprints: string[]): string =>
+  `clients: { billing: { fingerprints: [${fingerprints.map((text) => `"${text}"`).join(', ')}], from: ["*"] } }\n`
 
 export async function startOnFiles(t: Test, options: MovingOptions = {}): Promise<MovingGateway> {
   const pki = await makePki()
@@ -92,7 +93,9 @@ export async function startOnFiles(t: Test, options: MovingOptions = {}): Promis
       POSTERN_TLS_CLIENT_CA: join(dir, 'ca.crt'),
       POSTERN_CLIENTS: join(dir, 'clients.yaml'),
       ...(options.crl !== undefined && { POSTERN_TLS_CRL: join(dir, 'crl.pem') }),
-      ...Object.fromEntries(Object.entries(options.env ?? {}).map(([name, value]) => [name, value.replace('DIR', dir)])),
+      ...Object.fromEntries(
+        Object.entries(options.env ?? {}).map(([name, value]) => [name, value.replace('DIR', dir)]),
+      ),
     }),
   )
   options.meanwhile?.(dir)
@@ -115,7 +118,8 @@ export async function startOnFiles(t: Test, options: MovingOptions = {}): Promis
     log: log.lines,
     logged: (wanted, after = 0) => log.wait(wanted, after),
     reloaded: (part, change) => outcome({ file: part, msg: 'a changed file is in force' }, change),
-    failed: (part, change) => outcome({ file: part, msg: 'a file cannot be put into force: the last good one stays' }, change),
+    failed: (part, change) =>
+      outcome({ file: part, msg: 'a file cannot be put into force: the last good one stays' }, change),
     write,
     replace(name, text) {
       write(`${name}.new`, text)
@@ -142,7 +146,9 @@ class Log {
   wait(wanted: LogLine, after: number): Promise<LogLine> {
     return new Promise((resolve) => {
       const look = (): void => {
-        const found = this.lines.slice(after).find((line) => Object.entries(wanted).every(([key, value]) => line[key] === value))
+        const found = this.lines
+          .slice(after)
+          .find((line) => Object.entries(wanted).every(([key, value]) => line[key] === value))
         if (found === undefined) return
         this.#waiting.delete(look)
         resolve(found)
@@ -153,7 +159,12 @@ class Log {
   }
 }
 
-async function whoami(port: number, pki: Pki, as: { readonly certificate: string; readonly key: string }, { agent, ca, headers = {} }: WhoamiOptions): Promise<WhoamiAnswer> {
+async function whoami(
+  port: number,
+  pki: Pki,
+  as: { readonly certificate: string; readonly key: string },
+  { agent, ca, headers = {} }: WhoamiOptions,
+): Promise<WhoamiAnswer> {
   const outgoing = httpsRequest({
     host: '127.0.0.1',
     servername: 'localhost',
@@ -171,5 +182,13 @@ async function whoami(port: number, pki: Pki, as: { readonly certificate: string
   const pieces: Buffer[] = []
   for await (const piece of answer) pieces.push(piece)
   const { code, client, fingerprint, detail } = JSON.parse(Buffer.concat(pieces).toString())
-  return { status: answer.statusCode, code, client, fingerprint, detail, served: typeof served === 'string' ? served : undefined, reused: outgoing.reusedSocket }
+  return {
+    status: answer.statusCode,
+    code,
+    client,
+    fingerprint,
+    detail,
+    served: typeof served === 'string' ? served : undefined,
+    reused: outgoing.reusedSocket,
+  }
 }

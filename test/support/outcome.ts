@@ -42,7 +42,8 @@ function expected(stage: Stage, fault: Fault, large: boolean): Expected {
   if (fault === '421') return { code: 'deferred_by_relay', holds: 'not whole' }
   if (MESSAGE_STAGES.includes(stage)) {
     // One refused recipient of two is a partial delivery.
-    if ((stage === 'RCPT 1' || stage === 'RCPT 2') && (fault === '451' || fault === '550')) return { code: 200, holds: 'whole' }
+    if ((stage === 'RCPT 1' || stage === 'RCPT 2') && (fault === '451' || fault === '550'))
+      return { code: 200, holds: 'whole' }
     if (fault === '451') return { code: 'deferred_by_relay', holds: 'not whole' }
     if (fault === '550') return { code: 'rejected_by_relay', holds: 'not whole' }
   }
@@ -60,14 +61,23 @@ export async function relaysFor(t: Test, urls: readonly string[], env: Record<st
 
 export function outgoing(content: Buffer, smtpUtf8 = false): Outgoing {
   return {
-    envelope: { from: 'billing@corp.example', to: ['a@corp.example', 'b@corp.example'], size: content.length, smtpUtf8, dsn: undefined },
+    envelope: {
+      from: 'billing@corp.example',
+      to: ['a@corp.example', 'b@corp.example'],
+      size: content.length,
+      smtpUtf8,
+      dsn: undefined,
+    },
     messageId: '<m@corp.example>',
     open: () => new ContentStream([content]),
   }
 }
 
 /** The problem code of a send, or 200. */
-export async function outcomeOf(relays: Relays, content: Buffer): Promise<{ code: ProblemCode | 200; problem?: Problem; ms: number }> {
+export async function outcomeOf(
+  relays: Relays,
+  content: Buffer,
+): Promise<{ code: ProblemCode | 200; problem?: Problem; ms: number }> {
   const started = performance.now()
   try {
     await relays.send(outgoing(content))
@@ -95,7 +105,8 @@ async function cell(t: Test, script: Script, large: boolean): Promise<void> {
   if (problem !== undefined) {
     t.equal(problem.outcome, want.code === 'delivery_unknown' ? 'unknown' : 'not_sent', `${name}: outcome`)
     if (problem.outcome === 'not_sent') t.equal(relay.accepted.length, 0, `${name}: nothing was accepted`)
-    if (problem.code === 'deferred_by_relay' || problem.code === 'rejected_by_relay') t.equal(problem.smtp?.code, Number(fault), `${name}: the reply is told`)
+    if (problem.code === 'deferred_by_relay' || problem.code === 'rejected_by_relay')
+      t.equal(problem.smtp?.code, Number(fault), `${name}: the reply is told`)
   } else {
     t.equal(relay.accepted.length, 1, `${name}: accepted once`)
   }
@@ -108,5 +119,6 @@ export async function matrix(t: Test, stages: readonly Stage[], pipelining: bool
     ({ stage, fault }) => fault !== 'garbage' || ['greeting', 'STARTTLS', 'MAIL', 'after the dot'].includes(stage),
   )
   const group = large ? 4 : 20
-  for (let at = 0; at < cells.length; at += group) await Promise.all(cells.slice(at, at + group).map((script) => cell(t, script, large)))
+  for (let at = 0; at < cells.length; at += group)
+    await Promise.all(cells.slice(at, at + group).map((script) => cell(t, script, large)))
 }

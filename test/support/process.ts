@@ -62,7 +62,10 @@ export async function serve(t: Test, env: Record<string, string>, clients: strin
 }
 
 /** The lines about failed handshakes, as soon as there are so many. */
-export async function handshakeFailures({ log, child }: GatewayProcess, count: number): Promise<readonly Record<string, unknown>[]> {
+export async function handshakeFailures(
+  { log, child }: GatewayProcess,
+  count: number,
+): Promise<readonly Record<string, unknown>[]> {
   for (;;) {
     const lines = log.filter(({ msg }) => msg === 'TLS handshake failed')
     if (lines.length >= count || child.stdout === null) return lines
@@ -106,7 +109,8 @@ export async function temporaryDirectory(t: Test): Promise<string> {
 }
 
 export async function writeFiles(directory: string, files: Readonly<Record<string, string>>): Promise<void> {
-  for (const [name, content] of Object.entries(files)) await writeFile(join(directory, name), content, { mode: name.endsWith('.key') ? 0o600 : 0o644 })
+  for (const [name, content] of Object.entries(files))
+    await writeFile(join(directory, name), content, { mode: name.endsWith('.key') ? 0o600 : 0o644 })
 }
 
 /** A loopback port that nobody had a moment ago, for servers that cannot choose one themselves. */
@@ -120,7 +124,11 @@ export async function freePort(): Promise<number> {
 }
 
 /** Runs a program to its end and resolves with its stdout. Throws with its stderr when its exit status is not 0. */
-export async function run(command: string, args: readonly string[], { input, env }: { input?: Buffer; env?: Record<string, string> } = {}): Promise<string> {
+export async function run(
+  command: string,
+  args: readonly string[],
+  { input, env }: { input?: Buffer; env?: Record<string, string> } = {},
+): Promise<string> {
   const child = spawn(command, args, { stdio: 'pipe', env: { ...process.env, ...env } })
   const output: Buffer[] = []
   const errors: Buffer[] = []
@@ -129,7 +137,10 @@ export async function run(command: string, args: readonly string[], { input, env
   child.stdin.on('error', () => {}) // a program that ends without reading its input says why on stderr
   child.stdin.end(input)
   const [status] = await once(child, 'close')
-  if (status !== 0) throw new Error(`${command} ${args.join(' ')} ended with ${status}: ${Buffer.concat(errors)}${Buffer.concat(output)}`)
+  if (status !== 0)
+    throw new Error(
+      `${command} ${args.join(' ')} ended with ${status}: ${Buffer.concat(errors)}${Buffer.concat(output)}`,
+    )
   return Buffer.concat(output).toString()
 }
 

@@ -24,11 +24,19 @@ export function blocks(language?: string, section?: string): readonly Block[] {
     if (title !== undefined) heading = title
     else found.push({ language: kind, section: heading, text })
   }
-  return found.filter((block) => (language === undefined || block.language === language) && (section === undefined || block.section === section))
+  return found.filter(
+    (block) =>
+      (language === undefined || block.language === language) && (section === undefined || block.section === section),
+  )
 }
 
 /** Starts a gateway through the shell and stops it at the end of the test. Gives what waits for a line of its output. */
-export function launch(t: Test, command: string, folder: string, env: Record<string, string>): (pattern: RegExp) => Promise<string> {
+export function launch(
+  t: Test,
+  command: string,
+  folder: string,
+  env: Record<string, string>,
+): (pattern: RegExp) => Promise<string> {
   const child = spawn('sh', ['-c', PLAIN_NODE + command], {
     cwd: folder,
     env: { ...process.env, ...env, POSTERN_PORT: '0', POSTERN_OPS_PORT: '0' },
@@ -46,7 +54,10 @@ export function launch(t: Test, command: string, folder: string, env: Record<str
     for (;;) {
       const line = lines.find((candidate) => pattern.test(candidate))
       if (line !== undefined) return line
-      const [, status] = await Promise.race([once(output, 'line'), closed.then(([exit]) => [undefined, `ended with ${exit}`])])
+      const [, status] = await Promise.race([
+        once(output, 'line'),
+        closed.then(([exit]) => [undefined, `ended with ${exit}`]),
+      ])
       if (status !== undefined) throw new Error(`${command} ${status}:\n${lines.join('\n')}`)
     }
   }
@@ -54,7 +65,11 @@ export function launch(t: Test, command: string, folder: string, env: Record<str
 
 /** Runs a block as a shell would that stops at the first failure, and gives its stdout. */
 export async function shell(script: string, folder: string, env: Record<string, string> = {}): Promise<string> {
-  const child = spawn('sh', ['-ec', PLAIN_NODE + script], { cwd: folder, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn('sh', ['-ec', PLAIN_NODE + script], {
+    cwd: folder,
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  })
   let output = ''
   let errors = ''
   child.stdout.setEncoding('utf8').on('data', (piece: string) => (output += piece))

@@ -24,7 +24,10 @@ export interface TestRelay {
 }
 
 /** A real SMTP server on 127.0.0.1 with STARTTLS from the test CA; it keeps what it gets. */
-export async function startRelay(t: Test, options: SMTPServerOptions & { readonly credentials?: string } = {}): Promise<TestRelay> {
+export async function startRelay(
+  t: Test,
+  options: SMTPServerOptions & { readonly credentials?: string } = {},
+): Promise<TestRelay> {
   const pki = await makePki()
   const messages: Arrived[] = []
   let connections = 0

@@ -11,7 +11,10 @@ export interface Dial extends ConnectionOptions {
 }
 
 /** A TLS connection to the gateway that verifies its certificate. Rejects when the handshake fails on this side. */
-export async function dial({ port, pki, client }: TestGateway, { as = client, ...options }: Dial = {}): Promise<TLSSocket> {
+export async function dial(
+  { port, pki, client }: TestGateway,
+  { as = client, ...options }: Dial = {},
+): Promise<TLSSocket> {
   const socket = connect({
     host: '127.0.0.1',
     port,

@@ -6,13 +6,27 @@ import type { TestAnswer, TestGateway, TestRequest } from './gateway.ts'
 export const RAW = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
 
 /** The path of a raw message with its envelope. */
-export function rawPath(from = 'billing@corp.example', to: readonly string[] = ['user@corp.example'], more: Readonly<Record<string, string>> = {}): string {
+export function rawPath(
+  from = 'billing@corp.example',
+  to: readonly string[] = ['user@corp.example'],
+  more: Readonly<Record<string, string>> = {},
+): string {
   return `/v1/messages/raw?${new URLSearchParams([['mail_from', from], ...to.map((address): [string, string] => ['rcpt_to', address]), ...Object.entries(more)]).toString()}`
 }
 
 /** Sends a raw message as one piece. */
-export function postRaw({ request }: TestGateway, body: string | Buffer, { headers, ...options }: TestRequest = {}): Promise<TestAnswer> {
-  return request({ method: 'POST', path: rawPath(), body, ...options, headers: { 'content-type': 'message/rfc822', ...headers } })
+export function postRaw(
+  { request }: TestGateway,
+  body: string | Buffer,
+  { headers, ...options }: TestRequest = {},
+): Promise<TestAnswer> {
+  return request({
+    method: 'POST',
+    path: rawPath(),
+    body,
+    ...options,
+    headers: { 'content-type': 'message/rfc822', ...headers },
+  })
 }
 
 export const BOUNDARY = 'x-boundary'
@@ -22,29 +36,57 @@ export const MULTIPART = `multipart/form-data; boundary=${BOUNDARY}`
 export function formData(parts: readonly (readonly [name: string, content: string | Buffer | object])[]): Buffer {
   const pieces = parts.flatMap(([name, content]) => [
     Buffer.from(`--${BOUNDARY}\r\nContent-Disposition: form-data; name="${name}"\r\n\r\n`),
-    typeof content === 'string' || Buffer.isBuffer(content) ? Buffer.from(content) : Buffer.from(JSON.stringify(content)),
+    typeof content === 'string' || Buffer.isBuffer(content)
+      ? Buffer.from(content)
+      : Buffer.from(JSON.stringify(content)),
     Buffer.from('\r\n'),
   ])
   return Buffer.concat([...pieces, Buffer.from(`--${BOUNDARY}--\r\n`)])
 }
 
-export function postForm({ request }: TestGateway, body: Buffer, { headers, ...options }: TestRequest = {}): Promise<TestAnswer> {
-  return request({ method: 'POST', path: '/v1/messages', body, ...options, headers: { 'content-type': MULTIPART, ...headers } })
+export function postForm(
+  { request }: TestGateway,
+  body: Buffer,
+  { headers, ...options }: TestRequest = {},
+): Promise<TestAnswer> {
+  return request({
+    method: 'POST',
+    path: '/v1/messages',
+    body,
+    ...options,
+    headers: { 'content-type': MULTIPART, ...headers },
+  })
 }
 
 /** A request whose body the test writes in its own time. */
 export interface OpenUpload {
   readonly outgoing: ClientRequest
   /** Resolves with the answer; rejects when the connection ends without one. */
-  readonly answer: Promise<{ readonly status: number; readonly json: Record<string, any>; readonly headers: IncomingMessage['headers'] }>
+  readonly answer: Promise<{
+    readonly status: number
+    readonly json: Record<string, any>
+    readonly headers: IncomingMessage['headers']
+  }>
   /** Writes and resolves when the piece has left this process. */
   write(piece: Buffer | string): Promise<void>
 }
 
-export function openUpload({ port, pki, client }: Pick<TestGateway, 'port' | 'pki' | 'client'>, path: string, headers: Record<string, string>): OpenUpload {
+export function openUpload(
+  { port, pki, client }: Pick<TestGateway, 'port' | 'pki' | 'client'>,
+  path: string,
+  headers: Record<string, string>,
+): OpenUpload {
   const outgoing = httpsRequest({
-    host: '127.0.0.1', servername: 'localhost', port, path, method: 'POST', headers,
-    ca: pki.ca.certificate, cert: client.certificate, key: client.key, agent: new Agent({ maxCachedSessions: 0 }),
+    host: '127.0.0.1',
+    servername: 'localhost',
+    port,
+    path,
+    method: 'POST',
+    headers,
+    ca: pki.ca.certificate,
+    cert: client.certificate,
+    key: client.key,
+    agent: new Agent({ maxCachedSessions: 0 }),
   })
   const answer = (async () => {
     const [response]: IncomingMessage[] = await once(outgoing, 'response')
@@ -57,6 +99,7 @@ export function openUpload({ port, pki, client }: Pick<TestGateway, 'port' | 'pk
   return {
     outgoing,
     answer,
-    write: (piece) => new Promise((resolve, reject) => outgoing.write(piece, (error) => (error ? reject(error) : resolve()))),
+    write: (piece) =>
+      new Promise((resolve, reject) => outgoing.write(piece, (error) => (error ? reject(error) : resolve()))),
   }
 }

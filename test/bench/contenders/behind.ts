@@ -10,7 +10,9 @@ const transport = createTransport({
   port: Number(RELAY_PORT),
   maxConnections: 10,
   maxMessages: Infinity,
-  ...(RELAY_CA === undefined ? { ignoreTLS: true } : { requireTLS: true, auth: { user: 'bench', pass: 'secret' }, tls: { ca: [RELAY_CA] } }),
+  ...(RELAY_CA === undefined
+    ? { ignoreTLS: true }
+    : { requireTLS: true, auth: { user: 'bench', pass: 'secret' }, tls: { ca: [RELAY_CA] } }),
 })
 
 const app = Fastify()

@@ -19,7 +19,10 @@ export function onJobs(send: (message: SendMailOptions) => Promise<unknown>): vo
   }
   createInterface({ input: process.stdin }).on('line', (line) => {
     const { lanes, ...job }: Job & { lanes: number } = JSON.parse(line)
-    void run(Array.from({ length: lanes }, () => lane), job).then((result) => console.log(JSON.stringify(result)))
+    void run(
+      Array.from({ length: lanes }, () => lane),
+      job,
+    ).then((result) => console.log(JSON.stringify(result)))
   })
   console.log('{}')
 }

@@ -7,19 +7,28 @@ import { createTransport, type SendMailOptions } from 'nodemailer'
 const { TLS_CERT = '', TLS_KEY = '', TLS_CA = '', FINGERPRINT = '', RELAY_PORT, RELAY_CA } = process.env
 
 const app = Fastify({
-  https: { cert: readFileSync(TLS_CERT), key: readFileSync(TLS_KEY), ca: readFileSync(TLS_CA), requestCert: true, rejectUnauthorized: true },
+  https: {
+    cert: readFileSync(TLS_CERT),
+    key: readFileSync(TLS_KEY),
+    ca: readFileSync(TLS_CA),
+    requestCert: true,
+    rejectUnauthorized: true,
+  },
 })
 
 app.addHook('preHandler', async (request, reply) => {
   const { socket } = request.raw
-  if (!(socket instanceof TLSSocket) || socket.getPeerCertificate().fingerprint256 !== FINGERPRINT) return reply.code(403).send({ error: 'forbidden' })
+  if (!(socket instanceof TLSSocket) || socket.getPeerCertificate().fingerprint256 !== FINGERPRINT)
+    return reply.code(403).send({ error: 'forbidden' })
 })
 
 app.post<{ Body: SendMailOptions }>('/v1/messages', async (request) => {
   const transport = createTransport({
     host: 'localhost',
     port: Number(RELAY_PORT),
-    ...(RELAY_CA === undefined ? { ignoreTLS: true } : { requireTLS: true, auth: { user: 'bench', pass: 'secret' }, tls: { ca: [RELAY_CA] } }),
+    ...(RELAY_CA === undefined
+      ? { ignoreTLS: true }
+      : { requireTLS: true, auth: { user: 'bench', pass: 'secret' }, tls: { ca: [RELAY_CA] } }),
   })
   const { messageId, accepted, rejected, response } = await transport.sendMail(request.body)
   return { messageId, accepted, rejected, response }
