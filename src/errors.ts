@@ -78,7 +78,7 @@ export interface ProblemDetails {
   readonly cause?: unknown
 }
 
-/** An answer that is not a 200, thrown anywhere and put on the wire in plugins/problems.ts. `message` is the detail. */
+/** An answer that is not a 200, thrown anywhere and put on the wire in http/problems.ts. `message` is the detail. */
 export class Problem extends Error {
   readonly code: ProblemCode
   readonly status: number

@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { get } from 'node:http'
 import t, { type Test } from 'tap'
-import { Admission } from '../src/intake/admission.ts'
+import { Admission } from '../src/http/body/admission.ts'
 import { ANYTHING, MESSAGE, startGateway, type TestAnswer, type TestGateway } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'
 import { dial, firstAnswer, rest } from './support/sockets.ts'

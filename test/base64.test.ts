@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import t from 'tap'
-import { Base64Encoder, Base64Text } from '../src/message/base64.ts'
+import { Base64Encoder, Base64Text } from '../src/mail/base64.ts'
 
 /** RFC 2045 §6.8 by other means. */
 const wrapped = (text: string): string => (text.match(/.{1,76}/g) ?? []).join('\r\n')

@@ -6,7 +6,7 @@ import { connect, createServer } from 'node:tls'
 import t, { type Test } from 'tap'
 import { cert } from '../src/cli/cert.ts'
 import { UsageError } from '../src/cli/usage.ts'
-import { parseClients } from '../src/identity/clients.ts'
+import { parseClients } from '../src/clients/clients-file.ts'
 import {
   fingerprintOf,
   formatFingerprint,

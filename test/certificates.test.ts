@@ -5,7 +5,7 @@ import { readFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
 import { connect, type ConnectionOptions, createServer, type TlsOptions } from 'node:tls'
 import t from 'tap'
-import { createAuthority, createRevocationList, type Issued, issueCertificate } from '../src/tls/certificates.ts'
+import { createAuthority, createRevocationList, type Issued, issueCertificate } from '../src/tls/issue.ts'
 import { makePki } from './support/pki.ts'
 
 const DAY_MS = 86_400_000

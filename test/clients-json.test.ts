@@ -1,7 +1,7 @@
 import t from 'tap'
-import { parseClients } from '../src/identity/clients.ts'
-import { readJson } from '../src/identity/clients-json.ts'
-import { type Located, readYaml } from '../src/identity/clients-yaml.ts'
+import { parseClients } from '../src/clients/clients-file.ts'
+import { readJson } from '../src/clients/clients-json.ts'
+import { type Located, readYaml } from '../src/clients/clients-yaml.ts'
 
 const HEX = 'ab'.repeat(32)
 

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { LoadError } from '../src/errors.ts'
-import { type ClientDirectory, parseClients } from '../src/identity/clients.ts'
+import { type ClientDirectory, parseClients } from '../src/clients/clients-file.ts'
 import { parseFingerprint, parseKeyPin } from '../src/tls/fingerprint.ts'
 
 const hex = (n: number): string => `ab${n.toString(16).padStart(62, '0')}`

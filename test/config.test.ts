@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
-import { readConfig } from '../src/config.ts'
+import { readConfig } from '../src/config/config.ts'
 
 const URL = { POSTERN_SMTP_URL: 'smtp://app:s3cr3t@mail.internal' }
 const faultsOf = (env: Record<string, string>): readonly string[] => readConfig({ ...URL, ...env }).faults

@@ -1,7 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import t from 'tap'
-import { isBase64 } from '../src/api/formats.ts'
-import { belongs, reduce } from '../src/intake/contents.ts'
+import { isBase64 } from '../src/mail/formats.ts'
+import { belongs, reduce } from '../src/http/body/attachments.ts'
 
 const LONG = randomBytes(20_000).toString('base64')
 const reduced = (text: string) => {

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import t, { type Test } from 'tap'
 import { parseAllDocuments } from 'yaml'
-import { readConfig } from '../src/config.ts'
+import { readConfig } from '../src/config/config.ts'
 import { PROBLEMS } from '../src/errors.ts'
 import { Metrics } from '../src/operations/metrics.ts'
 import { blocks } from './support/readme.ts'

@@ -1,6 +1,6 @@
 import t from 'tap'
 import { Problem } from '../src/errors.ts'
-import { parseHeader, readHeader, writeHeader } from '../src/message/header.ts'
+import { parseHeader, readHeader, writeHeader } from '../src/mail/raw-header.ts'
 
 /** Gives a text in pieces of these lengths, as an upload does. */
 function uploadOf(bytes: Buffer, length: () => number): { next(): Promise<Buffer | undefined> } {

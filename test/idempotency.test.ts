@@ -1,6 +1,6 @@
 import t from 'tap'
-import { derivedId, parseIdempotencyKey } from '../src/state/idempotency.ts'
-import { MemoryIdempotencyStore } from '../src/state/idempotency-memory.ts'
+import { derivedId, parseIdempotencyKey } from '../src/send/idempotency.ts'
+import { MemoryIdempotencyStore } from '../src/send/store-memory.ts'
 import { startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, type TestAnswer } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import PostalMime from 'postal-mime'
 import t, { type Test } from 'tap'
-import { type InboxPage, openInboxPage } from '../src/dev/inbox-page.ts'
+import { type InboxPage, openInboxPage } from '../src/cli/inbox/page.ts'
 
 interface TestPage extends InboxPage {
   receive(number: number, source: string): Promise<void>

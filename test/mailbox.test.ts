@@ -6,7 +6,7 @@ import {
   parseDomain,
   parseMailbox,
   parseName,
-} from '../src/message/mailbox.ts'
+} from '../src/mail/mailbox.ts'
 
 const GOOD: [input: MailboxInput, address: string, name: string][] = [
   ['a@b.example', 'a@b.example', ''],

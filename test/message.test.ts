@@ -1,10 +1,10 @@
 import MailComposer from 'nodemailer/lib/mail-composer'
 import PostalMime, { type Email } from 'postal-mime'
 import t, { type Test } from 'tap'
-import { parseMailbox } from '../src/message/mailbox.ts'
+import { parseMailbox } from '../src/mail/mailbox.ts'
 import { slices } from '../src/relay/handover.ts'
-import { composeMessage, parseMessage } from '../src/message/message.ts'
-import type { MessageInput } from '../src/api/schemas.ts'
+import { composeMessage, parseMessage } from '../src/mail/compose.ts'
+import type { MessageInput } from '../src/mail/schemas.ts'
 
 const BASE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello' } as const
 const KOREAN = '청구서가 발행되었습니다. 확인해 주세요.'

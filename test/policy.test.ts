@@ -1,6 +1,6 @@
 import t from 'tap'
-import { parseMailbox } from '../src/message/mailbox.ts'
-import { PatternList, refused } from '../src/identity/policy.ts'
+import { parseMailbox } from '../src/mail/mailbox.ts'
+import { PatternList, refused } from '../src/clients/patterns.ts'
 
 const allows = (patterns: readonly string[], address: string): boolean =>
   new PatternList(patterns).allows(parseMailbox(address))

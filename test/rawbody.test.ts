@@ -1,5 +1,5 @@
 import t from 'tap'
-import { RawBody } from '../src/message/rawbody.ts'
+import { RawBody } from '../src/mail/raw-body.ts'
 import type { RelayFeatures } from '../src/relay/streamed.ts'
 
 const relay = (...extensions: string[]): RelayFeatures => ({

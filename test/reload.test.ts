@@ -1,7 +1,7 @@
 import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t from 'tap'
-import { createRevocationList, issueCertificate } from '../src/tls/certificates.ts'
+import { createRevocationList, issueCertificate } from '../src/tls/issue.ts'
 import { formatFingerprint, fingerprintOf } from '../src/tls/fingerprint.ts'
 import { X509Certificate } from 'node:crypto'
 import { listing, startOnFiles } from './support/motion.ts'

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { Survey } from '../src/intake/survey.ts'
+import { Survey } from '../src/http/body/json-limits.ts'
 
 const LIMITS = { depth: 4, recipients: 5, values: 20 }
 

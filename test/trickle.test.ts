@@ -1,8 +1,8 @@
 import { once } from 'node:events'
 import { Agent, request as httpsRequest } from 'node:https'
 import t from 'tap'
-import { discard } from '../src/intake/body.ts'
-import { Trickle } from '../src/intake/trickle.ts'
+import { discard } from '../src/http/body/body.ts'
+import { Trickle } from '../src/http/body/trickle.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
 
 const MEGABYTE = 1024 * 1024

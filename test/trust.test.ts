@@ -3,7 +3,7 @@ import { X509Certificate } from 'node:crypto'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
-import { createRevocationList } from '../src/tls/certificates.ts'
+import { createRevocationList } from '../src/tls/issue.ts'
 import { authenticatesClients } from '../src/tls/purpose.ts'
 import { RevocationList } from '../src/tls/revocation.ts'
 import { ClientTrust, type Verdict } from '../src/tls/trust.ts'
@@ -69,7 +69,7 @@ t.test('with revocation lists every issuer needs a current one of its own', asyn
 })
 
 t.test('a revocation list of another key under the same name counts for nothing', async (t) => {
-  const { createAuthority } = await import('../src/tls/certificates.ts')
+  const { createAuthority } = await import('../src/tls/issue.ts')
   const name = /CN=(.*)/.exec(read(pki.ca.certificate).subject)?.[1]
   const impostor = await createAuthority({ name })
   const crl = [await createRevocationList(impostor, [])]

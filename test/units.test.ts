@@ -1,5 +1,5 @@
 import t, { type Test } from 'tap'
-import { parseAllowance, parseDuration, parseSize } from '../src/units.ts'
+import { parseAllowance, parseDuration, parseSize } from '../src/config/units.ts'
 
 const readings = (
   t: Test,

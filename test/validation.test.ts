@@ -1,5 +1,5 @@
 import t from 'tap'
-import { isBase64 } from '../src/api/formats.ts'
+import { isBase64 } from '../src/mail/formats.ts'
 import { MESSAGE, oneConnection, startGateway, type TestAnswer } from './support/gateway.ts'
 
 // Test output is lines of text: what is odd about a value is shown escaped.

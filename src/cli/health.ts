@@ -1,4 +1,4 @@
-import { readConfig } from '../config.ts'
+import { readConfig } from '../config/config.ts'
 import { UsageError } from './usage.ts'
 
 const TIMEOUT_MS = 3_000

@@ -1,13 +1,13 @@
 import { closeSync, openSync } from 'node:fs'
 import { setFlagsFromString } from 'node:v8'
 import type { Logger } from 'pino'
-import { type Config, type ConfigResult, readConfig } from '../config.ts'
+import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
 import { createLogger } from '../operations/logger.ts'
-import { collect, loadClients, loadRelayCa, loadSecureContext } from '../reload/load.ts'
-import { digestsOf } from '../reload/reload.ts'
-import type { Gateway, Loaded } from '../server.ts'
+import { collect, loadClients, loadRelayCa, loadSecureContext } from '../server/load.ts'
+import { digestsOf } from '../server/reload.ts'
+import type { Gateway, Loaded } from '../server/start.ts'
 
 // V8 takes note, once and for all, of which objects outlive the collections of the first moments, when its nursery is small:
 // under load those of messages in progress do. Made among the old ones from then on, they stay until a full collection, and
@@ -21,7 +21,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
   for (const warning of warnings) logger.warn(warning)
   if (loaded.clients.clients.size === 0)
     logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
-  const { start } = await import('../server.ts') // most of the start: a fault of the configuration is told without it
+  const { start } = await import('../server/start.ts') // most of the start: a fault of the configuration is told without it
   const gateway = await start(config, loaded, logger)
   return untilSignalled(gateway, logger, config)
 }

@@ -4,7 +4,7 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import { isIPv6 } from 'node:net'
 import { join, sep } from 'node:path'
 import { LoadError } from '../errors.ts'
-import { MAX_CONNECTIONS, PLAIN_HTTP_LIMITS } from './operations.ts'
+import { MAX_CONNECTIONS, PLAIN_HTTP_LIMITS } from './server.ts'
 
 export interface AcmeOptions {
   /** The directory that an ACME client writes into; absent: nothing is served. */

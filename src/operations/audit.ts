@@ -1,5 +1,5 @@
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
-import type { LogRecipients } from '../config.ts'
+import type { LogRecipients } from '../config/config.ts'
 import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
 
 declare module 'fastify' {

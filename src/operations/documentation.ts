@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises'
-import { type OperationsAnswer, type OperationsRoutes, plain } from './operations.ts'
+import { type OperationsAnswer, type OperationsRoutes, plain } from './server.ts'
 
 // Copied out of its npm package by `npm run build`: the page works without a network, and only these two files are shipped.
 const ASSETS = new URL('../../dist/docs/', import.meta.url)

@@ -1,5 +1,5 @@
 import { type DestinationStream, type Logger, pino } from 'pino'
-import type { Config } from '../config.ts'
+import type { Config } from '../config/config.ts'
 
 // What waits while nobody reads standard output. Beyond it lines are lost, and counted, rather than memory or mail.
 const MAX_WAITING_BYTES = 16 * 1024 * 1024

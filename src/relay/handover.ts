@@ -1,9 +1,9 @@
 import { Duplex, Readable } from 'node:stream'
 import MimeNode from 'nodemailer/lib/mime-node'
 import DataStream from 'nodemailer/lib/smtp-connection/data-stream'
-import { Base64Text } from '../message/base64.ts'
-import type { DeliveryNotification, Envelope } from '../message/message.ts'
-import type { Segment } from '../message/mime.ts'
+import { Base64Text } from '../mail/base64.ts'
+import type { DeliveryNotification, Envelope } from '../mail/compose.ts'
+import type { Segment } from '../mail/mime.ts'
 import { needsNoEscape } from './escape.ts'
 import type { RelayFeatures, StreamedContent } from './streamed.ts'
 

@@ -1,4 +1,4 @@
-import type { Config } from '../config.ts'
+import type { Config } from '../config/config.ts'
 import { Problem } from '../errors.ts'
 import type { Departure } from './departure.ts'
 import type { Outgoing } from './handover.ts'

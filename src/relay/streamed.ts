@@ -1,6 +1,6 @@
 import { Readable } from 'node:stream'
 import { Problem } from '../errors.ts'
-import type { Upload } from '../intake/upload.ts'
+import type { Upload } from '../http/body/upload.ts'
 
 /** What content may ask of the relay that it goes to. */
 export interface RelayFeatures {

@@ -1,6 +1,6 @@
 import type { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
-import type { ClientDirectory } from '../identity/clients.ts'
+import type { ClientDirectory } from '../clients/clients-file.ts'
 import { fingerprintOf, keyPinOf } from './fingerprint.ts'
 import { notAfter, notBefore, parseCertificates } from './context.ts'
 

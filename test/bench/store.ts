@@ -1,7 +1,7 @@
 import { createInterface } from 'node:readline'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { MemoryIdempotencyStore } from '../../src/state/idempotency-memory.ts'
+import { MemoryIdempotencyStore } from '../../src/send/store-memory.ts'
 
 /*
  * The idempotency store of one process, in a process of its own: `{ keys }` fills it up to so many and tells what it takes

@@ -5,7 +5,7 @@ import { request } from 'node:https'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import t, { type Test } from 'tap'
-import { issueCertificate } from '../../src/tls/certificates.ts'
+import { issueCertificate } from '../../src/tls/issue.ts'
 import { makePki } from '../support/pki.ts'
 import { freePort, run, serve, temporaryDirectory, writeFiles } from '../support/process.ts'
 

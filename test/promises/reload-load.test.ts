@@ -1,6 +1,6 @@
 import { Agent } from 'node:https'
 import t from 'tap'
-import { createRevocationList, issueCertificate } from '../../src/tls/certificates.ts'
+import { createRevocationList, issueCertificate } from '../../src/tls/issue.ts'
 import { listing, startOnFiles } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 

@@ -1,6 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import type { Test } from 'tap'
-import { type Config } from '../../src/config.ts'
+import { type Config } from '../../src/config/config.ts'
 import { Problem, type ProblemCode } from '../../src/errors.ts'
 import { ContentStream, type Outgoing } from '../../src/relay/handover.ts'
 import { Relays } from '../../src/relay/relays.ts'

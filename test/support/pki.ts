@@ -1,5 +1,5 @@
 import { generateKeyPairSync, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
-import { type CertificateRequest, createAuthority, type Issued, issueCertificate } from '../../src/tls/certificates.ts'
+import { type CertificateRequest, createAuthority, type Issued, issueCertificate } from '../../src/tls/issue.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../../src/tls/fingerprint.ts'
 
 /** A leaf certificate with its key (PEM), and what it can be listed by. */

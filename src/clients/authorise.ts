@@ -1,0 +1,49 @@
+import type { Client } from './clients-file.ts'
+import { type Fault, Problem } from '../errors.ts'
+
+/** An address that a policy does not allow, and where it stands in the request. */
+export interface RefusedAddress {
+  readonly path: string
+  /** `<>` for the null reverse-path. */
+  readonly address: string
+}
+
+/** The 403 for addresses that a client's policy does not allow; it names each of them. */
+export function addressRefusal(
+  { name }: Pick<Client, 'name'>,
+  senders: readonly RefusedAddress[],
+  recipients: readonly RefusedAddress[],
+): Problem {
+  const errors = [
+    ...senders.map(({ path, address }): Fault => ({
+      path,
+      message: `${address} is not a sender that ${name} may use`,
+    })),
+    ...recipients.map(({ path, address }): Fault => ({
+      path,
+      message: `${address} is not a recipient that ${name} may write to`,
+    })),
+  ]
+  const named = [...senders, ...recipients].map(({ address }) => address).join(', ')
+  return new Problem(
+    senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
+    `The policy of ${name} does not allow ${named}.`,
+    { errors },
+  )
+}
+
+/** The most recipients that one message of this client may have. */
+export function recipientLimit({ maxRecipients }: Pick<Client, 'maxRecipients'>, mostOfAnybody: number): number {
+  return Math.min(maxRecipients ?? mostOfAnybody, mostOfAnybody)
+}
+
+/** Throws a 413 Problem where a message has more recipients than its client may address at once, or anybody. */
+export function checkRecipientCount(
+  client: Pick<Client, 'maxRecipients'>,
+  recipients: number,
+  mostOfAnybody: number,
+): void {
+  const most = recipientLimit(client, mostOfAnybody)
+  if (recipients > most)
+    throw new Problem('too_many_recipients', `The message has ${recipients} recipients; ${most} are allowed.`)
+}

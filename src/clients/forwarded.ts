@@ -1,0 +1,129 @@
+import { X509Certificate } from 'node:crypto'
+import type { IncomingHttpHeaders } from 'node:http'
+import type { Client, ClientDirectory } from './clients-file.ts'
+import { Problem } from '../errors.ts'
+import { identify, type Peer, peerFrom } from './peer.ts'
+import { authenticatesClients } from '../tls/purpose.ts'
+import type { ClientTrust } from '../tls/trust.ts'
+
+/** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
+export const FORWARDED_HEADERS = ['client-cert', 'client-cert-chain', 'x-ssl-client-cert'] as const
+
+interface Judged {
+  readonly peer: Peer
+  /** Unix ms; the dates of the leaf itself are looked at each time. */
+  readonly until: number
+}
+
+// With what OpenSSL keeps of each some 20 KB: the callers of a busy proxy, in a few megabytes.
+const MAX_REMEMBERED = 250
+// An RSA-4096 certificate with many names, URL-encoded, is 5 KB.
+const MAX_HEADER_CHARS = 12_000
+
+/**
+ * The certificates that proxies forward (RFC 9440, and nginx's `$ssl_client_escaped_cert`), judged as a handshake would
+ * have judged them. What was found good is remembered, so that it belongs to one ClientTrust: a reload makes a new one.
+ */
+export class ForwardedCertificates {
+  readonly #trust: ClientTrust
+  readonly #judged = new Map<string, Judged>()
+
+  constructor(trust: ClientTrust) {
+    this.#trust = trust
+  }
+
+  /** The client that a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
+  callerOf(
+    headers: IncomingHttpHeaders,
+    { directory }: { readonly directory: ClientDirectory },
+    now: number,
+  ): { peer: Peer; client: Client } {
+    const { name, value } = forwardedHeader(headers)
+    const key = `${name}:${value}`
+    let judged = this.#judged.get(key)
+    if (judged !== undefined) this.#judged.delete(key)
+    if (judged === undefined || judged.until < now) judged = this.#judge(name, value, directory, now)
+    // Put in anew each time, so that the first one is the one that was not asked for the longest.
+    this.#judged.set(key, judged)
+    for (const oldest of this.#judged.keys()) {
+      if (this.#judged.size <= MAX_REMEMBERED) break
+      this.#judged.delete(oldest)
+    }
+    const client = identify(judged.peer, directory, now)
+    if (client.role === 'proxy')
+      throw refusal('The forwarded certificate is that of a proxy, which sends nothing itself.')
+    return { peer: judged.peer, client }
+  }
+
+  #judge(name: string, value: string, directory: ClientDirectory, now: number): Judged {
+    const leaf = name === 'client-cert' ? fromByteSequence(value) : fromEscapedPem(value)
+    const peer = peerFrom(leaf)
+    const verdict = this.#trust.judge(leaf, [], now)
+    if (verdict.problem !== undefined) throw verdict.problem
+    if (!authenticatesClients(verdict.chain)) throw refusal('The forwarded certificate is not one for TLS clients.')
+    identify(peer, directory, now) // only what is listed is remembered: others could crowd it out
+    return { peer, until: verdict.until }
+  }
+}
+
+/** The one header that names the client. Node joins repeated ones with a comma, which no form of a certificate has. */
+function forwardedHeader(headers: IncomingHttpHeaders): { name: string; value: string } {
+  const [found, ...others] = (['client-cert', 'x-ssl-client-cert'] as const).flatMap((name) => {
+    const value = headers[name]
+    return value === undefined ? [] : [{ name, value: [value].flat().join(', ') }]
+  })
+  if (found === undefined || found.value === '') {
+    throw new Problem(
+      'client_certificate_required',
+      'The proxy named no client certificate in Client-Cert or X-SSL-Client-Cert.',
+    )
+  }
+  if (others.length > 0)
+    throw refusal('The proxy named the client certificate twice, in Client-Cert and in X-SSL-Client-Cert.')
+  if (found.value.length > MAX_HEADER_CHARS) throw refusal('The forwarded certificate is too large.')
+  return found
+}
+
+/** RFC 9440 §2.1: the DER encoding as a byte sequence of RFC 8941 §3.3.5. */
+function fromByteSequence(value: string): X509Certificate {
+  const base64 = /^:([A-Za-z0-9+/]+={0,2}):$/.exec(value)?.[1] ?? ''
+  const der = Buffer.from(base64, 'base64')
+  // What does not come back the same was not base64, and a certificate with bytes after it is not one certificate.
+  if (der.toString('base64') !== base64) throw malformed('Client-Cert is not one byte sequence (RFC 9440)')
+  return parse(der, 'Client-Cert')
+}
+
+/** A PEM certificate, percent-encoded: what nginx has in `$ssl_client_escaped_cert`. */
+function fromEscapedPem(value: string): X509Certificate {
+  const pem = /^[\w.~%!*'()-]+$/.test(value) ? decode(value) : ''
+  const base64 = /^-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*$/.exec(pem)?.[1]
+  if (base64 === undefined) throw malformed('X-SSL-Client-Cert is not one URL-encoded certificate in PEM form')
+  return parse(Buffer.from(base64, 'base64'), 'X-SSL-Client-Cert')
+}
+
+function decode(value: string): string {
+  try {
+    return decodeURIComponent(value)
+  } catch {
+    return ''
+  }
+}
+
+function parse(der: Buffer, header: string): X509Certificate {
+  let certificate: X509Certificate | undefined
+  try {
+    certificate = new X509Certificate(der)
+  } catch (cause) {
+    throw malformed(`${header} holds no certificate`, cause)
+  }
+  if (!certificate.raw.equals(der)) throw malformed(`${header} holds more than a certificate`)
+  return certificate
+}
+
+function malformed(what: string, cause?: unknown): Problem {
+  return new Problem('unknown_certificate', `${what}.`, { cause })
+}
+
+function refusal(detail: string): Problem {
+  return new Problem('unknown_certificate', detail)
+}

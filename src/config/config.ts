@@ -1,0 +1,176 @@
+import { isIP } from 'node:net'
+import { hostname } from 'node:os'
+import type { SecureVersion } from 'node:tls'
+import { EnvironmentReader } from './environment.ts'
+import { DRIP_MS } from '../http/body/body.ts'
+import { parseRelays, type RelayAddress } from './smtp-url.ts'
+import { parseDuration, parseSize } from './units.ts'
+
+export type { RelayAddress }
+
+export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'
+export type LogRecipients = 'full' | 'domain' | 'none'
+
+/** The whole configuration as the environment states it. Sizes are bytes, times milliseconds. */
+export interface Config {
+  readonly host: string
+  readonly port: number
+  readonly tls: {
+    readonly cert: string
+    readonly key: string
+    readonly clientCa: string
+    readonly crl: string | undefined
+    readonly minVersion: SecureVersion
+    readonly maxVersion: SecureVersion
+  }
+  readonly clients: string
+  readonly smtp: {
+    readonly relays: readonly RelayAddress[]
+    readonly tls: SmtpTlsMode
+    readonly ca: string | undefined
+    readonly connections: number
+    readonly timeout: number
+    /** How long a connection may be silent because the caller of a streamed body is. */
+    readonly longestPause: number
+    readonly name: string
+  }
+  readonly maxSize: number
+  readonly maxRecipients: number
+  readonly maxPending: number
+  readonly maxInflight: number
+  readonly requestTimeout: number
+  readonly shutdownGrace: number
+  readonly redisUrl: string | undefined
+  readonly ops: { readonly host: string; readonly port: number }
+  readonly http: {
+    readonly port: number | undefined
+    readonly webroot: string | undefined
+    readonly publicUrl: string | undefined
+  }
+  readonly log: { readonly level: string; readonly recipients: LogRecipients }
+}
+
+export interface ConfigResult {
+  /** Complete even when there are faults, so that the files it names can be checked in the same run. */
+  readonly config: Config
+  /** One plain sentence each. Empty: the configuration can be used. */
+  readonly faults: readonly string[]
+  readonly warnings: readonly string[]
+}
+
+const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
+const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
+
+/** Reads `POSTERN_*` from an environment, and the files that `NAME_FILE` variables point to. Never throws. */
+export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
+  const reader = new EnvironmentReader(env)
+  const { text, secret, choice, number, parsed } = reader
+  const requestTimeout = parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration)
+  const config: Config = {
+    host: text('POSTERN_HOST', '0.0.0.0'),
+    port: number('POSTERN_PORT', 8443, 0, 65_535),
+    tls: {
+      cert: text('POSTERN_TLS_CERT', 'certs/server.crt'),
+      key: text('POSTERN_TLS_KEY', 'certs/server.key'),
+      clientCa: text('POSTERN_TLS_CLIENT_CA', 'certs/ca.crt'),
+      crl: text('POSTERN_TLS_CRL', undefined),
+      minVersion: choice('POSTERN_TLS_MIN_VERSION', 'TLSv1.2', TLS_VERSIONS),
+      maxVersion: choice('POSTERN_TLS_MAX_VERSION', 'TLSv1.3', TLS_VERSIONS),
+    },
+    clients: text('POSTERN_CLIENTS', 'certs/clients.yaml'),
+    smtp: {
+      relays: secret('POSTERN_SMTP_URL', parseRelays) ?? [],
+      tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
+      ca: text('POSTERN_SMTP_CA', undefined),
+      connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
+      timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
+      longestPause: requestTimeout + DRIP_MS,
+      name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
+    },
+    maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
+    maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
+    maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
+    maxInflight: parsed('POSTERN_MAX_INFLIGHT', 256e6, parseSize),
+    requestTimeout,
+    shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', 30_000, parseDuration),
+    redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
+    ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },
+    http: {
+      port: number('POSTERN_HTTP_PORT', undefined, 0, 65_535),
+      webroot: text('POSTERN_ACME_WEBROOT', undefined),
+      publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parsePublicUrl),
+    },
+    log: {
+      level: choice('POSTERN_LOG_LEVEL', 'info', LOG_LEVELS),
+      recipients: choice('POSTERN_LOG_RECIPIENTS', 'full', ['full', 'domain', 'none']),
+    },
+  }
+  if (config.smtp.relays.length === 0 && !reader.failed('POSTERN_SMTP_URL')) {
+    reader.fault(
+      'POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.',
+    )
+  }
+  if (config.tls.minVersion > config.tls.maxVersion) {
+    reader.fault(
+      `POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`,
+    )
+  }
+  if (config.http.webroot !== undefined && config.http.port === undefined && !reader.failed('POSTERN_HTTP_PORT')) {
+    reader.fault('POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT: the port on which its files are served.')
+  }
+  reader.refuseUnknown()
+  return { config, faults: reader.faults, warnings: [...plaintextWarnings(config.smtp), ...sizeWarnings(config)] }
+}
+
+function parseRedisUrl(text: string): string {
+  if (!URL.canParse(text) || !/^rediss?:$/.test(new URL(text).protocol))
+    throw new RangeError('should be a redis:// or rediss:// URL')
+  const { username, password, pathname } = new URL(text)
+  if (!/^(?:\/\d{0,5})?$/.test(pathname)) throw new RangeError('has a path that is not the number of a database')
+  try {
+    decodeURIComponent(username + password)
+  } catch {
+    throw new RangeError('has a user or password that is not percent-encoded: write "%" as %25')
+  }
+  return text
+}
+
+function parsePublicUrl(text: string): string {
+  if (!URL.canParse(text) || new URL(text).protocol !== 'https:') throw new RangeError('should be an https:// URL')
+  return text
+}
+
+function parseEhloName(text: string): string {
+  if (!/^[A-Za-z0-9.:[\]_-]{1,255}$/.test(text)) throw new RangeError('is not a host name or [address]')
+  return text
+}
+
+function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
+  if (tls === 'required') return []
+  return relays
+    .filter((relay) => !relay.secure && !isLoopback(relay.host))
+    .map(
+      (relay) =>
+        `POSTERN_SMTP_TLS is ${tls}: messages and passwords may cross the network to ${relay.label} unencrypted.`,
+    )
+}
+
+function sizeWarnings({ maxSize, maxInflight }: Config): readonly string[] {
+  if (maxSize <= maxInflight) return []
+  return [
+    `POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`,
+  ]
+}
+
+/** The host name, as long as it can stand in an EHLO; else the address literal that RFC 5321 §4.1.4 asks for. */
+function ownName(): string {
+  try {
+    return parseEhloName(hostname())
+  } catch {
+    return '[127.0.0.1]'
+  }
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || (isIP(host) === 4 && host.startsWith('127.'))
+}

@@ -1,0 +1,101 @@
+import { readFileSync } from 'node:fs'
+import { codeOf } from '../errors.ts'
+
+/**
+ * Reads `POSTERN_*` variables one by one and collects what is wrong with them, a plain sentence each. A value that cannot
+ * be read becomes its fallback. What `parse` throws as a RangeError is the end of such a sentence.
+ */
+export class EnvironmentReader {
+  readonly faults: string[] = []
+  readonly #env: Readonly<Record<string, string | undefined>>
+  readonly #known = new Set<string>()
+  readonly #failed = new Set<string>()
+
+  constructor(env: Readonly<Record<string, string | undefined>>) {
+    this.#env = env
+  }
+
+  fault(sentence: string): void {
+    this.faults.push(sentence)
+  }
+
+  failed(name: string): boolean {
+    return this.#failed.has(name)
+  }
+
+  // An empty value counts as absent: that is what an unset variable of a compose file becomes.
+  text = <T extends string | undefined>(name: string, fallback: T): string | T => {
+    this.#known.add(name)
+    const value = this.#env[name]?.trim()
+    return value === undefined || value === '' ? fallback : value
+  }
+
+  parsed = <T, F extends T | undefined>(name: string, fallback: F, parse: (text: string) => T): T | F => {
+    const value = this.text(name, undefined)
+    if (value === undefined) return fallback
+    return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? fallback
+  }
+
+  number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F => {
+    const value = this.text(name, undefined)
+    if (value === undefined) return fallback
+    if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value)
+    this.#failed.add(name)
+    this.fault(`${name} "${value}" is not a whole number from ${least} to ${most}.`)
+    return fallback
+  }
+
+  choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
+    const value = this.text(name, undefined)
+    const chosen = choices.find((choice) => choice === (value ?? fallback))
+    if (chosen === undefined) this.fault(`${name} "${value}" is none of ${choices.join(', ')}.`)
+    return chosen ?? fallback
+  }
+
+  /** A value that holds a password: the variable itself or the file that NAME_FILE points to. It never appears in a fault. */
+  secret = <T>(name: string, parse: (text: string) => T): T | undefined => {
+    const direct = this.text(name, undefined)
+    const file = this.text(`${name}_FILE`, undefined)
+    if (direct !== undefined && file !== undefined) {
+      this.#failed.add(name)
+      this.fault(`${name} and ${name}_FILE are both set: set one of them.`)
+      return undefined
+    }
+    const value = file === undefined ? direct : this.#attempt(`${name}_FILE`, ` ${file}`, () => readSecret(file))
+    if (value === undefined) {
+      if (file !== undefined) this.#failed.add(name)
+      return undefined
+    }
+    return this.#attempt(name, '', () => parse(value))
+  }
+
+  refuseUnknown(): void {
+    for (const name of Object.keys(this.#env)) {
+      if (!name.startsWith('POSTERN_') || this.#known.has(name)) continue
+      const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
+      const hint = isServiceLink
+        ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod'
+        : 'check its spelling'
+      this.fault(`${name} is not a setting of Postern: ${hint}.`)
+    }
+  }
+
+  #attempt<T>(name: string, shown: string, parse: () => T): T | undefined {
+    try {
+      return parse()
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error
+      this.#failed.add(name)
+      this.fault(`${name}${shown} ${error.message}.`)
+      return undefined
+    }
+  }
+}
+
+function readSecret(file: string): string {
+  try {
+    return readFileSync(file, 'utf8').trim()
+  } catch (error) {
+    throw new RangeError(`cannot be read (${codeOf(error)})`)
+  }
+}

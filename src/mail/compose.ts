@@ -1,0 +1,241 @@
+import { randomBytes } from 'node:crypto'
+import { detectMimeType } from 'nodemailer/lib/mime-funcs'
+import { Base64Text } from './base64.ts'
+import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
+import {
+  base64Entity,
+  ended,
+  type Entity,
+  field,
+  type FilePlace,
+  isStructured,
+  mailbox,
+  mailboxes,
+  mayBeBase64,
+  multipart,
+  parameterized,
+  type Segment,
+  textEntity,
+  unstructured,
+} from './mime.ts'
+import type { AttachmentInput, MessageInput } from './schemas.ts'
+
+/** What the SMTP dialogue says of a message (RFC 5321 §2.3.1), apart from its content. */
+export interface Envelope {
+  /** Empty for the null reverse-path. */
+  readonly from: string
+  readonly to: readonly string[]
+  /** Octets, for the SIZE parameter (RFC 1870), where they are known beforehand. */
+  readonly size: number | undefined
+  /** The content may hold octets above 127: asks for 8BITMIME (RFC 6152) where the relay has it. */
+  readonly eightBit?: boolean
+  readonly smtpUtf8: boolean
+  readonly dsn: DeliveryNotification | undefined
+}
+
+/** RFC 3461 §4. */
+export interface DeliveryNotification {
+  readonly notify: readonly string[] | undefined
+  readonly return: 'full' | 'headers' | undefined
+  readonly envelopeId: string | undefined
+}
+
+/** A message whose addresses have been parsed, once: policy, header and envelope all read these values. */
+export interface Message {
+  readonly input: MessageInput
+  readonly from: Mailbox
+  readonly to: readonly Mailbox[]
+  readonly cc: readonly Mailbox[]
+  /** For the envelope alone: no field of the message is ever made from it. */
+  readonly bcc: readonly Mailbox[]
+  readonly replyTo: readonly Mailbox[]
+  /** Everyone in to, cc and bcc, each address once. */
+  readonly recipients: readonly Mailbox[]
+  readonly messageId: string
+}
+
+export interface ComposedMessage {
+  readonly envelope: Envelope
+  readonly messageId: string
+  /** The message in wire form (CRLF, before dot-stuffing). */
+  readonly content: readonly Segment[]
+}
+
+/** Reads the addresses of a body that has passed MessageSchema. `id` names the message where the caller does not. */
+export function parseMessage(input: MessageInput, id: string): Message {
+  const from = parseMailbox(input.from)
+  const to = parseMailboxes(input.to)
+  const cc = parseMailboxes(input.cc)
+  const bcc = parseMailboxes(input.bcc)
+  const recipients = new Map([...to, ...cc, ...bcc].map((recipient) => [recipient.address, recipient]))
+  return {
+    input,
+    from,
+    to,
+    cc,
+    bcc,
+    replyTo: parseMailboxes(input.reply_to),
+    recipients: [...recipients.values()],
+    messageId: input.message_id ?? `<${id}@${from.domain}>`,
+  }
+}
+
+/**
+ * Builds the message (RFC 5322, RFC 2045 to 2049) and its envelope in one pass, without streams, files or URLs. `contents`
+ * are attachments that were left out of the JSON, by what stands there in their place.
+ */
+export function composeMessage(message: Message, date: Date, contents?: ReadonlyMap<string, Buffer>): ComposedMessage {
+  const content = ended(compose(message.input, topFields(message, date), contents))
+  const addresses = [message.from, ...message.recipients, ...message.to, ...message.cc, ...message.replyTo]
+  const { dsn } = message.input
+  return {
+    messageId: message.messageId,
+    content,
+    envelope: {
+      from: message.from.address,
+      to: message.recipients.map((recipient) => recipient.address),
+      size: sizeOf(content),
+      smtpUtf8: addresses.some(({ address }) => needsSmtpUtf8(address)),
+      dsn: dsn && { notify: dsn.notify, return: dsn.return, envelopeId: dsn.envelope_id },
+    },
+  }
+}
+
+function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: Date): string {
+  return [
+    field('Date', date.toUTCString().replace('GMT', '+0000')),
+    field('From', mailbox(from)),
+    replyTo.length > 0 ? field('Reply-To', mailboxes(replyTo)) : '',
+    to.length > 0 ? field('To', mailboxes(to)) : '',
+    cc.length > 0 ? field('Cc', mailboxes(cc)) : '',
+    field('Subject', unstructured(input.subject)),
+    field('Message-ID', messageId),
+    ...Object.entries(input.headers ?? {}).map(([name, value]) =>
+      field(name, isStructured(name) ? value : unstructured(value)),
+    ),
+    field('MIME-Version', '1.0'),
+  ].join('')
+}
+
+/** Octets of a message, where all of it is there. */
+function sizeOf(content: readonly Segment[]): number | undefined {
+  let size = 0
+  for (const segment of content) {
+    if (!('length' in segment)) return undefined
+    size += segment.length
+  }
+  return size
+}
+
+function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<string, Buffer>): Entity {
+  const boundary = boundaries()
+  const files = (input.attachments ?? []).map((attachment, index): File => {
+    return {
+      make: attachmentEntity(attachment, index, contents),
+      inline: input.html !== undefined && attachment.content_id !== undefined,
+      streamed: attachment.part !== undefined,
+    }
+  })
+  const ordered = inOrder(files)
+  const inline = ordered ? files.filter((file) => file.inline).map(({ make }) => make) : []
+  const attached = ordered
+    ? files.filter((file) => !file.inline).map(({ make }) => make)
+    : files.map(({ make }) => make)
+
+  // The outermost entity carries the message's own fields: which one that is depends on what there is to carry.
+  const wrap = (entities: readonly EntityMaker[], subtype: string, params = ''): EntityMaker => {
+    const [only] = entities
+    if (entities.length === 1 && only !== undefined) return only
+    return (headers) =>
+      multipart(
+        subtype,
+        boundary(),
+        entities.map((make) => make('')),
+        params,
+        headers,
+      )
+  }
+  const { text, html, calendar } = input
+  const bodies: EntityMaker[] = []
+  if (text !== undefined) bodies.push((headers) => textEntity('text/plain; charset=utf-8', text, headers))
+  if (html !== undefined) {
+    const page: EntityMaker = (headers) => textEntity('text/html; charset=utf-8', html, headers)
+    bodies.push(wrap([page, ...inline], 'related', '; type="text/html"'))
+  }
+  if (calendar !== undefined) {
+    bodies.push((headers) =>
+      textEntity(`text/calendar; charset=utf-8; method=${calendar.method}`, calendar.content, headers),
+    )
+  }
+  const readable = bodies.length > 0 ? [wrap(bodies, 'alternative')] : []
+  const parts = [...readable, ...attached]
+  if (attached.length === 0) return wrap(parts, 'mixed')(fields)
+  const [subtype, params] = ordered
+    ? ['mixed', '']
+    : ['related', `; type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`]
+  return multipart(
+    subtype,
+    boundary(),
+    parts.map((make) => make('')),
+    params,
+    fields,
+  )
+}
+
+type EntityMaker = (headers: string) => Entity
+
+interface File {
+  readonly make: EntityMaker
+  /** Shown within the page, and so a part of it: ahead of what is attached. */
+  readonly inline: boolean
+  /** Comes at its turn and cannot be kept. */
+  readonly streamed: boolean
+}
+
+/** Whether streamed files keep their order when those within the page go first. If not, everything is related to the page. */
+function inOrder(files: readonly File[]): boolean {
+  const firstAttached = files.findIndex(({ inline, streamed }) => streamed && !inline)
+  return (
+    firstAttached === -1 || !files.some(({ inline, streamed }, index) => streamed && inline && index > firstAttached)
+  )
+}
+
+function attachmentEntity(
+  { filename, content = '', part, content_type, content_id }: AttachmentInput,
+  index: number,
+  contents?: ReadonlyMap<string, Buffer>,
+): EntityMaker {
+  const type = content_type ?? typeOf(filename)
+  const disposition = content_id === undefined ? 'attachment' : 'inline'
+  const file: FilePlace | undefined = part === undefined ? undefined : { part, path: `/attachments/${index}/part` }
+  const body = file ?? new Base64Text(contents?.get(content) ?? Buffer.from(content, 'latin1'))
+  return (headers) =>
+    base64Entity(
+      headers +
+        field('Content-Type', type) +
+        field('Content-Disposition', parameterized(disposition, { filename })) +
+        (content_id === undefined ? '' : field('Content-ID', `<${content_id.replace(/^<|>$/g, '')}>`)),
+      body,
+    )
+}
+
+function typeOf(filename: string): string {
+  const type = detectMimeType(filename.includes('.') ? filename.slice(filename.lastIndexOf('.') + 1) : '')
+  return mayBeBase64(type) ? type : 'application/octet-stream'
+}
+
+/** Boundaries that nobody can have put into a part beforehand. */
+function boundaries(): () => string {
+  let prefix: string | undefined
+  let count = 0
+  return () => `=_${(prefix ??= randomBytes(16).toString('hex'))}.${++count}`
+}
+
+function parseMailboxes(input: MailboxInput | readonly MailboxInput[] | undefined): readonly Mailbox[] {
+  if (input === undefined) return []
+  return isList(input) ? input.map(parseMailbox) : [parseMailbox(input)]
+}
+
+function isList(input: MailboxInput | readonly MailboxInput[]): input is readonly MailboxInput[] {
+  return Array.isArray(input)
+}

@@ -1,0 +1,80 @@
+import { parseAddress, parseMailbox, parseName } from './mailbox.ts'
+import { mayBeBase64 } from './mime.ts'
+
+const ALLOWED_HEADERS = new Set([
+  'in-reply-to',
+  'references',
+  'auto-submitted',
+  'precedence',
+  'importance',
+  'priority',
+  'feedback-id',
+  'organization',
+  'keywords',
+  'comments',
+  'content-language',
+])
+
+/** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
+export const FORMATS: Readonly<Record<string, (text: string) => string | undefined>> = {
+  mailbox: (text) => reasonOf(() => parseMailbox(text)),
+  'email-address': (text) => reasonOf(() => parseAddress(text)),
+  'display-name': (text) => reasonOf(() => parseName(text)),
+  'one-line': oneLine,
+  unicode: wellFormed,
+  'file-name': oneLine,
+  base64: (text) => (isBase64(text) ? undefined : 'is not strict base64 (RFC 4648 §4: padded, no line breaks)'),
+  'media-type': mediaType,
+  'content-id': (text) =>
+    /^<?[\w!#$%&'*+/=?^`{|}~.@-]+>?$/.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example',
+  'message-id': (text) =>
+    /^<[\w!#$%&'*+/=?^`{|}~.-]+@[\w!#$%&'*+/=?^`{|}~.[\]:-]+>$/.test(text)
+      ? undefined
+      : 'is not a message id: it should be <local@domain>',
+  'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
+  'header-name': (text) =>
+    /^(?:x|list)-[\w-]+$/i.test(text) || ALLOWED_HEADERS.has(text.toLowerCase())
+      ? undefined
+      : 'is not an allowed header field',
+  'tag-name': (text) =>
+    /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
+}
+
+/** Strict base64 in one pass and without decoding: length, alphabet, padding. The empty text is zero bytes. */
+export function isBase64(text: string): boolean {
+  if (text.length % 4 !== 0) return false
+  return /^[A-Za-z0-9+/]*(?:[AQgw]==|[AEIMQUYcgkosw048]=)?$/.test(text)
+}
+
+function oneLine(text: string): string | undefined {
+  if (/[\p{Cc}\u2028\u2029]/u.test(text)) return 'should be one line without control characters'
+  return wellFormed(text)
+}
+
+function wellFormed(text: string): string | undefined {
+  // A lone surrogate has no UTF-8 form: it would reach the reader as another character.
+  return /\p{Cs}/u.test(text) ? 'holds half of a surrogate pair' : undefined
+}
+
+function mediaType(text: string): string | undefined {
+  if (
+    !/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(
+      text,
+    )
+  ) {
+    return 'is not a media type such as application/pdf'
+  }
+  return mayBeBase64(text)
+    ? undefined
+    : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
+}
+
+function reasonOf(parse: () => unknown): string | undefined {
+  try {
+    parse()
+    return undefined
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error
+    return error.message
+  }
+}

@@ -1,0 +1,166 @@
+import { isAscii, isUtf8 } from 'node:buffer'
+import { type Fault, Problem } from '../errors.ts'
+import type { Upload } from '../http/body/upload.ts'
+
+/** One field of a header (RFC 5322 §2.2), as it came. */
+export interface HeaderField {
+  readonly name: string
+  /** The name in lower case. */
+  readonly key: string
+  /** Its lines, one character for each octet, joined by CRLF and ended by one. */
+  readonly raw: string
+  /** Unfolded and trimmed. */
+  readonly value: string
+}
+
+export interface HeaderBlock {
+  readonly fields: readonly HeaderField[]
+  /** Whether the blank line before the body was there. */
+  readonly closed: boolean
+  /** Holds octets outside ASCII, which are valid UTF-8: RFC 6532. */
+  readonly utf8: boolean
+}
+
+const MAX_HEADER = 64 * 1024
+const MAX_LINE = 998 // RFC 5322 §2.1.1, without the CRLF
+const MAX_FAULTS = 100
+const CR = 0x0d
+const LF = 0x0a
+
+// RFC 5322 §3.6 and RFC 2045: what may stand once. A second one is read by some and not by others.
+const SINGLE = new Set([
+  'date',
+  'from',
+  'sender',
+  'reply-to',
+  'to',
+  'cc',
+  'message-id',
+  'in-reply-to',
+  'references',
+  'subject',
+  'mime-version',
+  'content-type',
+  'content-transfer-encoding',
+  'content-id',
+  'content-description',
+  'content-disposition',
+])
+
+/**
+ * Reads the header of a message and no more: what came of the body with it is `rest`. Throws a 400 Problem for a header
+ * of more than 64 KiB, and what Upload.next throws.
+ */
+export async function readHeader(
+  upload: Pick<Upload, 'next'>,
+): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
+  const pieces: Buffer[] = []
+  const end = new HeaderEnd()
+  let size = 0
+  for (;;) {
+    const piece = await upload.next()
+    if (piece === undefined) return { head: Buffer.concat(pieces), closed: end.blank, rest: Buffer.alloc(0) }
+    const bodyStart = end.find(piece)
+    size += bodyStart ?? piece.length
+    if (size > MAX_HEADER) throw new Problem('malformed_mime', `The header has more than ${MAX_HEADER} bytes.`)
+    if (bodyStart !== undefined)
+      return {
+        head: Buffer.concat([...pieces, piece.subarray(0, bodyStart)]),
+        closed: true,
+        rest: piece.subarray(bodyStart),
+      }
+    pieces.push(piece)
+  }
+}
+
+/**
+ * Takes a header apart. Lines end as they will on the wire, where a bare CR or LF becomes CRLF: nobody downstream can
+ * find a line in it that was not read here. Throws a 400 Problem `malformed_mime` that names each faulty place.
+ */
+export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
+  const faults: Fault[] = []
+  const fault = (path: string, message: string): void => {
+    if (faults.length < MAX_FAULTS) faults.push({ path, message })
+  }
+  const ascii = isAscii(head)
+  if (!ascii && !isUtf8(head))
+    fault('/headers', 'holds octets that are neither ASCII nor UTF-8: encode them (RFC 2047)')
+
+  const lines = head.toString('latin1').split(/\r\n|\r|\n/)
+  while (lines.at(-1) === '') lines.pop()
+  const fields: { name: string; lines: string[] }[] = []
+  lines.forEach((line, index) => {
+    const at = `/headers/line ${index + 1}`
+    if (line.length > MAX_LINE) fault(at, `has more than ${MAX_LINE} octets`)
+    if (/[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]/.test(line)) fault(at, 'holds a control character')
+    if (/^[ \t]/.test(line)) {
+      const field = fields.at(-1)
+      if (field === undefined) fault(at, 'continues a field, but none stands before it')
+      // Some take a line of white space for the blank line that ends the header.
+      else if (/^[ \t]*$/.test(line)) fault(at, 'is blank apart from white space')
+      field?.lines.push(line)
+      return
+    }
+    const name = /^([\x21-\x39\x3b-\x7e]+):/.exec(line)?.[1]
+    if (name === undefined) return fault(at, 'is no header field: it should begin with a name and a colon')
+    fields.push({ name, lines: [line] })
+  })
+
+  const parsed = fields.map(({ name, lines: own }): HeaderField => {
+    const value = own
+      .join('')
+      .slice(name.length + 1)
+      .trim()
+    return { name, key: name.toLowerCase(), raw: own.map((line) => `${line}\r\n`).join(''), value }
+  })
+  const seen = new Set<string>()
+  for (const { key, name } of parsed) {
+    if (SINGLE.has(key) && seen.has(key)) fault(`/headers/${name}`, 'stands more than once')
+    seen.add(key)
+  }
+  if (faults.length > 0) throw invalidHeader(faults)
+  return { fields: parsed, closed, utf8: !ascii }
+}
+
+/** The header in wire form, with the blank line where there was one. */
+export function writeHeader(fields: readonly Pick<HeaderField, 'raw'>[], closed: boolean): Buffer {
+  return Buffer.from(fields.map(({ raw }) => raw).join('') + (closed ? '\r\n' : ''), 'latin1')
+}
+
+export function invalidHeader(faults: readonly Fault[]): Problem {
+  const [first] = faults
+  return new Problem(
+    'malformed_mime',
+    first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`,
+    { errors: faults },
+  )
+}
+
+/** Finds the blank line after a header, piece by piece, each octet looked at once. */
+class HeaderEnd {
+  /** A blank line has been seen whose CR may still be followed by its LF. */
+  blank = false
+  #cr = false
+  #lineLength = 0
+
+  /** Where the body begins in this piece, or undefined. */
+  find(piece: Buffer): number | undefined {
+    for (let at = 0; at < piece.length; at++) {
+      const byte = piece[at]
+      if (this.#cr) {
+        this.#cr = false
+        if (this.blank) return byte === LF ? at + 1 : at
+        if (byte === LF) continue
+      }
+      if (byte === CR || byte === LF) {
+        this.blank = this.#lineLength === 0
+        if (this.blank && byte === LF) return at + 1
+        this.#cr = byte === CR
+        this.#lineLength = 0
+      } else {
+        this.#lineLength += 1
+      }
+    }
+    return undefined
+  }
+}

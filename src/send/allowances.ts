@@ -1,0 +1,86 @@
+import { RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from 'rate-limiter-flexible'
+import type { Client } from '../clients/clients-file.ts'
+import { Problem, type ProblemCode } from '../errors.ts'
+import type { RedisConnection } from './redis.ts'
+import type { Allowance } from '../config/units.ts'
+
+/** What a message took of its client's allowances. */
+export interface Taken {
+  /** Gives recipients back that got nothing: a refused message does not use up the quota. Never rejects. */
+  refund(recipients: number): Promise<void>
+}
+
+/**
+ * Rates (messages) and quotas (recipients) of clients, in this process or shared through Redis. While Redis is away each
+ * replica counts for itself. A changed allowance is another limiter, so it holds from the next message on.
+ */
+export class Allowances {
+  readonly #redis: RedisConnection | undefined
+  readonly #limiters = new Map<string, RateLimiterMemory | RateLimiterRedis>()
+
+  constructor(redis: RedisConnection | undefined) {
+    this.#redis = redis
+  }
+
+  /** Takes one message and so many recipients. Throws a 429 Problem, having taken nothing. */
+  async take({ name, rate, quota }: Client, recipients: number): Promise<Taken> {
+    const message = await this.#take('rate', name, rate, 1, 'rate_limited')
+    try {
+      const addressed = await this.#take('quota', name, quota, recipients, 'quota_exceeded')
+      return { refund: addressed }
+    } catch (error) {
+      await message(1)
+      throw error
+    }
+  }
+
+  /** Gives the way back. */
+  async #take(
+    kind: 'rate' | 'quota',
+    client: string,
+    allowance: Allowance | undefined,
+    points: number,
+    code: ProblemCode,
+  ): Promise<Taken['refund']> {
+    if (allowance === undefined) return async () => {}
+    const limiter = this.#limiter(kind, allowance)
+    const giveBack = async (unused: number, { msBeforeNext }: RateLimiterRes, since: number): Promise<void> => {
+      // In the next window it was never taken: given back there, it would be a gift.
+      if (unused > 0 && performance.now() - since < msBeforeNext) await limiter.reward(client, unused).catch(() => {})
+    }
+    try {
+      const taken = await limiter.consume(client, points)
+      const since = performance.now()
+      return (unused) => giveBack(unused, taken, since)
+    } catch (refusal) {
+      if (!(refusal instanceof RateLimiterRes)) throw refusal
+      // The limiter counts what it refuses: a large message must not lock out the small ones after it.
+      await giveBack(points, refusal, performance.now())
+      const unit = kind === 'rate' ? 'messages' : 'recipients'
+      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s.`, {
+        retryAfter: refusal.msBeforeNext / 1000,
+      })
+    }
+  }
+
+  #limiter(kind: string, { points, seconds }: Allowance): RateLimiterMemory | RateLimiterRedis {
+    const keyPrefix = `postern:${kind}:${points}/${seconds}`
+    const known = this.#limiters.get(keyPrefix)
+    if (known !== undefined) return known
+    const memory = new RateLimiterMemory({ keyPrefix, points, duration: seconds })
+    const limiter =
+      this.#redis === undefined
+        ? memory
+        : new RateLimiterRedis({
+            storeClient: this.#redis,
+            useRedisPackage: true,
+            rejectIfRedisNotReady: true,
+            insuranceLimiter: memory,
+            keyPrefix,
+            points,
+            duration: seconds,
+          })
+    this.#limiters.set(keyPrefix, limiter)
+    return limiter
+  }
+}

@@ -1,0 +1,86 @@
+import { X509Certificate } from 'node:crypto'
+import type { FastifyBaseLogger } from 'fastify'
+import type { ClientDirectory } from '../clients/clients-file.ts'
+import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
+import type { Metrics } from '../operations/metrics.ts'
+import type { Caller } from '../http/identity.ts'
+import { notAfter } from '../tls/context.ts'
+
+const DAY_MS = 86_400_000
+// Time to notice, to find who owns the client, and to roll out a new certificate.
+const WARN_BEFORE_MS = 30 * DAY_MS
+const SERVER = 'server'
+
+interface Expiring {
+  readonly fingerprint: Fingerprint
+  /** Unix ms. */
+  readonly notAfter: number
+}
+
+/**
+ * When certificates end: the listener's, and for each listed client the one it was last seen with. There is one number
+ * in the metrics for each, and one warning a day in the log for each certificate from 30 days before its end on.
+ */
+export class ExpiryWatch {
+  readonly #metrics: Pick<Metrics, 'certificateExpiry'>
+  readonly #log: Pick<FastifyBaseLogger, 'warn'>
+  readonly #expiring = new Map<string, Expiring>()
+  /** By fingerprint, Unix ms. */
+  readonly #warned = new Map<string, number>()
+
+  constructor(metrics: Pick<Metrics, 'certificateExpiry'>, log: Pick<FastifyBaseLogger, 'warn'>) {
+    this.#metrics = metrics
+    this.#log = log
+  }
+
+  /** PEM; of a chain, its first certificate. */
+  serves(certificate: string): void {
+    const leaf = new X509Certificate(certificate)
+    this.#note(SERVER, { fingerprint: fingerprintOf(leaf), notAfter: notAfter(leaf).getTime() })
+  }
+
+  seen({ client, peer }: Caller): void {
+    const subject = subjectOf(client.name)
+    if (this.#expiring.get(subject)?.fingerprint === peer.fingerprint) return
+    this.#note(subject, { fingerprint: peer.fingerprint, notAfter: peer.notAfter.getTime() })
+  }
+
+  /** Forgets the clients that are no longer listed: there are never more numbers than clients, and the listener's. */
+  keepListed({ clients }: ClientDirectory): void {
+    const listed = new Set([SERVER, ...[...clients.keys()].map(subjectOf)])
+    for (const subject of this.#expiring.keys()) {
+      if (listed.has(subject)) continue
+      this.#expiring.delete(subject)
+      this.#metrics.certificateExpiry.remove({ subject })
+    }
+  }
+
+  /** Writes the warnings that are due. */
+  warn(now: number): void {
+    for (const [fingerprint, at] of this.#warned) if (now - at >= DAY_MS) this.#warned.delete(fingerprint)
+    for (const [subject, { fingerprint, notAfter: end }] of this.#expiring) {
+      if (end - now > WARN_BEFORE_MS || this.#warned.has(fingerprint)) continue
+      this.#warned.set(fingerprint, now)
+      const days = Math.floor((end - now) / DAY_MS)
+      this.#log.warn(
+        {
+          subject,
+          fingerprint: formatFingerprint(fingerprint),
+          not_after: new Date(end).toISOString(),
+          days_left: days,
+        },
+        end < now ? 'a certificate has expired' : 'a certificate expires soon: renew it',
+      )
+    }
+  }
+
+  #note(subject: string, expiring: Expiring): void {
+    this.#expiring.set(subject, expiring)
+    this.#metrics.certificateExpiry.set({ subject }, Math.floor(expiring.notAfter / 1000))
+  }
+}
+
+/** A client may have the name that the listener's own certificate goes by. */
+function subjectOf(client: string): string {
+  return client === SERVER ? 'client server' : client
+}

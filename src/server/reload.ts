@@ -1,0 +1,230 @@
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import type { Server } from 'node:https'
+import type { FastifyBaseLogger } from 'fastify'
+import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
+import type { Config } from '../config/config.ts'
+import { codeOf, LoadError } from '../errors.ts'
+import { Connections } from './connections.ts'
+import { ExpiryWatch } from './expiry.ts'
+import { ForwardedCertificates } from '../clients/forwarded.ts'
+import type { Metrics } from '../operations/metrics.ts'
+import { type ClientSource, type Listing, standing } from '../http/identity.ts'
+import { type SecureContext, secureContextOptions } from '../tls/context.ts'
+import { ClientTrust } from '../tls/trust.ts'
+import { FileWatch } from './watch.ts'
+
+/** What can be replaced while the gateway runs, by the names that metrics and the log use. */
+export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients'
+
+/** A digest of each part's files, unreadable ones included. */
+export type Digests = ReadonlyMap<Part, string>
+
+export interface InForce {
+  readonly secureContext: SecureContext
+  readonly clients: ClientDirectory
+  /** From before the above were read, so that a change since then is found. Absent: from now. */
+  readonly digests?: Digests
+}
+
+export interface ReloaderOptions {
+  readonly config: Pick<Config, 'tls' | 'clients'>
+  readonly metrics: Pick<Metrics, 'reloads' | 'certificateExpiry'>
+  readonly log: FastifyBaseLogger
+}
+
+// Dates pass without anybody touching a file: a certificate or a revocation list ends within a connection's life.
+const SWEEP_MS = 1_000
+// What was refused for its dates or could not be read may be good later, though its file is the same.
+const RETRY_MS = 10_000
+const DAY_MS = 86_400_000
+
+/**
+ * Keeps what is in force in step with its files. Each part stands alone: a broken one keeps its last good state, is
+ * logged and counted once, and stops no other part. Certificate and key are one part, and change together or not at all.
+ */
+export class Reloader implements ClientSource {
+  current: Listing
+  readonly #options: ReloaderOptions
+  readonly #expiry: ExpiryWatch
+  /** What is not in force, and whether the same files may be good at another time. */
+  readonly #failing = new Map<Part, 'for now' | 'for good'>()
+  readonly #tried: Map<Part, string>
+  #secureContext: SecureContext
+  /** When the certificate was found valid: other parts are put into force with it whatever has become of it since. */
+  #certificateFrom = new Date()
+  #serving: { readonly server: Server; readonly connections: Connections; close(): void } | undefined
+  #retryAt = 0
+  #listWarning = { text: '', at: 0 }
+
+  constructor(inForce: InForce, options: ReloaderOptions) {
+    this.#options = options
+    this.#expiry = new ExpiryWatch(options.metrics, options.log)
+    this.#secureContext = inForce.secureContext
+    this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
+    const trust = new ClientTrust(inForce.secureContext)
+    this.current = {
+      directory: inForce.clients,
+      trust,
+      forwarded: new ForwardedCertificates(trust),
+      seen: (caller) => this.#expiry.seen(caller),
+    }
+    this.#expiry.serves(inForce.secureContext.cert)
+  }
+
+  /** Begins to watch. `close` ends it. */
+  serve(server: Server): void {
+    const files = new FileWatch(
+      partsOf(this.#options.config).flatMap(([, paths]) => paths),
+      () => this.reload(),
+    )
+    const timer = setInterval(() => this.#tick(), SWEEP_MS)
+    timer.unref()
+    const close = (): void => {
+      files.close()
+      clearInterval(timer)
+    }
+    this.#serving = { server, connections: new Connections(server, (socket) => passes(socket, this.current)), close }
+    this.#warn(Date.now())
+  }
+
+  close(): void {
+    this.#serving?.close()
+    this.#serving = undefined
+  }
+
+  /** Reads all files and puts into force what has changed and is good. `again`: what failed before is told once more. */
+  reload({ again = false } = {}): void {
+    let done = false
+    for (const [part, paths] of partsOf(this.#options.config)) {
+      const found = readAll(paths)
+      const changed = found.digest !== this.#tried.get(part)
+      this.#tried.set(part, found.digest)
+      const failing = this.#failing.get(part)
+      if (!changed && failing !== 'for now' && !(failing === 'for good' && again)) continue
+      done = this.#attempt(part, paths, found, changed || again) || done
+    }
+    if (done) this.#serving?.connections.sweep()
+  }
+
+  #attempt(part: Part, paths: readonly string[], found: Content, loud: boolean): boolean {
+    const { log, metrics } = this.#options
+    try {
+      if (found.unreadable !== undefined) throw found.unreadable
+      this.#replace(part, paths, found.texts)
+    } catch (error) {
+      // A clients file has no dates: the same text stays bad, and reading a long one again holds up every request.
+      this.#failing.set(part, part === 'clients' && error instanceof LoadError ? 'for good' : 'for now')
+      if (!loud) return false
+      metrics.reloads.inc({ file: part, result: 'failed' })
+      log.error(
+        { file: part, paths, reasons: reasonsOf(error) },
+        'a file cannot be put into force: the last good one stays',
+      )
+      return false
+    }
+    this.#failing.delete(part)
+    metrics.reloads.inc({ file: part, result: 'ok' })
+    log.info({ file: part, paths }, 'a changed file is in force')
+    return true
+  }
+
+  #replace(part: Part, paths: readonly string[], [text = '', key = '']: readonly string[]): void {
+    if (part === 'clients') {
+      this.current = { ...this.current, directory: parseClients(text, paths[0] ?? '') }
+      this.#expiry.keepListed(this.current.directory)
+      return
+    }
+    const { ca, crl, ...others } = this.#secureContext
+    const good = { ...others, clientCa: ca.join('\n'), crl: crl?.join('\n') }
+    const now = new Date()
+    if (part === 'certificate') {
+      this.#secureContext = secureContextOptions({ ...good, cert: text, key }, now)
+      this.#certificateFrom = now
+      this.#expiry.serves(text)
+    } else {
+      const context = secureContextOptions(
+        { ...good, ...(part === 'crl' ? { crl: text } : { clientCa: text }) },
+        this.#certificateFrom,
+      )
+      const trust = new ClientTrust(context)
+      this.#secureContext = context
+      this.current = { ...this.current, trust, forwarded: new ForwardedCertificates(trust) }
+    }
+    this.#serving?.server.setSecureContext(this.#secureContext)
+    this.#warn(now.getTime())
+  }
+
+  #tick(): void {
+    const now = Date.now()
+    if (now >= this.#retryAt && [...this.#failing.values()].includes('for now')) {
+      this.#retryAt = now + RETRY_MS
+      this.reload()
+    }
+    this.#serving?.connections.sweep()
+    this.#warn(now)
+  }
+
+  #warn(now: number): void {
+    this.#expiry.warn(now)
+    const text = this.current.trust.warnings(now).join('; ')
+    if (text !== '' && (text !== this.#listWarning.text || now - this.#listWarning.at >= DAY_MS)) {
+      this.#options.log.warn({ file: 'crl', paths: [this.#options.config.tls.crl] }, text)
+      this.#listWarning = { text, at: now }
+    }
+  }
+}
+
+/** Digests of the files as they are now. Unreadable files have one too, by the reason. */
+export function digestsOf(config: ReloaderOptions['config']): Digests {
+  return new Map(partsOf(config).map(([part, paths]) => [part, readAll(paths).digest]))
+}
+
+/** What the files of a part held at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
+interface Content {
+  readonly digest: string
+  readonly texts: readonly string[]
+  /** Why one of them cannot be read. */
+  readonly unreadable: unknown
+}
+
+function readAll(paths: readonly string[]): Content {
+  const hash = createHash('sha256')
+  const texts: string[] = []
+  let unreadable: unknown
+  for (const path of paths) {
+    try {
+      const bytes = readFileSync(path)
+      hash.update(bytes)
+      texts.push(bytes.toString())
+    } catch (error) {
+      hash.update(codeOf(error))
+      unreadable ??= error
+    }
+    hash.update('\0')
+  }
+  return { digest: hash.digest('base64'), texts, unreadable }
+}
+
+function partsOf({ tls, clients }: ReloaderOptions['config']): [Part, readonly string[]][] {
+  return [
+    ['certificate', [tls.cert, tls.key]],
+    ['client_ca', [tls.clientCa]],
+    ...(tls.crl === undefined ? [] : [['crl', [tls.crl]] satisfies [Part, string[]]]),
+    ['clients', [clients]],
+  ]
+}
+
+function passes(socket: unknown, listing: Listing): boolean {
+  try {
+    return standing(socket, listing, Date.now()) !== undefined
+  } catch {
+    return false
+  }
+}
+
+/** Sentences about files and their content, never the content: a key is among the files. */
+function reasonsOf(error: unknown): readonly string[] {
+  if (error instanceof LoadError) return error.faults
+  return [`cannot be read (${codeOf(error)})`]
+}

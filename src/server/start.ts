@@ -1,0 +1,207 @@
+import { once } from 'node:events'
+import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
+import { setTimeout as pause } from 'node:timers/promises'
+import type { FastifyBaseLogger } from 'fastify'
+import { acmeServer } from '../operations/acme.ts'
+import { Admission } from '../http/body/admission.ts'
+import { Allowances } from '../send/allowances.ts'
+import { build } from '../http/app.ts'
+import type { Config } from '../config/config.ts'
+import { Dispatcher } from '../send/dispatch.ts'
+import { MemoryIdempotencyStore } from '../send/store-memory.ts'
+import { RedisIdempotencyStore } from '../send/store-redis.ts'
+import { codeOf, LoadError } from '../errors.ts'
+import { Metrics } from '../operations/metrics.ts'
+import { documentationRoutes } from '../operations/documentation.ts'
+import { metricsRoute, operationsServer, probeRoutes } from '../operations/server.ts'
+import { connectRedis } from '../send/redis.ts'
+import { AttemptFailed } from '../relay/relay.ts'
+import { type InForce, Reloader } from './reload.ts'
+import { Relays } from '../relay/relays.ts'
+
+/** What was read from the files that the configuration names. */
+export interface Loaded extends InForce {
+  readonly relayCa: string | undefined
+}
+
+/** A gateway that listens. */
+export interface Gateway {
+  readonly port: number
+  readonly opsPort: number
+  /** Of the plain HTTP listener, where there is one. */
+  readonly httpPort: number | undefined
+  /**
+   * Refuses what is new, waits for what is in progress up to the grace period, says QUIT to the relays and closes.
+   * Resolves with the number of messages that had to be cut: 0 is a clean stop.
+   */
+  stop(): Promise<number>
+  /** Reads certificates and clients again, as a change of their files does. */
+  reload(): void
+}
+
+const POLL_MS = 10
+// At the end of a shutdown, for callers that keep connections open: each is told with its next answer to come back on a
+// new one. Whoever is silent for so long is closed.
+const FAREWELL_MS = 1_000
+// Then it listens on for a moment: a load balancer may not have noticed yet, and a new connection still gets an answer.
+const QUIET_MS = 200
+// Connections that keep coming all the same are refused from then on, and those that are there have so long to be answered.
+const LAST_MS = 1_000
+// A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
+const FIRST_LOOK_MS = 800
+
+/** Starts the gateway. Throws a LoadError when a port cannot be had. */
+export async function start(config: Config, loaded: Loaded, logger: FastifyBaseLogger): Promise<Gateway> {
+  let shuttingDown = false
+  const metrics = new Metrics()
+  const clients = new Reloader(loaded, { config, metrics, log: logger })
+  const admission = new Admission(config.maxPending, config.maxInflight)
+  const relays = new Relays(config.smtp, loaded.relayCa, {
+    changed: (relay, up, reason) => {
+      metrics.relayUp.set({ relay }, up ? 1 : 0)
+      if (up) logger.info({ relay }, 'relay is back')
+      else logger.warn({ relay, error: errorText(reason) }, 'relay is down')
+    },
+    attempted: (relay, seconds) => metrics.relayDuration.observe({ relay }, seconds),
+  })
+  for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
+  metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
+  const redis =
+    config.redisUrl === undefined
+      ? undefined
+      : await connectRedis(config.redisUrl, (up, reason) => {
+          if (up) logger.info('the shared store is there')
+          else
+            logger.error(
+              { error: reason?.message },
+              'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone',
+            )
+        })
+  const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
+  const dispatcher = new Dispatcher({
+    relays,
+    store,
+    allowances: new Allowances(redis),
+    metrics,
+    logRecipients: config.log.recipients,
+  })
+  const app = build({
+    dispatcher,
+    metrics,
+    config,
+    secureContext: loaded.secureContext,
+    clients,
+    admission,
+    logger,
+    shuttingDown: () => shuttingDown,
+  })
+  const sockets = trackSockets(app.server)
+  let firstLook: Promise<void> = Promise.resolve()
+  const operations = operationsServer({
+    ...probeRoutes(async () => {
+      await firstLook
+      if (shuttingDown) return 'shutting down'
+      return relays.status.some(({ up }) => up) ? undefined : 'no relay is reachable'
+    }),
+    ...metricsRoute(metrics),
+    ...documentationRoutes(() => app.swagger()),
+  })
+  const plain = acmeServer({ ...config.http, httpsPort: () => portOf(app.server) })
+
+  const closeAll = async (): Promise<void> => {
+    clients.close()
+    for (const socket of sockets) socket.destroy()
+    for (const server of [operations, plain]) {
+      server.close()
+      server.closeAllConnections()
+    }
+    await Promise.all([app.close(), relays.close()])
+    await store.close()
+  }
+  try {
+    // Not app.listen(): for "localhost" it opens a second server, which no reload of certificates would reach.
+    await app.ready()
+    await listen(app.server, 'POSTERN_PORT', config.host, config.port)
+    await listen(operations, 'POSTERN_OPS_PORT', config.ops.host, config.ops.port)
+    if (config.http.port !== undefined) await listen(plain, 'POSTERN_HTTP_PORT', config.host, config.http.port)
+  } catch (error) {
+    await closeAll()
+    throw error
+  }
+  clients.serve(app.server)
+  firstLook = Promise.race([relays.probeAll(), pause(FIRST_LOOK_MS, undefined, { ref: false })])
+  const gateway: Gateway = {
+    port: portOf(app.server),
+    opsPort: portOf(operations),
+    httpPort: config.http.port === undefined ? undefined : portOf(plain),
+    reload: () => clients.reload({ again: true }),
+    async stop() {
+      shuttingDown = true
+      const deadline = Date.now() + config.shutdownGrace
+      const until = async (done: () => boolean, end: number): Promise<void> => {
+        while (!done() && Date.now() < end) await pause(POLL_MS)
+      }
+      await until(() => admission.messages === 0, deadline)
+      let lastOpen = 0
+      const quiet = (): boolean => {
+        if (sockets.size > 0) lastOpen = Date.now()
+        return Date.now() - lastOpen >= QUIET_MS
+      }
+      await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
+      app.server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
+      await until(() => sockets.size === 0, Math.min(deadline, Date.now() + LAST_MS))
+      await until(() => admission.messages === 0, deadline)
+      const cut = admission.messages
+      await closeAll()
+      return cut
+    },
+  }
+  logger.info(
+    {
+      port: gateway.port,
+      ops_port: gateway.opsPort,
+      http_port: gateway.httpPort,
+      clients: loaded.clients.clients.size,
+      relays: relays.status.map(({ label }) => label),
+    },
+    'listening',
+  )
+  return gateway
+}
+
+/** Every open connection, those in the middle of a handshake too: they are not on the HTTP server's own list. */
+function trackSockets(server: NetServer): ReadonlySet<Socket> {
+  const sockets = new Set<Socket>()
+  server.on('connection', (socket: Socket) => {
+    sockets.add(socket)
+    socket.once('close', () => sockets.delete(socket))
+  })
+  return sockets
+}
+
+async function listen(server: NetServer, name: string, host: string, port: number): Promise<void> {
+  server.listen(port, host)
+  try {
+    await once(server, 'listening')
+  } catch (error) {
+    const code = codeOf(error)
+    const why =
+      code === 'EADDRINUSE'
+        ? 'is in use by another program'
+        : code === 'EACCES'
+          ? 'may not be bound by this user: take one above 1023'
+          : `cannot be bound (${code})`
+    throw new LoadError([`${name}: ${host}:${port} ${why}.`])
+  }
+}
+
+function portOf(server: NetServer): number {
+  const address: AddressInfo | string | null = server.address()
+  return typeof address === 'object' && address !== null ? address.port : 0
+}
+
+/** For the log only: what nodemailer or the system said. */
+function errorText(reason: unknown): string {
+  const cause = reason instanceof AttemptFailed ? reason.failure.problem.cause : reason
+  return cause instanceof Error ? cause.message : 'unknown'
+}
