@@ -36,7 +36,7 @@ t.test('the description of the API passes the linter', async (t) => {
     shell(`node_modules/.bin/redocly lint --format=json "${path}"`, process.cwd(), quiet)
   const { totals, problems } = JSON.parse(await lint(file))
   t.same([totals.errors, totals.warnings], [0, 0], JSON.stringify(problems))
-  const { info, ...rest } = document
+  const { info: _info, ...rest } = document
   writeFileSync(file, JSON.stringify(rest))
   await t.rejects(lint(file), { message: /ended with 1/ }, 'which finds what is missing')
 })
