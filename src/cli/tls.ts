@@ -3,7 +3,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { createSecureContext, rootCertificates } from 'node:tls'
 import { parseCertificates } from '../tls/context.ts'
-import { LAB_VERSIONS, type LabResult, type LabTarget, type ServerCertificate, tryVersion } from '../tls/probe.ts'
+import { LAB_VERSIONS, type LabResult, type LabTarget, type ServerCertificate, tryVersion } from './tls-probe.ts'
 import { lifetime } from './fingerprint.ts'
 import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
 

@@ -1,4 +1,4 @@
-import { isIP } from 'node:net'
+import { isIP } from './ip.ts'
 import { hostname } from 'node:os'
 import type { SecureVersion } from 'node:tls'
 import { EnvironmentReader } from './environment.ts'

@@ -1,4 +1,4 @@
-import { isIP } from 'node:net'
+import { isIP } from './ip.ts'
 
 /** One SMTP server to hand messages to. `label` is what logs and answers call it: it never holds a secret. */
 export interface RelayAddress {

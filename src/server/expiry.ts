@@ -1,5 +1,5 @@
 import { X509Certificate } from 'node:crypto'
-import type { FastifyBaseLogger } from 'fastify'
+import type { Logger } from 'pino'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import type { Metrics } from '../operations/metrics.ts'
@@ -23,12 +23,12 @@ interface Expiring {
  */
 export class ExpiryWatch {
   readonly #metrics: Pick<Metrics, 'certificateExpiry'>
-  readonly #log: Pick<FastifyBaseLogger, 'warn'>
+  readonly #log: Pick<Logger, 'warn'>
   readonly #expiring = new Map<string, Expiring>()
   /** By fingerprint, Unix ms. */
   readonly #warned = new Map<string, number>()
 
-  constructor(metrics: Pick<Metrics, 'certificateExpiry'>, log: Pick<FastifyBaseLogger, 'warn'>) {
+  constructor(metrics: Pick<Metrics, 'certificateExpiry'>, log: Pick<Logger, 'warn'>) {
     this.#metrics = metrics
     this.#log = log
   }

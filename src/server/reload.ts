@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import type { Server } from 'node:https'
-import type { FastifyBaseLogger } from 'fastify'
+import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { codeOf, LoadError } from '../errors.ts'
@@ -30,7 +30,7 @@ export interface InForce {
 export interface ReloaderOptions {
   readonly config: Pick<Config, 'tls' | 'clients'>
   readonly metrics: Pick<Metrics, 'reloads' | 'certificateExpiry'>
-  readonly log: FastifyBaseLogger
+  readonly log: Logger
 }
 
 // Dates pass without anybody touching a file: a certificate or a revocation list ends within a connection's life.

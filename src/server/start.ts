@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
-import type { FastifyBaseLogger } from 'fastify'
+import type { Logger } from 'pino'
 import { acmeServer } from '../operations/acme.ts'
 import { Admission } from '../http/body/admission.ts'
 import { Allowances } from '../send/allowances.ts'
@@ -51,7 +51,7 @@ const LAST_MS = 1_000
 const FIRST_LOOK_MS = 800
 
 /** Starts the gateway. Throws a LoadError when a port cannot be had. */
-export async function start(config: Config, loaded: Loaded, logger: FastifyBaseLogger): Promise<Gateway> {
+export async function start(config: Config, loaded: Loaded, logger: Logger): Promise<Gateway> {
   let shuttingDown = false
   const metrics = new Metrics()
   const clients = new Reloader(loaded, { config, metrics, log: logger })

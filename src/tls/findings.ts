@@ -1,7 +1,5 @@
 import type { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
-import type { ClientDirectory } from '../clients/clients-file.ts'
-import { fingerprintOf, keyPinOf } from './fingerprint.ts'
 import { notAfter, notBefore, parseCertificates } from './context.ts'
 
 const DAY_MS = 86_400_000
@@ -75,20 +73,6 @@ export function bundleFindings(bundle: readonly X509Certificate[], now = new Dat
   })
 }
 
-/** Listed certificates that no client can have: they name the gateway or a CA, most likely by mistake. */
-export function listingFindings(
-  directory: ClientDirectory,
-  certificates: readonly (readonly [what: string, certificate: X509Certificate])[],
-): string[] {
-  return certificates.flatMap(([what, certificate]) => {
-    const client = directory.find({ fingerprint: fingerprintOf(certificate), keyPin: keyPinOf(certificate) })
-    if (client === undefined) return []
-    return [
-      `clients.${client.name} lists ${what} ${named(certificate)} instead of a client's: take the fingerprint of the client's own certificate ("postern fingerprint FILE").`,
-    ]
-  })
-}
-
 /** The certificates of a PEM text; none when they cannot be read, which others report. */
 export function readableCertificates(pem: string): readonly X509Certificate[] {
   try {
@@ -117,7 +101,8 @@ function signed(issuer: X509Certificate, certificate: X509Certificate): boolean 
   return certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey)
 }
 
-function named(certificate: X509Certificate): string {
+/** A certificate's subject in quotation marks, on one line. */
+export function named(certificate: X509Certificate): string {
   return `"${oneLine(certificate.subject)}"`
 }
 

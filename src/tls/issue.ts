@@ -1,5 +1,5 @@
 import { createHash, createPrivateKey, createPublicKey, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
-import { isIP } from 'node:net'
+import { isIP } from '../config/ip.ts'
 import type { Extension, JsonGeneralName } from '@peculiar/x509'
 
 // The library's dependency container asks for the reflect-metadata API at import, but no class it builds takes a

@@ -1,7 +1,7 @@
 import { X509Certificate } from 'node:crypto'
 import { isIP } from 'node:net'
 import { connect, type ConnectionOptions, type SecureVersion, type TLSSocket } from 'node:tls'
-import { alertOf } from './alerts.ts'
+import { alertOf } from '../tls/alerts.ts'
 import { codeOf } from '../errors.ts'
 
 /** The versions that are tried, in the order in which they are told. */
