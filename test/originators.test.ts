@@ -2,7 +2,8 @@ import t from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { Problem } from '../src/errors.ts'
 import { parseHeader } from '../src/mail/raw-header.ts'
-import { judgeHeader, parseAddressList, refusedOriginators } from '../src/mail/raw-originators.ts'
+import { refusedOriginators } from '../src/clients/authorise.ts'
+import { judgeHeader, parseAddressList } from '../src/mail/raw-originators.ts'
 
 const NOW = new Date('2026-03-01T12:00:00Z')
 const judge = (text: string) => judgeHeader(parseHeader(Buffer.from(text), true), 'the-id', NOW)

@@ -1,11 +1,22 @@
 import type { Client } from './clients-file.ts'
 import { type Fault, Problem } from '../errors.ts'
+import type { Originator } from '../mail/raw-originators.ts'
 
 /** An address that a policy does not allow, and where it stands in the request. */
 export interface RefusedAddress {
   readonly path: string
   /** `<>` for the null reverse-path. */
   readonly address: string
+}
+
+/** The originators of a raw message that the client's sender policy does not allow. */
+export function refusedOriginators(
+  originators: readonly Originator[],
+  { from }: Pick<Client, 'from'>,
+): readonly RefusedAddress[] {
+  return originators
+    .filter(({ address }) => !from.allows(address))
+    .map(({ path, address }) => ({ path, address: address.address }))
 }
 
 /** The 403 for addresses that a client's policy does not allow; it names each of them. */

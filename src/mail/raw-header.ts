@@ -1,6 +1,5 @@
 import { isAscii, isUtf8 } from 'node:buffer'
 import { type Fault, Problem } from '../errors.ts'
-import type { Upload } from '../http/body/upload.ts'
 
 /** One field of a header (RFC 5322 §2.2), as it came. */
 export interface HeaderField {
@@ -11,6 +10,11 @@ export interface HeaderField {
   readonly raw: string
   /** Unfolded and trimmed. */
   readonly value: string
+}
+
+/** Bytes that come piece by piece; undefined is their end. */
+export interface Pieces {
+  next(): Promise<Buffer | undefined>
 }
 
 export interface HeaderBlock {
@@ -49,10 +53,10 @@ const SINGLE = new Set([
 
 /**
  * Reads the header of a message and no more: what came of the body with it is `rest`. Throws a 400 Problem for a header
- * of more than 64 KiB, and what Upload.next throws.
+ * of more than 64 KiB, and what `next` throws.
  */
 export async function readHeader(
-  upload: Pick<Upload, 'next'>,
+  upload: Pieces,
 ): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
   const pieces: Buffer[] = []
   const end = new HeaderEnd()

@@ -1,6 +1,4 @@
-import type { Client } from '../clients/clients-file.ts'
 import type { Fault } from '../errors.ts'
-import type { RefusedAddress } from '../clients/authorise.ts'
 import { type HeaderBlock, type HeaderField, invalidHeader, writeHeader } from './raw-header.ts'
 import { type Mailbox, parseAddress } from './mailbox.ts'
 
@@ -57,16 +55,6 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
   ]
   const kept = fields.filter(({ key }) => !REMOVED.has(key))
   return { bytes: writeHeader([...kept, ...added], closed), messageId, from: first.address, originators }
-}
-
-/** The addresses that the client's sender policy does not allow. */
-export function refusedOriginators(
-  originators: readonly Originator[],
-  { from }: Pick<Client, 'from'>,
-): readonly RefusedAddress[] {
-  return originators
-    .filter(({ address }) => !from.allows(address))
-    .map(({ path, address }) => ({ path, address: address.address }))
 }
 
 function originatorsOf({ key, name, value }: HeaderField, faults: Fault[]): readonly Originator[] {

@@ -8,8 +8,13 @@ import { type Fault, Problem } from '../../errors.ts'
 import type { Outgoing } from '../../relay/handover.ts'
 import { parseHeader, readHeader } from '../../mail/raw-header.ts'
 import { type Mailbox, needsSmtpUtf8, parseAddress } from '../../mail/mailbox.ts'
-import { addressRefusal, checkRecipientCount, type RefusedAddress } from '../../clients/authorise.ts'
-import { judgeHeader, refusedOriginators } from '../../mail/raw-originators.ts'
+import {
+  addressRefusal,
+  checkRecipientCount,
+  type RefusedAddress,
+  refusedOriginators,
+} from '../../clients/authorise.ts'
+import { judgeHeader } from '../../mail/raw-originators.ts'
 import { admit, callerOf, type ClientSource } from '../identity.ts'
 import { refuseOtherThan, sizeLimit } from '../body/intake.ts'
 import { RawBody } from '../../mail/raw-body.ts'
