@@ -12,8 +12,9 @@ const USAGE = `Usage: postern COMMAND
   check                      read the configuration as serve would, and try each relay
   tls HOST:PORT              what each version of TLS makes of a server: [--cert FILE --key FILE] [--ca FILE]
   health                     ask whether the gateway on this machine is ready
+  help [TOPIC]               a page of the documentation, such as \`postern help settings\`
 
-Settings come from POSTERN_* variables: see the README.`
+Settings come from POSTERN_* variables: see \`postern help settings\`.`
 
 // A setting that somebody takes for an option would be passed over in silence.
 const WITHOUT_ARGUMENTS: readonly string[] = ['serve', 'dev', 'check', 'health']
@@ -46,7 +47,7 @@ async function run(command: string | undefined, args: readonly string[]): Promis
     case '--help':
     case '-h':
     case 'help':
-      io.print(USAGE)
+      io.print(args[0] === undefined || args[0].startsWith('-') ? USAGE : (await import('./cli/help.ts')).page(args[0]))
       return 0
     default:
       throw new UsageError(command === undefined ? USAGE : `postern: there is no command "${command}".\n\n${USAGE}`)

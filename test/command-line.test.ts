@@ -1,5 +1,5 @@
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, rmSync, symlinkSync } from 'node:fs'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -38,6 +38,17 @@ t.test('--help after a command is help', async (t) => {
     ['cert', '-h'],
   ])
     t.match(postern(...args), { status: 0, stdout: /postern COMMAND/, stderr: '' }, args.join(' '))
+})
+
+t.test('help with a topic is its page, and names the topics where there is none', async (t) => {
+  for (const page of readdirSync('src/docs'))
+    t.equal(
+      postern('help', page.replace(/^README\.|\.md$/g, '')).stdout,
+      readFileSync(join('src/docs', page), 'utf8'),
+      page,
+    )
+  for (const unknown of ['nothing', '../settings', 'settings.md'])
+    t.match(postern('help', unknown), { status: 1, stdout: '', stderr: /no page .* settings,/ }, unknown)
 })
 
 t.test('a certificate whose key is gone ends postern dev with what to do about it', async (t) => {

@@ -9,7 +9,6 @@ import { blocks } from './support/readme.ts'
 // The shape of each document is what these tests are about.
 type Document = Record<string, any>
 
-const SECTION = 'Behind a forwarded port, in a container'
 const DOCKERFILE = readFileSync('Dockerfile', 'utf8')
 const HTTPS_PORT = Number(/^EXPOSE (\d+)$/m.exec(DOCKERFILE)?.[1])
 const WORKDIR = /^WORKDIR (.*)$/m.exec(DOCKERFILE)?.[1]
@@ -42,7 +41,7 @@ t.test('the image holds what the settings point to by default, and listens where
 t.test(
   'Compose: only the gateway is published, forwarded from 443, and the mail server is reached through it alone',
   async (t) => {
-    const [stack = {}, ...others] = documents(t, blocks('yaml', SECTION)[0]?.text ?? '')
+    const [stack = {}, ...others] = documents(t, blocks('containers', 'yaml')[0]?.text ?? '')
     t.same(others, [])
     const { postern, mail } = stack['services']
     t.same(Object.keys(stack['services']), ['postern', 'mail'])
@@ -63,7 +62,7 @@ t.test(
 )
 
 t.test('Kubernetes: the manifests are complete, name each other rightly and agree with the image', async (t) => {
-  const manifests = documents(t, blocks('yaml', SECTION)[1]?.text ?? '')
+  const manifests = documents(t, blocks('containers', 'yaml')[1]?.text ?? '')
   const names = manifests.map(({ kind, metadata }) => `${kind} ${metadata.name}`)
   const networkPolicies = ['postern', 'only-postern-reaches-mail', 'only-postern-reaches-redis'].map(
     (name) => `NetworkPolicy ${name}`,
@@ -147,7 +146,7 @@ t.test('Kubernetes: the manifests are complete, name each other rightly and agre
 })
 
 t.test('the alerts ask for metrics, labels and values that there are', async (t) => {
-  const [rules = {}] = documents(t, blocks('yaml', 'What to alert on')[0]?.text ?? '')
+  const [rules = {}] = documents(t, blocks('operations', 'yaml', 'What to alert on')[0]?.text ?? '')
   const metrics = new Metrics()
   metrics.observe({ relayPending: () => 0, inflightBytes: () => 0 })
   const known = new Map(

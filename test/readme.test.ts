@@ -1,20 +1,34 @@
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { readConfig } from '../src/config/config.ts'
 import { PROBLEMS } from '../src/errors.ts'
 import { Metrics } from '../src/operations/metrics.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
-import { blocks, launch, README, shell } from './support/readme.ts'
+import { blocks, launch, literals, PAGES, pathOf, shell, table, textOf } from './support/readme.ts'
 import { startRelay } from './support/relay.ts'
 
+// The tests run the first three, start nginx and HAProxy with theirs, and parse what is YAML or JSON.
+const BLOCKS: readonly string[] = ['sh', 'js', 'python', 'nginx', 'haproxy', 'yaml', 'json']
+// Read by `postern sendmail`, on the machine of an app.
+const OF_CALLERS = new Set(['URL', 'CA', 'CERT', 'KEY', 'DOMAIN'].map((name) => `POSTERN_${name}`))
 const SMTP_URL = 'smtp://localhost:587'
 
 t.test('every command and example of the README runs as it stands', async (t) => {
   const folder = newFolder(t)
-  const [start = '', test = ''] = blocks('sh').map(({ text }) => text.trim())
+  const [start = '', test = ''] = blocks('README', 'sh').map(({ text }) => text.trim())
   t.equal(test, 'npm ci && npm test')
   t.equal(start, 'npm ci && npm run dev')
   const dev = await startDev(t, start.replace('npm ci && ', ''), folder)
@@ -26,7 +40,7 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   })
 
   await t.test('curl', async (t) => {
-    const [block] = blocks('sh', 'Send a message')
+    const [block] = blocks('README', 'sh', 'Send a message')
     t.match(JSON.parse(await shell(dev.withPort(block?.text ?? ''), folder)), {
       status: 'accepted',
       accepted: ['you@corp.example'],
@@ -35,21 +49,21 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   })
 
   await t.test('Node.js', async (t) => {
-    const [block] = blocks('js')
+    const [block] = blocks('README', 'js')
     writeFileSync(join(folder, 'send.mjs'), dev.withPort(block?.text ?? ''))
     t.match(await shell(`"${process.execPath}" send.mjs`, folder), /^<.+@corp\.example> 250 /)
     t.match(newestMail(folder), /^To: you@corp\.example, Someone Else <else@corp\.example>\r$/m)
   })
 
   await t.test('Python', async (t) => {
-    const [block] = blocks('python')
+    const [block] = blocks('README', 'python')
     writeFileSync(join(folder, 'send.py'), dev.withPort(block?.text ?? ''))
     t.match(await shell('python3 send.py', folder), /^<.+@corp\.example> 250 /)
     t.match(newestMail(folder), /^From: app@corp\.example\r$/m)
   })
 
   await t.test('setting it up, in a folder with nothing in it', async (t) => {
-    const [block, ...others] = blocks('sh', 'Set it up')
+    const [block, ...others] = blocks('README', 'sh', 'Set it up')
     t.same(others, [])
     const empty = newFolder(t)
     // The relay is the inbox of `dev`; its certificate is from the CA of the other folder.
@@ -60,7 +74,7 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   })
 
   await t.test('certificates made with openssl are served with and let in, once they are listed', async (t) => {
-    const [block] = blocks('sh', 'A CA of your own')
+    const [block] = blocks('certificates', 'sh', 'A CA of your own')
     const output = await shell(block?.text ?? '', folder)
     const fingerprint = /^sha256 Fingerprint=([0-9A-F:]{95})$/im.exec(output)?.[1]
     t.type(fingerprint, 'string', output)
@@ -81,7 +95,7 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   })
 
   await t.test('large messages: a file beside the message, and a complete message', async (t) => {
-    const [file, complete, ...others] = blocks('sh', 'Large messages')
+    const [file, complete, ...others] = blocks('large-messages', 'sh')
     t.same(others, [])
     t.match(JSON.parse(await shell(dev.withPort(file?.text ?? ''), folder)), {
       status: 'accepted',
@@ -107,14 +121,33 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     t.match(newestMail(folder), /^Subject: Raw\r\nDate: .*\r\nMessage-ID: .*\r\n\r\nIt works\.\r\n/m)
     t.match(JSON.parse(await shell(dev.withPort(complete?.text ?? ''), folder)), { code: 'raw_not_allowed' })
   })
+})
 
-  t.equal(blocks('sh').length + blocks('js').length + blocks('python').length, 9, 'no block was left out')
-  // The configurations of proxies are run by test/interop/proxies.test.ts and scale.test.ts; test/deployment.test.ts reads what is YAML.
-  t.same(
-    blocks().filter(({ language }) => !['sh', 'js', 'python', 'yaml', 'json', 'nginx', 'haproxy'].includes(language)),
-    [],
-    'no block is of another kind',
-  )
+t.test('every block of every page is of a kind that a test runs or reads, and a test asks for it', (t) => {
+  const tests = readdirSync('test', { recursive: true, encoding: 'utf8' })
+    .filter((file) => file.endsWith('.test.ts') && !file.startsWith('.'))
+    .map((file) => readFileSync(join('test', file), 'utf8'))
+    .join('\n')
+  for (const page of PAGES) {
+    for (const { language, section } of blocks(page)) {
+      t.ok(BLOCKS.includes(language), `${page}, ${section}: a block of ${language || 'no kind'}`)
+      t.match(tests, `blocks('${page}'`, `${page}, ${section}: run or read by a test`)
+    }
+  }
+  t.end()
+})
+
+t.test('every link leads to a file, and every anchor to a heading', (t) => {
+  for (const page of PAGES) {
+    for (const [, target = ''] of prose(page).matchAll(/\]\(([^)\s]+)\)/g)) {
+      if (/^https?:/.test(target)) continue
+      const [path = '', anchor] = target.split('#')
+      const file = path === '' ? pathOf(page) : join(dirname(pathOf(page)), path)
+      if (t.ok(existsSync(file), `${page}: ${target}`) && anchor !== undefined)
+        t.ok(anchors(readFileSync(file, 'utf8')).includes(anchor), `${page}: ${target}`)
+    }
+  }
+  t.end()
 })
 
 t.test('the settings are exactly those that are read, with the defaults that hold', async (t) => {
@@ -129,8 +162,8 @@ t.test('the settings are exactly those that are read, with the defaults that hol
     },
   )
   readConfig(recorder)
-  const settings = table('Settings').map(([name = '', preset = '']) => ({ name: literals(name)[0] ?? '', preset }))
-  const secrets = table('Settings').flatMap(([name = '']) =>
+  const settings = table('settings').map(([name = '', preset = '']) => ({ name: literals(name)[0] ?? '', preset }))
+  const secrets = table('settings').flatMap(([name = '']) =>
     name.endsWith('*') ? literals(name).map((secret) => `${secret}_FILE`) : [],
   )
   t.same([...settings.map(({ name }) => name), ...secrets].sort(), [...known].sort())
@@ -144,16 +177,21 @@ t.test('the settings are exactly those that are read, with the defaults that hol
   const unset = settings.filter(({ preset }) => preset === '').length
   t.equal(unset, absent(bare.config), 'what has no default is not set')
 
-  const mentioned = new Set(README.match(/POSTERN_[A-Z_]*[A-Z]/g))
+  const mentioned = new Set(
+    PAGES.map(textOf)
+      .join('\n')
+      .match(/POSTERN_[A-Z_]*[A-Z]/g),
+  )
+  const readBySomeone = (name: string): boolean => known.has(name) || OF_CALLERS.has(name)
   t.same(
-    [...mentioned].filter((name) => !known.has(name) && name !== 'POSTERN_'),
+    [...mentioned].filter((name) => !readBySomeone(name)),
     [],
     'no other setting is mentioned',
   )
 })
 
 t.test('the errors are exactly those that are answered', async (t) => {
-  const documented = table('Errors').map(([status, code = '', , retryable]) => [
+  const documented = table('errors').map(([status, code = '', , retryable]) => [
     literals(code)[0],
     { status: Number(status), retryable: retryable === 'yes' },
   ])
@@ -165,13 +203,13 @@ t.test('the errors are exactly those that are answered', async (t) => {
 t.test('the commands are exactly those that the program has', async (t) => {
   const usage = await shell('node dist/cli.js help', process.cwd())
   const offered = [...usage.matchAll(/^ {2}(\w+) /gm)].map(([, name]) => name)
-  const documented = table('Commands').map(([command = '']) => /^`postern (\w+)/.exec(command)?.[1])
+  const documented = table('README', 'Commands').map(([command = '']) => /^`postern (\w+)/.exec(command)?.[1])
   t.same(documented.sort(), offered.sort())
 })
 
 t.test('the clients file of the README is one that Postern takes', async (t) => {
-  const [block] = blocks('yaml', 'The clients file')
-  const { clients } = parseClients(block?.text ?? '', 'README.md')
+  const [block] = blocks('clients', 'yaml')
+  const { clients } = parseClients(block?.text ?? '', 'clients.md')
   t.same([...clients.keys()], ['billing', 'edge'])
   t.match(clients.get('billing'), { raw: true, maxRecipients: 50, maxSize: 10_000_000 })
   t.equal(clients.get('edge')?.role, 'proxy')
@@ -182,12 +220,15 @@ t.test('the metrics are exactly those that there are, with their labels', async 
   metrics.observe({ relayPending: () => 0, inflightBytes: () => 0 })
   const own = metrics.registry.getMetricsAsArray().filter(({ name }) => name.startsWith('postern_'))
   const there = own.map((metric) => [metric.name, Object(metric).labelNames])
-  const documented = table('Metrics').map(([name = '', labels = '']) => [literals(name)[0], literals(labels)])
+  const documented = table('operations', 'Metrics').map(([name = '', labels = '']) => [
+    literals(name)[0],
+    literals(labels),
+  ])
   t.same(Object.fromEntries(documented), Object.fromEntries(there))
 })
 
 t.test('the line of the log has exactly the fields of a real one', async (t) => {
-  const [block] = blocks('json', 'Logs')
+  const [block] = blocks('operations', 'json', 'Logs')
   const line = JSON.parse(block?.text ?? '')
   const relay = await startRelay(t, {
     onRcptTo: ({ address }, _session, done) =>
@@ -213,20 +254,17 @@ t.test('the line of the log has exactly the fields of a real one', async (t) => 
     t.same(line[name], real?.[name], name)
 })
 
-/** The rows of the table under a heading, without its two lines of head. */
-function table(section: string): string[][] {
-  const [, after = ''] = README.split(new RegExp(`^#+ ${section}$`, 'm'))
-  const rows = /^\|.*\|$(?:\n\|.*\|$)*/m.exec(after)?.[0].split('\n').slice(2) ?? []
-  return rows.map((row) =>
-    row
-      .split('|')
-      .slice(1, -1)
-      .map((cell) => cell.trim()),
-  )
-}
+/** A page without its code. */
+const prose = (page: string): string => textOf(page).replace(/^```[\s\S]*?^```$|`[^`\n]*`/gm, '')
 
-function literals(cell: string): string[] {
-  return [...cell.matchAll(/`([^`]*)`/g)].map(([, literal = '']) => literal)
+/** The anchors of a page's headings, as GitHub makes them. */
+function anchors(text: string): readonly string[] {
+  return [...text.replace(/^```[\s\S]*?^```$/gm, '').matchAll(/^#+ (.*)$/gm)].map(([, heading = '']) =>
+    heading
+      .toLowerCase()
+      .replace(/[^\p{L}\p{N} _-]/gu, '')
+      .replaceAll(' ', '-'),
+  )
 }
 
 /** How many values of a configuration are not set, the parts of an address aside. */

@@ -2,7 +2,7 @@ import { readFile } from 'node:fs/promises'
 import { type OperationsAnswer, type OperationsRoutes, plain } from './server.ts'
 
 // Copied out of its npm package by `npm run build`: the page works without a network, and only these two files are shipped.
-const ASSETS = new URL('../../dist/docs/', import.meta.url)
+const ASSETS = new URL('../../dist/assets/', import.meta.url)
 
 const CONTENT_SECURITY_POLICY =
   "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -8,7 +8,7 @@ t.test('from a clone to a mail on the inbox page, by the first command of the RE
   const folder = join(await temporaryDirectory(t), 'clone')
   await mkdir(folder)
   await shell(`git clone --quiet --no-hardlinks . "${folder}"`, process.cwd())
-  const [start] = blocks('sh')
+  const [start] = blocks('README', 'sh')
   t.equal(start?.text, 'npm ci && npm run dev\n')
   const firstLine = launch(t, start?.text ?? '', folder, {})
   const page = /http:\S+/.exec(await firstLine(/^Read it on /))?.[0] ?? ''

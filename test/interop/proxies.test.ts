@@ -32,11 +32,11 @@ const nginxCommand: Proxy['command'] = (directory) => [
 ]
 const haproxyCommand: Proxy['command'] = (directory) => ['/usr/sbin/haproxy', '-db', '-f', `${directory}/proxy.conf`]
 
-/** The configuration of the README, with ports, paths and names of this machine. */
-function ofReadme(language: string, section: string, directory: string, port: number, postern: number): string {
-  const [block, ...others] = blocks(language, section)
+/** The configuration of the page, with ports, paths and names of this machine. */
+function ofPage(language: string, section: string, directory: string, port: number, postern: number): string {
+  const [block, ...others] = blocks('proxies', language, section)
   if (block === undefined || others.length > 0)
-    throw new Error(`the README has not one ${language} block under "${section}"`)
+    throw new Error(`proxies.md has not one ${language} block under "${section}"`)
   const replaced = block.text
     .replaceAll('postern.internal:8443', `127.0.0.1:${postern}`)
     .replaceAll('postern.internal', 'localhost')
@@ -60,7 +60,7 @@ const nginx = (verify: 'on' | 'optional'): Proxy => ({
       fastcgi_temp_path ${directory}/fastcgi;
       uwsgi_temp_path ${directory}/uwsgi;
       scgi_temp_path ${directory}/scgi;
-      ${ofReadme('nginx', 'Ending TLS in the proxy', directory, port, postern).replace('ssl_verify_client on;', `ssl_verify_client ${verify};`)}
+      ${ofPage('nginx', 'Ending TLS in the proxy', directory, port, postern).replace('ssl_verify_client on;', `ssl_verify_client ${verify};`)}
     }`,
 })
 
@@ -68,7 +68,7 @@ const haproxy = (verify: 'required' | 'optional'): Proxy => ({
   name: 'HAProxy',
   command: haproxyCommand,
   configuration: (...where) =>
-    ofReadme('haproxy', 'Ending TLS in the proxy', ...where).replace(
+    ofPage('haproxy', 'Ending TLS in the proxy', ...where).replace(
       'verify required ssl-min-ver',
       `verify ${verify} ssl-min-ver`,
     ),
@@ -81,13 +81,13 @@ const nginxPassthrough: Proxy = {
     load_module /usr/lib/nginx/modules/ngx_stream_module.so;
     pid ${directory}/nginx.pid;
     events {}
-    ${ofReadme('nginx', 'Passing TCP on', directory, ...ports)}`,
+    ${ofPage('nginx', 'Passing TCP on', directory, ...ports)}`,
 }
 
 const haproxyPassthrough: Proxy = {
   name: 'HAProxy',
   command: haproxyCommand,
-  configuration: (...where) => ofReadme('haproxy', 'Passing TCP on', ...where),
+  configuration: (...where) => ofPage('haproxy', 'Passing TCP on', ...where),
 }
 
 const byteSequence = ({ certificate }: Leaf): string => `:${new X509Certificate(certificate).raw.toString('base64')}:`

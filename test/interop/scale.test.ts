@@ -85,11 +85,10 @@ async function startCluster(t: Test, allowed = ''): Promise<Cluster> {
   }
 }
 
-/** The configuration of the README, with the addresses of this machine. */
+/** The configuration of the page, with the addresses of this machine. */
 function configuration(port: number, replicas: readonly Replica[], opsPorts: readonly number[]): string {
-  const [block, ...others] = blocks('haproxy', 'Scaling out')
-  if (block === undefined || others.length > 0)
-    throw new Error('the README has not one haproxy block under "Scaling out"')
+  const [block, ...others] = blocks('scaling', 'haproxy')
+  if (block === undefined || others.length > 0) throw new Error('scaling.md has not one haproxy block')
   return replicas.reduce(
     (text, replica, n) =>
       text.replace(

@@ -7,7 +7,7 @@ import { X509Certificate } from 'node:crypto'
 import t from 'tap'
 import { createRevocationList } from '../../src/tls/issue.ts'
 import { makePki } from '../support/pki.ts'
-import { README } from '../support/readme.ts'
+import { literals as phrases, table } from '../support/readme.ts'
 import { handshakeFailures, run, serve, temporaryDirectory, writeFiles } from '../support/process.ts'
 
 const HANG_MS = 120_000 // some fifty processes, one after another, on a busy machine
@@ -24,7 +24,7 @@ interface Attempt {
   readonly elsewhere?: boolean
 }
 
-/** By the first cell of the table of the README. */
+/** By the first cell of the table of the page. */
 const ATTEMPTS: Readonly<Record<string, readonly Attempt[]>> = {
   'no client certificate, TLS 1.2': [{ version: '1.2' }],
   'no client certificate, TLS 1.3': [{ version: '1.3' }],
@@ -48,7 +48,7 @@ const ATTEMPTS: Readonly<Record<string, readonly Attempt[]>> = {
 }
 
 t.test(
-  'what the README says that clients and log show of each failure is what they show',
+  'what the page says that clients and log show of each failure is what they show',
   { timeout: HANG_MS },
   async (t) => {
     const pki = await makePki()
@@ -69,7 +69,7 @@ t.test(
     await writeFiles(directory, { 'client.crt': gateway.client.certificate, 'client.key': gateway.client.key })
     const opsPort = Number(gateway.log.find(({ msg }) => msg === 'listening')?.['ops_port'])
 
-    const rows = table()
+    const rows = table('tls-troubleshooting')
     t.same(
       rows.map(([what = '']) => what),
       Object.keys(ATTEMPTS),
@@ -204,20 +204,4 @@ function says(cell: string, shown: string): boolean {
     const wanted = [...numbers, ...phrases(alternative)]
     return wanted.length > 0 && wanted.every((part) => shown.includes(part))
   })
-}
-
-function phrases(cell: string): string[] {
-  return [...cell.matchAll(/`([^`]*)`/g)].map(([, phrase = '']) => phrase)
-}
-
-/** The rows of the first table under "Troubleshooting TLS", without its head. */
-function table(): string[][] {
-  const [, after = ''] = README.split(/^## Troubleshooting TLS$/m)
-  const rows = /^\|.*\|$(?:\n\|.*\|$)*/m.exec(after)?.[0].split('\n').slice(2) ?? []
-  return rows.map((row) =>
-    row
-      .split('|')
-      .slice(1, -1)
-      .map((cell) => cell.trim()),
-  )
 }

@@ -1,10 +1,10 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
 
-/** A fenced block of the README. */
+/** A fenced block of a page. */
 export interface Block {
   readonly language: string
   /** The nearest heading above. */
@@ -12,15 +12,21 @@ export interface Block {
   readonly text: string
 }
 
-export const README = readFileSync('README.md', 'utf8')
-// tap adds a loader of its own to every Node.js process below a test; the reader of the README has none.
+/** The documentation: `README` and the pages of src/docs. */
+export const PAGES: readonly string[] = ['README', ...readdirSync('src/docs').map((name) => name.replace(/\.md$/, ''))]
+
+// tap adds a loader of its own to every Node.js process below a test; the reader of a page has none.
 const PLAIN_NODE = 'unset NODE_OPTIONS\n'
 
-/** The blocks of a language, under a heading, in order; all of them where nothing is asked for. */
-export function blocks(language?: string, section?: string): readonly Block[] {
+export const pathOf = (page: string): string => (page === 'README' ? 'README.md' : `src/docs/${page}.md`)
+
+export const textOf = (page: string): string => readFileSync(pathOf(page), 'utf8')
+
+/** The blocks of a page in a language, under a heading, in order; all of them where nothing is asked for. */
+export function blocks(page: string, language?: string, section?: string): readonly Block[] {
   const found: Block[] = []
   let heading = ''
-  for (const [, title, kind = '', text = ''] of README.matchAll(/^#+ (.*)$|^```(\w*)\n([\s\S]*?)^```$/gm)) {
+  for (const [, title, kind = '', text = ''] of textOf(page).matchAll(/^#+ (.*)$|^```(\w*)\n([\s\S]*?)^```$/gm)) {
     if (title !== undefined) heading = title
     else found.push({ language: kind, section: heading, text })
   }
@@ -28,6 +34,24 @@ export function blocks(language?: string, section?: string): readonly Block[] {
     (block) =>
       (language === undefined || block.language === language) && (section === undefined || block.section === section),
   )
+}
+
+/** The rows of the first table of a page, or of the first one under a heading of it, without its two lines of head. */
+export function table(page: string, section?: string): string[][] {
+  const text = textOf(page)
+  const after = section === undefined ? text : (text.split(new RegExp(`^#+ ${section}$`, 'm'))[1] ?? '')
+  const rows = /^\|.*\|$(?:\n\|.*\|$)*/m.exec(after)?.[0].split('\n').slice(2) ?? []
+  return rows.map((row) =>
+    row
+      .split('|')
+      .slice(1, -1)
+      .map((cell) => cell.trim()),
+  )
+}
+
+/** What stands in backquotes in a cell. */
+export function literals(cell: string): string[] {
+  return [...cell.matchAll(/`([^`]*)`/g)].map(([, literal = '']) => literal)
 }
 
 /** Starts a gateway through the shell and stops it at the end of the test. Gives what waits for a line of its output. */
