@@ -145,6 +145,45 @@ t.test('a changed clients file holds from the next message, on connections that 
   t.equal(await post(), 'too_many_recipients')
 })
 
+t.test('a client is told what it has left, in whoami and with each answer', async (t) => {
+  const gateway = await startGateway(t, { clients: withPolicy('rate: 3/minute, quota: 10/day') })
+  const limits = async (): Promise<unknown> => {
+    const { json, headers } = await gateway.request()
+    const { rate, quota } = json['usage']
+    t.equal(headers['ratelimit-policy'], '"rate";q=3;w=60, "quota";q=10;w=86400')
+    t.equal(
+      headers['ratelimit'],
+      `"rate";r=${rate.remaining};t=${rate.reset_s}, "quota";r=${quota.remaining};t=${quota.reset_s}`,
+    )
+    t.match(
+      [rate, quota],
+      [
+        { limit: 3, window_s: 60 },
+        { limit: 10, window_s: 86_400 },
+      ],
+    )
+    t.ok(rate.reset_s > 50 && rate.reset_s <= 60 && quota.reset_s > 86_390 && quota.reset_s <= 86_400)
+    return [rate.remaining, quota.remaining]
+  }
+  t.same(await limits(), [3, 10], 'before the first message')
+  const sent = await gateway.post({ ...MESSAGE, to: to(4) })
+  t.match(sent.headers, { ratelimit: /^"rate";r=2;t=60, "quota";r=6;t=86400$/ })
+  t.same(await limits(), [2, 6])
+  t.equal((await gateway.post({ ...MESSAGE, to: to(7) })).json['code'], 'quota_exceeded')
+  t.same(await limits(), [2, 6], 'what is refused takes nothing')
+  for (let n = 0; n < 2; n++) await gateway.post(MESSAGE)
+  const refused = await gateway.post(MESSAGE)
+  t.match(refused, { status: 429, headers: { ratelimit: /^"rate";r=0;t=\d+, "quota";r=4;t=\d+$/ } })
+  t.match((await gateway.post({ ...MESSAGE, subject: 1 })).headers, { ratelimit: /^"rate";r=0/ }, 'refusals too')
+})
+
+t.test('a client without a rate and a quota is told of neither', async (t) => {
+  const gateway = await startGateway(t)
+  const { json, headers } = await gateway.request()
+  t.same(json['usage'], {})
+  t.notOk('ratelimit' in headers || 'ratelimit-policy' in headers)
+})
+
 function limited(name: string, allowances: Pick<Client, 'rate'> | Pick<Client, 'quota'>): Client {
   const fingerprint = Array.from({ length: 32 }, () => 'AB').join(':')
   const client = parseClients(

@@ -18,6 +18,8 @@ const METRICS: Readonly<Record<string, readonly [type: string, ...labels: string
   postern_relay_up: ['gauge', 'relay'],
   postern_relay_pending: ['gauge'],
   postern_inflight_bytes: ['gauge'],
+  postern_connections: ['gauge'],
+  postern_client_remaining: ['gauge', 'client', 'limit'],
   postern_tls_handshake_failures_total: ['counter', 'reason'],
   postern_rejections_total: ['counter', 'code'],
   postern_idempotency_total: ['counter', 'result'],
@@ -41,7 +43,8 @@ async function until(condition: () => Promise<boolean>): Promise<void> {
 }
 
 t.test('the metrics have the names, types and labels that are promised, and no others of their own', async (t) => {
-  const gateway = await startGateway(t)
+  const clients = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: 9/hour } }'
+  const gateway = await startGateway(t, { clients })
   await gateway.post(MESSAGE, { headers: { 'idempotency-key': 'k' } })
   await gateway.post({})
   await t.rejects(gateway.request({ as: null }))
@@ -133,6 +136,19 @@ t.test('what is in progress shows while it is, and is gone after', async (t) => 
   t.equal((await posted).status, 200)
   await until(async () => Object.values(await samples(gateway, 'postern_inflight_bytes'))[0] === 0)
   t.same(await samples(gateway, 'postern_relay_pending'), { '': 0 })
+})
+
+t.test('what a client has left of its rate and quota is there, and what has a limit alone', async (t) => {
+  const gateway = await startGateway(t, {
+    clients:
+      'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: 5/hour, quota: 10/day }, free: { fingerprints: ["' +
+      `${'AB:'.repeat(31)}AB"], from: ["*"] } }`,
+  })
+  await gateway.post({ ...MESSAGE, cc: 'second@corp.example' })
+  t.same(await samples(gateway, 'postern_client_remaining'), {
+    'client="billing",limit="rate"': 4,
+    'client="billing",limit="quota"': 8,
+  })
 })
 
 t.test('what the store said of a key is counted', async (t) => {

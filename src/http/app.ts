@@ -8,6 +8,7 @@ import type { Admission } from './body/admission.ts'
 import { logRefusal, writeAudit } from '../operations/audit.ts'
 import type { Config } from '../config/config.ts'
 import { correlationOf } from './correlation.ts'
+import type { Allowances } from '../send/allowances.ts'
 import type { Dispatcher } from '../send/dispatch.ts'
 import { Problem } from '../errors.ts'
 import { watchHandshakes } from './handshakes.ts'
@@ -23,6 +24,7 @@ import { refuseAtShutdown } from './shutdown.ts'
 import { Wire } from './broken-requests.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { rawRoute } from './routes/raw.ts'
+import { usageHeaders } from './usage.ts'
 import { whoamiRoute } from './routes/whoami.ts'
 import { ProblemSchema } from '../mail/schemas.ts'
 import { LISTENER_OPTIONS } from '../tls/context.ts'
@@ -37,6 +39,7 @@ export interface AppOptions {
   readonly secureContext: SecureContextOptions
   readonly clients: ClientSource
   readonly dispatcher: Dispatcher
+  readonly allowances: Allowances
   readonly admission: Admission
   readonly metrics: Metrics
   readonly logger: FastifyBaseLogger
@@ -129,6 +132,7 @@ export function build(options: AppOptions): TypedApp {
     maxRecipients: config.maxRecipients,
     requestTimeout: config.requestTimeout,
   })
+  usageHeaders(app, options.allowances)
   problems(app, events)
   openapi(app)
   app.addSchema(ProblemSchema)
@@ -141,7 +145,7 @@ export function build(options: AppOptions): TypedApp {
   }
   messageRoutes(app, routeOptions)
   rawRoute(app, routeOptions)
-  whoamiRoute(app)
+  whoamiRoute(app, options.allowances)
   return app
 }
 

@@ -189,6 +189,13 @@ export const ReceiptSchema = Type.Object(
 
 export type Receipt = Static<typeof ReceiptSchema>
 
+const RemainingSchema = Type.Object({
+  limit: Type.Integer({ description: 'Messages for the rate, recipients for the quota.' }),
+  window_s: Type.Integer(),
+  remaining: Type.Integer(),
+  reset_s: Type.Integer({ description: 'Seconds until all of it is there again.' }),
+})
+
 /** The body of a 200 to GET /v1/whoami. */
 export const WhoamiSchema = Type.Object(
   {
@@ -197,6 +204,10 @@ export const WhoamiSchema = Type.Object(
     not_before: Type.String({ format: 'date-time' }),
     not_after: Type.String({ format: 'date-time' }),
     policy: Type.Object({}, { additionalProperties: true, description: 'The policy as the clients file states it.' }),
+    usage: Type.Object(
+      { rate: Type.Optional(RemainingSchema), quota: Type.Optional(RemainingSchema) },
+      { description: 'What is left of the rate and the quota, where the policy has them.' },
+    ),
   },
   { $id: 'Whoami' },
 )

@@ -1,5 +1,6 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
 import { PROBLEMS } from '../errors.ts'
+import type { Usage } from '../send/allowances.ts'
 import type { AuditResult } from './audit.ts'
 
 // From a hand-over on the same machine to a relay that takes its time.
@@ -9,6 +10,9 @@ const SECONDS_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 export interface Levels {
   readonly relayPending: () => number
   readonly inflightBytes: () => number
+  readonly connections: () => number
+  /** What each listed client with a rate or a quota has left. */
+  readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
 }
 
 /**
@@ -57,10 +61,23 @@ export class Metrics {
   }
 
   /** Adds what is measured on demand. To be called once. */
-  observe({ relayPending, inflightBytes }: Levels): void {
+  observe({ relayPending, inflightBytes, connections, usage }: Levels): void {
     collectDefaultMetrics({ register: this.registry })
     this.#gauge('relay_pending', 'Messages waiting for a relay or being handed over.', [], relayPending)
     this.#gauge('inflight_bytes', 'Bytes of request bodies in progress.', [], inflightBytes)
+    this.#gauge('connections', 'Connections that are open on the HTTPS port, handshakes included.', [], connections)
+    const remaining = new Gauge({
+      name: 'postern_client_remaining',
+      help: 'What a client has left of its rate (messages) and its quota (recipients).',
+      labelNames: ['client', 'limit'],
+      registers: [this.registry],
+      async collect() {
+        const all = await usage()
+        remaining.reset() // a client may be gone, or its limit
+        for (const [client, limits] of all)
+          for (const [limit, left] of Object.entries(limits)) remaining.set({ client, limit }, left.remaining)
+      },
+    })
   }
 
   /** Counts a message that got its answer, and its recipients where a relay had a say. `addressed` is how many it had. */

@@ -10,6 +10,20 @@ export interface Taken {
   refund(recipients: number): Promise<void>
 }
 
+/** How much a client has left of an allowance, as it is shown in whoami. */
+export interface Remaining {
+  readonly limit: number
+  readonly window_s: number
+  readonly remaining: number
+  /** Until the whole of `limit` is there again. */
+  readonly reset_s: number
+}
+
+export interface Usage {
+  readonly rate?: Remaining
+  readonly quota?: Remaining
+}
+
 /**
  * Rates (messages) and quotas (recipients) of clients, in this process or shared through Redis. While Redis is away each
  * replica counts for itself. A changed allowance is another limiter, so it holds from the next message on.
@@ -31,6 +45,34 @@ export class Allowances {
     } catch (error) {
       await message(1)
       throw error
+    }
+  }
+
+  /** What is left of the allowances that a client has. While Redis is away: as this replica has counted. */
+  async remaining({ name, rate, quota }: Client): Promise<Usage> {
+    const [left, addressed] = await Promise.all([this.#left('rate', name, rate), this.#left('quota', name, quota)])
+    return { ...(left && { rate: left }), ...(addressed && { quota: addressed }) }
+  }
+
+  /** The same for those of the clients that have a rate or a quota. */
+  async usageOf(clients: Iterable<Client>): Promise<[client: string, usage: Usage][]> {
+    const limited = [...clients].filter(({ rate, quota }) => rate !== undefined || quota !== undefined)
+    return Promise.all(limited.map(async (client) => [client.name, await this.remaining(client)]))
+  }
+
+  async #left(
+    kind: 'rate' | 'quota',
+    client: string,
+    allowance: Allowance | undefined,
+  ): Promise<Remaining | undefined> {
+    if (allowance === undefined) return undefined
+    const { points: limit, seconds } = allowance
+    const window = await this.#limiter(kind, allowance).get(client)
+    return {
+      limit,
+      window_s: seconds,
+      remaining: Math.min(limit, Math.max(0, limit - (window?.consumedPoints ?? 0))),
+      reset_s: window === null ? seconds : Math.max(0, Math.ceil(window.msBeforeNext / 1000)), // a window opens with its first message
     }
   }
 

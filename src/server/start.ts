@@ -65,7 +65,6 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     attempted: (relay, seconds) => metrics.relayDuration.observe({ relay }, seconds),
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
-  metrics.observe({ relayPending: () => relays.pending, inflightBytes: () => admission.bytes })
   const redis =
     config.redisUrl === undefined
       ? undefined
@@ -78,15 +77,17 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
             )
         })
   const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
+  const allowances = new Allowances(redis)
   const dispatcher = new Dispatcher({
     relays,
     store,
-    allowances: new Allowances(redis),
+    allowances,
     metrics,
     logRecipients: config.log.recipients,
   })
   const app = build({
     dispatcher,
+    allowances,
     metrics,
     config,
     secureContext: loaded.secureContext,
@@ -96,6 +97,12 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     shuttingDown: () => shuttingDown,
   })
   const sockets = trackSockets(app.server)
+  metrics.observe({
+    relayPending: () => relays.pending,
+    inflightBytes: () => admission.bytes,
+    connections: () => sockets.size,
+    usage: () => allowances.usageOf(clients.current.directory.clients.values()),
+  })
   let firstLook: Promise<void> = Promise.resolve()
   const operations = operationsServer({
     ...probeRoutes(async () => {

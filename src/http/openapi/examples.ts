@@ -195,6 +195,7 @@ export const ANSWERS: Readonly<Record<string, Answer>> = {
           not_before: '2026-01-01T00:00:00.000Z',
           not_after: '2027-01-01T00:00:00.000Z',
           policy: { from: ['billing@corp.example'], to: ['*@corp.example'], rate: '600/minute' },
+          usage: { rate: { limit: 600, window_s: 60, remaining: 599, reset_s: 42 } },
         },
       },
     },

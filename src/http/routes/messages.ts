@@ -88,6 +88,7 @@ export function messageRoutes(
       } finally {
         parts?.stop()
       }
+      return reply // whose answer may not have begun: Fastify would send another
     },
   })
 }

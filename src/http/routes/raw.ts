@@ -94,6 +94,7 @@ export function rawRoute(
       } finally {
         upload.stop()
       }
+      return reply // whose answer may not have begun: Fastify would send another
     },
   })
 }

@@ -1,0 +1,24 @@
+import type { FastifyInstance } from 'fastify'
+import type { Allowances, Usage } from '../send/allowances.ts'
+
+/** Says what a client has left with each answer to one that has a rate or a quota (draft-ietf-httpapi-ratelimit-headers). */
+export function usageHeaders(app: FastifyInstance, allowances: Pick<Allowances, 'remaining'>): void {
+  app.addHook('onSend', ({ caller }, reply, _payload, done) => {
+    if (caller === null || (caller.client.rate === undefined && caller.client.quota === undefined)) return done()
+    allowances
+      .remaining(caller.client)
+      .then((usage) => void reply.headers(headersOf(usage)))
+      .then(
+        () => done(),
+        () => done(), // the answer matters more than what is left
+      )
+  })
+}
+
+function headersOf(usage: Usage): Record<string, string> {
+  const limits = Object.entries(usage)
+  return {
+    'ratelimit-policy': limits.map(([name, { limit, window_s }]) => `"${name}";q=${limit};w=${window_s}`).join(', '),
+    ratelimit: limits.map(([name, { remaining, reset_s }]) => `"${name}";r=${remaining};t=${reset_s}`).join(', '),
+  }
+}
