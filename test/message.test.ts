@@ -2,7 +2,7 @@ import MailComposer from 'nodemailer/lib/mail-composer'
 import PostalMime, { type Email } from 'postal-mime'
 import t, { type Test } from 'tap'
 import { parseMailbox } from '../src/mail/mailbox.ts'
-import { slices } from '../src/relay/handover.ts'
+import { slices } from '../src/mail/outgoing.ts'
 import { composeMessage, parseMessage } from '../src/mail/compose.ts'
 import type { MessageInput } from '../src/mail/schemas.ts'
 

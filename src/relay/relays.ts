@@ -1,7 +1,7 @@
 import type { Config } from '../config/config.ts'
 import { Problem } from '../errors.ts'
 import type { Departure } from './departure.ts'
-import type { Outgoing } from './handover.ts'
+import type { Outgoing } from '../mail/outgoing.ts'
 import { probe } from './probe.ts'
 import { AttemptFailed, type Delivery, Relay } from './relay.ts'
 

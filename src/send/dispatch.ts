@@ -4,7 +4,7 @@ import { type AuditResult, writeAudit } from '../operations/audit.ts'
 import type { Client } from '../clients/clients-file.ts'
 import type { LogRecipients } from '../config/config.ts'
 import { Problem } from '../errors.ts'
-import type { Outgoing } from '../relay/handover.ts'
+import type { Outgoing } from '../mail/outgoing.ts'
 import {
   type Claim,
   type Claimed,

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import type { Test } from 'tap'
 import { type Config } from '../../src/config/config.ts'
 import { Problem, type ProblemCode } from '../../src/errors.ts'
-import { ContentStream, type Outgoing } from '../../src/relay/handover.ts'
+import { type Outgoing, pieces } from '../../src/mail/outgoing.ts'
 import { Relays } from '../../src/relay/relays.ts'
 import { type Fault, FAULTS, type Script, type Stage, startFaultRelay } from './fault-relay.ts'
 import { testConfig } from './gateway.ts'
@@ -69,7 +69,7 @@ export function outgoing(content: Buffer, smtpUtf8 = false): Outgoing {
       dsn: undefined,
     },
     messageId: '<m@corp.example>',
-    open: () => new ContentStream([content]),
+    open: () => pieces([content]),
   }
 }
 

@@ -5,7 +5,7 @@ import { tooLarge } from '../body/body.ts'
 import type { Client } from '../../clients/clients-file.ts'
 import type { Dispatcher } from '../../send/dispatch.ts'
 import { Problem } from '../../errors.ts'
-import { ContentStream, type Outgoing, slices } from '../../relay/handover.ts'
+import { type Outgoing, pieces, slices } from '../../mail/outgoing.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
 import type { FilePlace } from '../../mail/mime.ts'
 import type { Parts } from '../body/multipart.ts'
@@ -14,7 +14,7 @@ import { refuseOtherThan, sizeLimit } from '../body/intake.ts'
 import { refused } from '../../clients/patterns.ts'
 import { addressRefusal, checkRecipientCount } from '../../clients/authorise.ts'
 import { DryRunQuery, MessageSchema, ReceiptSchema } from '../../mail/schemas.ts'
-import { StreamedContent } from '../../relay/streamed.ts'
+import { StreamedContent } from '../../mail/streamed.ts'
 import type { TypedApp } from '../app.ts'
 
 export interface MessageRouteOptions {
@@ -65,7 +65,7 @@ export function messageRoutes(
         if (envelope.size !== undefined && envelope.size > limit) throw tooLarge(limit)
         if (parts === null) {
           if (envelope.size !== undefined) audit.bytes = envelope.size
-          return { envelope, messageId, open: () => new ContentStream(composed.content) }
+          return { envelope, messageId, open: () => pieces(composed.content) }
         }
         const streamed = new StreamedContent(client.name, parts.upload, async function* () {
           let size = 0

@@ -1,11 +1,11 @@
 import { Readable } from 'node:stream'
 import { Problem } from '../errors.ts'
-import type { Upload } from '../http/body/upload.ts'
+import type { RelayFeatures } from './outgoing.ts'
 
-/** What content may ask of the relay that it goes to. */
-export interface RelayFeatures {
-  readonly label: string
-  supports(extension: string): Promise<boolean>
+/** Where a caller's body is read from: whether it is waited for now, and when a piece last moved (performance.now()). */
+export interface Arriving {
+  readonly waiting: boolean
+  readonly movedAt: number
 }
 
 /** Makes the content, reading the upload as it goes. Without a relay nothing is sent: a dry run. */
@@ -23,13 +23,13 @@ export class StreamedContent {
   fault: Problem | undefined
   /** The client whose upload it is. */
   readonly owner: string
-  readonly #upload: Pick<Upload, 'waiting' | 'movedAt'>
+  readonly #upload: Arriving
   readonly #generate: Generate
   #begunAt: number | undefined
   #endedAt: number | undefined
   #movedAt = 0
 
-  constructor(owner: string, upload: Pick<Upload, 'waiting' | 'movedAt'>, generate: Generate) {
+  constructor(owner: string, upload: Arriving, generate: Generate) {
     this.owner = owner
     this.#upload = upload
     this.#generate = generate
