@@ -9,7 +9,7 @@ const PIN = Buffer.alloc(32, 7).toString('base64')
 const NO_PIN = parseKeyPin(`spki:sha256/${Buffer.alloc(32).toString('base64')}`)
 
 const find = (directory: ClientDirectory, print: string) =>
-  directory.find({ fingerprint: parseFingerprint(print), keyPin: NO_PIN })?.name
+  directory.find({ fingerprint: parseFingerprint(print), keyPin: NO_PIN })?.client.name
 
 function faultsOf(text: string): readonly string[] {
   try {
@@ -70,7 +70,7 @@ clients:
   t.equal(find(directory, hex(3)), 'edge')
   t.equal(find(directory, hex(4)), undefined)
   t.equal(
-    directory.find({ fingerprint: parseFingerprint(hex(4)), keyPin: parseKeyPin(`spki:sha256/${PIN}`) })?.name,
+    directory.find({ fingerprint: parseFingerprint(hex(4)), keyPin: parseKeyPin(`spki:sha256/${PIN}`) })?.client.name,
     'billing',
   )
 })
@@ -81,6 +81,19 @@ t.test('JSON is read too', async (t) => {
     'clients.json',
   )
   t.equal(find(directory, hex(1)), 'a')
+})
+
+t.test('brackets may stand on lines of their own, wherever those begin', async (t) => {
+  for (const text of [
+    `clients: {\n  a: {fingerprints: ["${hex(1)}"], from: ["*"]} # one\n}\n`,
+    `clients:\n  a:\n    fingerprints: [ # "leaf\n"${hex(1)}", # it's good until May ]\n    ]\n    from: [\n    "*"\n    ]\n`,
+    `clients:\n  a: {\n"fingerprints":\n["${hex(1)}"],\nfrom: ['o''brien@corp.example',\no'neil@corp.example]}\n`,
+  ])
+    t.equal(find(parseClients(text, 'f'), hex(1)), 'a', text)
+  t.match(faultsOf(`clients: {\n  a: {fingerprints: ["${hex(1)}"], from: ["*"]},\n\n  b: {}\n}\n`), [
+    /^clients\.yaml:4: /,
+    /:4:/,
+  ])
 })
 
 t.test('a file without clients knows nobody', async (t) => {
@@ -104,7 +117,7 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   'an unknown key of a client': [entry('form: x'), 5, /unknown key "form"/],
   'a prototype key': [entry('__proto__: {raw: true}'), 5, /unknown key "__proto__"/],
   'no from': [`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n`, 2, /no "from"/],
-  'no fingerprints': ['clients:\n  a:\n    from: ["*"]\n', 2, /no "fingerprints"/],
+  'no identity': ['clients:\n  a:\n    from: ["*"]\n', 2, /no "fingerprints", "san" or "token"/],
   'an empty from': [`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: []\n`, 4, /from is empty/],
   'an empty list of fingerprints': [
     'clients:\n  a:\n    fingerprints: []\n    from: ["*"]\n',
@@ -163,7 +176,7 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   tabs: ['clients:\n\ta: {}\n', 2, /tab/i],
   'broken YAML': ['clients:\n  a: [\n', 3, /./],
   'broken JSON': ['{"clients": {"a": }', 1, /./],
-  'two documents': ['clients: {}\n---\nclients: {}\n', 2, /multiple documents/],
+  'two documents': ['clients: {}\n---\nclients: {}\n', 1, /2 documents instead of one/],
   'a tag': ['clients: !!js/function "x"\n', 1, /tag/],
   'an alias': [
     `clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b: *x\n`,
@@ -173,7 +186,38 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   'an alias in a list': [
     `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: [&x "*", *x]\n`,
     4,
-    /strings only/,
+    /aliases are not accepted/,
+  ],
+  'JSON with a key twice, however it is written': [
+    `{"clients": {\n"a": {"fingerprints": ["${hex(1)}"], "from": ["*"]},\n"\\u0061": {"fingerprints": ["${hex(2)}"], "from": ["*"]}}}`,
+    3,
+    /stands here twice/,
+  ],
+  'a name that YAML reads as a number': [`clients:\n  0755: {fingerprints: ["${hex(1)}"], from: ["*"]}\n`, 2, /quotes/],
+  'a name that YAML reads as a fraction': [
+    `clients:\n  1.0: {fingerprints: ["${hex(1)}"], from: ["*"]}\n`,
+    2,
+    /quotes/,
+  ],
+  'a name that YAML reads as nothing': [`clients:\n  ~: {fingerprints: ["${hex(1)}"], from: ["*"]}\n`, 2, /quotes/],
+  'a name that YAML reads as true': [`clients:\n  true: {fingerprints: ["${hex(1)}"], from: ["*"]}\n`, 2, /quotes/],
+  'a typing error in a key': [
+    entry('max_recipient: 5'),
+    5,
+    /unknown key "max_recipient" \(did you mean "max_recipients"\?\)/,
+  ],
+  'a typing error at the top': ['client: {}\n', 1, /did you mean "clients"/],
+  'a size without a unit': [entry('max_size: 25'), 5, /max_size "25" has no unit: write 25MB/],
+  'a name in a certificate of another kind': [entry('san: ["IP:10.0.0.1"]'), 5, /san "IP:10\.0\.0\.1" is not a name/],
+  'a wildcard in a name': [entry('san: ["DNS:*.corp.example"]'), 5, /wildcard/],
+  'a CA without names': [entry(`ca: "${hex(9)}"`), 2, /stands beside "san" only/],
+  'a CA that is no SHA-256': [entry('san: ["DNS:a.example"]\n    ca: abc'), 6, /ca "abc" is not a SHA-256/],
+  'a proxy with a token': [entry('role: proxy\n    token: edge'), 2, /not by a token/],
+  'a token with a control character': [entry('token: "a\\tb"'), 5, /client_id/],
+  'another fingerprint than SHA-256 as openssl prints it': [
+    `clients:\n  a:\n    from: ["*"]\n    fingerprints:\n      - sha1 Fingerprint=${colons('ab'.repeat(20))}\n`,
+    5,
+    /SHA1/,
   ],
   'a merge key': [
     `clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    <<: *x\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`,
@@ -213,6 +257,38 @@ t.test('a fingerprint listed twice is refused, however it is written', async (t)
   )
 })
 
+t.test('a name or a token listed twice is refused, whoever has it', async (t) => {
+  const two = (key: string, one: string, other: string): readonly string[] =>
+    faultsOf(`clients:\n  a: {${key}: ${one}, from: ["*"]}\n  b: {${key}: ${other}, from: ["*"]}\n`)
+  t.match(two('san', '"DNS:A.corp.example"', '"DNS:a.corp.EXAMPLE"'), [
+    /:3: clients\.b\.san .* already stands under clients\.a/,
+  ])
+  t.match(two('san', '"URI:spiffe://corp/a"', '"URI:spiffe://corp/a"'), [/:3: clients\.b\.san/])
+  t.match(two('token', 'batch', 'batch'), [/:3: clients\.b\.token "batch" .* already stands under clients\.a/])
+  t.same(two('san', '"URI:spiffe://corp/a"', '"URI:spiffe://corp/A"'), [], 'a URI is compared to the letter')
+})
+
+t.test('a client may be known by names or by a token alone, and be disabled', async (t) => {
+  const directory = parseClients(
+    `clients:
+  reports: {san: ["URI:spiffe://corp.example/reports", "DNS:Reports.corp.example"], from: ["*"]}
+  staging: {san: "URI:spiffe://corp.example/staging", ca: "sha256 Fingerprint=${colons(hex(8))}", from: ["*"]}
+  batch: {token: batch-prod, from: ["*"]}
+  old: {disabled: true, fingerprints: ["sha256 Fingerprint=${colons(hex(7))}"], from: ["*"]}
+`,
+    'f',
+  )
+  const named = (name: string, root: string) =>
+    directory.named([name], parseFingerprint(root)).map(({ client, by }) => [client.name, by])
+  t.same(named('DNS:reports.corp.example', hex(8)), [['reports', 'DNS:reports.corp.example']])
+  t.same(named('URI:spiffe://corp.example/staging', hex(8)), [['staging', 'URI:spiffe://corp.example/staging']])
+  t.same(named('URI:spiffe://corp.example/staging', hex(9)), [], 'under another root the name counts for nothing')
+  t.equal(directory.withToken('batch-prod')?.client.name, 'batch')
+  t.equal(directory.clients.get('old')?.disabled, true)
+  t.equal(find(directory, hex(7)), 'old')
+  t.match(directory.rootless, [/^f:2: clients\.reports has "san" and the CA bundle has several roots/])
+})
+
 t.test('all faults come at once, in the order of the file', async (t) => {
   const faults = faultsOf(
     'clients:\n  a:\n    fingerprints: 12\n    from: [x]\n    to: []\n    rate: 5\n    quota: x\n    max_recipients: 0\n    max_size: big\n    raw: 1\n    role: boss\n    foo: 1\n  b: null\n',
@@ -250,6 +326,18 @@ t.test('bombs and nests are refused at once', async (t) => {
   t.equal(many.length, 101)
   t.equal(many.at(-1), 'clients.yaml: and 5900 more')
   t.ok(performance.now() - started < 10_000, `${performance.now() - started} ms`)
+})
+
+t.test('two hundred thousand bad keys are refused in a time that grows with the file', async (t) => {
+  const bad = (count: number): string => Array.from({ length: count }, (_, index) => `key${index}: 1\n`).join('')
+  const timed = (text: string): number => {
+    const started = performance.now()
+    t.equal(faultsOf(text).length, 101)
+    return performance.now() - started
+  }
+  timed(bad(20_000))
+  const [small, large] = [timed(bad(20_000)), timed(bad(200_000))]
+  t.ok(large < 40 * small, `${small} ms for a tenth of it, ${large} ms`)
 })
 
 t.test('ten thousand clients load, and are found in a time that does not grow with them', async (t) => {

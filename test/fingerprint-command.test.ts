@@ -1,6 +1,7 @@
 import { X509Certificate } from 'node:crypto'
+import { load } from 'js-yaml'
 import t from 'tap'
-import { parse } from 'yaml'
+
 import { fingerprint } from '../src/cli/fingerprint.ts'
 import { UsageError } from '../src/cli/usage.ts'
 import { formatFingerprint, formatKeyPin } from '../src/tls/fingerprint.ts'
@@ -26,7 +27,7 @@ t.test('a certificate gives a comment and the two lines to paste, which are a YA
   const end = new Date(new X509Certificate(client.certificate).validTo).toISOString().slice(0, 10)
   t.equal(fault, undefined)
   t.strictSame(lines, [`# ${dir}/billing.crt: CN=billing, valid until ${end}`, ...items(client)])
-  t.strictSame(parse(lines.join('\n')), [formatFingerprint(client.fingerprint), formatKeyPin(client.pin)])
+  t.strictSame(load(lines.join('\n')), [formatFingerprint(client.fingerprint), formatKeyPin(client.pin)])
 })
 
 t.test('DER and PEM, and PEM among other text, give the same lines', async (t) => {

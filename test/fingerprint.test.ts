@@ -34,6 +34,11 @@ t.test('a SHA-1 or MD5 fingerprint is refused by its name', async (t) => {
   t.throws(() => parseFingerprint('ab'.repeat(16)), { name: 'RangeError', message: /MD5/ })
 })
 
+t.test('the whole line that openssl prints is a fingerprint', async (t) => {
+  for (const label of ['sha256 Fingerprint=', 'SHA256 Fingerprint=', ' SHA-256 fingerprint = '])
+    t.equal(parseFingerprint(`${label}${COLONS}\n`), PLAIN)
+})
+
 t.test('anything that is not 32 bytes of hex is refused', async (t) => {
   const broken = [
     '',
@@ -45,7 +50,8 @@ t.test('anything that is not 32 bytes of hex is refused', async (t) => {
     COLONS.replace(':', '::'),
     COLONS.replaceAll(':', '-'),
     COLONS.replace('AB:AB', 'A:BAB'),
-    `sha256 Fingerprint=${COLONS}`,
+    `sha256 Fingerprint ${COLONS}`,
+    `sha1 Fingerprint=${COLONS}`,
     `${PLAIN}\n${PLAIN}`,
   ]
   for (const text of broken) t.throws(() => parseFingerprint(text), { name: 'RangeError', message: /SHA-256/ }, text)

@@ -34,7 +34,12 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     made.push(files.certificate)
     if (register) {
       await plainly(`${name} cannot be listed:`, () =>
-        replaceFile(clients, (text) => withRegistered(text, clients, { name, fingerprint, from })),
+        replaceFile(clients, (text) =>
+          withRegistered(text, clients, name, {
+            fingerprints: [fingerprint],
+            ...(from.length > 0 && { from: [...new Set(from)] }),
+          }),
+        ),
       )
     }
   } catch (error) {

@@ -1,15 +1,21 @@
+import { didYouMean } from '../config/suggest.ts'
+import { type Allowance, parseAllowance, parseSize } from '../config/units.ts'
 import { LoadError } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
-import { readJson } from './clients-json.ts'
-import { type Located, type LocatedEntry, readYaml } from './clients-yaml.ts'
 import { PatternList } from './patterns.ts'
-import { type Allowance, parseAllowance, parseSize } from '../config/units.ts'
+import { linesOf, type Place, readYaml, YamlFault } from './yaml.ts'
 
 /** A caller of the gateway and what it may do. */
 export interface Client {
   readonly name: string
   /** A proxy sends nothing itself: it names the client it speaks for. */
   readonly role: 'sender' | 'proxy'
+  /** Stays listed, and gets nothing but 403 `client_disabled`. */
+  readonly disabled: boolean
+  /** The root under which its names count; absent where the bundle has one root only. */
+  readonly ca: Fingerprint | undefined
+  /** The OAuth client_id that its token has to have. */
+  readonly token: string | undefined
   readonly from: PatternList
   /** Absent: anyone. */
   readonly to: PatternList | undefined
@@ -31,200 +37,261 @@ export interface CertificateIdentity {
   readonly keyPin: KeyPin
 }
 
+/** A client, and the entry of the clients file by which it was known. */
+export interface Known {
+  readonly client: Client
+  /** `fingerprint`, `key pin`, or the name: `URI:spiffe://…`, `DNS:…`, `token …`. */
+  readonly by: string
+}
+
 /** The clients of one clients file. A certificate that is not listed finds nobody; an empty directory knows nobody. */
 export class ClientDirectory {
   readonly clients: ReadonlyMap<string, Client>
-  readonly #byFingerprint: ReadonlyMap<string, Client>
-  readonly #byKeyPin: ReadonlyMap<string, Client>
+  /** What is wrong with the file where the CA bundle has several roots. */
+  readonly rootless: readonly string[]
+  readonly #identities: ReadonlyMap<string, Known>
+  readonly #hasPins: boolean
+  readonly hasNames: boolean
 
   constructor(
     clients: ReadonlyMap<string, Client>,
-    byFingerprint: ReadonlyMap<string, Client>,
-    byKeyPin: ReadonlyMap<string, Client>,
+    identities: ReadonlyMap<string, Known>,
+    rootless: readonly string[],
   ) {
     this.clients = clients
-    this.#byFingerprint = byFingerprint
-    this.#byKeyPin = byKeyPin
+    this.rootless = rootless
+    this.#identities = identities
+    const kinds = new Set([...identities.values()].map(({ by }) => by.split(':', 1)[0]))
+    this.#hasPins = kinds.has(KEY_PIN)
+    this.hasNames = kinds.has('URI') || kinds.has('DNS')
   }
 
   /** Only ever called with the leaf certificate. A fingerprint is more exact than a pin and wins. */
-  find(certificate: CertificateIdentity): Client | undefined {
+  find(certificate: CertificateIdentity): Known | undefined {
     return (
-      this.#byFingerprint.get(certificate.fingerprint) ??
-      (this.#byKeyPin.size > 0 ? this.#byKeyPin.get(certificate.keyPin) : undefined)
+      this.#identities.get(certificate.fingerprint) ??
+      (this.#hasPins ? this.#identities.get(certificate.keyPin) : undefined)
     )
+  }
+
+  /** The clients that a certificate's names (`URI:…`, `DNS:…` in lower case) stand for under a root. */
+  named(names: readonly string[], root: Fingerprint): Known[] {
+    const found = names.flatMap((name) => this.#identities.get(name) ?? [])
+    const sound = found.filter(({ client }) => client.ca === undefined || client.ca === root)
+    return [...new Map(sound.map((known) => [known.client, known])).values()]
+  }
+
+  /** The client whose token has this client_id. */
+  withToken(clientId: string): Known | undefined {
+    return this.#identities.get(`${TOKEN} ${clientId}`)
   }
 }
 
+const FINGERPRINT = 'fingerprint'
+const KEY_PIN = 'key pin'
+const TOKEN = 'token'
+
 // As a label of a metric and a word in a log line it has to stay short and plain.
 const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
-const KEYS = ['fingerprints', 'role', 'from', 'to', 'rate', 'quota', 'max_recipients', 'max_size', 'raw'] as const
+const IDENTITY_KEYS = ['fingerprints', 'san', 'ca', 'token'] as const
+const POLICY_KEYS = ['role', 'disabled', 'from', 'to', 'rate', 'quota', 'max_recipients', 'max_size', 'raw'] as const
+const KEYS: readonly string[] = [...IDENTITY_KEYS, ...POLICY_KEYS]
+type Key = (typeof IDENTITY_KEYS)[number] | (typeof POLICY_KEYS)[number]
 
 /** A file that is broken as a whole has thousands of faults, and the first ones tell. */
 const MAX_FAULTS = 100
+const LONGEST_REASON = 400
 
 /**
  * Reads a clients file (YAML, so JSON too). `file` is the name used in faults.
  * Throws a LoadError with the faults of the file: file, line, reason.
  */
 export function parseClients(text: string, file: string): ClientDirectory {
-  const json = readJson(text)
-  const quick = json && new ClientsFileReader(file).read(json)
-  if (quick !== undefined) return quick
-  // Whatever is wrong is found again here, with its line.
-  const reader = new ClientsFileReader(file)
-  const { content, faults } = readYaml(text)
-  for (const { line, reason } of faults) reader.fault(line, reason)
-  const directory = content && reader.read(content)
-  if (directory === undefined) throw new LoadError(reader.report())
-  return directory
+  const reader = new Reader()
+  try {
+    reader.read(readYaml(text))
+  } catch (error) {
+    if (!(error instanceof YamlFault)) throw error
+    throw new LoadError([sentence(file, error.line, error.message)])
+  }
+  const told = (findings: readonly Finding[]): string[] => {
+    if (findings.length === 0) return []
+    const lines = linesOf(
+      text,
+      findings.map(({ place }) => place),
+    )
+    const inOrder = findings.map(({ reason }, index) => ({ reason, line: lines[index] ?? 1 }))
+    return inOrder.toSorted((a, b) => a.line - b.line).map(({ line, reason }) => sentence(file, line, reason))
+  }
+  if (reader.faults.length > 0) {
+    throw new LoadError([...told(reader.faults), ...(reader.more > 0 ? [`${file}: and ${reader.more} more`] : [])])
+  }
+  return new ClientDirectory(reader.clients, reader.identities, told(reader.rootless))
 }
 
-class ClientsFileReader {
-  readonly #file: string
-  readonly #faults: { readonly line: number; readonly reason: string }[] = []
-  readonly #clients = new Map<string, Client>()
-  readonly #byFingerprint = new Map<string, Client>()
-  readonly #byKeyPin = new Map<string, Client>()
-  readonly #owners = new Map<string, string>()
+function sentence(file: string, line: number, reason: string): string {
+  return `${file}:${line}: ${reason.slice(0, LONGEST_REASON).replace(/\p{Cc}+/gu, ' ')}`
+}
 
-  constructor(file: string) {
-    this.#file = file
-  }
+interface Finding {
+  readonly place: Place
+  readonly reason: string
+}
 
-  /** Undefined where there are faults. */
-  read(content: Located): ClientDirectory | undefined {
-    this.#readRoot(content)
-    return this.#faults.length > 0 ? undefined : new ClientDirectory(this.#clients, this.#byFingerprint, this.#byKeyPin)
-  }
+interface Value {
+  readonly value: unknown
+  readonly place: Place
+  /** `clients.billing.rate` */
+  readonly path: string
+}
 
-  report(): readonly string[] {
-    const inOrder = this.#faults.toSorted((one, other) => one.line - other.line)
-    const shown = inOrder.slice(0, MAX_FAULTS).map(({ line, reason }) => `${this.#file}:${line}: ${reason}`)
-    return inOrder.length > MAX_FAULTS ? [...shown, `${this.#file}: and ${inOrder.length - MAX_FAULTS} more`] : shown
-  }
+class Reader {
+  readonly clients = new Map<string, Client>()
+  readonly identities = new Map<string, Known>()
+  readonly rootless: Finding[] = []
+  readonly faults: Finding[] = []
+  /** Faults that are only counted. */
+  more = 0
 
-  fault(line: number, reason: string): undefined {
-    this.#faults.push({ line, reason: reason.replace(/\p{Cc}+/gu, ' ') })
-  }
-
-  #readRoot(root: Located): void {
-    if (isNothing(root)) return
-    if (root.kind !== 'mapping') return this.fault(root.line, 'the file should be a mapping with the key "clients"')
-    for (const { key, line, value } of this.#entries(root.entries)) {
-      if (key !== 'clients') this.fault(line, `unknown key "${key}": only "clients" is known here`)
-      else if (value.kind === 'mapping') for (const entry of this.#entries(value.entries)) this.#readClient(entry)
-      else if (!isNothing(value)) this.fault(line, 'clients should be a mapping of names to clients')
+  read(content: unknown): void {
+    if (content === undefined || content === null) return
+    if (!(content instanceof Map)) return this.#fault([], 'the file should be a mapping with the key "clients"')
+    for (const [position, [key, value]] of [...content].entries()) {
+      if (key !== 'clients')
+        this.#fault(
+          [position],
+          () => `unknown key "${key}"${didYouMean(`${key}`, ['clients'])}: only "clients" is known here`,
+        )
+      else if (value instanceof Map)
+        [...value].forEach(([name, entry], at) => this.#readClient([position, at], name, entry))
+      else if (value !== null) this.#fault([position], 'clients should be a mapping of names to clients')
     }
   }
 
-  #readClient({ key: name, line: nameLine, value: entry }: LocatedEntry): void {
+  #readClient(place: Place, name: unknown, entry: unknown): void {
     const path = `clients.${name}`
-    if (!CLIENT_NAME.test(name)) {
-      this.fault(nameLine, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
+    if (typeof name !== 'string') return this.#fault(place, `${path}: a name should be a string: put it in quotes`)
+    if (!CLIENT_NAME.test(name))
+      this.#fault(place, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
+    if (!(entry instanceof Map)) return this.#fault(place, `${path} should be a mapping with "fingerprints" and "from"`)
+    const values = new Map<unknown, Value>()
+    for (const [position, [key, value]] of [...entry].entries()) {
+      const found = { value, place: [...place, position], path: `${path}.${key}` }
+      if (!KEYS.includes(key))
+        this.#fault(
+          found.place,
+          () => `${path}: unknown key "${key}"${didYouMean(`${key}`, KEYS)} (known: ${KEYS.join(', ')})`,
+        )
+      values.set(key, found)
     }
-    if (entry.kind !== 'mapping')
-      return this.fault(nameLine, `${path} should be a mapping with "fingerprints" and "from"`)
-    const values = new Map<string, LocatedEntry>()
-    for (const found of this.#entries(entry.entries)) {
-      if (!KEYS.some((known) => known === found.key)) {
-        this.fault(found.line, `${path}: unknown key "${found.key}" (known: ${KEYS.join(', ')})`)
-      }
-      values.set(found.key, found)
-    }
-    const read = <T>(key: (typeof KEYS)[number], parse: (scalar: string) => T): T | undefined => {
-      const found = values.get(key)
-      if (found === undefined) return undefined
-      const scalar = found.value.kind === 'scalar' ? found.value.value : undefined
-      const readable = typeof scalar === 'string' || typeof scalar === 'number' || typeof scalar === 'boolean'
-      if (!readable) return this.fault(found.line, `${path}.${key} should be a single value`)
-      return this.#attempt(found.value.line, `${path}.${key} "${scalar}"`, () => parse(String(scalar)))
-    }
-
-    const role = read('role', parseRole) ?? 'sender'
-    const patterns = (key: 'from' | 'to'): PatternList | undefined => {
-      const found = values.get(key)
-      if (found === undefined) return undefined
-      const texts = this.#strings(found, `${path}.${key}`)
-      try {
-        return new PatternList(texts.map(({ text }) => text))
-      } catch {
-        // One of them is no pattern: each is asked alone.
-        for (const { text, line } of texts)
-          this.#attempt(line, `${path}.${key} "${text}"`, () => new PatternList([text]))
-        return new PatternList([])
-      }
-    }
-    const from = patterns('from')
-    if (from === undefined && role === 'sender') {
-      this.fault(nameLine, `${path} has no "from": name the senders it may use (there is no wildcard by omission)`)
+    const read = <T>(key: Key, parse: (scalar: string) => T): T | undefined => this.#scalar(values.get(key), parse)
+    const list = <T>(key: Key, parse: (text: string) => T): T[] | undefined => this.#list(values.get(key), parse)
+    const patterns = (key: Key): PatternList | undefined => {
+      const texts = list(key, (text) => (new PatternList([text]), text))
+      return texts && new PatternList(texts)
     }
     const client: Client = {
       name,
-      role,
-      from: from ?? new PatternList([]),
+      role: read('role', parseRole) ?? 'sender',
+      disabled: read('disabled', parseFlag) ?? false,
+      ca: read('ca', parseFingerprint),
+      token: read('token', parseClientId),
+      from: patterns('from') ?? new PatternList([]),
       to: patterns('to'),
       rate: read('rate', parseAllowance),
       quota: read('quota', parseAllowance),
       maxRecipients: read('max_recipients', parseCount),
       maxSize: read('max_size', parseSize),
       raw: read('raw', parseFlag) ?? false,
-      stated: statedPolicy(values),
+      stated: Object.fromEntries(
+        POLICY_KEYS.flatMap((key) => (values.has(key) ? [[key, values.get(key)?.value]] : [])),
+      ),
     }
-    this.#clients.set(name, client)
-    const listed = values.get('fingerprints')
-    if (listed === undefined) return this.fault(nameLine, `${path} has no "fingerprints"`)
-    for (const { text, line } of this.#strings(listed, `${path}.fingerprints`)) {
-      this.#attempt(line, `${path}.fingerprints "${text}"`, () => this.#list(text, client))
-    }
+    this.clients.set(name, client)
+    list('fingerprints', (text) => {
+      if (isKeyPin(text)) this.#know(parseKeyPin(text), client, KEY_PIN)
+      else this.#know(parseFingerprint(text), client, FINGERPRINT)
+    })
+    list('san', (text) => this.#know(parseName(text), client, parseName(text)))
+    if (client.token !== undefined) read('token', (text) => this.#know(`${TOKEN} ${text}`, client, `${TOKEN} ${text}`))
+    if (!values.has('from') && client.role === 'sender')
+      this.#fault(place, `${path} has no "from": name the senders it may use (there is no wildcard by omission)`)
+    if (!['fingerprints', 'san', 'token'].some((key) => values.has(key)))
+      this.#fault(place, `${path} has no "fingerprints", "san" or "token": say how it is known`)
+    if (values.has('ca') && !values.has('san')) this.#fault(place, `${path} has a "ca", which stands beside "san" only`)
+    if (client.role === 'proxy' && values.has('token'))
+      this.#fault(place, `${path} is a proxy, which is known by its certificate and not by a token`)
+    const names = values.get('san')
+    if (names !== undefined && !values.has('ca'))
+      this.rootless.push({
+        place: names.place,
+        reason: `${path} has "san" and the CA bundle has several roots: name one in "ca"`,
+      })
   }
 
-  #list(text: string, client: Client): void {
-    const pinned = isKeyPin(text)
-    const identity = pinned ? parseKeyPin(text) : parseFingerprint(text)
-    const owner = this.#owners.get(identity)
-    if (owner !== undefined) reject(`is listed twice: it already stands under clients.${owner}`)
-    this.#owners.set(identity, client.name)
-    if (pinned) this.#byKeyPin.set(identity, client)
-    else this.#byFingerprint.set(identity, client)
+  #know(identity: string, client: Client, by: string): void {
+    const known = this.identities.get(identity)
+    if (known !== undefined) reject(`is listed twice: it already stands under clients.${known.client.name}`)
+    this.identities.set(identity, { client, by })
   }
 
-  #strings({ line, value }: LocatedEntry, path: string): { readonly text: string; readonly line: number }[] {
-    const items = value.kind === 'list' ? value.items : isString(value) ? [value] : undefined
-    if (items === undefined) {
-      this.fault(line, `${path} should be a list of strings`)
-      return []
-    }
-    if (items.length === 0) this.fault(line, `${path} is empty`)
-    return items.flatMap((item) => {
-      if (isString(item)) return [{ text: item.value, line: item.line }]
-      this.fault(item.line, `${path} should hold strings only (put it in quotes)`)
-      return []
+  #scalar<T>(found: Value | undefined, parse: (scalar: string) => T): T | undefined {
+    if (found === undefined) return undefined
+    const { value, place, path } = found
+    if (typeof value !== 'string' && typeof value !== 'number' && typeof value !== 'boolean')
+      return this.#fault(place, `${path} should be a single value`)
+    return this.#attempt(place, `${path} "${value}"`, () => parse(String(value)))
+  }
+
+  /** One value without brackets is a list of one. */
+  #list<T>(found: Value | undefined, parse: (text: string) => T): T[] | undefined {
+    if (found === undefined) return undefined
+    const { value, place, path } = found
+    if (typeof value === 'string')
+      return [this.#attempt(place, `${path} "${value}"`, () => parse(value))].flatMap((one) => one ?? [])
+    if (!Array.isArray(value)) return this.#fault(place, `${path} should be a list of strings`) ?? []
+    if (value.length === 0) this.#fault(place, `${path} is empty`)
+    return value.flatMap((item: unknown, position) => {
+      if (typeof item === 'string')
+        return this.#attempt([...place, position], `${path} "${item}"`, () => parse(item)) ?? []
+      return this.#fault([...place, position], `${path} should hold strings only (put it in quotes)`) ?? []
     })
   }
 
-  #entries(entries: readonly LocatedEntry[]): readonly LocatedEntry[] {
-    const seen = new Set<string>()
-    for (const { key, line, value } of entries) {
-      if (seen.has(key)) this.fault(line, `"${key}" stands here twice`)
-      seen.add(key)
-      if (value.kind === 'alias') this.fault(value.line, 'aliases are not accepted: write the value out')
-    }
-    return entries
-  }
-
-  #attempt<T>(line: number, subject: string, parse: () => T): T | undefined {
+  #attempt<T>(place: Place, subject: string, parse: () => T): T | undefined {
     try {
       return parse()
     } catch (error) {
       if (!(error instanceof RangeError)) throw error
-      return this.fault(line, `${subject} ${error.message}`)
+      return this.#fault(place, `${subject} ${error.message}`)
     }
+  }
+
+  /** A reason that is dear to find is found for those alone that are told. */
+  #fault(place: Place, reason: string | (() => string)): undefined {
+    if (this.faults.length === MAX_FAULTS) this.more += 1
+    else this.faults.push({ place, reason: typeof reason === 'string' ? reason : reason() })
   }
 }
 
+/** `URI:…` to the letter, `DNS:…` in lower case: as a certificate's names are compared. Throws a RangeError. */
+function parseName(text: string): string {
+  const [, kind = '', name = ''] = /^(URI|DNS):([!-~]+)$/.exec(text) ?? []
+  if (kind === '')
+    reject('is not a name in a certificate such as URI:spiffe://corp.example/ns/prod/sa/app or DNS:app.corp.example')
+  if (name.includes('*')) reject('has a wildcard: a name matches as a whole')
+  return kind === 'DNS' ? `DNS:${name.toLowerCase()}` : text
+}
+
+/** RFC 6749 appendix A.1. */
+function parseClientId(text: string): string {
+  if (!/^[!-~](?:[ -~]{0,254}[!-~])?$/.test(text))
+    reject('is not an OAuth client_id: 1 to 256 visible ASCII characters')
+  return text
+}
+
 function parseRole(text: string): Client['role'] {
-  return text === 'proxy' ? text : reject('is not a role: only "proxy" is')
+  return text === 'proxy' ? text : reject(`is not a role: only "proxy" is`)
 }
 
 function parseCount(text: string): number {
@@ -234,25 +301,6 @@ function parseCount(text: string): number {
 
 function parseFlag(text: string): boolean {
   return text === 'true' || (text === 'false' ? false : reject('is neither true nor false'))
-}
-
-function isString(value: Located): value is Located & { readonly kind: 'scalar'; readonly value: string } {
-  return value.kind === 'scalar' && typeof value.value === 'string'
-}
-
-function isNothing(value: Located): boolean {
-  return value.kind === 'scalar' && value.value === null
-}
-
-function statedPolicy(values: ReadonlyMap<string, LocatedEntry>): Readonly<Record<string, unknown>> {
-  return Object.fromEntries(
-    [...values].flatMap(([key, { value }]) => (key === 'fingerprints' ? [] : [[key, plain(value)]])),
-  )
-}
-
-function plain(value: Located): unknown {
-  if (value.kind === 'list') return value.items.map(plain)
-  return value.kind === 'scalar' ? value.value : undefined
 }
 
 function reject(reason: string): never {

@@ -9,7 +9,7 @@ export function listingFindings(
   certificates: readonly (readonly [what: string, certificate: X509Certificate])[],
 ): string[] {
   return certificates.flatMap(([what, certificate]) => {
-    const client = directory.find({ fingerprint: fingerprintOf(certificate), keyPin: keyPinOf(certificate) })
+    const client = directory.find({ fingerprint: fingerprintOf(certificate), keyPin: keyPinOf(certificate) })?.client
     if (client === undefined) return []
     return [
       `clients.${client.name} lists ${what} ${named(certificate)} instead of a client's: take the fingerprint of the client's own certificate ("postern fingerprint FILE").`,

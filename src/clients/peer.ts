@@ -70,8 +70,9 @@ export function identify(peer: Peer, directory: ClientDirectory, now: number): C
       `The client certificate is not valid before ${peer.notBefore.toISOString()}.`,
     )
   }
-  const client = directory.find(peer)
+  const client = directory.find(peer)?.client
   if (client === undefined)
-    throw new Problem('unknown_certificate', 'The fingerprint of the client certificate is not listed.')
+    throw new Problem('unknown_certificate', `No client is listed with the certificate ${peer.fingerprint256}.`)
+  if (client.disabled) throw new Problem('client_disabled', `${client.name} is disabled in the clients file.`)
   return client
 }

@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { codeOf } from '../errors.ts'
+import { nearest } from './suggest.ts'
 
 /**
  * Reads `POSTERN_*` variables one by one and collects what is wrong with them, a plain sentence each. A value that cannot
@@ -75,9 +76,15 @@ export class EnvironmentReader {
       const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
       const hint = isServiceLink
         ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod'
-        : 'check its spelling'
-      this.fault(`${name} is not a setting of Postern: ${hint}.`)
+        : this.#likely(name)
+      this.fault(`${name} is not a setting of Postern: ${hint}${hint.endsWith('?') ? '' : '.'}`)
     }
+  }
+
+  #likely(name: string): string {
+    const short = [...this.#known].map((known) => known.slice('POSTERN_'.length))
+    const meant = nearest(name.slice('POSTERN_'.length).toUpperCase(), short)
+    return meant === undefined ? 'check its spelling' : `did you mean POSTERN_${meant}?`
   }
 
   #attempt<T>(name: string, shown: string, parse: () => T): T | undefined {

@@ -17,12 +17,13 @@ const SIZES: Readonly<Record<string, number>> = {
 const DURATIONS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
 const WINDOWS_S: Readonly<Record<string, number>> = { second: 1, minute: 60, hour: 3600, day: 86_400 }
 
-/** `25MB`, `512KiB`, `1000`: bytes. KB, MB and GB are powers of 1000. Throws a RangeError. */
+/** `25MB`, `512KiB`, `1000B`: bytes. KB, MB and GB are powers of 1000. Throws a RangeError. */
 export function parseSize(text: string): number {
   const match = /^(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?i?b)?$/i.exec(text.trim())
-  const factor = SIZES[(match?.[2] ?? 'B').toUpperCase()]
-  if (match?.[1] === undefined || factor === undefined)
-    throw new RangeError('is not a size such as 25MB, 512KiB or 1000')
+  if (match !== null && match[2] === undefined)
+    throw new RangeError(`has no unit: write ${match[1]}MB, or ${match[1]}B if bytes are meant`)
+  const factor = SIZES[(match?.[2] ?? '').toUpperCase()]
+  if (match?.[1] === undefined || factor === undefined) throw new RangeError('is not a size such as 25MB or 512KiB')
   return positive(Math.floor(Number(match[1]) * factor))
 }
 

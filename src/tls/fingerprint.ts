@@ -9,11 +9,13 @@ export type KeyPin = string & { readonly __brand: 'KeyPin' }
 const PIN_PREFIX = 'spki:sha256/'
 
 /**
- * Reads a fingerprint as openssl, browsers and people write it: case and colons are free.
+ * Reads a fingerprint as openssl (the whole line that it prints too), browsers and people write it: case and colons are
+ * free.
  * Throws a RangeError that says what is wrong with it.
  */
 export function parseFingerprint(text: string): Fingerprint {
-  const digits = text.trim().toLowerCase()
+  const [, hash = 'sha256', digits = ''] = /^\s*(?:(\S+) fingerprint\s*=)?\s*(.*?)\s*$/is.exec(text.toLowerCase()) ?? []
+  if (!/^sha-?256$/.test(hash)) throw new RangeError(`is not a SHA-256 fingerprint but one of ${hash.toUpperCase()}`)
   const hex = /^[0-9a-f]{2}(:[0-9a-f]{2})*$/.test(digits) ? digits.replaceAll(':', '') : digits
   if (!/^[0-9a-f]+$/.test(hex)) {
     throw new RangeError('is not a SHA-256 fingerprint: it should be 64 hex digits, with or without colons')

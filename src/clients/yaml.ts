@@ -1,0 +1,136 @@
+import {
+  COLLECTION_STYLE,
+  constructFromEvents,
+  CORE_SCHEMA,
+  type Event,
+  EVENT_ID,
+  parseEvents,
+  realMapTag,
+  SCALAR_STYLE,
+  YAMLException,
+} from 'js-yaml'
+
+/** Where something stands in a document: at each level the position among the entries or items, from 0 on. */
+export type Place = readonly number[]
+
+/** A text that is not one document of YAML. `line` counts from 1. */
+export class YamlFault extends Error {
+  readonly line: number
+  constructor(line: number, reason: string) {
+    super(reason)
+    this.line = line
+  }
+}
+
+// Mappings as Map: a key keeps its type, so that 0755 is not taken for the name "755".
+const SCHEMA = CORE_SCHEMA.withTags(realMapTag)
+/** A clients file has lists in mappings in mappings in a mapping. */
+const MAX_DEPTH = 8
+
+/** One document of YAML, so of JSON too; `undefined` for none. Keys stand once, and there are no aliases. Throws a YamlFault. */
+export function readYaml(text: string): unknown {
+  try {
+    const { events, source } = parse(text)
+    const documents = constructFromEvents(events, { source, schema: SCHEMA, maxAliases: 0 })
+    if (documents.length > 1) throw new YamlFault(1, `it holds ${documents.length} documents instead of one`)
+    return documents[0]
+  } catch (error) {
+    if (!(error instanceof YAMLException)) throw error
+    throw new YamlFault(lineAt(text, error.mark?.position ?? 0), inPlainWords(error))
+  }
+}
+
+function inPlainWords({ reason, mark }: YAMLException): string {
+  if (reason.startsWith('aliases exceeded')) return 'aliases are not accepted: write the value out'
+  if (reason.startsWith('nesting exceeded')) return 'this is nested too deeply'
+  if (reason !== 'duplicated mapping key' || mark === undefined) return reason
+  return `"${/^["']?([\w.-]*)/.exec(mark.buffer.slice(mark.position, mark.position + 80))?.[1]}" stands here twice`
+}
+
+/** A value as it stands in its text: offsets, of which `end` is past its last character, quotes and brackets included. */
+export interface YamlNode {
+  readonly kind: 'scalar' | 'list' | 'mapping'
+  /** In brackets, as all of JSON is. */
+  readonly flow: boolean
+  /** Of a value that is left out: -1. */
+  readonly start: number
+  readonly end: number
+  /** The items of a list; of a mapping keys and values in turn. */
+  readonly children: readonly YamlNode[]
+}
+
+/** The outline of what readYaml has read; undefined where there is no document. */
+export function outlineOf(text: string): YamlNode | undefined {
+  const { events, source } = parse(text)
+  let next = 1 // after the beginning of the document
+  const read = (): YamlNode | undefined => {
+    const event = events[next++]
+    if (event === undefined || event.type === EVENT_ID.POP) return undefined
+    if (event.type === EVENT_ID.SCALAR) {
+      const quotes = event.style === SCALAR_STYLE.SINGLE_QUOTED || event.style === SCALAR_STYLE.DOUBLE_QUOTED ? 1 : 0
+      const [start, end] = [event.valueStart - quotes, event.valueEnd + quotes]
+      return { kind: 'scalar', flow: false, start, end, children: [] }
+    }
+    if (event.type !== EVENT_ID.MAPPING && event.type !== EVENT_ID.SEQUENCE) return undefined
+    const children: YamlNode[] = []
+    for (let child = read(); child !== undefined; child = read()) children.push(child)
+    const kind = event.type === EVENT_ID.MAPPING ? 'mapping' : 'list'
+    const flow = event.style === COLLECTION_STYLE.FLOW
+    let end = Math.max(event.start + (flow ? 1 : 0), ...children.slice(-2).map((child) => child.end))
+    if (flow) end = afterBracket(source, end)
+    return { kind, flow, start: event.start, end, children }
+  }
+  return read()
+}
+
+const BEFORE_BRACKET = /(?:[\s,:]|#.*)*/y
+
+function afterBracket(source: string, from: number): number {
+  BEFORE_BRACKET.lastIndex = from
+  BEFORE_BRACKET.test(source)
+  return BEFORE_BRACKET.lastIndex + 1
+}
+
+/** The line of each place, from 1 on; of an entry of a mapping, that of its key. */
+export function linesOf(text: string, places: readonly Place[]): number[] {
+  const outline = outlineOf(text)
+  return places.map((place) => {
+    let [node, stands] = [outline, outline]
+    for (const position of place) {
+      const width = node?.kind === 'mapping' ? 2 : 1
+      stands = node?.children[position * width]
+      node = node?.children[position * width + width - 1]
+    }
+    return lineAt(text, Math.max(0, stands?.start ?? 0))
+  })
+}
+
+function lineAt(text: string, offset: number): number {
+  return text.slice(0, offset).split('\n').length
+}
+
+function parse(source: string): { readonly events: Event[]; readonly source: string } {
+  try {
+    return { events: parseEvents(source, { maxDepth: MAX_DEPTH }), source }
+  } catch (error) {
+    if (!(error instanceof YAMLException) || error.reason !== 'deficient indentation') throw error
+    const joined = joinLines(source)
+    return { events: parseEvents(joined, { maxDepth: MAX_DEPTH }), source: joined }
+  }
+}
+
+const TOKENS = /(?<![^\s,:[{])(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')|(?<!\S)#.*|[[\]{}\n]/g
+
+/**
+ * The same text, offset by offset, with a space for each line break within brackets. The library insists that lines in brackets
+ * are indented; most YAML with a `]` or `}` on a line of its own is not, and every other reader takes it.
+ */
+function joinLines(source: string): string {
+  let depth = 0
+  return source.replace(TOKENS, (token) => {
+    if (token === '[' || token === '{') depth += 1
+    else if (token === ']' || token === '}') depth -= 1
+    else if (depth > 0 && (token === '\n' || token.startsWith('#'))) return ' '.repeat(token.length)
+    return token
+  })
+}
