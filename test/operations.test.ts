@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { type IncomingHttpHeaders, request as httpRequest } from 'node:http'
+import { connect } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 import t from 'tap'
 import { makeFiles, settings } from './support/process.ts'
@@ -44,6 +45,8 @@ t.test('the operations port answers its own paths to GET and HEAD, and nothing e
     ['/metrics', 'text/plain; version=0.0.4; charset=utf-8'],
     ['/openapi.json', 'application/json; charset=utf-8'],
     ['/docs', 'text/html; charset=utf-8'],
+    ['/', 'text/html; charset=utf-8'],
+    ['/status.json', 'application/json; charset=utf-8'],
   ] as const) {
     const answer = await ask(gateway, path)
     t.equal(answer.status, 200, path)
@@ -58,8 +61,9 @@ t.test('the operations port answers its own paths to GET and HEAD, and nothing e
       )
   }
   for (const path of [
-    '/',
     '/healthz',
+    '/status',
+    '/status.html',
     '/livez/',
     '/METRICS',
     '/docs/../metrics',
@@ -235,7 +239,7 @@ t.test("a caller's own ids reach the log lines of its request where they are wel
   t.notMatch(gateway.logText(), /NEEDLE/)
 })
 
-t.test('the page of the API needs nothing from anywhere else', async (t) => {
+t.test('the pages need nothing from anywhere else', async (t) => {
   const relay = await startRelay(t)
   const { directory } = await makeFiles(t)
   // As it is shipped: its files are copied by the build.
@@ -245,14 +249,136 @@ t.test('the page of the API needs nothing from anywhere else', async (t) => {
     POSTERN_SMTP_URL: relay.url,
   })(/listening/)
   const gateway = { gateway: { opsPort: Number(JSON.parse(line).ops_port) } }
-  const page = await ask(gateway, '/docs')
-  t.match(page.headers['content-security-policy'], /^default-src 'none'; script-src 'self'; /)
-  t.notMatch(page.headers['content-security-policy'], /https?:|\*/)
-  const links = [...page.text.matchAll(/(?:src|href)="([^"]*)"/g)].map(([, link = '']) => link)
-  t.same(links, ['data:,', '/docs/swagger-ui.css', '/openapi.json', '/docs/swagger-ui-bundle.js', '/docs/start.js'])
-  for (const link of links.slice(1)) {
-    const { status, text, headers } = await ask(gateway, link)
-    t.equal(status, 200, link)
-    t.ok(text.length > 100 && headers['content-type'] !== undefined)
+  for (const path of ['/', '/docs']) {
+    const page = await ask(gateway, path)
+    t.match(page.headers['content-security-policy'], /^default-src 'none'; script-src 'self'; style-src 'self'; /)
+    t.notMatch(page.headers['content-security-policy'], /https?:|\*|unsafe/)
+    const links = [...page.text.matchAll(/(?:src|href)="([^"]*)"/g)].map(([, link = '']) => link)
+    t.ok(links.includes('/page.css') && links.some((link) => link.endsWith('.js')))
+    for (const link of links.filter((link) => link !== 'data:,')) {
+      const { status, text, headers } = await ask(gateway, link)
+      t.equal(status, 200, link)
+      t.ok(text.length > 0 && headers['content-type'] !== undefined)
+    }
   }
+})
+
+t.test('peers that ask for much and read nothing leave memory as it was and probes answered', async (t) => {
+  const gateway = await startGateway(t)
+  const { opsPort } = gateway.gateway
+  const before = process.memoryUsage().rss
+  const closed: Promise<unknown>[] = []
+  const sockets = Array.from({ length: 300 }, () => {
+    const socket = connect({ host: '127.0.0.1', port: opsPort })
+    socket.on('error', () => {})
+    socket.pause().write('GET /docs/api.js HTTP/1.1\r\nHost: localhost\r\n\r\n'.repeat(8))
+    closed.push(once(socket, 'close'))
+    return socket
+  })
+  await until(async () => (await ask(gateway, '/livez')).status === 200)
+  t.ok(process.memoryUsage().rss - before < 100_000_000)
+  for (const socket of sockets) socket.resume()
+  await Promise.all(closed)
+  t.pass('requests that are sent on before the answer end the connection')
+})
+
+t.test('where every connection is taken the oldest makes room for a probe', async (t) => {
+  const gateway = await startGateway(t)
+  const sockets = Array.from({ length: 256 }, () => {
+    const socket = connect({ host: '127.0.0.1', port: gateway.gateway.opsPort })
+    socket.on('error', () => {})
+    return socket
+  })
+  t.teardown(() => sockets.forEach((socket) => socket.destroy()))
+  await Promise.all(sockets.map((socket) => once(socket, 'connect')))
+  const [oldest, second] = sockets
+  const gone = oldest && once(oldest.resume(), 'close')
+  t.equal((await ask(gateway, '/livez')).status, 200)
+  await gone
+  t.equal(second?.closed, false)
+})
+
+t.test('a page that makes a name of its own point to the operations port gets nothing', async (t) => {
+  const gateway = await startGateway(t)
+  const { opsPort } = gateway.gateway
+  const status = async (host: string, path = '/status.json', of = gateway): Promise<number | undefined> =>
+    (await ask(of, path, { headers: { host } })).status
+  for (const host of [
+    'evil.example',
+    `evil.example:${opsPort}`,
+    '127.0.0.1.evil.example',
+    'localhost.evil.example',
+    '10.0.0.7',
+  ])
+    for (const path of ['/', '/status.json', '/openapi.json', '/docs', '/metrics', '/livez', '/page.css'])
+      t.equal(await status(host, path), 403, `${host} ${path}`)
+  for (const host of [`127.0.0.1:${opsPort}`, 'localhost', `LOCALHOST:${opsPort}`, '[::1]:9464', '127.0.0.2'])
+    t.equal(await status(host), 200, host)
+
+  const open = await startGateway(t, { env: { POSTERN_OPS_HOST: '0.0.0.0' } })
+  for (const path of ['/livez', '/readyz', '/metrics'])
+    for (const host of ['10.1.2.3:9464', 'postern.mail.svc.cluster.local:9464', '[fd00::7]:9464'])
+      t.equal(await status(host, path, open), 200, `probes and scrapers come as ${host}`)
+  for (const host of ['10.1.2.3:9464', '[fd00::7]']) t.equal(await status(host, '/status.json', open), 200, host)
+  for (const path of ['/', '/status.json', '/docs', '/openapi.json'])
+    t.equal(await status('evil.example', path, open), 403, path)
+})
+
+t.test('the status says what is well, what is not, and what to do', async (t) => {
+  const relay = await startFaultRelay(t)
+  const gateway = await startGateway(t, {
+    env: { POSTERN_SMTP_URL: relay.url },
+    clients:
+      'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"], rate: 5/hour }, ' +
+      `quiet: { fingerprints: ["${'AB:'.repeat(31)}AB"], from: ["*"] } }`,
+  })
+  const status = async (): Promise<Record<string, any>> => JSON.parse((await ask(gateway, '/status.json')).text)
+  t.match(await status(), {
+    state: 'well',
+    concerns: [],
+    version: /^\d+\.\d+\.\d+/,
+    relays: [{ relay: /^localhost:/, up: true }],
+    messages: { minutes: 60, outcomes: {} },
+    refusals: [],
+    clients_file: { path: /^\/.*certs\/clients\.yaml$/, read_at: String },
+  })
+  const { fingerprint } = (await gateway.request()).json
+  await gateway.post({ ...MESSAGE, subject: 'SECRET-SUBJECT', to: 'secret-recipient@corp.example' })
+  await gateway.post({ ...MESSAGE, from: 'secret-sender@corp.example' })
+  await gateway.request({ as: await gateway.pki.client('stranger') })
+  await relay.stop()
+  t.equal((await gateway.post(MESSAGE)).status, 503)
+  const after = await status()
+  t.match(after, {
+    state: 'down',
+    concerns: [{ severity: 'down', what: /^localhost:\d+ is down/, advice: /postern check/ }],
+    clients: [
+      {
+        client: 'billing',
+        disabled: false,
+        last_seen: String,
+        fingerprint,
+        certificate_expires: String,
+        usage: { rate: { limit: 5, remaining: 3 } },
+      },
+      { client: 'quiet', last_seen: null, certificate_expires: null, usage: {} },
+    ],
+    refusals: [
+      { code: 'relay_unavailable', client: 'billing', count: 1, advice: /postern check/ },
+      { code: 'unknown_certificate', client: null, count: 1, advice: /postern client add/ },
+      { code: 'sender_not_allowed', client: 'billing', count: 1, advice: /clients file/ },
+    ],
+  })
+  t.equal(after['messages'].outcomes.accepted.length, 60)
+  t.same(
+    Object.entries<number[]>(after['messages'].outcomes).map(([name, counts]) => [
+      name,
+      counts.reduce((a, b) => a + b),
+    ]),
+    [
+      ['accepted', 1],
+      ['not_sent', 2],
+    ],
+  )
+  t.notMatch(JSON.stringify(after), /secret/i, 'no recipient, sender or subject is on it')
 })

@@ -58,8 +58,8 @@ export function build(options: AppOptions): TypedApp {
   const { config, clients } = options
   const events: ProblemEvents = {
     answered: (problem, request, reply) => {
-      options.metrics.rejections.inc({ code: problem.code })
       const client = request.caller?.client.name ?? null
+      options.metrics.countRefusal(problem, client)
       if (request.method === 'POST' && !request.is404) {
         const result = { outcome: problem.outcome, problem }
         if (client !== null) options.metrics.countMessage(client, result, request.audit?.recipients?.length ?? 0)

@@ -1,10 +1,10 @@
 import { constants, statSync } from 'node:fs'
 import { open, realpath } from 'node:fs/promises'
-import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
+import type { IncomingMessage, Server } from 'node:http'
 import { isIPv6 } from 'node:net'
 import { join, sep } from 'node:path'
 import { LoadError } from '../errors.ts'
-import { MAX_CONNECTIONS, PLAIN_HTTP_LIMITS } from './server.ts'
+import { plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
 export interface AcmeOptions {
   /** The directory that an ACME client writes into; absent: nothing is served. */
@@ -23,19 +23,23 @@ const MAX_FILE_BYTES = 4_096 // a key authorization is a token and a thumbprint:
  * It knows no mail route.
  */
 export function acmeServer(options: AcmeOptions): Server {
-  const server = createServer(PLAIN_HTTP_LIMITS, (request, response) => {
-    request.resume()
+  return plainServer(async (request) => {
     const path = targetPath(request.url)
     const readable = request.method === 'GET' || request.method === 'HEAD'
-    if (options.webroot === undefined || !readable || !path.startsWith(PREFIX))
-      return redirect(request, response, path, options)
-    readChallenge(options.webroot, path.slice(PREFIX.length)).then(
-      (content) => respond(request, response, 200, content, { 'content-type': 'application/octet-stream' }),
-      () => say(request, response, 404, 'There is no such challenge.'),
-    )
+    const answer =
+      options.webroot !== undefined && readable && path.startsWith(PREFIX)
+        ? await challenge(options.webroot, path.slice(PREFIX.length))
+        : redirect(request, path, options)
+    return { ...answer, headers: { ...answer.headers, connection: 'close' } }
   })
-  server.maxConnections = MAX_CONNECTIONS
-  return server
+}
+
+async function challenge(webroot: string, token: string): Promise<PlainAnswer> {
+  try {
+    return { status: 200, type: 'application/octet-stream', body: await readChallenge(webroot, token) }
+  } catch {
+    return plain(404, 'There is no such challenge.')
+  }
 }
 
 /** Throws a LoadError when the webroot is no directory: an ACME client would fail much later, and elsewhere. */
@@ -72,19 +76,11 @@ async function readChallenge(webroot: string, token: string): Promise<Buffer> {
   }
 }
 
-function redirect(
-  request: IncomingMessage,
-  response: ServerResponse,
-  path: string,
-  { publicUrl, httpsPort }: AcmeOptions,
-): void {
+function redirect(request: IncomingMessage, path: string, { publicUrl, httpsPort }: AcmeOptions): PlainAnswer {
   const base = publicUrl === undefined ? requestedHost(request.headers.host, httpsPort()) : withoutEnd(publicUrl)
-  if (base === undefined) return say(request, response, 400, 'The Host header names no host.')
+  if (base === undefined) return plain(400, 'The Host header names no host.')
   const location = base + path
-  respond(request, response, 301, Buffer.from(`Moved to ${location}\n`), {
-    location,
-    'content-type': 'text/plain; charset=utf-8',
-  })
+  return plain(301, `Moved to ${location}`, { location })
 }
 
 /** The base of a redirect to the host that was asked for: a name, IPv4 or [IPv6], nothing that reads as anything else. */
@@ -103,25 +99,4 @@ function withoutEnd(publicUrl: string): string {
 function targetPath(target = '/'): string {
   const path = target.replace(/^https?:\/\/[^/?#]*/i, '')
   return /^\/[\x21-\x7e]*$/.test(path) ? path : '/'
-}
-
-function say(request: IncomingMessage, response: ServerResponse, status: number, text: string): void {
-  respond(request, response, status, Buffer.from(`${text}\n`), { 'content-type': 'text/plain; charset=utf-8' })
-}
-
-function respond(
-  request: IncomingMessage,
-  response: ServerResponse,
-  status: number,
-  body: Buffer,
-  headers: Record<string, string>,
-): void {
-  response.writeHead(status, {
-    ...headers,
-    'content-length': body.length,
-    'cache-control': 'no-store',
-    'x-content-type-options': 'nosniff',
-    connection: 'close',
-  })
-  response.end(request.method === 'HEAD' ? undefined : body)
 }

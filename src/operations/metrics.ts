@@ -1,7 +1,8 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
-import { PROBLEMS } from '../errors.ts'
+import { type Problem, PROBLEMS } from '../errors.ts'
 import type { Usage } from '../send/allowances.ts'
 import type { AuditResult } from './audit.ts'
+import { History } from './history.ts'
 
 // From a hand-over on the same machine to a relay that takes its time.
 const SECONDS_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
@@ -21,6 +22,7 @@ export interface Levels {
  */
 export class Metrics {
   readonly registry = new Registry()
+  readonly history = new History()
   /** `outcome` is that of the log line: accepted, partial, validated, not_sent, unknown. */
   readonly messages = this.#counter('messages_total', 'Messages by what became of them.', ['client', 'outcome'])
   /** `result` is accepted, rejected (5yz), deferred (4yz) or unknown. */
@@ -83,6 +85,7 @@ export class Metrics {
   /** Counts a message that got its answer, and its recipients where a relay had a say. `addressed` is how many it had. */
   countMessage(client: string, result: AuditResult, addressed: number): void {
     this.messages.inc({ client, outcome: result.outcome })
+    this.history.message(result.outcome)
     const { problem } = result
     const rejected = result.rejected ?? problem?.smtp?.rejected ?? []
     const refused = rejected.filter(({ code }) => code >= 500).length
@@ -90,6 +93,12 @@ export class Metrics {
     this.#countRecipients(client, 'deferred', rejected.length - refused)
     const rest = verdict(result)
     if (rest !== undefined) this.#countRecipients(client, rest, addressed - rejected.length)
+  }
+
+  /** Counts an answer that is a problem; `client` is null for strangers. */
+  countRefusal({ code }: Problem, client: string | null): void {
+    this.rejections.inc({ code })
+    this.history.refusal(code, client)
   }
 
   #countRecipients(client: string, result: RecipientResult, count: number): void {

@@ -1,77 +1,73 @@
-import { createServer, type Server } from 'node:http'
+import type { Server } from 'node:http'
 import type { Metrics } from './metrics.ts'
+import { json, namesAddress, pageFile, plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
-/** One answer of the operations port. */
-export interface OperationsAnswer {
-  readonly status: number
-  readonly type: string
-  readonly body: string | Buffer
-  readonly headers?: Readonly<Record<string, string>>
+export type OperationsRoutes = Readonly<Record<string, () => PlainAnswer | Promise<PlainAnswer>>>
+
+export interface OperationsOptions {
+  /** What the port listens on: POSTERN_OPS_HOST. */
+  readonly host: string
+  readonly metrics: Metrics
+  /** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
+  readonly notReady: () => Promise<string | undefined>
+  readonly status: () => Promise<object>
+  /** The OpenAPI document, which does not change. */
+  readonly describe: () => object
 }
 
-export type OperationsRoutes = Readonly<Record<string, () => OperationsAnswer | Promise<OperationsAnswer>>>
+// Kubelets and Prometheus come by whatever name or address they have been given; where others than this machine can reach the
+// port, these paths answer them all. They say less than the status page, and a name that points to another machine's page gives
+// that page no more than its network has already.
+const BY_ANY_NAME: readonly string[] = ['/livez', '/readyz', '/metrics']
 
-const REQUEST_TIMEOUT_MS = 5_000 // probes, scrapers and certificate authorities ask at once; others may reach these ports
-const TIMEOUT_CHECK_MS = 1_000 // Node looks every 30 s, so long could silent peers hold every connection
+const PAGES = new URL('pages/', import.meta.url)
 
-/** Of the servers that speak plain HTTP. */
-export const PLAIN_HTTP_LIMITS = {
-  requestTimeout: REQUEST_TIMEOUT_MS,
-  headersTimeout: REQUEST_TIMEOUT_MS,
-  connectionsCheckingInterval: TIMEOUT_CHECK_MS,
-  maxHeaderSize: 8 * 1024,
-} as const
-/** Of each of them at a time: those who should ask need a few. */
-export const MAX_CONNECTIONS = 256
-
-/** Why the gateway should get no traffic now; nothing when it should. Asked at each probe: it must not open connections. */
-export type Readiness = () => Promise<string | undefined>
-
-/** The plain HTTP server for probes and metrics. It knows no mail route and shares nothing with the listener that does. */
-export function operationsServer(routes: OperationsRoutes): Server {
-  const server = createServer(PLAIN_HTTP_LIMITS, (request, response) => {
-    request.resume()
-    const path = (request.url ?? '').split('?', 1)[0] ?? ''
-    const route = Object.hasOwn(routes, path) ? routes[path] : undefined
-    const readable = request.method === 'GET' || request.method === 'HEAD'
-    const respond = ({ status, type, body, headers }: OperationsAnswer): void => {
-      response.writeHead(status, {
-        'content-type': type,
-        'cache-control': 'no-store',
-        'x-content-type-options': 'nosniff',
-        'content-length': Buffer.byteLength(body),
-        ...headers,
-      })
-      response.end(request.method === 'HEAD' ? undefined : body)
-    }
-    if (route === undefined) return respond(plain(404, 'There is nothing at this path.'))
-    if (!readable) return respond({ ...plain(405, 'This path takes GET.'), headers: { allow: 'GET, HEAD' } })
-    Promise.resolve()
-      .then(route)
-      .then(respond, () => respond(plain(500, 'failed')))
+/** The plain HTTP server for probes, metrics and people. It knows no mail route and shares nothing with the listener that does. */
+export function operationsServer(options: OperationsOptions): Server {
+  const routes = routesOf(options)
+  const loopbackOnly = namesAddress(options.host.includes(':') ? `[${options.host}]` : options.host, {
+    loopbackOnly: true,
   })
-  server.maxConnections = MAX_CONNECTIONS
+  const server = plainServer(({ url = '', method, headers: { host } }) => {
+    const path = url.split('?', 1)[0] ?? ''
+    const known = namesAddress(host, { loopbackOnly }) || host?.replace(/:\d+$/, '') === options.host
+    if (!known && (loopbackOnly || !BY_ANY_NAME.includes(path)))
+      return plain(403, 'Ask for this by an address, such as 127.0.0.1, or as localhost.')
+    const route = Object.hasOwn(routes, path) ? routes[path] : undefined
+    if (route === undefined) return plain(404, 'There is nothing at this path.')
+    if (method !== 'GET' && method !== 'HEAD') return plain(405, 'This path takes GET.', { allow: 'GET, HEAD' })
+    return route()
+  })
   server.unref()
   return server
 }
 
-/** `/livez` says that the process answers, `/readyz` whether it should get traffic. */
-export function probeRoutes(notReady: Readiness): OperationsRoutes {
+function routesOf({ metrics, notReady, status, describe }: OperationsOptions): OperationsRoutes {
+  const file = (name: string): (() => PlainAnswer) => {
+    const content = pageFile(name, PAGES)
+    return () => content
+  }
+  let description: PlainAnswer | undefined
   return {
     '/livez': () => plain(200, 'ok'),
     '/readyz': async () => {
       const reason = await notReady()
       return reason === undefined ? plain(200, 'ok') : plain(503, reason)
     },
+    '/metrics': async () => ({
+      status: 200,
+      type: metrics.registry.contentType,
+      body: await metrics.registry.metrics(),
+    }),
+    '/openapi.json': () => (description ??= json(describe())),
+    '/status.json': async () => json(await status()),
+    '/': file('status.html'),
+    '/status.js': file('status.js'),
+    '/status.css': file('status.css'),
+    '/docs': file('api.html'),
+    '/docs/': file('api.html'),
+    '/docs/api.js': file('api.js'),
+    '/docs/api.css': file('api.css'),
+    '/page.css': file('page.css'),
   }
-}
-
-/** `/metrics` in the Prometheus text format. */
-export function metricsRoute({ registry }: Metrics): OperationsRoutes {
-  return { '/metrics': async () => ({ status: 200, type: registry.contentType, body: await registry.metrics() }) }
-}
-
-/** An answer of one line of text. */
-export function plain(status: number, text: string): OperationsAnswer {
-  return { status, type: 'text/plain; charset=utf-8', body: `${text}\n` }
 }

@@ -15,6 +15,16 @@ interface Expiring {
   readonly fingerprint: Fingerprint
   /** Unix ms. */
   readonly notAfter: number
+  /** Unix ms; of the listener's own certificate, when it was read. */
+  seen: number
+}
+
+/** A certificate as the status page shows it. */
+export interface CertificateStatus {
+  readonly last_seen: string
+  readonly fingerprint: string
+  /** Null where it has none that can be read. */
+  readonly not_after: string | null
 }
 
 /**
@@ -36,13 +46,25 @@ export class ExpiryWatch {
   /** PEM; of a chain, its first certificate. */
   serves(certificate: string): void {
     const leaf = new X509Certificate(certificate)
-    this.#note(SERVER, { fingerprint: fingerprintOf(leaf), notAfter: notAfter(leaf).getTime() })
+    this.#note(SERVER, { fingerprint: fingerprintOf(leaf), notAfter: notAfter(leaf).getTime(), seen: Date.now() })
   }
 
   seen({ client, peer }: Caller): void {
     const subject = subjectOf(client.name)
-    if (this.#expiring.get(subject)?.fingerprint === peer.fingerprint) return
-    this.#note(subject, { fingerprint: peer.fingerprint, notAfter: peer.notAfter.getTime() })
+    const known = this.#expiring.get(subject)
+    if (known?.fingerprint === peer.fingerprint) known.seen = Date.now()
+    else this.#note(subject, { fingerprint: peer.fingerprint, notAfter: peer.notAfter.getTime(), seen: Date.now() })
+  }
+
+  /** The certificate that a client was last seen with; without a name, the listener's. */
+  status(client?: string): CertificateStatus | undefined {
+    const known = this.#expiring.get(client === undefined ? SERVER : subjectOf(client))
+    if (known === undefined) return undefined
+    return {
+      last_seen: new Date(known.seen).toISOString(),
+      fingerprint: formatFingerprint(known.fingerprint),
+      not_after: Number.isNaN(known.notAfter) ? null : new Date(known.notAfter).toISOString(),
+    }
   }
 
   /** Forgets the clients that are no longer listed: there are never more numbers than clients, and the listener's. */

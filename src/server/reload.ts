@@ -17,7 +17,7 @@ import { FileWatch } from './watch.ts'
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
 export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients'
 
-/** A digest of each part's files, unreadable ones included. */
+/** Of each part the SHA-256 of its files in hex, separated by spaces; of one that cannot be read, the reason's code. */
 export type Digests = ReadonlyMap<Part, string>
 
 export interface InForce {
@@ -48,11 +48,13 @@ export class Reloader implements ClientSource {
   readonly #options: ReloaderOptions
   readonly #expiry: ExpiryWatch
   /** What is not in force, and whether the same files may be good at another time. */
-  readonly #failing = new Map<Part, 'for now' | 'for good'>()
+  readonly #failing = new Map<Part, { readonly again: 'for now' | 'for good'; readonly reasons: readonly string[] }>()
   readonly #tried: Map<Part, string>
   #secureContext: SecureContext
   /** When the certificate was found valid: other parts are put into force with it whatever has become of it since. */
   #certificateFrom = new Date()
+  /** When each part in force was read, and the digest of its files. */
+  readonly #inForce = new Map<Part, { readonly digest: string; readonly readAt: Date }>()
   #serving: { readonly server: Server; readonly connections: Connections; close(): void } | undefined
   #retryAt = 0
   #listWarning = { text: '', at: 0 }
@@ -62,6 +64,7 @@ export class Reloader implements ClientSource {
     this.#expiry = new ExpiryWatch(options.metrics, options.log)
     this.#secureContext = inForce.secureContext
     this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
+    for (const [part, digest] of this.#tried) this.#inForce.set(part, { digest, readAt: new Date() })
     const trust = new ClientTrust(inForce.secureContext)
     this.current = {
       directory: inForce.clients,
@@ -93,6 +96,25 @@ export class Reloader implements ClientSource {
     this.#serving = undefined
   }
 
+  /** The files in force, for the status page. `sha256` is that of their content, one for each path. */
+  get files(): readonly FileStatus[] {
+    return partsOf(this.#options.config).map(([file, paths]) => {
+      const { digest = '', readAt } = this.#inForce.get(file) ?? {}
+      return {
+        file,
+        paths,
+        sha256: digest.split(' '),
+        read_at: readAt?.toISOString() ?? null,
+        faults: this.#failing.get(file)?.reasons ?? [],
+      }
+    })
+  }
+
+  /** The certificates in sight and the listed clients, for the status page. */
+  get certificates(): ExpiryWatch {
+    return this.#expiry
+  }
+
   /** Reads all files and puts into force what has changed and is good. `again`: what failed before is told once more. */
   reload({ again = false } = {}): void {
     let done = false
@@ -100,7 +122,7 @@ export class Reloader implements ClientSource {
       const found = readAll(paths)
       const changed = found.digest !== this.#tried.get(part)
       this.#tried.set(part, found.digest)
-      const failing = this.#failing.get(part)
+      const failing = this.#failing.get(part)?.again
       if (!changed && failing !== 'for now' && !(failing === 'for good' && again)) continue
       done = this.#attempt(part, paths, found, changed || again) || done
     }
@@ -114,7 +136,8 @@ export class Reloader implements ClientSource {
       this.#replace(part, paths, found.texts)
     } catch (error) {
       // A clients file has no dates: the same text stays bad, and reading a long one again holds up every request.
-      this.#failing.set(part, part === 'clients' && error instanceof LoadError ? 'for good' : 'for now')
+      const again = part === 'clients' && error instanceof LoadError ? 'for good' : 'for now'
+      this.#failing.set(part, { again, reasons: reasonsOf(error) })
       if (!loud) return false
       metrics.reloads.inc({ file: part, result: 'failed' })
       log.error(
@@ -124,6 +147,7 @@ export class Reloader implements ClientSource {
       return false
     }
     this.#failing.delete(part)
+    this.#inForce.set(part, { digest: found.digest, readAt: new Date() })
     metrics.reloads.inc({ file: part, result: 'ok' })
     log.info({ file: part, paths }, 'a changed file is in force')
     return true
@@ -157,7 +181,7 @@ export class Reloader implements ClientSource {
 
   #tick(): void {
     const now = Date.now()
-    if (now >= this.#retryAt && [...this.#failing.values()].includes('for now')) {
+    if (now >= this.#retryAt && [...this.#failing.values()].some(({ again }) => again === 'for now')) {
       this.#retryAt = now + RETRY_MS
       this.reload()
     }
@@ -180,6 +204,15 @@ export function digestsOf(config: ReloaderOptions['config']): Digests {
   return new Map(partsOf(config).map(([part, paths]) => [part, readAll(paths).digest]))
 }
 
+/** A part as the status page shows it. `faults`: why its files as they are now are not in force. */
+export interface FileStatus {
+  readonly file: Part
+  readonly paths: readonly string[]
+  readonly sha256: readonly string[]
+  readonly read_at: string | null
+  readonly faults: readonly string[]
+}
+
 /** What the files of a part held at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
 interface Content {
   readonly digest: string
@@ -189,21 +222,20 @@ interface Content {
 }
 
 function readAll(paths: readonly string[]): Content {
-  const hash = createHash('sha256')
+  const digests: string[] = []
   const texts: string[] = []
   let unreadable: unknown
   for (const path of paths) {
     try {
       const bytes = readFileSync(path)
-      hash.update(bytes)
+      digests.push(createHash('sha256').update(bytes).digest('hex'))
       texts.push(bytes.toString())
     } catch (error) {
-      hash.update(codeOf(error))
+      digests.push(codeOf(error))
       unreadable ??= error
     }
-    hash.update('\0')
   }
-  return { digest: hash.digest('base64'), texts, unreadable }
+  return { digest: digests.join(' '), texts, unreadable }
 }
 
 function partsOf({ tls, clients }: ReloaderOptions['config']): [Part, readonly string[]][] {

@@ -12,8 +12,8 @@ import { MemoryIdempotencyStore } from '../send/store-memory.ts'
 import { RedisIdempotencyStore } from '../send/store-redis.ts'
 import { codeOf, LoadError } from '../errors.ts'
 import { Metrics } from '../operations/metrics.ts'
-import { documentationRoutes } from '../operations/documentation.ts'
-import { metricsRoute, operationsServer, probeRoutes } from '../operations/server.ts'
+import { operationsServer } from '../operations/server.ts'
+import { statusOf } from '../operations/status.ts'
 import { connectRedis } from '../send/redis.ts'
 import { AttemptFailed } from '../relay/relay.ts'
 import { type InForce, Reloader } from './reload.ts'
@@ -56,9 +56,11 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const metrics = new Metrics()
   const clients = new Reloader(loaded, { config, metrics, log: logger })
   const admission = new Admission(config.maxPending, config.maxInflight)
+  const faults = new Map<string, string | undefined>()
   const relays = new Relays(config.smtp, loaded.relayCa, {
     changed: (relay, up, reason) => {
       metrics.relayUp.set({ relay }, up ? 1 : 0)
+      faults.set(relay, up ? undefined : errorText(reason))
       if (up) logger.info({ relay }, 'relay is back')
       else logger.warn({ relay, error: errorText(reason) }, 'relay is down')
     },
@@ -97,21 +99,35 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     shuttingDown: () => shuttingDown,
   })
   const sockets = trackSockets(app.server)
+  let firstLook: Promise<void> = Promise.resolve()
+  const usage = (): ReturnType<Allowances['usageOf']> => allowances.usageOf(clients.current.directory.clients.values())
   metrics.observe({
     relayPending: () => relays.pending,
     inflightBytes: () => admission.bytes,
     connections: () => sockets.size,
-    usage: () => allowances.usageOf(clients.current.directory.clients.values()),
+    usage,
   })
-  let firstLook: Promise<void> = Promise.resolve()
   const operations = operationsServer({
-    ...probeRoutes(async () => {
+    host: config.ops.host,
+    metrics,
+    notReady: async () => {
       await firstLook
       if (shuttingDown) return 'shutting down'
       return relays.status.some(({ up }) => up) ? undefined : 'no relay is reachable'
+    },
+    status: statusOf({
+      history: metrics.history,
+      shuttingDown: () => shuttingDown,
+      relays: () =>
+        relays.status.map(({ label, up }) => ({ relay: label, up, fault: up ? undefined : faults.get(label) })),
+      inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: sockets.size }),
+      files: () => clients.files,
+      clients: () => clients.current.directory.clients.values(),
+      usage,
+      certificate: (client) => clients.certificates.status(client),
+      store: () => redis?.isReady,
     }),
-    ...metricsRoute(metrics),
-    ...documentationRoutes(() => app.swagger()),
+    describe: () => app.swagger(),
   })
   const plain = acmeServer({ ...config.http, httpsPort: () => portOf(app.server) })
 

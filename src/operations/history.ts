@@ -1,0 +1,84 @@
+import type { ProblemCode } from '../errors.ts'
+import { adviceFor } from './advice.ts'
+
+const MINUTES = 60
+const MINUTE_MS = 60_000
+const MAX_REFUSALS = 500 // pairs of code and client in a minute; those beyond are counted without their client
+
+interface Minute {
+  /** Unix minutes. */
+  readonly at: number
+  readonly outcomes: Map<string, number>
+  readonly refusals: Map<
+    string,
+    { readonly code: ProblemCode; readonly client: string | null; count: number; last: number }
+  >
+}
+
+/** What the last hour's status shows of a kind of refusal. */
+export interface Refusals {
+  readonly code: ProblemCode
+  /** Null for strangers. */
+  readonly client: string | null
+  readonly count: number
+  readonly last: string
+  readonly advice: string
+}
+
+/** Messages and refusals of the last hour, by the minute: for the status page. The metrics count from the start. */
+export class History {
+  readonly #minutes: Minute[] = []
+
+  message(outcome: string): void {
+    const { outcomes } = this.#current()
+    outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1)
+  }
+
+  refusal(code: ProblemCode, client: string | null): void {
+    const { refusals } = this.#current()
+    const name = refusals.size < MAX_REFUSALS ? client : null
+    const key = `${code} ${name ?? ''}`
+    const known = refusals.get(key) ?? { code, client: name, count: 0, last: 0 }
+    refusals.set(key, Object.assign(known, { count: known.count + 1, last: Date.now() }))
+  }
+
+  /** For each outcome that there was, its numbers in each of the last 60 minutes, the current one last. */
+  outcomes(): Record<string, number[]> {
+    const last = minuteNow()
+    const series: Record<string, number[]> = {}
+    for (const { at, outcomes } of this.#minutes) {
+      const index = MINUTES - 1 - (last - at)
+      if (index < 0) continue
+      for (const [outcome, count] of outcomes)
+        (series[outcome] ??= Array.from({ length: MINUTES }, () => 0))[index] = count
+    }
+    return series
+  }
+
+  /** The latest first. */
+  refusals(): readonly Refusals[] {
+    const all = new Map<string, { code: ProblemCode; client: string | null; count: number; last: number }>()
+    for (const { at, refusals } of this.#minutes) {
+      if (at <= minuteNow() - MINUTES) continue
+      for (const [key, { code, client, count, last }] of refusals)
+        all.set(key, { code, client, count: count + (all.get(key)?.count ?? 0), last })
+    }
+    return [...all.values()]
+      .sort((a, b) => b.last - a.last)
+      .map((refusal) => ({ ...refusal, last: new Date(refusal.last).toISOString(), advice: adviceFor(refusal.code) }))
+  }
+
+  #current(): Minute {
+    const at = minuteNow()
+    const last = this.#minutes.at(-1)
+    if (last?.at === at) return last
+    const minute: Minute = { at, outcomes: new Map(), refusals: new Map() }
+    this.#minutes.push(minute)
+    if (this.#minutes.length > MINUTES) this.#minutes.shift()
+    return minute
+  }
+}
+
+function minuteNow(): number {
+  return Math.floor(Date.now() / MINUTE_MS)
+}

@@ -1,0 +1,2 @@
+// The page is drawn from the document.
+document.title = 'Postern API'

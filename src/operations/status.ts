@@ -1,0 +1,163 @@
+import { resolve } from 'node:path'
+import { VERSION } from '../config/version.ts'
+import type { Client } from '../clients/clients-file.ts'
+import type { Usage } from '../send/allowances.ts'
+import type { History } from './history.ts'
+
+const DAY_MS = 86_400_000
+const RENEW_DAYS = 30 // as the log warns
+
+/** What the status is made of, each asked for when it is read. No recipient, subject or secret may be in it. */
+export interface StatusSources {
+  readonly history: History
+  readonly shuttingDown: () => boolean
+  /** `fault`: what took it down. */
+  readonly relays: () => readonly {
+    readonly relay: string
+    readonly up: boolean
+    readonly fault?: string | undefined
+  }[]
+  readonly inFlight: () => { readonly messages: number; readonly bytes: number; readonly connections: number }
+  readonly files: () => readonly {
+    readonly file: string
+    readonly paths: readonly string[]
+    readonly sha256: readonly string[]
+    readonly read_at: string | null
+    readonly faults: readonly string[]
+  }[]
+  readonly clients: () => Iterable<Client>
+  readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
+  /** The certificate that a client was last seen with; without a name, the listener's. */
+  readonly certificate: (client?: string) => Certificate | undefined
+  /** Whether Redis answers; undefined where there is none. */
+  readonly store: () => boolean | undefined
+}
+
+interface Certificate {
+  readonly last_seen: string
+  readonly fingerprint: string
+  readonly not_after: string | null
+}
+
+/** Something that is not well, and what to do. */
+interface Concern {
+  readonly severity: 'down' | 'warning'
+  readonly what: string
+  readonly advice: string
+}
+
+/** The status of the gateway as `/status.json` gives it and the page at `/` shows it. */
+export function statusOf(sources: StatusSources): () => Promise<object> {
+  const started = new Date().toISOString()
+  return async () => {
+    const usage = new Map(await sources.usage())
+    const clients = [...sources.clients()].map((client) => {
+      const seen = sources.certificate(client.name)
+      return {
+        client: client.name,
+        disabled: client.stated['disabled'] === true,
+        last_seen: seen?.last_seen ?? null,
+        fingerprint: seen?.fingerprint ?? null,
+        certificate_expires: seen?.not_after ?? null,
+        usage: usage.get(client.name) ?? {},
+      }
+    })
+    const files = sources.files().map(({ file, paths, read_at, faults }) => ({ file, paths, read_at, faults }))
+    const listed = sources.files().find(({ file }) => file === 'clients')
+    const status = {
+      now: new Date().toISOString(),
+      version: VERSION,
+      started,
+      relays: sources.relays(),
+      messages: { minutes: 60, outcomes: sources.history.outcomes() },
+      in_flight: sources.inFlight(),
+      clients,
+      refusals: sources.history.refusals(),
+      certificate: { not_after: sources.certificate()?.not_after ?? null },
+      clients_file: {
+        path: listed?.paths[0] === undefined ? null : resolve(listed.paths[0]),
+        sha256: listed?.sha256[0] ?? null,
+        read_at: listed?.read_at ?? null,
+      },
+      files,
+    }
+    const concerns = [...ofTheGateway(sources, status.relays), ...ofFiles(files), ...ofCertificates(sources, clients)]
+    const state = concerns.some(({ severity }) => severity === 'down')
+      ? 'down'
+      : concerns.length > 0
+        ? 'degraded'
+        : 'well'
+    return { state, concerns, ...status }
+  }
+}
+
+function* ofTheGateway(
+  { shuttingDown, store, clients }: StatusSources,
+  relays: ReturnType<StatusSources['relays']>,
+): Generator<Concern> {
+  if (shuttingDown())
+    yield {
+      severity: 'down',
+      what: 'The gateway is shutting down.',
+      advice: 'Nothing: it ends when what is in flight is over.',
+    }
+  const away = relays.filter(({ up }) => !up)
+  for (const { relay, fault } of away) {
+    const all = away.length === relays.length
+    yield {
+      severity: all ? 'down' : 'warning',
+      what: `${relay} is down${fault === undefined ? '' : `: ${fault}`}.`,
+      advice: `${all ? 'Nothing is sent until a relay is back.' : 'The other relays carry its load.'} Run postern check where the gateway runs: it says what to mend.`,
+    }
+  }
+  if (store() === false)
+    yield {
+      severity: 'warning',
+      what: 'Redis does not answer.',
+      advice:
+        'Requests with an Idempotency-Key are refused and rates count for this replica alone until it is back: look at Redis.',
+    }
+  if ([...clients()].length === 0)
+    yield {
+      severity: 'warning',
+      what: 'The clients file lists nobody: every request is refused.',
+      advice: 'List a client: postern client add NAME --cert FILE --from PATTERN.',
+    }
+}
+
+function* ofFiles(
+  files: readonly Pick<ReturnType<StatusSources['files']>[number], 'paths' | 'faults'>[],
+): Generator<Concern> {
+  for (const { paths, faults } of files) {
+    if (faults.length === 0) continue
+    const [first, ...others] = faults
+    yield {
+      severity: 'warning',
+      what: `${paths.join(', ')} cannot be put into force: ${first}${others.length > 0 ? ` (and ${others.length} more)` : ''}`,
+      advice: 'The last good one stays in force. Mend the file: it is read again by itself.',
+    }
+  }
+}
+
+function* ofCertificates(
+  { certificate }: StatusSources,
+  clients: readonly { readonly client: string; readonly certificate_expires: string | null }[],
+): Generator<Concern> {
+  const ends = [
+    {
+      whose: 'The certificate of the gateway',
+      at: certificate()?.not_after ?? null,
+      advice: 'Renew POSTERN_TLS_CERT: it is taken up by itself.',
+    },
+    ...clients.map(({ client, certificate_expires: at }) => ({
+      whose: `The certificate of ${client}`,
+      at,
+      advice: `Issue a new one, list it beside the old one with postern client rotate ${client}, and hand it over.`,
+    })),
+  ]
+  for (const { whose, at, advice } of ends) {
+    const days = at === null ? Infinity : Math.floor((Date.parse(at) - Date.now()) / DAY_MS)
+    if (days >= RENEW_DAYS) continue
+    yield { severity: 'warning', what: `${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice }
+  }
+}
