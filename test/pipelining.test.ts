@@ -1,117 +1,85 @@
-import { once } from 'node:events'
-import { createServer, type IncomingMessage, type RequestListener } from 'node:http'
-import { connect, type Socket } from 'node:net'
-import t, { type Test } from 'tap'
-import { followAnswers } from '../src/http/owed-answers.ts'
-import { pacePipelining } from '../src/http/pipelining.ts'
-import { portOf } from './support/sockets.ts'
+import type { TLSSocket } from 'node:tls'
+import t from 'tap'
+import { MESSAGE, startGateway } from './support/gateway.ts'
+import { dial } from './support/sockets.ts'
 
-const GET = 'GET / HTTP/1.1\r\nHost: a\r\n\r\n'
-const POST = 'POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello'
-const ONE_READ = 64 * 1024
+const GET = 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n'
 
-/** A server with paced pipelining, and what it saw; `ahead` is how many requests had come but not begun, at most. */
-async function start(
-  t: Test,
-  handle: RequestListener,
-): Promise<{ readonly seen: { begun: number; ahead: number; inOneTurn: number }; dial(): Promise<Socket> }> {
-  const seen = { begun: 0, ahead: 0, inOneTurn: 0 }
-  let came = 0
-  let thisTurn = 0
-  const server = createServer((request, response) => {
-    seen.begun += 1
-    if (thisTurn++ === 0) setImmediate(() => (thisTurn = 0))
-    seen.inOneTurn = Math.max(seen.inOneTurn, thisTurn)
-    handle(request, response)
-  })
-  pacePipelining(server)
-  followAnswers(server)
-  server.on('request', () => (seen.ahead = Math.max(seen.ahead, ++came - seen.begun)))
-  server.listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  t.teardown(() => {
-    server.close()
-    server.closeAllConnections()
-  })
-  return {
-    seen,
-    async dial() {
-      const socket = connect(portOf(server), '127.0.0.1')
-      await once(socket, 'connect')
-      return socket
-    },
-  }
+function post(number: number): string {
+  const body = JSON.stringify({ ...MESSAGE, subject: `message ${number}`, text: 'x'.repeat(1500) })
+  return `POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`
 }
 
-/** Reads until so many answers have come; their bodies, in order. */
-async function answers(socket: Socket, count: number): Promise<string[]> {
-  const bodies: string[] = []
+/** Reads until so many answers have come, or the connection has ended; their heads and bodies, in order. */
+async function answers(socket: TLSSocket, count: number, slowly = 0): Promise<{ status: number; body: string }[]> {
+  const all: { status: number; body: string }[] = []
   let rest = ''
   for await (const piece of socket) {
-    const parts = (rest + String(piece)).split('>')
-    rest = parts.pop() ?? ''
-    for (const part of parts) bodies.push(part.slice(part.indexOf('<') + 1))
-    if (bodies.length >= count) return bodies
+    rest += String(piece)
+    for (;;) {
+      const [head, status, length] = /^HTTP\/1\.1 (\d+)[^]*?content-length: (\d+)[^]*?\r\n\r\n/i.exec(rest) ?? []
+      if (head === undefined || rest.length < head.length + Number(length)) break
+      all.push({ status: Number(status), body: rest.slice(head.length, head.length + Number(length)) })
+      rest = rest.slice(head.length + Number(length))
+    }
+    if (all.length >= count) break
+    if (slowly > 0) await new Promise((resolve) => setTimeout(resolve, slowly))
   }
-  throw new Error('the connection ended early')
-}
-
-async function bodyOf(request: IncomingMessage): Promise<string> {
-  let text = ''
-  for await (const piece of request) text += String(piece)
-  return text
+  return all
 }
 
 t.test(
-  'of the requests that come at once on a connection one begins in a turn, and all are answered in order',
+  'requests that come at once on a connection are answered in order; too many of them are refused unbegun',
   async (t) => {
-    let number = 0
-    const { seen, dial } = await start(t, (_request, response) => response.end(`<${number++}>`))
-    const socket = await dial()
-    socket.write(GET.repeat(100))
+    const gateway = await startGateway(t)
+    const socket = await dial(gateway)
+    socket.write(GET.repeat(30))
     t.same(
-      await answers(socket, 100),
-      Array.from({ length: 100 }, (_, n) => String(n)),
+      (await answers(socket, 30)).map(({ status }) => status),
+      Array.from({ length: 30 }, () => 200),
     )
-    t.ok(seen.inOneTurn <= 2, `${seen.inOneTurn} in one turn: the first needs no turn of its own`)
     socket.destroy()
+
+    const busy = await dial(gateway)
+    busy.write(Array.from({ length: 100 }, (_, n) => post(n)).join(''))
+    const told = await answers(busy, 100)
+    t.equal(told.length, 100)
+    const sent = told.flatMap(({ status }, n) => (status === 200 ? [`message ${n}`] : []))
+    t.ok(sent.length >= 32, `${sent.length} were sent`)
+    const received = gateway.relay.messages.map(({ raw }) => /^Subject: (.*)\r$/m.exec(raw.toString())?.[1])
+    t.same(received.sort(), sent.sort(), 'the relay has those that were answered 200, and no other')
+    for (const { status, body } of told) {
+      if (status === 200) continue
+      t.match(JSON.parse(body), { status: 503, code: 'overloaded', outcome: 'not_sent', retryable: true })
+    }
+    busy.destroy()
   },
 )
 
-t.test('requests one after the other begin at once', async (t) => {
-  const { seen, dial } = await start(t, (_request, response) => response.end('<x>'))
-  const socket = await dial()
-  for (let n = 0; n < 20; n++) {
-    socket.write(GET)
-    await once(socket, 'data')
-  }
-  t.match(seen, { begun: 20, ahead: 0 })
+t.test('thousands of messages at once, read slowly: each is answered, or was never begun', async (t) => {
+  const gateway = await startGateway(t)
+  const count = 3_000
+  const socket = await dial(gateway)
+  socket.write(Array.from({ length: count }, (_, n) => post(n)).join(''))
+  const told = await answers(socket, count, 1)
+  t.equal(told.length, count, 'every one has its answer')
+  t.equal(gateway.relay.messages.length, told.filter(({ status }) => status === 200).length)
+  t.same([...new Set(told.map(({ status }) => status))].sort(), [200, 503])
   socket.destroy()
 })
 
-for (const [name, request] of Object.entries({ GET, POST })) {
-  t.test(`no more than one read of ${name} requests waits`, async (t) => {
-    const count = 20_000
-    const { seen, dial } = await start(t, (incoming, response) => {
-      void bodyOf(incoming).then((body) => response.end(`<${body === '' ? 'none' : body}>`))
-    })
-    const socket = await dial()
-    socket.write(request.repeat(count))
-    const all = await answers(socket, count)
-    t.same([...new Set(all)], [name === 'GET' ? 'none' : 'hello'])
-    t.equal(seen.begun, count)
-    const most = (2 * ONE_READ) / request.length
-    t.ok(seen.ahead > 1 && seen.ahead <= most, `${seen.ahead} waited, at most ${most.toFixed(0)}`)
-    socket.destroy()
-  })
-}
-
-t.test('requests of a connection that is gone do not begin', async (t) => {
-  const { seen, dial } = await start(t, ({ socket }) => socket.destroy())
-  const socket = await dial()
+t.test('a peer that takes none of its answers is cut, and holds no place until then', async (t) => {
+  const gateway = await startGateway(t, { env: { POSTERN_REQUEST_TIMEOUT: '1s', POSTERN_MAX_PENDING: '10' } })
+  const socket = await dial(gateway)
+  socket.pause()
   socket.on('error', () => {})
-  socket.write(GET.repeat(50))
-  await once(socket, 'close')
-  await new Promise((resolve) => setTimeout(resolve, 50))
-  t.equal(seen.begun, 1)
+  const closed = new Promise((resolve) => socket.once('close', resolve))
+  const flood = setInterval(() => socket.writable && socket.write(GET.repeat(200)), 5)
+  t.teardown(() => clearInterval(flood))
+  for (let n = 0; n < 20; n++) {
+    const other = await gateway.post(MESSAGE)
+    t.equal(other.status, 200, 'others are served')
+  }
+  await closed
+  t.pass('the connection has ended')
 })

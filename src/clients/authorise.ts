@@ -1,5 +1,7 @@
 import type { Client } from './clients-file.ts'
 import { type Fault, Problem } from '../errors.ts'
+import type { Message } from '../mail/compose.ts'
+import { refused } from './patterns.ts'
 import type { Originator } from '../mail/raw-originators.ts'
 
 /** An address that a policy does not allow, and where it stands in the request. */
@@ -57,4 +59,46 @@ export function checkRecipientCount(
   const most = recipientLimit(client, mostOfAnybody)
   if (recipients > most)
     throw new Problem('too_many_recipients', `The message has ${recipients} recipients; ${most} are allowed.`)
+}
+
+/** The most bytes that a message may have, and who says so: a 413 names whom to ask for more. */
+export interface SizeLimit {
+  readonly bytes: number
+  readonly setBy: string
+}
+
+export function sizeLimit({ maxSize }: Pick<Client, 'maxSize'>, mostOfAnybody: number): SizeLimit {
+  return maxSize !== undefined && maxSize < mostOfAnybody
+    ? { bytes: maxSize, setBy: "this client's max_size" }
+    : { bytes: mostOfAnybody, setBy: 'POSTERN_MAX_SIZE' }
+}
+
+export function tooLarge({ bytes, setBy }: SizeLimit): Problem {
+  return new Problem('message_too_large', `The message is larger than the ${bytes} bytes that ${setBy} allows.`)
+}
+
+/** What the client's policy says of a message. A refusal names every offending address. Throws 403 and 413 Problems. */
+export function authoriseMessage(message: Message, client: Client, maxRecipients: number): void {
+  checkRecipientCount(client, message.recipients.length, maxRecipients)
+  const senders = refused(client.from, [message.from])
+  const recipients = refused(client.to, message.recipients)
+  if (senders.length + recipients.length === 0) return
+  const places = placesOf(message)
+  throw addressRefusal(
+    client,
+    senders.map(({ address }) => ({ path: '/from', address })),
+    recipients.map(({ address }) => ({ path: places.get(address) ?? '', address })),
+  )
+}
+
+/** Where in the body each address first stands. */
+function placesOf(message: Message): ReadonlyMap<string, string> {
+  const places = new Map<string, string>()
+  for (const field of ['to', 'cc', 'bcc'] as const) {
+    const listed = Array.isArray(message.input[field])
+    message[field].forEach(({ address }, index) => {
+      if (!places.has(address)) places.set(address, listed ? `/${field}/${index}` : `/${field}`)
+    })
+  }
+  return places
 }

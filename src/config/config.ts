@@ -2,7 +2,6 @@ import { isIP } from './ip.ts'
 import { hostname } from 'node:os'
 import type { SecureVersion } from 'node:tls'
 import { EnvironmentReader } from './environment.ts'
-import { DRIP_MS } from '../http/body/body.ts'
 import { parseRelays, type RelayAddress } from './smtp-url.ts'
 import { parseDuration, parseSize } from './units.ts'
 
@@ -58,6 +57,12 @@ export interface ConfigResult {
   readonly warnings: readonly string[]
 }
 
+/**
+ * A body that never pauses and never ends would hold its place for good: after a minute of waiting for it, it has to have
+ * come at this rate, 25 MB in 26 minutes.
+ */
+export const SLOWEST_BODY = { graceMs: 60_000, bytesPerMs: 16 } as const
+
 const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
 
@@ -84,7 +89,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       ca: text('POSTERN_SMTP_CA', undefined),
       connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
       timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
-      longestPause: requestTimeout + DRIP_MS,
+      longestPause: requestTimeout + SLOWEST_BODY.graceMs,
       name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
     },
     maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),

@@ -1,34 +1,36 @@
 import { randomUUID } from 'node:crypto'
 import type { IncomingMessage, ServerResponse } from 'node:http'
-import type { Server } from 'node:https'
+import { createServer, type Server } from 'node:https'
 import type { SecureContextOptions } from 'node:tls'
 import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
-import Fastify, { type FastifyBaseLogger, type FastifyInstance, type FastifyRequest, LogController } from 'fastify'
-import type { Admission } from './body/admission.ts'
-import { logRefusal, writeAudit } from '../operations/audit.ts'
+import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify'
+import type { ClientSource } from '../clients/gate.ts'
 import type { Config } from '../config/config.ts'
-import { correlationOf } from './correlation.ts'
-import type { Allowances } from '../send/allowances.ts'
-import type { Dispatcher } from '../send/dispatch.ts'
-import { Problem } from '../errors.ts'
-import { watchHandshakes } from './handshakes.ts'
-import { paceHandshakes } from './handshake-turns.ts'
+import { ProblemSchema } from '../mail/schemas.ts'
 import type { Metrics } from '../operations/metrics.ts'
+import type { Allowances } from '../send/allowances.ts'
+import type { Sender } from '../send/send.ts'
+import { LISTENER_OPTIONS } from '../tls/context.ts'
+import { Answers } from './answers.ts'
+import type { Admission } from './body/admission.ts'
+import { parseBodies } from './body/parse.ts'
+import { admitMessages } from './body/submission.ts'
+import { lingerOverBody } from './body/unread.ts'
+import { AJV_OPTIONS } from './body/validation.ts'
+import { BrokenRequests, checkHead } from './broken-requests.ts'
+import { followConnections } from './connections.ts'
+import { correlationOf } from './correlation.ts'
+import { paceHandshakes } from './handshake-turns.ts'
+import { watchHandshakes } from './handshakes.ts'
+import { identify } from './identity.ts'
 import { openapi } from './openapi/document.ts'
-import { followAnswers } from './owed-answers.ts'
-import { admit, type ClientSource, identity } from './identity.ts'
-import { intake } from './body/intake.ts'
-import { pacePipelining } from './pipelining.ts'
-import { type ProblemEvents, problems, SECURITY_HEADERS, sendProblem, toProblem } from './problems.ts'
-import { refuseAtShutdown } from './shutdown.ts'
-import { Wire } from './broken-requests.ts'
+import { SECURITY_HEADERS, toProblem } from './problems.ts'
+import { checkAccept, originForm, Routes } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { rawRoute } from './routes/raw.ts'
-import { usageHeaders } from './usage.ts'
 import { whoamiRoute } from './routes/whoami.ts'
-import { ProblemSchema } from '../mail/schemas.ts'
-import { LISTENER_OPTIONS } from '../tls/context.ts'
-import { AJV_OPTIONS } from './body/validation.ts'
+import { closeAtShutdown, refuseAtShutdown } from './shutdown.ts'
+import { usageHeaders } from './usage.ts'
 
 export type TypedApp = FastifyInstance<Server, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>
 
@@ -38,7 +40,7 @@ export interface AppOptions {
   }
   readonly secureContext: SecureContextOptions
   readonly clients: ClientSource
-  readonly dispatcher: Dispatcher
+  readonly sender: Sender
   readonly allowances: Allowances
   readonly admission: Admission
   readonly metrics: Metrics
@@ -47,43 +49,15 @@ export interface AppOptions {
   readonly shuttingDown: () => boolean
 }
 
-// Longer than the idle time of usual proxies and clients, so that it is they who close.
-const KEEP_ALIVE_MS = 75_000
-// How late a timeout of a request's head may be noticed; Node's default is 30 s.
-const TIMEOUT_CHECK_MS = 1_000
-const MAX_HEAD_BYTES = 16 * 1024
-
 /** The gateway without a port, signals or files. */
 export function build(options: AppOptions): TypedApp {
-  const { config, clients } = options
-  const events: ProblemEvents = {
-    answered: (problem, request, reply) => {
-      const client = request.caller?.client.name ?? null
-      options.metrics.countRefusal(problem, client)
-      if (request.method === 'POST' && !request.is404) {
-        const result = { outcome: problem.outcome, problem }
-        if (client !== null) options.metrics.countMessage(client, result, request.audit?.recipients?.length ?? 0)
-        return writeAudit(request, reply, result, config.log.recipients)
-      }
-      logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })
-    },
-  }
-  const wire = new Wire(clients, options.logger, options.metrics)
+  const { allowances, clients, config, metrics, sender, shuttingDown } = options
+  const answers = new Answers(metrics, config.log.recipients)
+  const broken = new BrokenRequests(clients, options.logger, metrics)
   const app = Fastify({
-    https: {
-      ...options.secureContext,
-      ...LISTENER_OPTIONS,
-      handshakeTimeout: Math.min(LISTENER_OPTIONS.handshakeTimeout, config.requestTimeout),
-      connectionsCheckingInterval: Math.min(TIMEOUT_CHECK_MS, config.requestTimeout),
-      headersTimeout: config.requestTimeout,
-      // Bodies are timed piece by piece in body.ts: a large one may take as long as it keeps coming.
-      requestTimeout: 0,
-      maxHeaderSize: MAX_HEAD_BYTES,
-      // Node's own check answers ahead of the gate; http/broken-requests.ts has the same one behind it.
-      requireHostHeader: false,
-    },
-    keepAliveTimeout: KEEP_ALIVE_MS,
-    requestTimeout: 0,
+    https: httpsOptions(options),
+    serverFactory: (handle, { https }) =>
+      createServer(https ?? {}, followConnections(handle, broken.refuse, config.requestTimeout)),
     loggerInstance: options.logger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),
@@ -94,88 +68,76 @@ export function build(options: AppOptions): TypedApp {
     exposeHeadRoutes: false,
     bodyLimit: config.maxSize,
     ajv: AJV_OPTIONS,
-    clientErrorHandler: (error, socket) => wire.broken(error, socket),
+    clientErrorHandler: (error, socket) => broken.clientError(error, socket),
     rewriteUrl: ({ url = '/' }) => originForm(url),
-    frameworkErrors: (error, request, reply) => {
-      void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
-      void sendProblem(problemBehindGate(error, request, clients), request, reply, events)
-    },
+    // Errors that Fastify answers without running hooks are behind the gate all the same.
+    frameworkErrors: (error, request, reply) =>
+      void answers.refused(request, reply, broken.behindGate(request.raw, toProblem(error, request))),
   }).withTypeProvider<TypeBoxTypeProvider>()
   // Answers are small and made by our own code: a serializer compiled for each status of each route only makes the start longer.
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
+  app.setErrorHandler((error: unknown, request, reply) => answers.refused(request, reply, toProblem(error, request)))
+  app.decorateRequest('caller', null)
+  app.decorateRequest('submission', null)
 
   paceHandshakes(app.server)
-  pacePipelining(app.server)
-  followAnswers(app.server)
-  watchHandshakes(app.server, options.metrics, options.logger)
-  app.decorateRequest('audit', null)
+  watchHandshakes(app.server, metrics, options.logger)
+  broken.attach(app.server)
+
+  // A request passes these hooks in this order.
+  const routes = new Routes()
+  app.addHook('onRoute', (route) => routes.add(route))
   app.addHook('onRequest', (request, reply, done) => {
     void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
     done()
   })
+  app.addHook('onRequest', identify(clients)) // 401, 403
+  app.addHook('onRequest', checkHead) // 400
+  app.addHook('onRequest', refuseAtShutdown(shuttingDown)) // 503
+  app.addHook('onRequest', checkAccept) // 406
+  app.addHook('onRequest', routes.check) // 404, 405
+  app.addHook('onRequest', admitMessages(options.admission, config.maxSize, config.requestTimeout)) // 413, 415, 503
+  parseBodies(app, config.maxRecipients) // 400, 408, 413
+  app.addHook('preValidation', identify(clients)) // a former client learns nothing of the schema
+  app.addHook('preHandler', identify(clients)) // the last word before a message is sent
+  app.addHook('onSend', lingerOverBody)
+  app.addHook('onSend', closeAtShutdown(shuttingDown))
+  app.addHook('onSend', usageHeaders(allowances))
   app.addHook('onResponse', (request, reply, done) => {
     const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
-    options.metrics.requestDuration.observe({ route, status: String(reply.statusCode) }, reply.elapsedTime / 1000)
+    metrics.requestDuration.observe({ route, status: String(reply.statusCode) }, reply.elapsedTime / 1000)
     done()
   })
-  identity(app, clients)
-  wire.attach(app)
-  refuseAtShutdown(app, options.shuttingDown)
-  app.addHook('onRequest', (request, _reply, done) => {
-    if (!accepts(request.headers.accept))
-      throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
-    done()
-  })
-  intake(app, {
-    admission: options.admission,
-    maxSize: config.maxSize,
-    maxRecipients: config.maxRecipients,
-    requestTimeout: config.requestTimeout,
-  })
-  usageHeaders(app, options.allowances)
-  problems(app, events)
+
   openapi(app)
   app.addSchema(ProblemSchema)
-  const routeOptions = {
-    dispatcher: options.dispatcher,
-    clients,
-    maxSize: config.maxSize,
-    maxRecipients: config.maxRecipients,
-    requestTimeout: config.requestTimeout,
-  }
+  const routeOptions = { sender, answers, clients, maxRecipients: config.maxRecipients }
   messageRoutes(app, routeOptions)
   rawRoute(app, routeOptions)
-  whoamiRoute(app, options.allowances)
+  whoamiRoute(app, allowances)
   return app
 }
 
-/** RFC 9112 §3.2.2: a target in absolute form means the same as its path. */
-function originForm(target: string): string {
-  if (target.startsWith('/')) return target
-  const path = target.replace(/^https?:\/\/[^/?#]*/i, '')
-  return path.startsWith('/') ? path : `/${path}`
-}
+// Longer than the idle time of usual proxies and clients, so that it is they who close.
+const KEEP_ALIVE_MS = 75_000
+// How late a timeout of a request's head may be noticed; Node's default is 30 s.
+const TIMEOUT_CHECK_MS = 1_000
+const MAX_HEAD_BYTES = 16 * 1024
 
-/** Whether an Accept header (RFC 9110 §12.5.1) leaves room for JSON. */
-function accepts(accept: string | undefined): boolean {
-  if (accept === undefined || accept === '*/*' || accept === '') return true
-  return accept.split(',').some((range) => {
-    const [type = '', ...params] = range.split(';').map((part) => part.trim().toLowerCase())
-    return (
-      ['*/*', 'application/*', 'application/json', 'application/problem+json'].includes(type) &&
-      !params.some((param) => /^q=0(\.0*)?$/.test(param))
-    )
-  })
-}
-
-/** Errors that Fastify answers without running hooks are behind the gate all the same. */
-function problemBehindGate(error: unknown, request: FastifyRequest, clients: ClientSource): Problem {
-  try {
-    admit(request.raw, clients.current)
-    return toProblem(error, request)
-  } catch (refusal) {
-    return refusal instanceof Problem
-      ? refusal
-      : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
+function httpsOptions({ config, secureContext }: AppOptions) {
+  return {
+    ...secureContext,
+    ...LISTENER_OPTIONS,
+    handshakeTimeout: Math.min(LISTENER_OPTIONS.handshakeTimeout, config.requestTimeout),
+    connectionsCheckingInterval: Math.min(TIMEOUT_CHECK_MS, config.requestTimeout),
+    headersTimeout: config.requestTimeout,
+    // A large body may take long: body/reader.ts bounds each pause in it, and how slowly it may come.
+    requestTimeout: 0,
+    keepAliveTimeout: KEEP_ALIVE_MS,
+    maxHeaderSize: MAX_HEAD_BYTES,
+    // Node's own check answers ahead of the gate; broken-requests.ts has the same one behind it.
+    requireHostHeader: false,
+    // NODE_OPTIONS=--insecure-http-parser would let requests be smuggled (RFC 9112 §11.2).
+    insecureHTTPParser: false,
   }
 }

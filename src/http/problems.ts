@@ -1,9 +1,7 @@
 import { STATUS_CODES } from 'node:http'
-import type { FastifyError, FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
 import { Problem, type ProblemCode } from '../errors.ts'
 import { toFaults } from './body/faults.ts'
-
-export const PROBLEM_TYPE = 'application/problem+json'
 
 /** On every answer, the raw ones to broken requests included. */
 export const SECURITY_HEADERS = {
@@ -12,9 +10,52 @@ export const SECURITY_HEADERS = {
   'cache-control': 'no-store',
 } as const
 
-export interface ProblemEvents {
-  /** Called for every answer that is a problem, once. */
-  answered(problem: Problem, request: FastifyRequest, reply: FastifyReply): void
+/** A problem as it goes over the wire (RFC 9457), whoever writes it there. */
+export interface ProblemAnswer {
+  readonly status: number
+  readonly headers: Readonly<Record<string, string>>
+  // Bytes: to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
+  readonly body: Buffer
+}
+
+/** Every problem becomes an answer here: one thrown, one stored, one of a request that nobody could read. */
+export function problemAnswer(problem: Problem, requestId: string): ProblemAnswer {
+  return asAnswer(problem.status, problem.headers, JSON.stringify(problem.toBody(requestId)), requestId)
+}
+
+function asAnswer(status: number, headers: ProblemAnswer['headers'], text: string, requestId: string): ProblemAnswer {
+  const body = Buffer.from(text)
+  return {
+    status,
+    headers: {
+      ...SECURITY_HEADERS,
+      ...headers,
+      'x-request-id': requestId,
+      'content-type': 'application/problem+json',
+      'content-length': String(body.length),
+    },
+    body,
+  }
+}
+
+export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
+  return send(reply, problemAnswer(problem, request.id))
+}
+
+/** A problem as it was answered before, to the letter. */
+export function storedProblem(status: number, text: string, request: FastifyRequest, reply: FastifyReply) {
+  return send(reply, asAnswer(status, {}, text, request.id))
+}
+
+function send(reply: FastifyReply, { status, headers, body }: ProblemAnswer): FastifyReply {
+  return reply.code(status).headers(headers).send(body)
+}
+
+/** A complete HTTP answer for a socket on which no request could be read. The connection ends with it. */
+export function rawProblem(problem: Problem, requestId: string): string {
+  const { status, headers, body } = problemAnswer(problem, requestId)
+  const lines = Object.entries({ ...headers, connection: 'close' }).map(([name, value]) => `${name}: ${value}\r\n`)
+  return `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ''}\r\n${lines.join('')}\r\n${body.toString()}`
 }
 
 /** Fastify's own errors by the code they mean here. What is not listed is `internal`, or `invalid_message` for a 4xx. */
@@ -26,58 +67,6 @@ const FASTIFY_ERRORS: Readonly<Record<string, ProblemCode>> = {
   FST_ERR_BAD_URL: 'not_found',
   FST_ERR_MAX_PARAM_LENGTH: 'not_found',
 }
-
-/** Turns everything thrown, and every path and method that is not served, into RFC 9457 answers. */
-export function problems(app: FastifyInstance, events: ProblemEvents): void {
-  const methods = new Map<string, Set<string>>()
-  app.addHook('onRoute', ({ url, method }) => {
-    const known = methods.get(url) ?? new Set()
-    for (const name of [method].flat()) known.add(name)
-    methods.set(url, known)
-  })
-  app.setErrorHandler((error: unknown, request, reply) =>
-    sendProblem(toProblem(error, request), request, reply, events),
-  )
-  // From the head of the request: the body of one that is not served is never read, whatever its media type.
-  app.addHook('onRequest', (request, _reply, done) => {
-    if (!request.is404) return done()
-    const allowed = methods.get(request.url.split('?', 1)[0] ?? '')
-    if (allowed === undefined) throw new Problem('not_found', 'There is nothing at this path.')
-    const list = [...allowed].join(', ')
-    throw new Problem('method_not_allowed', `This path takes ${list}.`, { headers: { allow: list } })
-  })
-}
-
-export function sendProblem(
-  problem: Problem,
-  request: FastifyRequest,
-  reply: FastifyReply,
-  events: ProblemEvents,
-): FastifyReply {
-  events.answered(problem, request, reply)
-  // As bytes, because to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
-  return reply
-    .code(problem.status)
-    .headers(problem.headers)
-    .type(PROBLEM_TYPE)
-    .send(Buffer.from(JSON.stringify(problem.toBody(request.id))))
-}
-
-/** A complete HTTP answer for a socket on which no request could be read. The connection ends with it. */
-export function rawProblem(problem: Problem, requestId: string): string {
-  const body = JSON.stringify(problem.toBody(requestId))
-  const headers = {
-    ...SECURITY_HEADERS,
-    ...problem.headers,
-    'x-request-id': requestId,
-    'content-type': PROBLEM_TYPE,
-    'content-length': String(Buffer.byteLength(body)),
-    connection: 'close',
-  }
-  const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
-  return `HTTP/1.1 ${problem.status} ${STATUS_CODES[problem.status] ?? ''}\r\n${lines.join('')}\r\n${body}`
-}
-
 export function toProblem(error: unknown, request: FastifyRequest): Problem {
   if (error instanceof Problem) return error
   if (!isFastifyError(error)) return new Problem('internal', 'The gateway failed to answer.', { cause: error })

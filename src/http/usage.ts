@@ -1,9 +1,9 @@
-import type { FastifyInstance } from 'fastify'
+import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Allowances, Usage } from '../send/allowances.ts'
 
 /** Says what a client has left with each answer to one that has a rate or a quota (draft-ietf-httpapi-ratelimit-headers). */
-export function usageHeaders(app: FastifyInstance, allowances: Pick<Allowances, 'remaining'>): void {
-  app.addHook('onSend', ({ caller }, reply, _payload, done) => {
+export function usageHeaders(allowances: Pick<Allowances, 'remaining'>) {
+  return ({ caller }: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
     if (caller === null || (caller.client.rate === undefined && caller.client.quota === undefined)) return done()
     allowances
       .remaining(caller.client)
@@ -12,7 +12,7 @@ export function usageHeaders(app: FastifyInstance, allowances: Pick<Allowances, 
         () => done(),
         () => done(), // the answer matters more than what is left
       )
-  })
+  }
 }
 
 function headersOf(usage: Usage): Record<string, string> {

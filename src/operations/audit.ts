@@ -1,13 +1,6 @@
-import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
+import type { BaseLogger } from 'pino'
 import type { LogRecipients } from '../config/config.ts'
 import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
-
-declare module 'fastify' {
-  interface FastifyRequest {
-    /** What is known of the message so far, for its log line; null on routes that take no message. */
-    audit: Audit | null
-  }
-}
 
 /** The facts of one message that reach the log. Never its content, its headers or a secret. */
 export interface Audit {
@@ -27,25 +20,33 @@ export interface AuditResult {
   readonly problem?: Problem
 }
 
-/** Writes the one log line of a message: its request, who asked, what became of it. */
+/** Who asked, from where, and how long it took. */
+export interface RequestFacts {
+  readonly client: string | undefined
+  readonly fingerprint: string | undefined
+  readonly remote: string | undefined
+  readonly durationMs: number
+}
+
+/** Writes the one log line of a message: its request, who asked, what became of it. `log` names the request. */
 export function writeAudit(
-  request: FastifyRequest,
-  reply: FastifyReply,
+  log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
+  facts: RequestFacts,
+  audit: Audit,
   result: AuditResult,
   recipients: LogRecipients,
 ): void {
-  const { audit, caller } = request
   const shown = (email: string): string => (recipients === 'full' ? email : email.slice(email.lastIndexOf('@')))
   const { problem } = result
   const line = {
-    client: caller?.client.name ?? null,
-    fingerprint: caller?.peer.fingerprint256 ?? null,
-    remote: request.raw.socket.remoteAddress ?? null,
-    message_id: audit?.messageId ?? null,
-    sender: audit?.from ?? null,
-    recipients: recipients === 'none' ? null : (audit?.recipients?.map(shown) ?? null),
-    recipient_count: audit?.recipients?.length ?? null,
-    bytes: audit?.bytes ?? null,
+    client: facts.client ?? null,
+    fingerprint: facts.fingerprint ?? null,
+    remote: facts.remote ?? null,
+    message_id: audit.messageId ?? null,
+    sender: audit.from ?? null,
+    recipients: recipients === 'none' ? null : (audit.recipients?.map(shown) ?? null),
+    recipient_count: audit.recipients?.length ?? null,
+    bytes: audit.bytes ?? null,
     relay: result.relay ?? problem?.smtp?.relay ?? null,
     reply:
       recipients === 'full'
@@ -57,18 +58,23 @@ export function writeAudit(
         : (result.rejected?.map(({ email, code }) => ({ email: shown(email), code })) ?? []),
     outcome: result.outcome,
     status: 200,
-    duration_ms: Math.round(reply.elapsedTime * 10) / 10,
-    tags: audit?.tags ?? {},
+    duration_ms: Math.round(facts.durationMs * 10) / 10,
+    tags: audit.tags ?? {},
   }
-  if (problem === undefined) request.log.info(line, 'message')
-  else logRefusal(request.log, problem, line, recipients === 'full')
+  if (problem === undefined) log.info(line, 'message')
+  else logRefusal(log, problem, line, recipients === 'full')
 }
 
 /**
  * One line for a request that was refused or failed: loud where it is the gateway or the relay that failed. `verbose` is
  * for those who may see addresses: sentences and replies name them.
  */
-export function logRefusal(log: FastifyBaseLogger, problem: Problem, line: object, verbose = true): void {
+export function logRefusal(
+  log: Pick<BaseLogger, 'warn' | 'error'>,
+  problem: Problem,
+  line: object,
+  verbose = true,
+): void {
   const { cause } = problem
   const fault = cause instanceof Error ? cause : undefined
   log[problem.status >= 500 ? 'error' : 'warn'](

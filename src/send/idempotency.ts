@@ -71,3 +71,6 @@ export function derivedId(client: string, key: string): string {
 export function isFinal(problem: Problem): boolean {
   return FINAL_PROBLEMS.has(problem.code)
 }
+
+/** On an answer that an earlier request with the same key was given. */
+export const REPLAYED = { 'idempotency-replayed': 'true' } as const

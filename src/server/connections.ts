@@ -1,6 +1,6 @@
 import type { Server } from 'node:https'
 import { TLSSocket } from 'node:tls'
-import { answersOwed, onceOver, unanswered } from '../http/owed-answers.ts'
+import { answersOwed, onceOver, unanswered } from '../http/connections.ts'
 
 /** Whether the peer of a connection may go on asking. */
 export type Stands = (socket: TLSSocket) => boolean

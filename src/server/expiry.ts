@@ -3,7 +3,7 @@ import type { Logger } from 'pino'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import type { Metrics } from '../operations/metrics.ts'
-import type { Caller } from '../http/identity.ts'
+import type { Caller } from '../clients/gate.ts'
 import { notAfter } from '../tls/context.ts'
 
 const DAY_MS = 86_400_000

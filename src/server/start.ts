@@ -7,7 +7,7 @@ import { Admission } from '../http/body/admission.ts'
 import { Allowances } from '../send/allowances.ts'
 import { build } from '../http/app.ts'
 import type { Config } from '../config/config.ts'
-import { Dispatcher } from '../send/dispatch.ts'
+import { Sender } from '../send/send.ts'
 import { MemoryIdempotencyStore } from '../send/store-memory.ts'
 import { RedisIdempotencyStore } from '../send/store-redis.ts'
 import { codeOf, LoadError } from '../errors.ts'
@@ -80,15 +80,14 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
         })
   const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
   const allowances = new Allowances(redis)
-  const dispatcher = new Dispatcher({
+  const sender = new Sender({
     relays,
     store,
     allowances,
     metrics,
-    logRecipients: config.log.recipients,
   })
   const app = build({
-    dispatcher,
+    sender,
     allowances,
     metrics,
     config,

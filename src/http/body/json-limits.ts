@@ -1,116 +1,73 @@
-/** Where a JSON text goes beyond what is asked of it first. */
-export type Excess = 'depth' | 'recipients' | 'values'
+import { Problem } from '../../errors.ts'
+import { isRecord } from '../../config/record.ts'
 
-export interface Limits {
-  readonly depth: number
-  /** In `to`, `cc` and `bcc` together. */
-  readonly recipients: number
-  /** Beside those of the recipients, of which each may be an object with an address and a name. */
-  readonly values: number
-}
+const MAX_DEPTH = 64
+// JSON.parse makes so many values in some 30 ms; a few megabytes of `[[[` or `{},{},` would hold everybody up for seconds.
+const MAX_PARSED = 500_000
+// Everything of a message but its recipients is far below this many values: each may cost the schema a sentence.
+const MAX_VALUES = 10_000
+const RECIPIENT_FIELDS = ['to', 'cc', 'bcc']
 
 const QUOTE = 0x22
-const COMMA = 0x2c
-const OPEN_LIST = 0x5b
 const BACKSLASH = 0x5c
-const CLOSE_LIST = 0x5d
-const OPEN_OBJECT = 0x7b
-const CLOSE_OBJECT = 0x7d
-const VALUES_PER_RECIPIENT = 3
-// The two or three octets of "to", "cc" and "bcc" as one number.
-const RECIPIENT_FIELDS: ReadonlySet<number> = new Set([0x746f, 0x6363, 0x626363])
-const TOO_LONG = 4
-const LONG_RUN = 256 // bytes of a string after which searching for its end is cheaper than stepping
+const OPENING = new Set([0x5b, 0x7b]) // [ {
+const CLOSING = new Set([0x5d, 0x7d]) // ] }
+const COMMA = 0x2c
 
 /**
- * Looks over a JSON text by what opens, separates and closes, piece by piece as it comes: a few megabytes of `[[[`, `{},{},`
- * or recipients would take many times their size as objects, and hold everybody else up meanwhile. Nothing is built. That
- * the text is JSON is for the parser to say.
+ * Looks over a JSON text before the parser does, piece by piece as it comes: how deep it nests and how many values it has.
+ * That it is JSON is for the parser to say. The function throws a 400 Problem.
  */
-export class Survey {
-  readonly #limits: Limits
-  #values = 1
-  #recipients = 0
-  #depth = 0
-  #inRecipients = false
-  #inString = false
-  /** The piece before ended between a backslash and what it escapes. */
-  #escaped = false
-  /** Of the string at hand: how long it is up to `TOO_LONG`, and its octets as one number where it is shorter. */
-  #length = 0
-  #word = 0
-
-  constructor(limits: Limits) {
-    this.#limits = limits
-  }
-
-  /** The next piece. Says which limit it passes, and looks no further then; undefined where it passes none. */
-  look(piece: Buffer): Excess | undefined {
-    let at = 0
-    while (at < piece.length) {
-      if (this.#inString) at = this.#string(piece, at)
-      else {
-        const excess = this.#structure(piece[at] ?? 0)
-        if (excess !== undefined) return excess
-        at += 1
-      }
+export function jsonLimits(): (piece: Buffer) => void {
+  let values = 1
+  let depth = 0
+  let inString = false
+  let escaped = false
+  return (piece) => {
+    for (const byte of piece) {
+      if (inString) {
+        if (escaped) escaped = false
+        else if (byte === BACKSLASH) escaped = true
+        else if (byte === QUOTE) inString = false
+      } else if (byte === QUOTE) inString = true
+      else if (byte === COMMA) values += 1
+      else if (OPENING.has(byte)) {
+        values += 1
+        depth += 1
+        if (depth > MAX_DEPTH) throw tooMuch('nests deeper')
+      } else if (CLOSING.has(byte)) depth -= 1
     }
-    return undefined
-  }
-
-  /** Passes over a string from within it; gives the place after its end, or after that of the piece. */
-  #string(piece: Buffer, from: number): number {
-    let at = this.#escaped ? from + 1 : from
-    let length = this.#length
-    let run = 0
-    for (; at < piece.length; at++) {
-      const byte = piece[at]
-      if (byte === QUOTE || byte === undefined) break
-      length += 1
-      if (byte === BACKSLASH) {
-        length = TOO_LONG // as no field has one
-        at += 1
-        run = 0
-      } else if (length < TOO_LONG) {
-        this.#word = this.#word * 256 + byte
-      } else if (++run === LONG_RUN) {
-        at = endOfRun(piece, at + 1) - 1
-        run = 0
-      }
-    }
-    if (length >= TOO_LONG) this.#word = 0
-    this.#length = Math.min(length, TOO_LONG)
-    this.#escaped = at > piece.length
-    this.#inString = at >= piece.length
-    return at + 1
-  }
-
-  #structure(byte: number): Excess | undefined {
-    if (byte === QUOTE) {
-      this.#inString = true
-      this.#length = this.#word = 0
-    } else if (byte === COMMA) {
-      this.#values += 1
-      if (this.#inRecipients && this.#depth === 2 && ++this.#recipients > this.#limits.recipients) return 'recipients'
-      if (this.#values - VALUES_PER_RECIPIENT * this.#recipients > this.#limits.values) return 'values'
-    } else if (byte === OPEN_LIST || byte === OPEN_OBJECT) {
-      this.#values += 1
-      this.#depth += 1
-      if (this.#depth > this.#limits.depth) return 'depth'
-      if (this.#depth !== 2) return undefined
-      this.#inRecipients = byte === OPEN_LIST && RECIPIENT_FIELDS.has(this.#word)
-      if (this.#inRecipients && ++this.#recipients > this.#limits.recipients) return 'recipients'
-    } else if (byte === CLOSE_LIST || byte === CLOSE_OBJECT) {
-      this.#depth -= 1
-    }
-    return undefined
+    if (values > MAX_PARSED) throw tooMuch('has more values')
   }
 }
 
-/** The next quote or the backslashes before it, whichever comes first: those have to be looked at one by one. */
-function endOfRun(piece: Buffer, from: number): number {
-  const quote = piece.indexOf(QUOTE, from)
-  let at = quote === -1 ? piece.length : quote
-  while (piece[at - 1] === BACKSLASH && at > from) at -= 1
-  return at
+/** Counts a parsed message before the schema looks at each value of it. Throws 400 and 413 Problems. */
+export function checkCounts(message: unknown, mostRecipients: number): void {
+  if (!isRecord(message)) return
+  const recipients = RECIPIENT_FIELDS.map((name) => message[name]).filter(Array.isArray)
+  const listed = recipients.reduce((sum, list) => sum + list.length, 0)
+  // Duplicates go out once, so some more may be listed.
+  if (listed > mostRecipients + 1_000) {
+    throw new Problem(
+      'too_many_recipients',
+      `The message lists ${listed} recipients; ${mostRecipients} are allowed in one message.`,
+    )
+  }
+  const others = Object.entries(message).filter(([name]) => !RECIPIENT_FIELDS.includes(name))
+  if (countValues(others, MAX_VALUES) > MAX_VALUES) throw tooMuch('has more values')
+}
+
+/** Counts up to `most`, and a little beyond. */
+function countValues(value: unknown, most: number): number {
+  if (typeof value !== 'object' || value === null) return 1
+  let count = 1
+  for (const inner of Object.values(value)) {
+    count += countValues(inner, most - count)
+    if (count > most) break
+  }
+  return count
+}
+
+function tooMuch(what: string): Problem {
+  return new Problem('invalid_message', `The message ${what} than any message needs.`)
 }

@@ -1,7 +1,7 @@
 import { Dicer } from '@fastify/busboy'
 import type { BodyHash } from './hash.ts'
 import { Problem } from '../../errors.ts'
-import type { Upload } from './upload.ts'
+import type { BodyReader } from './reader.ts'
 
 type Event =
   | { readonly kind: 'part'; readonly name: string }
@@ -17,7 +17,7 @@ const MAX_PART_HEADERS = 20
  * what one piece of the upload held. Reads throw what Upload.next throws, and 400 Problems for a body that is malformed.
  */
 export class Parts {
-  readonly upload: Upload
+  readonly upload: BodyReader
   readonly #hash: BodyHash | undefined
   readonly #parser: Dicer
   readonly #events: Event[] = []
@@ -26,7 +26,7 @@ export class Parts {
   #inPart = false
   #finished = false
 
-  constructor(upload: Upload, boundary: string, hash: BodyHash | undefined) {
+  constructor(upload: BodyReader, boundary: string, hash: BodyHash | undefined) {
     this.upload = upload
     this.#hash = hash
     this.#parser = this.#open(boundary)

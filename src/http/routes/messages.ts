@@ -1,35 +1,21 @@
-import { MESSAGE_PROBLEMS, problemResponses } from '../openapi/responses.ts'
-import type { Audit } from '../../operations/audit.ts'
-import { Base64Encoder } from '../../mail/base64.ts'
-import { tooLarge } from '../body/body.ts'
-import type { Client } from '../../clients/clients-file.ts'
-import type { Dispatcher } from '../../send/dispatch.ts'
+import { authoriseMessage, tooLarge } from '../../clients/authorise.ts'
+import { admit } from '../../clients/gate.ts'
 import { Problem } from '../../errors.ts'
-import { type Outgoing, pieces, slices } from '../../mail/outgoing.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
+import { Base64Encoder } from '../../mail/base64.ts'
 import type { FilePlace } from '../../mail/mime.ts'
-import type { Parts } from '../body/multipart.ts'
-import { admit, type ClientSource } from '../identity.ts'
-import { refuseOtherThan, sizeLimit } from '../body/intake.ts'
-import { refused } from '../../clients/patterns.ts'
-import { addressRefusal, checkRecipientCount } from '../../clients/authorise.ts'
+import { type Outgoing, pieces, slices } from '../../mail/outgoing.ts'
 import { DryRunQuery, MessageSchema, ReceiptSchema } from '../../mail/schemas.ts'
 import { StreamedContent } from '../../mail/streamed.ts'
 import type { TypedApp } from '../app.ts'
-
-export interface MessageRouteOptions {
-  readonly dispatcher: Dispatcher
-  readonly clients: ClientSource
-  /** Bytes. */
-  readonly maxSize: number
-  readonly maxRecipients: number
-}
+import type { Parts } from '../body/multipart.ts'
+import { refuseOtherThan, type Submission, submissionOf } from '../body/submission.ts'
+import { callerOf } from '../identity.ts'
+import { MESSAGE_PROBLEMS, problemResponses } from '../openapi/responses.ts'
+import { type MessageRouteOptions, sendRequest } from './send-request.ts'
 
 /** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
-export function messageRoutes(
-  app: TypedApp,
-  { dispatcher, clients, maxSize, maxRecipients }: MessageRouteOptions,
-): void {
+export function messageRoutes(app: TypedApp, { sender, answers, clients, maxRecipients }: MessageRouteOptions): void {
   app.route({
     method: 'POST',
     url: '/v1/messages',
@@ -45,52 +31,63 @@ export function messageRoutes(
         ...problemResponses([...MESSAGE_PROBLEMS, 'malformed_json']),
       },
     },
-    onRequest: async (request) => refuseOtherThan(request, /^(?:application\/json|multipart\/form-data)[ \t]*(?:;|$)/i),
+    onRequest: refuseOtherThan('application/json', 'multipart/form-data'),
     handler: async (request, reply) => {
-      const { parts } = request
-      const prepare = (id: string, client: Client): Outgoing => {
+      const { client } = callerOf(request)
+      const submission = submissionOf(request)
+      const { audit, parts } = submission
+      const compose = (id: string): Outgoing => {
         const message = parseMessage(request.body, id)
-        const audit: Audit = {
-          messageId: message.messageId,
-          from: message.from.address,
-          recipients: message.recipients.map(({ address }) => address),
-          ...(request.body.tags && { tags: request.body.tags }),
-        }
-        request.audit = audit
-        checkPolicy(message, client, maxRecipients)
+        audit.messageId = message.messageId
+        audit.from = message.from.address
+        audit.recipients = message.recipients.map(({ address }) => address)
+        if (request.body.tags !== undefined) audit.tags = request.body.tags
+        authoriseMessage(message, client, maxRecipients)
         checkParts(message, parts)
-        const composed = composeMessage(message, new Date(), request.contents)
-        const { envelope, messageId } = composed
-        const limit = sizeLimit(client, maxSize)
-        if (envelope.size !== undefined && envelope.size > limit) throw tooLarge(limit)
-        if (parts === null) {
-          if (envelope.size !== undefined) audit.bytes = envelope.size
-          return { envelope, messageId, open: () => pieces(composed.content) }
-        }
-        const streamed = new StreamedContent(client.name, parts.upload, async function* () {
-          let size = 0
-          for await (const piece of assemble(composed, parts)) {
-            size += piece.length
-            if (size > limit) throw tooLarge(limit)
-            yield piece
-          }
-          audit.bytes = size
-          admit(request.raw, clients.current) // the upload may have outlived its caller's listing
-        })
-        return { envelope, messageId, open: () => streamed.open(), streamed }
+        const composed = composeMessage(message, new Date(), submission.contents)
+        if (parts === undefined) return whole(composed, submission)
+        // The upload may outlive its caller's listing.
+        return arriving(composed, parts, submission, client.name, () => void admit(request.raw, clients.current))
       }
       try {
-        await dispatcher.dispatch(request, reply, {
-          bodyHash: parts === null ? request.bodyHash : () => parts.digest(),
-          dryRun: request.query.dry_run === 'true',
-          prepare,
-        })
+        const bodyHash = parts === undefined ? submission.bodyHash : () => parts.digest()
+        const answer = await sender.send({ ...sendRequest(request, reply), bodyHash, compose })
+        return await answers.sent(request, reply, answer)
       } finally {
         parts?.stop()
       }
-      return reply // whose answer may not have begun: Fastify would send another
     },
   })
+}
+
+/** A message that is in memory. Throws a 413 Problem. */
+function whole({ envelope, messageId, content }: ComposedMessage, { audit, maxSize }: Submission): Outgoing {
+  if (envelope.size !== undefined) {
+    if (envelope.size > maxSize.bytes) throw tooLarge(maxSize)
+    audit.bytes = envelope.size
+  }
+  return { envelope, messageId, open: () => pieces(content) }
+}
+
+/** A message whose files come while it goes to the relay. `last` has the last word before its end does. */
+function arriving(
+  composed: ComposedMessage,
+  parts: Parts,
+  { audit, maxSize }: Submission,
+  owner: string,
+  last: () => void,
+): Outgoing {
+  const streamed = new StreamedContent(owner, parts.upload, async function* () {
+    let size = 0
+    for await (const piece of assemble(composed, parts)) {
+      size += piece.length
+      if (size > maxSize.bytes) throw tooLarge(maxSize)
+      yield piece
+    }
+    audit.bytes = size
+    last()
+  })
+  return { envelope: composed.envelope, messageId: composed.messageId, open: () => streamed.open(), streamed }
 }
 
 /** Puts a multipart body's files into their places as they come. Throws a 400 Problem for a part that is not the one named. */
@@ -129,39 +126,13 @@ function partFault(path: string, part: string, message: string): Problem {
 }
 
 /** What the schema cannot say: parts are for multipart bodies, and each is for one attachment. Throws a 400 Problem. */
-function checkParts({ input }: Message, parts: Parts | null): void {
+function checkParts({ input }: Message, parts: Parts | undefined): void {
   const seen = new Set<string>()
   for (const [index, { part }] of (input.attachments ?? []).entries()) {
     if (part === undefined) continue
-    if (parts === null)
+    if (parts === undefined)
       throw partFault(`/attachments/${index}/part`, part, 'cannot come: only multipart/form-data has parts')
     if (seen.has(part)) throw partFault(`/attachments/${index}/part`, part, 'is named by two attachments')
     seen.add(part)
   }
-}
-
-/** What the client's policy says of a message. A refusal names every offending address. Throws 403 and 413 Problems. */
-export function checkPolicy(message: Message, client: Client, maxRecipients: number): void {
-  checkRecipientCount(client, message.recipients.length, maxRecipients)
-  const senders = refused(client.from, [message.from])
-  const recipients = refused(client.to, message.recipients)
-  if (senders.length + recipients.length === 0) return
-  const places = placesOf(message)
-  throw addressRefusal(
-    client,
-    senders.map(({ address }) => ({ path: '/from', address })),
-    recipients.map(({ address }) => ({ path: places.get(address) ?? '', address })),
-  )
-}
-
-/** Where in the body each address first stands. */
-function placesOf(message: Message): ReadonlyMap<string, string> {
-  const places = new Map<string, string>()
-  for (const field of ['to', 'cc', 'bcc'] as const) {
-    const listed = Array.isArray(message.input[field])
-    message[field].forEach(({ address }, index) => {
-      if (!places.has(address)) places.set(address, listed ? `/${field}/${index}` : `/${field}`)
-    })
-  }
-  return places
 }

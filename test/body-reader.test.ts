@@ -1,19 +1,10 @@
 import { once } from 'node:events'
 import { Agent, request as httpsRequest } from 'node:https'
 import t from 'tap'
-import { discard } from '../src/http/body/body.ts'
-import { Trickle } from '../src/http/body/trickle.ts'
+import { discard } from '../src/http/body/reader.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
 
 const MEGABYTE = 1024 * 1024
-
-t.test('a first burst is free, and each byte after it has its time', async (t) => {
-  const trickle = new Trickle()
-  t.equal(trickle.take(15 * MEGABYTE), 0)
-  const [some, more] = [trickle.take(3 * MEGABYTE), trickle.take(4 * MEGABYTE)]
-  t.ok(some > 500 && some <= 608, `18 MB at 4 KB a millisecond, the first four seconds free: ${some} ms`)
-  t.ok(more - some > 900 && more - some <= 1024, `4 MB later: ${more} ms`)
-})
 
 t.test('what is discarded has given its memory back', async (t) => {
   const large = Buffer.alloc(100_000)
@@ -29,7 +20,6 @@ t.test('what is discarded has given its memory back', async (t) => {
 
 t.test('large messages arrive whole, whether their length is declared or not', async (t) => {
   const { client, pki, port, relay } = await startGateway(t)
-  // Beyond what comes at once, so that the gateway stops reading meanwhile.
   const content = Buffer.alloc(14 * MEGABYTE)
   for (let at = 0; at < content.length; at += 4) content.writeUInt32LE((at * 2_654_435_761) % 2 ** 32, at)
   const body = Buffer.from(

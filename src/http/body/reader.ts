@@ -1,28 +1,28 @@
 import type { IncomingMessage } from 'node:http'
-import { brokenOff, DRIP_MS, LEAST_BYTES_PER_MS, tooLarge } from './body.ts'
+import { type SizeLimit, tooLarge } from '../../clients/authorise.ts'
+import { SLOWEST_BODY } from '../../config/config.ts'
 import { Problem } from '../../errors.ts'
 
 // What one turn of the way to the relay is worth: Node 20 gathers no more than 16 KB on its own.
 const PIECE_BYTES = 64 * 1024
 
-export interface UploadLimits {
-  /** Bytes. */
-  readonly maxSize: number
+export interface BodyLimits {
+  readonly maxSize: SizeLimit
   /** Longest pause between two pieces while the gateway waits for one, ms. */
   readonly idleTimeout: number
   /** Is shown every piece, in order. */
-  readonly onPiece?: (piece: Buffer) => void
+  readonly onPiece: ((piece: Buffer) => void) | undefined
 }
 
 /**
  * A request body that is read while it is passed on: one piece is in memory at a time, and the caller is asked for the
  * next only when it is wanted. Time counts against the caller only while the gateway waits for it.
  */
-export class Upload {
+export class BodyReader {
   /** Bytes that have come so far. */
   size = 0
   readonly #body: IncomingMessage
-  readonly #limits: UploadLimits
+  readonly #limits: BodyLimits
   #waitingSince: number | undefined
   #waited = 0
   #movedAt = performance.now()
@@ -31,7 +31,7 @@ export class Upload {
   #ended = false
   #turn: Promise<unknown> = Promise.resolve()
 
-  constructor(body: IncomingMessage, limits: UploadLimits) {
+  constructor(body: IncomingMessage, limits: BodyLimits) {
     this.#body = body
     this.#limits = limits
   }
@@ -70,13 +70,13 @@ export class Upload {
 
   async #next(): Promise<Buffer | undefined> {
     if (this.#fault !== undefined) throw this.#fault
-    if (this.#ended) return undefined
+    if (this.#ended || this.#hasAll()) return undefined
     this.#waitingSince = this.#movedAt = performance.now()
     try {
       const piece = this.#take() ?? (await this.#wait())
       this.#ended = piece === undefined
       this.size += piece?.length ?? 0
-      if (this.size > this.#limits.maxSize) throw tooLarge(this.#limits.maxSize)
+      if (this.size > this.#limits.maxSize.bytes) throw tooLarge(this.#limits.maxSize)
       if (piece !== undefined) this.#limits.onPiece?.(piece)
       return piece
     } catch (error) {
@@ -88,6 +88,11 @@ export class Upload {
       this.#waited += this.#movedAt - this.#waitingSince
       this.#waitingSince = undefined
     }
+  }
+
+  /** Node announces the end a turn later. */
+  #hasAll(): boolean {
+    return (this.#ended = this.size > 0 && this.#body.complete && this.#body.readableLength === 0)
   }
 
   #take(): Buffer | undefined {
@@ -118,7 +123,8 @@ export class Upload {
       // TLS brings 16 KB at a time: what has come with the first of it makes one piece.
       let gathering: NodeJS.Immediate | undefined
       const onReadable = (): void => {
-        gathering ??= setImmediate(take)
+        if (body.complete) take()
+        else gathering ??= setImmediate(take)
       }
       const take = (): void => {
         gathering = undefined
@@ -145,11 +151,68 @@ export class Upload {
 
   #drips(): boolean {
     const waited = this.#waited + performance.now() - (this.#waitingSince ?? 0)
-    return waited > DRIP_MS + this.size / LEAST_BYTES_PER_MS
+    return waited > SLOWEST_BODY.graceMs + this.size / SLOWEST_BODY.bytesPerMs
   }
 }
 
 /** A shortened message must never pass for a whole one: the end counts only where HTTP's own framing says so. */
 async function ended({ complete }: IncomingMessage): Promise<undefined> {
   if (!complete) throw brokenOff()
+}
+
+/** The 408 for a body whose end never came. */
+function brokenOff(): Problem {
+  return new Problem('request_timeout', 'The connection was closed before the body was complete.')
+}
+
+/** Whether a request has a body (RFC 9112 §6.3). */
+export function hasBody({ headers }: Pick<IncomingMessage, 'headers'>): boolean {
+  return headers['content-length'] !== undefined || headers['transfer-encoding'] !== undefined
+}
+
+// Most bodies that are refused are refused before they are longer.
+const FIRST_BYTES = 64 * 1024
+
+/**
+ * Gathers a body in memory. `room` is the length that was declared for it; `look` sees each piece as it comes, and ends the
+ * body by throwing.
+ */
+export async function readWhole(
+  next: () => Promise<Buffer | undefined>,
+  room: number,
+  look: (piece: Buffer) => void,
+): Promise<Buffer> {
+  const pieces: Buffer[] = []
+  let whole: Buffer | undefined
+  let size = 0
+  for (let piece = await next(); piece !== undefined; piece = await next()) {
+    look(piece)
+    size += piece.length
+    pieces.push(piece)
+    if (size <= FIRST_BYTES || size > room) continue
+    // In one buffer from here on: Buffer.concat at the end would take the room for it twice.
+    whole ??= Buffer.allocUnsafeSlow(room)
+    let at = size - pieces.reduce((sum, { length }) => sum + length, 0)
+    for (const part of pieces.splice(0)) {
+      at += part.copy(whole, at)
+      discard(part)
+    }
+  }
+  return whole === undefined ? Buffer.concat(pieces, size) : whole.subarray(0, size)
+}
+
+// Below this, handing the memory back costs more than it is worth.
+const LARGE_PIECE = 4096
+// What is transferred to a closed port is gone (HTML, "message port post message steps").
+const { port1: nowhere } = new MessageChannel()
+nowhere.close()
+
+/**
+ * Gives the memory of a piece of a body back at once; nobody may use the piece any more. Left to the garbage collector,
+ * every 8 MB of such pieces have it go over all that lives: 20 to 25 ms, several times a second under endless bodies.
+ */
+export function discard(piece: Buffer): void {
+  const { buffer } = piece
+  if (buffer instanceof ArrayBuffer && buffer.byteLength === piece.length && piece.length >= LARGE_PIECE)
+    nowhere.postMessage(null, [buffer])
 }

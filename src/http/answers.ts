@@ -1,0 +1,60 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { LogRecipients } from '../config/config.ts'
+import type { Problem } from '../errors.ts'
+import { type AuditResult, logRefusal, type RequestFacts, writeAudit } from '../operations/audit.ts'
+import type { Metrics } from '../operations/metrics.ts'
+import { REPLAYED } from '../send/idempotency.ts'
+import type { SendAnswer } from '../send/send.ts'
+import { storedProblem, sendProblem } from './problems.ts'
+
+/** Writes each answer to its caller, to the log and to the metrics: once. */
+export class Answers {
+  readonly #metrics: Metrics
+  readonly #recipients: LogRecipients
+
+  constructor(metrics: Metrics, recipients: LogRecipients) {
+    this.#metrics = metrics
+    this.#recipients = recipients
+  }
+
+  /** The answer to a message. */
+  sent(request: FastifyRequest, reply: FastifyReply, answer: SendAnswer): FastifyReply {
+    if (answer.kind === 'new') {
+      this.#record(request, reply, answer.result, answer.addressed)
+      return reply.type(JSON_TYPE).send(answer.body)
+    }
+    const { status, body } = answer
+    request.log.info({ client: request.caller?.client.name, status }, 'answer replayed')
+    void reply.headers(REPLAYED)
+    if (status === 200) return reply.type(JSON_TYPE).send(body)
+    return storedProblem(status, body, request, reply)
+  }
+
+  /** The answer to anything that failed or was refused. */
+  refused(request: FastifyRequest, reply: FastifyReply, problem: Problem): FastifyReply {
+    this.#metrics.rejections.inc({ code: problem.code })
+    const client = request.caller?.client.name ?? null
+    this.#metrics.countRefusal(problem, client)
+    if (request.method === 'POST' && !request.is404) {
+      const addressed = request.submission?.audit.recipients?.length ?? 0
+      this.#record(request, reply, { outcome: problem.outcome, problem }, addressed)
+    } else {
+      logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })
+    }
+    return sendProblem(problem, request, reply)
+  }
+
+  #record(request: FastifyRequest, reply: FastifyReply, result: AuditResult, addressed: number): void {
+    const { caller, submission } = request
+    if (caller !== null) this.#metrics.countMessage(caller.client.name, result, addressed)
+    const facts: RequestFacts = {
+      client: caller?.client.name,
+      fingerprint: caller?.peer.fingerprint256,
+      remote: request.raw.socket.remoteAddress,
+      durationMs: reply.elapsedTime,
+    }
+    writeAudit(request.log, facts, submission?.audit ?? {}, result, this.#recipients)
+  }
+}
+
+const JSON_TYPE = 'application/json; charset=utf-8'

@@ -1,0 +1,39 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import { discard, hasBody } from './reader.ts'
+
+// A refused body is read on for so long and thrown away: closing at once would reset the connection under the answer.
+const LINGER_MS = 2_000
+
+/**
+ * An answer that comes before the body was read: give the peer a moment to see it, then end the connection. "Connection:
+ * close", which Fastify adds when a body is refused, would close at once, and under unread bytes that loses the answer.
+ */
+export function lingerOverBody(
+  request: FastifyRequest,
+  reply: FastifyReply,
+  _payload: unknown,
+  done: () => void,
+): void {
+  const { raw, caller, submission } = request
+  if (raw.complete || !hasBody(raw)) {
+    // A stranger has nothing more to ask on this connection.
+    if (caller === null) void reply.header('connection', 'close')
+    // Where Node itself is about to close (the client was revoked), the header has to stay.
+    else if (submission !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection'))
+      void reply.removeHeader('connection')
+    return done()
+  }
+  void reply.removeHeader('connection')
+  const drain = (): void => void raw.on('data', discard).resume().read(0)
+  // Only once the answer is on its way: a peer that waits for 100 (Continue) must not be asked for the body now. Before
+  // Node's own listener, which would throw the body away with its memory still taken.
+  if (raw.readableFlowing === true) drain()
+  else reply.raw.prependOnceListener('finish', drain)
+  const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS)
+  timer.unref()
+  // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
+  raw.once('close', () => {
+    if (caller !== null || raw.socket.destroyed) clearTimeout(timer)
+  })
+  done()
+}

@@ -1,0 +1,121 @@
+import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http'
+import type { Socket } from 'node:net'
+import type { Duplex } from 'node:stream'
+import { Problem } from '../errors.ts'
+
+/** Told once of the end of an answer: it is out, or its connection is gone. */
+type Over = (answered: boolean) => void
+
+/** What a connection still owes its peer. */
+interface Connection {
+  readonly answers: Map<ServerResponse, Over[]>
+  /** Bytes that had been taken when the peer last took some, and when that was, by performance.now(). */
+  taken: number
+  takenAt: number
+}
+
+/** Answers a request that may not begin, on its connection and in its turn. */
+export type Refuse = (problem: Problem, request: IncomingMessage, response: ServerResponse) => void
+
+// Pipelining (RFC 9112 §9.3.2): a thousand requests fit into one read, and at 70 µs each would hold up everybody else.
+const MOST_BEGUN = 32
+// A refused request costs 5 KB until its answer is taken. Node stops reading when the answers of one connection fill its
+// buffer, so more come only from a peer that fits hundreds of them into one read.
+const MOST_OWED = 512
+const CHECK_MS = 1_000
+
+const connections = new WeakMap<Duplex, Connection>()
+
+/**
+ * A listener for `request` that knows what each connection owes. On one connection 32 requests may be in progress; those
+ * beyond are refused in their turn, with nothing begun. A peer that takes nothing of its answers for `patience` ms is cut.
+ */
+export function followConnections(handle: RequestListener, refuse: Refuse, patience: number): RequestListener {
+  const owing = new Set<Socket>()
+  setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
+  return (request, response) => {
+    const { socket } = request
+    const { answers } = connections.get(socket) ?? follow(socket, owing)
+    owing.add(socket)
+    answers.set(response, [])
+    response.once('close', () => {
+      settle(answers, response)
+      if (answers.size === 0) owing.delete(socket)
+    })
+    if (answers.size === 2 && socket.listenerCount('data') < 2) socket.on('data', ignore)
+    if (answers.size <= MOST_BEGUN) return handle(request, response)
+    if (answers.size > MOST_OWED) return void socket.destroy()
+    request.resume()
+    refuse(TOO_MANY, request, response)
+  }
+}
+
+// Node stops reading where a peer takes no answers, but TLS then still gives what it has decrypted to a parser that is
+// paused, and the connection breaks (HPE_PAUSED). With a listener of ours Node reads the socket as a stream, which can wait.
+const ignore = (): void => {}
+
+const TOO_MANY = new Problem(
+  'overloaded',
+  `${MOST_BEGUN} requests of this connection are in progress: wait for their answers, then send this one again.`,
+  { retryAfter: 1 },
+)
+
+/** How many answers a connection still owes. */
+export function answersOwed(socket: Duplex): number {
+  return connections.get(socket)?.answers.size ?? 0
+}
+
+/** The answers that a connection still owes, in the order of their requests. */
+export function unanswered(socket: Duplex): readonly ServerResponse[] {
+  return [...(connections.get(socket)?.answers.keys() ?? [])]
+}
+
+/** Calls back once: when the answer is out, or when its connection is gone. At once where that has been. */
+export function onceOver(answer: ServerResponse, over: Over): void {
+  const waiting = connections.get(answer.req.socket)?.answers.get(answer)
+  if (waiting === undefined) over(answer.writableFinished)
+  else waiting.push(over)
+}
+
+/**
+ * Closes a connection whose peer may still be sending: closing at once, under bytes that nobody read, resets it, and the
+ * answer on its way is lost. What comes is thrown away, for `patience` ms at most.
+ */
+export function lingeringClose(socket: Duplex, patience: number): void {
+  socket.resume()
+  const timer = setTimeout(() => socket.destroy(), patience)
+  timer.unref()
+  socket.once('close', () => clearTimeout(timer))
+}
+
+// An answer that is queued behind another (pipelining) is not told that its connection is gone.
+function follow(socket: Socket, owing: Set<Socket>): Connection {
+  const connection: Connection = { answers: new Map(), taken: 0, takenAt: performance.now() }
+  connections.set(socket, connection)
+  socket.once('close', () => {
+    owing.delete(socket)
+    for (const answer of connection.answers.keys()) settle(connection.answers, answer)
+  })
+  return connection
+}
+
+function settle(answers: Connection['answers'], answer: ServerResponse): void {
+  const waiting = answers.get(answer) ?? []
+  answers.delete(answer)
+  for (const over of waiting) over(answer.writableFinished)
+}
+
+function cutUnread(owing: ReadonlySet<Socket>, patience: number): void {
+  const now = performance.now()
+  for (const socket of owing) {
+    const connection = connections.get(socket)
+    if (connection === undefined) continue
+    const taken = socket.bytesWritten - socket.writableLength
+    if (socket.writableLength > 0 && taken === connection.taken) {
+      if (now - connection.takenAt >= patience) socket.destroy()
+      continue
+    }
+    connection.taken = taken
+    connection.takenAt = now
+  }
+}

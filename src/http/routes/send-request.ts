@@ -1,0 +1,34 @@
+import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { ClientSource } from '../../clients/gate.ts'
+import { Departure } from '../../relay/departure.ts'
+import type { Sender, SendRequest } from '../../send/send.ts'
+import type { Answers } from '../answers.ts'
+import { submissionOf } from '../body/submission.ts'
+import { onceOver } from '../connections.ts'
+import { callerOf } from '../identity.ts'
+
+/** What every route that takes a message works with. */
+export interface MessageRouteOptions {
+  readonly sender: Sender
+  readonly answers: Answers
+  readonly clients: ClientSource
+  readonly maxRecipients: number
+}
+
+/** What a request says of its message whatever form that has. */
+export function sendRequest(
+  request: FastifyRequest<{ Querystring: { dry_run?: 'true' | 'false' } }>,
+  reply: FastifyReply,
+): Omit<SendRequest, 'bodyHash' | 'compose'> {
+  // Of a caller whose connection closes before the answer, a message that still waits for a relay is not sent.
+  const departure = new Departure()
+  onceOver(reply.raw, (answered) => answered || departure.leave())
+  return {
+    id: request.id,
+    client: callerOf(request).client,
+    idempotencyKey: request.headers['idempotency-key']?.toString(),
+    dryRun: request.query.dry_run === 'true',
+    place: submissionOf(request).place,
+    departure,
+  }
+}

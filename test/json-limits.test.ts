@@ -1,0 +1,93 @@
+import t from 'tap'
+import { Problem } from '../src/errors.ts'
+import { checkCounts, jsonLimits } from '../src/http/body/json-limits.ts'
+
+/** What is said of a text, which has to be the same however it comes in pieces. */
+function look(text: string): string | undefined {
+  const bytes = Buffer.from(text)
+  const [whole, ...others] = [bytes.length, 1, 2, 7, 255].map((size) => {
+    const check = jsonLimits()
+    return said(() => {
+      for (let at = 0; at < bytes.length; at += size) check(bytes.subarray(at, at + size))
+    })
+  })
+  if (others.some((other) => other !== whole))
+    throw new Error(`${text.slice(0, 100)} is ${whole} as a whole, in pieces ${others.join(', ')}`)
+  return whole
+}
+
+function said(check: () => void): string | undefined {
+  try {
+    check()
+    return undefined
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error
+    return `${error.code}: ${error.message}`
+  }
+}
+
+const DEEP = 'invalid_message: The message nests deeper than any message needs.'
+const MANY = 'invalid_message: The message has more values than any message needs.'
+
+t.test('a text within its limits passes, whatever its strings hold', async (t) => {
+  for (const length of [0, 250, 255, 256, 257]) {
+    for (const tail of ['', '\\', '\\\\', '"', '\\"', '"\\', '\\\\"', '"\\\\\\', '["', ',"']) {
+      const text = `${'x'.repeat(length)}${tail}`
+      const about = `${length} and ${tail}`
+      t.equal(look(JSON.stringify({ text, html: ',[{'.repeat(100) })), undefined, about)
+      t.equal(look(`${JSON.stringify({ text }).slice(0, -1)},"a":${'['.repeat(64)}`), DEEP, `${about}, then too deep`)
+    }
+  }
+  t.equal(look('['.repeat(64) + ']'.repeat(64)), undefined)
+  t.equal(look('['.repeat(65)), DEEP)
+})
+
+t.test('the look ends where a limit is passed', async (t) => {
+  const start = performance.now()
+  for (const [text, expected] of [
+    ['['.repeat(20_000_000), DEEP],
+    [`{"x":[${'1,'.repeat(10_000_000)}1]}`, MANY],
+  ] as const) {
+    const bytes = Buffer.from(text)
+    for (let n = 0; n < 100; n++) {
+      const check = jsonLimits()
+      const found = said(() => {
+        for (let at = 0; at < bytes.length; at += 65_536) check(bytes.subarray(at, at + 65_536))
+      })
+      if (found !== expected) t.fail(`${found} instead of ${expected}`)
+      if (performance.now() - start > 20_000) throw new Error(`${n} looks took 20 s`)
+    }
+  }
+  t.pass('200 texts of 20 MB')
+})
+
+t.test('recipients count in to, cc and bcc, everything else together', async (t) => {
+  const list = (count: number): number[] => Array.from({ length: count }, (_, n) => n)
+  t.equal(
+    said(() => checkCounts({ to: list(1050), cc: list(50), bcc: 'x' }, 100)),
+    undefined,
+  )
+  t.match(
+    said(() => checkCounts({ to: list(1050), cc: list(51) }, 100)),
+    /^too_many_recipients: .* lists 1101 /,
+  )
+  t.equal(
+    said(() => checkCounts({ reply_to: list(9_990) }, 100)),
+    undefined,
+  )
+  t.equal(
+    said(() => checkCounts({ reply_to: list(10_000) }, 100)),
+    MANY,
+  )
+  t.equal(
+    said(() => checkCounts({ a: list(2).map(() => list(5_000)) }, 100)),
+    MANY,
+    'however they nest',
+  )
+  for (const odd of [null, 'text', 7, undefined])
+    t.equal(
+      said(() => checkCounts(odd, 1)),
+      undefined,
+      String(odd),
+    )
+})
