@@ -137,7 +137,7 @@ t.test("a message id is the caller's own, or made of the request and the domain 
 
 t.test('a dry run checks everything but the relay, and sends nothing', async (t) => {
   const gateway = await startGateway(t, {
-    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"], max_size: 5000 } }',
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"], max_size: 5000B } }',
   })
   const { post, relay } = gateway
   const path = '/v1/messages?dry_run=true'
@@ -221,7 +221,7 @@ const POLICY = `clients:
     from: ["billing@corp.example", "*@billing.corp.example"]
     to: ["*@corp.example", "*@*.corp.example", "*@münchen.example"]
     max_recipients: 4
-    max_size: 2000
+    max_size: 2000B
 `
 
 t.test('the policy decides on sender and recipients, and a refusal names every offending address', async (t) => {
@@ -305,7 +305,7 @@ t.test('a client has its own limits of recipients and size, and never more than 
   t.equal(relay.messages.length, 2)
 
   const generous = await startGateway(t, {
-    clients: POLICY.replace('max_recipients: 4', 'max_recipients: 50').replace('max_size: 2000', 'max_size: 1GB'),
+    clients: POLICY.replace('max_recipients: 4', 'max_recipients: 50').replace('max_size: 2000B', 'max_size: 1GB'),
     env: { POSTERN_MAX_RECIPIENTS: '2', POSTERN_MAX_SIZE: '3KB' },
   })
   t.equal((await generous.post({ ...MESSAGE, to: people(3) })).json['code'], 'too_many_recipients')
@@ -333,7 +333,7 @@ t.test('whoami tells the caller what it is to the gateway, and no one else', asy
     fingerprint: /^(?:[0-9A-F]{2}:){31}[0-9A-F]{2}$/,
     not_before: /^\d{4}-\d\d-\d\dT[\d:.]+Z$/,
     not_after: /^\d{4}-\d\d-\d\dT[\d:.]+Z$/,
-    policy: { from: ['billing@corp.example', '*@billing.corp.example'], max_recipients: 4, max_size: 2000 },
+    policy: { from: ['billing@corp.example', '*@billing.corp.example'], max_recipients: 4, max_size: '2000B' },
   })
   t.equal(answer.json['fingerprint'].replaceAll(':', '').toLowerCase(), client.fingerprint)
   t.notOk('fingerprints' in answer.json['policy'])

@@ -32,7 +32,6 @@ export class Answers {
 
   /** The answer to anything that failed or was refused. */
   refused(request: FastifyRequest, reply: FastifyReply, problem: Problem): FastifyReply {
-    this.#metrics.rejections.inc({ code: problem.code })
     const client = request.caller?.client.name ?? null
     this.#metrics.countRefusal(problem, client)
     if (request.method === 'POST' && !request.is404) {
