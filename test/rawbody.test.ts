@@ -1,6 +1,6 @@
 import t from 'tap'
 import { RawBody } from '../src/mail/raw-body.ts'
-import type { RelayFeatures } from '../src/mail/raw-body.ts'
+import type { RelayFeatures } from '../src/mail/outgoing.ts'
 
 const relay = (...extensions: string[]): RelayFeatures => ({
   label: 'relay.test:25',

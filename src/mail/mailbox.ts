@@ -1,4 +1,4 @@
-import { domainToASCII } from 'node:url'
+import { domainToASCII, domainToUnicode } from 'node:url'
 
 /** One address with an optional display name, parsed once: header and envelope are both built from this value. */
 export interface Mailbox {
@@ -24,11 +24,15 @@ const MAX_TEXT = 2 * MAX_NAME + MAX_LOCAL + MAX_DOMAIN + 16
 const MAX_RECENT = 1_000 // of at most MAX_TEXT characters each
 const recent = new Map<string, Mailbox>()
 
-const LOCAL_PART = /^[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+(?:\.[\w!#$%&'*+/=?^`{|}~\u0080-\u{10ffff}-]+)*$/u
+// RFC 5322 §3.2.3, RFC 6531 §3.3, without "%" and "!": to many servers those are source routes.
+const LOCAL_PART = /^[\w#$&'*+/=?^`{|}~\u0080-\u{10ffff}-]+(?:\.[\w#$&'*+/=?^`{|}~\u0080-\u{10ffff}-]+)*$/u
 const LABEL = /^(?!-)[a-z0-9_-]{1,63}(?<!-)$/
-const FORBIDDEN = /[\p{Cc}\p{Cs}\u2028\u2029\ufeff]/u
-// Also what is invisible or reorders text on screen, and so can make one address look like another.
-const FORBIDDEN_IN_ADDRESS = /[\p{Cc}\p{Cf}\p{Cs}\p{Z}\p{Cn}]/u
+const CONTROL = /[\p{Cc}\p{Cs}\u2028\u2029]/u
+// What is invisible, reorders text on screen or stands for something unreadable can make one address look like another.
+const FORBIDDEN_IN_ADDRESS = /^\p{M}|[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Z}\p{DI}\u2800\ufffd]/u
+// A name may hold joiners and marks of direction, as emoji, Persian and Hebrew need them, but nothing else of that kind.
+const FORBIDDEN_IN_NAME =
+  /[\u00ad\u115f\u1160\u180e\u200b\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb]/u
 
 /**
  * Reads exactly one mailbox: `a@b`, `<a@b>`, `Name <a@b>`, `"Name, Jr." <a@b>` or `{ email, name }`.
@@ -55,7 +59,7 @@ export function parseMailbox(input: MailboxInput): Mailbox {
  */
 export function parseAddress(text: string): Omit<Mailbox, 'name'> {
   checkLength(text, MAX_TEXT)
-  if (FORBIDDEN.test(text)) throw new RangeError('contains a control character or line break')
+  if (CONTROL.test(text)) throw new RangeError('contains a control character or line break')
   if (text === '') throw new RangeError('is empty where an address like user@example.com is expected')
   const at = text.lastIndexOf('@')
   if (at === -1) throw new RangeError('has no "@": an address like user@example.com is expected')
@@ -64,11 +68,28 @@ export function parseAddress(text: string): Omit<Mailbox, 'name'> {
   if (/[,;:<>()[\]\\"@\s]/.test(local)) {
     throw new RangeError('is not exactly one address: lists, groups, comments, routes and quotes are not accepted')
   }
-  if (!LOCAL_PART.test(local) || FORBIDDEN_IN_ADDRESS.test(local))
+  if (/[%!]/.test(local)) throw new RangeError('has "%" or "!", which some servers read as a route to another address')
+  if (local.includes('=?')) throw new RangeError('has an encoded word where an address is expected')
+  // What only looks like a letter, a comma or an "@" becomes one when it is normalized for comparison (NFKC).
+  if (!LOCAL_PART.test(local) || FORBIDDEN_IN_ADDRESS.test(local) || local.normalize('NFKC') !== local)
     throw new RangeError('has a local part that is not valid')
   if (Buffer.byteLength(local) > MAX_LOCAL) throw new RangeError(`has a local part of more than ${MAX_LOCAL} octets`)
   const domain = parseDomain(text.slice(at + 1))
   return { address: `${local}@${domain}`, local, domain }
+}
+
+/**
+ * The same for an address that goes on as it is written: it has to be in the form in which it is judged. Domains with the
+ * letters on which IDNA 2003 and 2008 differ are taken as A-labels only. Throws a RangeError.
+ */
+export function parseWrittenAddress(text: string): Omit<Mailbox, 'name'> {
+  const address = parseAddress(text)
+  const [local, domain] = [text.slice(0, address.local.length), text.slice(text.lastIndexOf('@') + 1)]
+  const canonical =
+    !needsSmtpUtf8(domain) || (domainToUnicode(address.domain) === domain.toLowerCase() && !/[ßς]/i.test(domain))
+  if (local !== address.local || !canonical)
+    throw new RangeError(`is not in the form in which it is compared: write ${address.address}`)
+  return address
 }
 
 /**
@@ -97,8 +118,46 @@ export function parseDomain(text: string): string {
  */
 export function parseName(text: string): string {
   checkLength(text, MAX_NAME)
-  if (FORBIDDEN.test(text)) throw new RangeError('has a name with a control character or line break')
-  return text.trim()
+  checkNameText(text)
+  const name = text.trim()
+  checkNames([{ text: name, encoded: needsEncodedWords(name) }])
+  return name
+}
+
+/** Whether a name goes out in encoded words (RFC 2047): some readers stumble over escapes within quotes. */
+export function needsEncodedWords(name: string): boolean {
+  return /[^\x20-\x7e]|["\\]|=\?/.test(name)
+}
+
+/** Refuses characters that no name may hold. Throws a RangeError with a sentence that follows the field's name. */
+export function checkNameText(text: string): void {
+  if (CONTROL.test(text)) throw new RangeError('has a name with a control character or line break')
+  if (FORBIDDEN_IN_NAME.test(text)) throw new RangeError('has a name with an invisible or direction-changing character')
+}
+
+/** A display name as readers see it in the end, and whether it has to be decoded for that. */
+export interface ShownName {
+  readonly text: string
+  readonly encoded: boolean
+}
+
+/**
+ * Refuses the names of one field where a reader that decodes before it looks for addresses would find another one: an
+ * encoded name must not look like an address, and beside names that do it must not open a quote or comment.
+ * Throws a RangeError with a sentence that follows the field's name.
+ */
+export function checkNames(names: readonly ShownName[]): void {
+  const encoded = names.filter((name) => name.encoded)
+  if (encoded.some(({ text }) => /[@<>]/.test(text)))
+    throw new RangeError(
+      'has a name with "@", "<" or ">" that has to be encoded: some readers would take it for an address',
+    )
+  if (names.length > 1 && encoded.some(opensSomething) && names.some(({ text }) => /[@<>]/.test(text)))
+    throw new RangeError('has a name with "@", "<" or ">" beside one with an unpaired quote or parenthesis')
+}
+
+function opensSomething({ text }: ShownName): boolean {
+  return /["\\()]/.test(text.replace(/"[^"\\()]*"|\([^"\\()]*\)/g, ''))
 }
 
 /** Whether the address needs the SMTPUTF8 extension (RFC 6531). */
@@ -107,8 +166,8 @@ export function needsSmtpUtf8(address: string): boolean {
 }
 
 function readMailbox(input: string): Mailbox {
-  if (FORBIDDEN.test(input)) throw new RangeError('contains a control character or line break')
-  const text = input.trim()
+  if (CONTROL.test(input)) throw new RangeError('contains a control character or line break')
+  const text = input.replace(/^ +| +$/g, '')
   if (!text.endsWith('>')) return { ...parseAddress(text), name: '' }
   const open = text.lastIndexOf('<')
   if (open === -1) throw new RangeError('has ">" without "<"')

@@ -1,15 +1,10 @@
 import { isAscii } from 'node:buffer'
 import { Problem } from '../errors.ts'
+import type { RelayFeatures } from './outgoing.ts'
 
 const LF = 0x0a
 const CR = 0x0d
 const MAX_LINE = 998 // RFC 5322 §2.1.1, without the CRLF
-
-/** The relay that a body goes to, where that is known. */
-export interface RelayFeatures {
-  readonly label: string
-  supports(extension: string): Promise<boolean>
-}
 
 /** Checks a message's body as it passes by. Nothing is changed: bare CR and LF become CRLF, and dots are stuffed, on the way out. */
 export class RawBody {

@@ -27,7 +27,6 @@ export interface HeaderBlock {
 
 const MAX_HEADER = 64 * 1024
 const MAX_LINE = 998 // RFC 5322 §2.1.1, without the CRLF
-const MAX_FAULTS = 100
 const CR = 0x0d
 const LF = 0x0a
 
@@ -83,12 +82,12 @@ export async function readHeader(
  */
 export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   const faults: Fault[] = []
-  const fault = (path: string, message: string): void => {
-    if (faults.length < MAX_FAULTS) faults.push({ path, message })
-  }
+  const fault = (path: string, message: string): void => void faults.push({ path, message })
   const ascii = isAscii(head)
   if (!ascii && !isUtf8(head))
     fault('/headers', 'holds octets that are neither ASCII nor UTF-8: encode them (RFC 2047)')
+  else if (!ascii && /[\x80-\x9f\u2028\u2029]/.test(head.toString()))
+    fault('/headers', 'holds a control character or line separator outside ASCII, where some readers begin a new line')
 
   const lines = head.toString('latin1').split(/\r\n|\r|\n/)
   while (lines.at(-1) === '') lines.pop()
@@ -111,10 +110,7 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   })
 
   const parsed = fields.map(({ name, lines: own }): HeaderField => {
-    const value = own
-      .join('')
-      .slice(name.length + 1)
-      .trim()
+    const value = withoutBlanks(own.join('').slice(name.length + 1))
     return { name, key: name.toLowerCase(), raw: own.map((line) => `${line}\r\n`).join(''), value }
   })
   const seen = new Set<string>()
@@ -124,6 +120,14 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   }
   if (faults.length > 0) throw invalidHeader(faults)
   return { fields: parsed, closed, utf8: !ascii }
+}
+
+/** Without spaces and tabs at both ends: trim() also cuts octets that are part of a letter in UTF-8. */
+function withoutBlanks(text: string): string {
+  let [from, to] = [0, text.length]
+  while (text[from] === ' ' || text[from] === '\t') from += 1
+  while (to > from && (text[to - 1] === ' ' || text[to - 1] === '\t')) to -= 1
+  return text.slice(from, to)
 }
 
 /** The header in wire form, with the blank line where there was one. */

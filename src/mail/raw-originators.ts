@@ -1,6 +1,8 @@
 import type { Fault } from '../errors.ts'
+import { decodeWords } from './encoded-words.ts'
+import { checkNames, checkNameText, type Mailbox, parseWrittenAddress, type ShownName } from './mailbox.ts'
+import { parameterFault, wholeMessageFault } from './media-type.ts'
 import { type HeaderBlock, type HeaderField, invalidHeader, writeHeader } from './raw-header.ts'
-import { type Mailbox, parseAddress } from './mailbox.ts'
 
 type Address = Omit<Mailbox, 'name'>
 
@@ -23,7 +25,7 @@ export interface JudgedHeader {
 
 // Bcc is nobody's business but the envelope's; Return-Path is for the last server to write (RFC 5321 §4.4).
 const REMOVED = new Set(['bcc', 'resent-bcc', 'return-path'])
-const LISTS = new Set(['from', 'resent-from'])
+const LISTS = new Set(['from', 'resent-from', 'author']) // RFC 9057: some show Author in the place of From
 const SINGLES = new Set(['sender', 'resent-sender'])
 
 /**
@@ -47,6 +49,11 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
   if (given !== undefined && !/^<[^\s<>\x00-\x1f\x7f-\xff]+>$/.test(given.value)) {
     faults.push({ path: '/headers/Message-ID', message: 'is not a message id: it should be <local@domain>' })
   }
+  for (const { key, name, value } of fields) {
+    if (key !== 'content-type' && key !== 'content-disposition') continue
+    const message = parameterFault(value) ?? wholeMessageFault(value)
+    if (message !== undefined) faults.push({ path: `/headers/${name}`, message })
+  }
   if (faults.length > 0 || first === undefined) throw invalidHeader(faults)
   const messageId = given?.value ?? `<${id}@${first.address.domain}>`
   const added = [
@@ -57,11 +64,11 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
   return { bytes: writeHeader([...kept, ...added], closed), messageId, from: first.address, originators }
 }
 
-function originatorsOf({ key, name, value }: HeaderField, faults: Fault[]): readonly Originator[] {
+function originatorsOf({ key, name, raw }: HeaderField, faults: Fault[]): readonly Originator[] {
   if (!LISTS.has(key) && !SINGLES.has(key)) return []
   const path = `/headers/${name}`
   try {
-    const addresses = parseAddressList(Buffer.from(value, 'latin1').toString())
+    const addresses = parseAddressList(Buffer.from(raw.slice(name.length + 1), 'latin1').toString())
     if (SINGLES.has(key) && addresses.length > 1) throw new RangeError('is not exactly one mailbox')
     return addresses.map((address) => ({ path, address }))
   } catch (error) {
@@ -71,35 +78,77 @@ function originatorsOf({ key, name, value }: HeaderField, faults: Fault[]): read
   }
 }
 
-// White space, a quoted string, an address in angle brackets, a comma, or a word. No two can begin at the same place.
-const TOKEN = /[ \t]+|"(?:[^"\\]|\\.)*"|<[^<>]*>|,|[^\s"(),:;<>[\]\\]+/y
+// White space, a quoted string, an address in angle brackets, a comma, a comment, or a word. No two can begin at the same
+// place, and only white space holds a line break.
+const TOKEN = /[ \t\r\n]+|"(?:[^"\\\r\n]|\\[^\r\n])*"|<[^<>\r\n]*>|,|\([^()"\\<>@:;\r\n]*\)|[^\s"(),:;<>[\]\\]+/y
+
+/** A mailbox as far as it has been read. */
+interface Parts {
+  readonly words: string[]
+  bracketed?: string
+  comment?: string
+}
 
 /**
- * Reads a list of mailboxes (RFC 5322 §3.4) without groups, comments, routes and quoted local parts, which two parsers
- * can read as different senders. Throws a RangeError with a sentence that follows the field's name.
+ * Reads a list of mailboxes as a field has it, with its line breaks (src/docs/addresses.md): RFC 5322 §3.4 without what two
+ * readers can take for different authors. Throws a RangeError with a sentence that follows the field's name.
  */
 export function parseAddressList(text: string): readonly Address[] {
-  const mailboxes: string[][] = [[]]
+  let mailbox: Parts = { words: [] }
+  const mailboxes = [mailbox]
+  let apart = true
   TOKEN.lastIndex = 0
   while (TOKEN.lastIndex < text.length) {
     const token = TOKEN.exec(text)?.[0]
     if (token === undefined)
-      throw new RangeError('is not a list of mailboxes: groups, comments and routes are not accepted')
-    if (token === ',') mailboxes.push([])
-    else if (!/^[ \t]/.test(token)) mailboxes.at(-1)?.push(token)
+      throw new RangeError('is not a list of mailboxes: groups, routes and comments within them are not accepted')
+    const first = token.charAt(0)
+    if (first === ',') mailboxes.push((mailbox = { words: [] }))
+    else if (first === '(') addComment(mailbox, token)
+    else if (first === '<') addBracketed(mailbox, token)
+    else if (/\S/.test(first)) addWord(mailbox, token, apart)
+    apart = /[\s,]/.test(first)
   }
-  return mailboxes.map(parseTokens)
+  const addresses = mailboxes.map(({ words, bracketed }) => parseWrittenAddress(bracketed ?? words[0] ?? ''))
+  checkNames(mailboxes.map(shownName))
+  return addresses
 }
 
-function parseTokens(tokens: readonly string[]): Address {
-  const last = tokens.at(-1) ?? ''
-  if (!last.startsWith('<')) {
-    if (tokens.length > 1) throw new RangeError('has words beside an address that is not in angle brackets')
-    return parseAddress(last)
-  }
-  const phrase = tokens.slice(0, -1)
-  if (phrase.some((word) => word.startsWith('<') || (!word.startsWith('"') && word.includes('@')))) {
+function addWord({ words, bracketed, comment }: Parts, word: string, apart: boolean): void {
+  if (bracketed !== undefined || comment !== undefined) throw new RangeError('has words behind an address')
+  // RFC 5322 §3.2.5: readers find different words, and so different addresses, where words touch or begin with a dot.
+  if (!apart || word.startsWith('.')) throw new RangeError('has a name that is no phrase: put it in double quotes')
+  words.push(word)
+}
+
+function addBracketed(mailbox: Parts, token: string): void {
+  if (mailbox.bracketed !== undefined || mailbox.comment !== undefined || mailbox.words.some(isAddress))
     throw new RangeError('has more than one address where one is expected')
-  }
-  return parseAddress(last.slice(1, -1))
+  mailbox.bracketed = token.slice(1, -1)
+}
+
+/** RFC 5322 §3.4: a comment behind its address was the name in old mail, and is in what cron sends to this day. */
+function addComment(mailbox: Parts, token: string): void {
+  if (mailbox.comment !== undefined || (mailbox.bracketed === undefined && !mailbox.words.some(isAddress)))
+    throw new RangeError('has a comment that is not behind an address')
+  mailbox.comment = token.slice(1, -1)
+}
+
+function isAddress(word: string): boolean {
+  return !word.startsWith('"') && word.includes('@')
+}
+
+/** The name that readers show, decoded. Throws a RangeError where they would not agree on it. */
+function shownName({ words, bracketed, comment = '' }: Parts): ShownName {
+  if (bracketed === undefined && words.length !== 1)
+    throw new RangeError('has words beside an address that is not in angle brackets')
+  const phrase = bracketed === undefined ? [] : words
+  const written = [...phrase, comment].map(unquoted).join(' ')
+  const text = decodeWords(written)
+  checkNameText(text)
+  return { text, encoded: text !== written || phrase.some((word) => word.includes('\\')) }
+}
+
+function unquoted(word: string): string {
+  return word.startsWith('"') ? word.slice(1, -1).replace(/\\(.)/g, '$1') : word
 }

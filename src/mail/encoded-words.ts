@@ -1,0 +1,59 @@
+import { TextDecoder } from 'node:util'
+import { encodeWord } from 'nodemailer/lib/mime-funcs'
+
+const MAX_WORD = 52 // characters of text in one encoded word, so that a line has room for it and the name of a field
+
+/** The encoded words (RFC 2047) that stand for a text, each at most 75 characters. */
+export function encodedWords(text: string): readonly string[] {
+  const octets = Buffer.byteLength(text)
+  const others = octets - text.length + (text.match(/[^\x20-\x7e]/g)?.length ?? 0)
+  // Q costs three characters for each octet outside ASCII, B a third more for all of them.
+  return encodeWord(text, others * 6 > text.length ? 'B' : 'Q', MAX_WORD).split(' ')
+}
+
+// Also what only some readers take for one: with spaces in it, or within a longer word or a quoted string.
+const ENCODED_WORD = /=\?([^?\s]*)\?([qb])\?([^?]*)\?=/gi
+// "@" may be the second octet of a letter in these. In all others it is nothing but an "@" to any reader.
+const WITH_AT_IN_LETTERS = new Set(['iso-2022-jp', 'shift_jis', 'big5'])
+
+/**
+ * A text with its encoded words decoded. Throws a RangeError, as a sentence that follows the field's name, for those that
+ * readers decode differently: charsets that are not the web's, broken base64, words within words.
+ */
+export function decodeWords(text: string): string {
+  const decoded = text.replace(ENCODED_WORD, (_, charset: string, encoding: string, content: string) =>
+    decodeWord(charset, /q/i.test(encoding) ? octetsOfQ(content) : octetsOfB(content)),
+  )
+  if (decoded.includes('=?')) throw notUnderstood()
+  return decoded
+}
+
+function decodeWord(charset: string, octets: Buffer): string {
+  const decoder = decoderOf(charset.replace(/\*.*/, '')) // RFC 2231 §5: a language may follow
+  const hidden = !WITH_AT_IN_LETTERS.has(decoder.encoding) && /[@<>]/.test(octets.toString('latin1'))
+  return decoder.decode(octets) + (hidden ? '@' : '')
+}
+
+function decoderOf(charset: string): TextDecoder {
+  try {
+    return new TextDecoder(charset)
+  } catch {
+    throw notUnderstood()
+  }
+}
+
+function octetsOfQ(content: string): Buffer {
+  const text = content
+    .replaceAll('_', ' ')
+    .replace(/=([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(parseInt(hex, 16)))
+  return Buffer.from(text, 'latin1')
+}
+
+function octetsOfB(content: string): Buffer {
+  if (!/^[A-Za-z0-9+/]*={0,2}$/.test(content)) throw notUnderstood()
+  return Buffer.from(content, 'base64')
+}
+
+function notUnderstood(): RangeError {
+  return new RangeError('has an encoded word that readers decode differently, or not at all')
+}
