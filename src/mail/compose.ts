@@ -2,21 +2,16 @@ import { randomBytes } from 'node:crypto'
 import { detectMimeType } from 'nodemailer/lib/mime-funcs'
 import { Base64Text } from './base64.ts'
 import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
+import { contentDisposition, contentType, field, isStructured, mailboxes, unstructured } from './fields.ts'
 import {
   base64Entity,
   ended,
   type Entity,
-  field,
   type FilePlace,
-  isStructured,
-  mailbox,
-  mailboxes,
   mayBeBase64,
   multipart,
-  parameterized,
   type Segment,
   textEntity,
-  unstructured,
 } from './mime.ts'
 import type { AttachmentInput, MessageInput } from './schemas.ts'
 
@@ -104,14 +99,15 @@ export function composeMessage(message: Message, date: Date, contents?: Readonly
 function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: Date): string {
   return [
     field('Date', date.toUTCString().replace('GMT', '+0000')),
-    field('From', mailbox(from)),
+    field('From', mailboxes([from])),
     replyTo.length > 0 ? field('Reply-To', mailboxes(replyTo)) : '',
-    to.length > 0 ? field('To', mailboxes(to)) : '',
+    // RFC 5322 §3.6.3 asks for no To, but some servers add one of their own where there is no recipient in the header.
+    to.length > 0 ? field('To', mailboxes(to)) : cc.length > 0 ? '' : field('To', 'undisclosed-recipients:;'),
     cc.length > 0 ? field('Cc', mailboxes(cc)) : '',
     field('Subject', unstructured(input.subject)),
     field('Message-ID', messageId),
     ...Object.entries(input.headers ?? {}).map(([name, value]) =>
-      field(name, isStructured(name) ? value : unstructured(value)),
+      field(name, isStructured(name) ? value.trim() : unstructured(value)),
     ),
     field('MIME-Version', '1.0'),
   ].join('')
@@ -143,7 +139,7 @@ function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<str
     : files.map(({ make }) => make)
 
   // The outermost entity carries the message's own fields: which one that is depends on what there is to carry.
-  const wrap = (entities: readonly EntityMaker[], subtype: string, params = ''): EntityMaker => {
+  const wrap = (entities: readonly EntityMaker[], subtype: string, params: readonly string[] = []): EntityMaker => {
     const [only] = entities
     if (entities.length === 1 && only !== undefined) return only
     return (headers) =>
@@ -160,7 +156,7 @@ function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<str
   if (text !== undefined) bodies.push((headers) => textEntity('text/plain; charset=utf-8', text, headers))
   if (html !== undefined) {
     const page: EntityMaker = (headers) => textEntity('text/html; charset=utf-8', html, headers)
-    bodies.push(wrap([page, ...inline], 'related', '; type="text/html"'))
+    bodies.push(wrap([page, ...inline], 'related', ['type="text/html"']))
   }
   if (calendar !== undefined) {
     bodies.push((headers) =>
@@ -170,14 +166,12 @@ function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<str
   const readable = bodies.length > 0 ? [wrap(bodies, 'alternative')] : []
   const parts = [...readable, ...attached]
   if (attached.length === 0) return wrap(parts, 'mixed')(fields)
-  const [subtype, params] = ordered
-    ? ['mixed', '']
-    : ['related', `; type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`]
+  const type = bodies.length > 1 ? 'multipart/alternative' : 'text/html'
   return multipart(
-    subtype,
+    ordered ? 'mixed' : 'related',
     boundary(),
     parts.map((make) => make('')),
-    params,
+    ordered ? [] : [`type="${type}"`],
     fields,
   )
 }
@@ -212,8 +206,8 @@ function attachmentEntity(
   return (headers) =>
     base64Entity(
       headers +
-        field('Content-Type', type) +
-        field('Content-Disposition', parameterized(disposition, { filename })) +
+        field('Content-Type', contentType(type, filename)) +
+        field('Content-Disposition', contentDisposition(disposition, filename)) +
         (content_id === undefined ? '' : field('Content-ID', `<${content_id.replace(/^<|>$/g, '')}>`)),
       body,
     )
