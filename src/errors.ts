@@ -59,6 +59,16 @@ export interface Fault {
   readonly message: string
 }
 
+/** The most faults that one answer names: the rest is noise. */
+const MAX_FAULTS = 100
+const MAX_NAME = 100 // characters of a field's name
+
+/** A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and log. */
+export function below(path: string, name: string): string {
+  const shown = name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}…` : name
+  return `${path}/${shown.replaceAll('~', '~0').replaceAll('/', '~1')}`
+}
+
 /** A recipient that the relay refused, with its reply (RFC 5321 §4.2, RFC 3463). */
 export interface RejectedRecipient {
   readonly email: string
@@ -95,12 +105,17 @@ export class Problem extends Error {
   readonly headers: Readonly<Record<string, string>>
 
   constructor(code: ProblemCode, detail: string, details: ProblemDetails = {}) {
-    super(detail, details.cause === undefined ? undefined : { cause: details.cause })
+    const { errors, cause } = details
+    const all =
+      errors !== undefined && errors.length > MAX_FAULTS
+        ? ` The first ${MAX_FAULTS} of ${errors.length} faults are in errors.`
+        : ''
+    super(detail + all, cause === undefined ? undefined : { cause })
     this.name = 'Problem'
     this.code = code
     this.status = PROBLEMS[code].status
     this.outcome = code === 'delivery_unknown' ? 'unknown' : 'not_sent'
-    this.errors = details.errors
+    this.errors = errors?.slice(0, MAX_FAULTS)
     this.smtp = details.smtp
     this.headers = takesRetryAfter(this.status)
       ? {

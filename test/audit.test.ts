@@ -182,7 +182,7 @@ t.test('no content, no password and no key is ever logged, at any level', async 
         content_id: 'NEEDLE-cid',
       },
     ],
-    calendar: { method: 'REQUEST', content: 'NEEDLE-calendar' },
+    calendar: { method: 'REQUEST', content: 'BEGIN:VCALENDAR\nMETHOD:REQUEST\nX-A:NEEDLE-calendar\nEND:VCALENDAR' },
   }
   t.equal((await gateway.post(secret)).status, 200)
   t.equal(relay.messages[0]?.user, 'app')

@@ -18,6 +18,8 @@ const file = (fields: object): object => ({
 })
 const header = (name: string, value: unknown): object => ({ ...MESSAGE, headers: { [name]: value } })
 
+const EVENT = 'BEGIN:VCALENDAR\nMETHOD:REQUEST\nBEGIN:VEVENT\nSUMMARY:x\nEND:VEVENT\nEND:VCALENDAR\n'
+
 const GOOD: object[] = [
   MESSAGE,
   { ...MESSAGE, from: 'Billing <billing@corp.example>' },
@@ -29,7 +31,8 @@ const GOOD: object[] = [
   { ...MESSAGE, reply_to: ['a@corp.example', { email: 'b@corp.example' }] },
   { ...MESSAGE, subject: '' },
   { ...MESSAGE, subject: '한'.repeat(998) },
-  { ...MESSAGE, text: '' },
+  { ...MESSAGE, text: '', html: '<p>x</p>' },
+  { ...MESSAGE, text: '', attachments: [{ filename: 'a', content: '' }] },
   { ...HTML, html: '<p>x</p>' },
   { ...MESSAGE, text: undefined, attachments: [{ filename: 'a', content: '' }] },
   { ...MESSAGE, text: 'a\0b\r\nc\u2028' },
@@ -54,7 +57,7 @@ const GOOD: object[] = [
   ].map((name) => header(name, 'value')),
   header('X-Name', '한글'),
   { ...MESSAGE, message_id: '<invoice-1@corp.example>' },
-  { ...MESSAGE, calendar: { method: 'REQUEST', content: 'BEGIN:VCALENDAR' } },
+  { ...MESSAGE, calendar: { method: 'REQUEST', content: EVENT } },
   { ...MESSAGE, dsn: { notify: ['success', 'failure', 'delay'], return: 'headers', envelope_id: 'id=1' } },
   { ...MESSAGE, dsn: { notify: ['never'] } },
   { ...MESSAGE, dsn: {} },
@@ -212,7 +215,7 @@ const BAD: Record<string, object[]> = {
     { ...MESSAGE, headers: null },
   ],
   '/headers/X-A': [
-    ...[5, null, [], {}, 'x'.repeat(999)].map((value) => header('X-A', value)),
+    ...[5, null, [], {}, 'x'.repeat(16_385)].map((value) => header('X-A', value)),
     ...lines((odd) => header('X-A', `a${odd}Bcc: evil@x.example`)),
   ],
   '/headers/References': ['한글', '', '   ', 'x'.repeat(950), `a${' '.repeat(100)}b`].map((value) =>
@@ -240,11 +243,11 @@ const BAD: Record<string, object[]> = {
     ...MESSAGE,
     calendar: { method, content: 'x' },
   })),
-  '/calendar/content': ['', 5, { path: '/etc/passwd' }, '\ud800'].map((content) => ({
+  '/calendar/content': ['', 5, { path: '/etc/passwd' }, '\ud800', 'hello', EVENT].map((content) => ({
     ...MESSAGE,
     calendar: { method: 'REPLY', content },
   })),
-  '/calendar/path': [{ ...MESSAGE, calendar: { method: 'REPLY', content: 'x', path: '/etc/passwd' } }],
+  '/calendar/path': [{ ...MESSAGE, calendar: { method: 'REQUEST', content: EVENT, path: '/etc/passwd' } }],
   '/dsn': [null, 'never', []].map((dsn) => ({ ...MESSAGE, dsn })),
   '/dsn/notify': [[], 'never', ['never', 'failure'], ['failure', 'failure']].map((notify) => ({
     ...MESSAGE,

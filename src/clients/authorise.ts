@@ -21,28 +21,39 @@ export function refusedOriginators(
     .map(({ path, address }) => ({ path, address: address.address }))
 }
 
-/** The 403 for addresses that a client's policy does not allow; it names each of them. */
+const MOST_NAMED = 10 // addresses and patterns in one sentence
+
+/** The 403 for addresses that a client's policy does not allow; it names each of them, and what is allowed. */
 export function addressRefusal(
-  { name }: Pick<Client, 'name'>,
+  { name, from, to }: Pick<Client, 'name' | 'from' | 'to'>,
   senders: readonly RefusedAddress[],
   recipients: readonly RefusedAddress[],
 ): Problem {
-  const errors = [
-    ...senders.map(({ path, address }): Fault => ({
-      path,
-      message: `${address} is not a sender that ${name} may use`,
-    })),
-    ...recipients.map(({ path, address }): Fault => ({
-      path,
-      message: `${address} is not a recipient that ${name} may write to`,
-    })),
+  const fault =
+    (message: string) =>
+    (refused: RefusedAddress): Fault => ({
+      path: refused.path,
+      message: `${refused.address} is not a ${message}`,
+    })
+  const allowed = [
+    senders.length > 0 ? ` It may send as ${inSentence(from.patterns)}.` : '',
+    recipients.length > 0 ? ` It may write to ${inSentence(to?.patterns ?? [])}.` : '',
   ]
-  const named = [...senders, ...recipients].map(({ address }) => address).join(', ')
   return new Problem(
     senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
-    `The policy of ${name} does not allow ${named}.`,
-    { errors },
+    `The policy of ${name} does not allow ${inSentence([...senders, ...recipients].map(({ address }) => address))}.${allowed.join('')}`,
+    {
+      errors: [
+        ...senders.map(fault(`sender that ${name} may use`)),
+        ...recipients.map(fault(`recipient that ${name} may write to`)),
+      ],
+    },
   )
+}
+
+function inSentence(words: readonly string[]): string {
+  const rest = words.length - MOST_NAMED
+  return words.slice(0, MOST_NAMED).join(', ') + (rest > 0 ? ` and ${rest} more` : '')
 }
 
 /** The most recipients that one message of this client may have. */

@@ -1,19 +1,24 @@
+import { didYouMean } from '../config/suggest.ts'
 import { parseAddress, parseMailbox, parseName } from './mailbox.ts'
+import { parameterFault } from './media-type.ts'
 import { mayBeBase64 } from './mime.ts'
 
-const ALLOWED_HEADERS = new Set([
-  'in-reply-to',
-  'references',
-  'auto-submitted',
-  'precedence',
-  'importance',
-  'priority',
-  'feedback-id',
-  'organization',
-  'keywords',
-  'comments',
-  'content-language',
-])
+const ALLOWED_HEADERS = [
+  'In-Reply-To',
+  'References',
+  'Auto-Submitted',
+  'Precedence',
+  'Importance',
+  'Priority',
+  'Feedback-ID',
+  'Organization',
+  'Keywords',
+  'Comments',
+  'Content-Language',
+]
+/** Names of `headers`, in words. */
+export const HEADERS_IN_WORDS = `X-*, List-*, ${ALLOWED_HEADERS.join(', ')}`
+const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${ALLOWED_HEADERS.join('|')})$`, 'i')
 
 /** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
 export const FORMATS: Readonly<Record<string, (text: string) => string | undefined>> = {
@@ -33,9 +38,9 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
       : 'is not a message id: it should be <local@domain>',
   'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
   'header-name': (text) =>
-    /^(?:x|list)-[\w-]+$/i.test(text) || ALLOWED_HEADERS.has(text.toLowerCase())
+    HEADER_NAME.test(text)
       ? undefined
-      : 'is not an allowed header field',
+      : `is not an allowed header field${didYouMean(text, ALLOWED_HEADERS)}: ${HEADERS_IN_WORDS} are`,
   'tag-name': (text) =>
     /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
 }
@@ -48,12 +53,13 @@ export function isBase64(text: string): boolean {
 
 function oneLine(text: string): string | undefined {
   if (/[\p{Cc}\u2028\u2029]/u.test(text)) return 'should be one line without control characters'
+  if (/[\u202a-\u202e\u2066-\u2069]/.test(text)) return 'holds a character that changes the direction of text'
   return wellFormed(text)
 }
 
 function wellFormed(text: string): string | undefined {
   // A lone surrogate has no UTF-8 form: it would reach the reader as another character.
-  return /\p{Cs}/u.test(text) ? 'holds half of a surrogate pair' : undefined
+  return text.isWellFormed() ? undefined : 'holds half of a surrogate pair'
 }
 
 function mediaType(text: string): string | undefined {
@@ -65,11 +71,12 @@ function mediaType(text: string): string | undefined {
     return 'is not a media type such as application/pdf'
   }
   return mayBeBase64(text)
-    ? undefined
+    ? parameterFault(text)
     : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
 }
 
-function reasonOf(parse: () => unknown): string | undefined {
+/** The message of the RangeError that a parser throws, or nothing. */
+export function reasonOf(parse: () => unknown): string | undefined {
   try {
     parse()
     return undefined

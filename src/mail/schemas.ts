@@ -1,7 +1,10 @@
 import { type Static, Type } from '@sinclair/typebox'
 import { PROBLEMS, type ProblemCode } from '../errors.ts'
+import { MAX_CALENDAR, METHODS } from './calendar.ts'
+import { HEADERS_IN_WORDS } from './formats.ts'
 
-// Every `format` here is checked by a function of the same name in formats.ts; every object is closed.
+// Every `format` of what a caller sends is checked by a function of the same name in formats.ts. Its objects are closed:
+// an unknown field is refused, never dropped.
 const closed = { additionalProperties: false } as const
 
 const MailboxSchema = Type.Union(
@@ -60,7 +63,7 @@ const AttachmentSchema = Type.Object(
   closed,
 )
 
-/** The body of POST /v1/messages; `x-complete` is checked in validation.ts. */
+/** The body of POST /v1/messages; `x-complete` is checked in consistency.ts. */
 export const MessageSchema = Type.Object(
   {
     from: MailboxSchema,
@@ -73,12 +76,10 @@ export const MessageSchema = Type.Object(
     html: Type.Optional(Type.String({ format: 'unicode' })),
     attachments: Type.Optional(Type.Array(AttachmentSchema, { maxItems: 1000 })),
     headers: Type.Optional(
-      Type.Record(Type.String(), Type.String({ format: 'one-line', maxLength: 998 }), {
+      Type.Record(Type.String(), Type.String({ format: 'one-line', maxLength: 16_384 }), {
         propertyNames: { format: 'header-name', maxLength: 76 },
         maxProperties: 100,
-        description:
-          'Extra header fields: X-*, List-*, In-Reply-To, References, Auto-Submitted, Precedence, Importance, Priority, ' +
-          'Feedback-ID, Organization, Keywords, Comments, Content-Language.',
+        description: `Extra header fields: ${HEADERS_IN_WORDS}.`,
         examples: [{ 'X-Invoice': '2041', 'Auto-Submitted': 'auto-generated' }],
       }),
     ),
@@ -89,12 +90,15 @@ export const MessageSchema = Type.Object(
       Type.Object(
         {
           method: Type.Union(
-            ['PUBLISH', 'REQUEST', 'REPLY', 'ADD', 'CANCEL', 'REFRESH', 'COUNTER', 'DECLINECOUNTER'].map((method) =>
-              Type.Literal(method),
-            ),
+            METHODS.map((method) => Type.Literal(method)),
             { description: 'The iTIP method (RFC 5546 §1.4).' },
           ),
-          content: Type.String({ format: 'unicode', minLength: 1, description: 'An iCalendar object (RFC 5545).' }),
+          content: Type.String({
+            format: 'unicode',
+            minLength: 1,
+            maxLength: MAX_CALENDAR,
+            description: 'An iCalendar object (RFC 5545) with the same METHOD.',
+          }),
         },
         closed,
       ),

@@ -6,7 +6,6 @@ import { acmeServer } from '../operations/acme.ts'
 import { Admission } from '../http/body/admission.ts'
 import { Allowances } from '../send/allowances.ts'
 import { build } from '../http/app.ts'
-import { describeApi } from '../http/openapi/document.ts'
 import type { Config } from '../config/config.ts'
 import { Sender } from '../send/send.ts'
 import { MemoryIdempotencyStore } from '../send/store-memory.ts'
@@ -127,7 +126,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       certificate: (client) => clients.certificates.status(client),
       store: () => redis?.isReady,
     }),
-    describe: () => describeApi(portOf(app.server)),
+    describe: () => app.swagger(),
   })
   const plain = acmeServer({ ...config.http, httpsPort: () => portOf(app.server) })
 

@@ -1,11 +1,8 @@
 import type { FastifySchemaValidationError } from 'fastify'
-import type { Fault } from '../../errors.ts'
+import { didYouMean } from '../../config/suggest.ts'
+import { below, type Fault } from '../../errors.ts'
 import { FORMATS } from '../../mail/formats.ts'
 import { isRecord } from '../../config/record.ts'
-
-/** Past this many faults the rest is noise, and building the answer would cost more than the request. */
-const MAX_FAULTS = 100
-const MAX_NAME = 100 // characters of a field's name
 
 /**
  * Ajv's errors as faults: one per place and reason. Of a union only the branch that has the value's type is reported,
@@ -25,15 +22,8 @@ export function toFaults(errors: readonly FastifySchemaValidationError[]): reado
     if (error.keyword === 'anyOf' && !everyBranchIsWrong(error, wrongBranches)) continue
     const fault = toFault(error)
     faults.set(`${fault.path} ${fault.message}`, fault)
-    if (faults.size === MAX_FAULTS) break
   }
   return [...faults.values()]
-}
-
-/** A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and log. */
-export function below(path: string, name: string): string {
-  const shown = name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}…` : name
-  return `${path}/${shown.replaceAll('~', '~0').replaceAll('/', '~1')}`
 }
 
 interface DetailedError {
@@ -45,6 +35,8 @@ interface DetailedError {
   readonly data: unknown
   readonly description: string | undefined
   readonly schema: unknown
+  /** Fields that the object may have. */
+  readonly known: readonly string[]
   readonly propertyName: string | undefined
 }
 
@@ -57,6 +49,7 @@ function asDetailed(
   },
 ): DetailedError {
   const { parentSchema } = error
+  const properties = parentSchema !== undefined && 'properties' in parentSchema ? parentSchema.properties : undefined
   const description = parentSchema !== undefined && 'description' in parentSchema ? parentSchema.description : undefined
   return {
     keyword: error.keyword,
@@ -67,11 +60,22 @@ function asDetailed(
     data: error.data,
     schema: error.schema,
     description: typeof description === 'string' ? description : undefined,
+    known: isRecord(properties) ? Object.keys(properties) : [],
     propertyName: error.propertyName,
   }
 }
 
-function toFault({ keyword, path, params, message, data, schema, description, propertyName }: DetailedError): Fault {
+function toFault({
+  keyword,
+  path,
+  params,
+  message,
+  data,
+  schema,
+  description,
+  known,
+  propertyName,
+}: DetailedError): Fault {
   switch (keyword) {
     case 'format': {
       const reason = FORMATS[String(params['format'])]?.(String(data)) ?? message
@@ -80,7 +84,7 @@ function toFault({ keyword, path, params, message, data, schema, description, pr
         : { path: below(path, propertyName), message: reason }
     }
     case 'additionalProperties':
-      return { path: below(path, String(params['additionalProperty'])), message: 'is not a known field' }
+      return unknownField(path, String(params['additionalProperty']), known)
     case 'required':
       return { path: below(path, String(params['missingProperty'])), message: 'is required' }
     case 'anyOf':
@@ -93,6 +97,10 @@ function toFault({ keyword, path, params, message, data, schema, description, pr
     default:
       return { path: propertyName === undefined ? path : below(path, propertyName), message }
   }
+}
+
+function unknownField(path: string, name: string, known: readonly string[]): Fault {
+  return { path: below(path, name), message: `is not a known field${didYouMean(name, known)}` }
 }
 
 function inSentence(description: string | undefined): string | undefined {
