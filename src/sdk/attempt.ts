@@ -1,0 +1,141 @@
+import type { ClientRequest, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
+import { type Agent, request as httpsRequest } from 'node:https'
+import { TLSSocket } from 'node:tls'
+import type { Body } from './body.ts'
+import type { Credentials } from './credentials.ts'
+import { notSent } from './error.ts'
+
+const CONNECT_TIMEOUT_MS = 10_000 // TCP and TLS; another try may reach another address
+const CONTINUE_TIMEOUT_MS = 1_000 // for servers that do not know Expect (RFC 9110 §10.1.1)
+const MAX_ANSWER_BYTES = 32 * 1024 * 1024 // 100,000 recipients, each refused with a long reply
+
+export interface AttemptOptions {
+  readonly agent: Agent | false
+  readonly url: URL
+  readonly method: string
+  readonly headers: OutgoingHttpHeaders
+  readonly credentials: Credentials
+  readonly body?: Body | undefined
+  /** Whether a new connection asks with `Expect: 100-continue` before any of the body leaves. */
+  readonly expect: boolean
+  readonly signal: AbortSignal
+}
+
+export interface Answer {
+  readonly status: number
+  readonly headers: IncomingMessage['headers']
+  readonly text: string
+}
+
+/**
+ * How far a try without an answer got: nobody was reached; connected, without a sign that the certificate is accepted; a
+ * part of a body that is streamed has left; all of it has.
+ */
+export type Stage = 'unconnected' | 'expecting' | 'sending' | 'sent'
+
+export interface Failure {
+  readonly error: Error
+  readonly stage: Stage
+  /** The server's certificate did not pass. */
+  readonly untrusted: boolean
+}
+
+/** One request over the wire. Resolves with the answer, or with how far it got. Throws a PosternError `content_unreadable`. */
+export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
+  const { url, body, expect, credentials, signal, ...rest } = options
+  return new Promise((resolve, reject) => {
+    let stage: Stage = 'unconnected'
+    let answering = false
+    let timer: NodeJS.Timeout | undefined
+    let writing: Promise<void> = Promise.resolve()
+    const request = httpsRequest(url, { ...rest, ...credentials, rejectUnauthorized: true, signal })
+
+    const failed = (error: Error): void => {
+      clearTimeout(timer)
+      request.destroy()
+      const { socket } = request
+      const untrusted = stage === 'unconnected' && socket instanceof TLSSocket && Boolean(socket.authorizationError)
+      const end = (): void => resolve({ error, stage, untrusted })
+      // What is being read of a stream right now belongs to the next try, which must not begin before it is there.
+      void writing.then(end)
+      if (signal.aborted) end()
+      else signal.addEventListener('abort', end, { once: true })
+    }
+    const send = (): void => {
+      clearTimeout(timer)
+      if (stage === 'sending' || stage === 'sent') return
+      if (body === undefined || body.bytes !== undefined) {
+        stage = 'sent' // once the system has it, nobody knows how much of it arrives
+        request.end(body?.bytes)
+        return
+      }
+      stage = 'sending'
+      writing = write(request, body).then(
+        (complete) => void (stage = complete ? 'sent' : stage),
+        (error: unknown) => {
+          request.destroy()
+          reject(notSent('content_unreadable', 'The message could not be read to its end.', error))
+        },
+      )
+    }
+    const connected = (): void => {
+      clearTimeout(timer)
+      stage = 'expecting'
+      if (!expect || request.reusedSocket) return send()
+      request.setHeader('expect', '100-continue')
+      request.once('continue', send)
+      request.flushHeaders()
+      timer = setTimeout(send, CONTINUE_TIMEOUT_MS)
+    }
+    request.once('socket', (socket) => {
+      if (request.reusedSocket) return connected()
+      timer = setTimeout(() => request.destroy(new Error('no connection in time')), CONNECT_TIMEOUT_MS)
+      socket.once('secureConnect', connected)
+    })
+    request.once('response', (response) => {
+      answering = true
+      clearTimeout(timer)
+      read(response).then((answer) => {
+        resolve(answer)
+        if (!request.writableFinished) request.destroy() // answered before it was all there
+      }, failed)
+    })
+    request.on('error', failed)
+    request.once('close', () => {
+      if (!answering) failed(new Error('the connection was closed'))
+    })
+  })
+}
+
+/** Resolves with true when everything was written, and with false when nobody takes it any more. */
+async function write(request: ClientRequest, body: Body): Promise<boolean> {
+  for await (const piece of body.open()) {
+    if (request.destroyed) return false
+    if (!request.write(piece)) await drained(request)
+  }
+  if (request.destroyed) return false
+  request.end()
+  return true
+}
+
+function drained(request: ClientRequest): Promise<void> {
+  return new Promise((resolve) => {
+    if (request.destroyed) return resolve()
+    const done = (): void => {
+      request.off('drain', done).off('close', done)
+      resolve()
+    }
+    request.on('drain', done).on('close', done)
+  })
+}
+
+async function read(response: IncomingMessage): Promise<Answer> {
+  const pieces: Buffer[] = []
+  let size = 0
+  for await (const piece of response) {
+    size += piece.length
+    if (size > MAX_ANSWER_BYTES) throw new Error('the answer is too large')
+    pieces.push(piece)
+  }
+  return { status: response.statusCode ?? 0, headers: response.headers, text: Buffer.concat(pieces).toString() }
+}

@@ -1,0 +1,80 @@
+/** What a message can come as. A function is called for each try; everything else is read once. */
+export type MessageSource = string | Uint8Array | Pieces | (() => Pieces | Promise<Pieces>)
+export type Pieces = AsyncIterable<string | Uint8Array>
+
+/** A request's body, which each try opens anew. */
+export interface Body {
+  readonly bytes?: Buffer
+  /** Whether the next try will get all of it. */
+  readonly repeatable: boolean
+  open(): AsyncIterable<string | Uint8Array>
+  /** The caller's stream is not needed any more. */
+  release(): void
+}
+
+/** Of a stream that can be read only once so much is kept, so that a small message can be sent again. */
+const KEPT_BYTES = 1024 * 1024
+
+export function bodyOf(source: MessageSource): Body {
+  if (typeof source === 'string' || source instanceof Uint8Array) return bytesBody(Buffer.from(source))
+  return typeof source === 'function' ? new OpenedBody(source) : new StreamBody(source)
+}
+
+export function bytesBody(bytes: Buffer): Body {
+  return {
+    bytes,
+    repeatable: true,
+    async *open() {
+      yield bytes
+    },
+    release() {},
+  }
+}
+
+class OpenedBody implements Body {
+  readonly repeatable = true
+  readonly #source: () => Pieces | Promise<Pieces>
+
+  constructor(source: () => Pieces | Promise<Pieces>) {
+    this.#source = source
+  }
+
+  async *open(): Pieces {
+    yield* await this.#source()
+  }
+
+  release(): void {}
+}
+
+class StreamBody implements Body {
+  readonly #source: Pieces
+  readonly #pieces: AsyncIterator<string | Uint8Array>
+  #kept: (string | Uint8Array)[] | undefined = []
+  #bytes = 0
+
+  constructor(source: Pieces) {
+    this.#source = source
+    this.#pieces = source[Symbol.asyncIterator]()
+  }
+
+  get repeatable(): boolean {
+    return this.#kept !== undefined
+  }
+
+  async *open(): Pieces {
+    yield* this.#kept ?? []
+    for (;;) {
+      const next = await this.#pieces.next()
+      if (next.done === true) return
+      this.#bytes += next.value.length
+      if (this.#bytes > KEPT_BYTES) this.#kept = undefined
+      this.#kept?.push(next.value)
+      yield next.value
+    }
+  }
+
+  release(): void {
+    if ('destroy' in this.#source && typeof this.#source.destroy === 'function') this.#source.destroy()
+    else void this.#pieces.return?.().catch(() => {})
+  }
+}

@@ -1,0 +1,350 @@
+import { randomUUID } from 'node:crypto'
+import type { OutgoingHttpHeaders } from 'node:http'
+import { Agent } from 'node:https'
+import { setTimeout as pause } from 'node:timers/promises'
+import { type Answer, attempt, type Failure } from './attempt.ts'
+import { type Body, bodyOf, bytesBody, type MessageSource } from './body.ts'
+import { type CredentialFiles, type Credentials, CredentialStore, outOfDate } from './credentials.ts'
+import { notSent, type Outcome, PosternError, type ProblemMembers, reasonOf } from './error.ts'
+import { type Message, type MessageState, type Queued, type Receipt, toJson, type Whoami } from './message.ts'
+
+export type { MessageSource, Pieces } from './body.ts'
+export type { CredentialFiles, Pem } from './credentials.ts'
+export { PosternError } from './error.ts'
+export type { Outcome, ProblemMembers, RejectedRecipient, SmtpReply } from './error.ts'
+export type { Attachment, Mailbox, Message, MessageState, Queued, Receipt, Whoami } from './message.ts'
+export { clientCredentials, type ClientCredentialsOptions } from './token.ts'
+
+/**
+ * An OAuth 2 access token, or what gets one. The function is asked before each request; `refused` is the token that the
+ * gateway has just refused, of which it should not give out the same again.
+ */
+export type Token = string | ((refused?: string) => string | Promise<string>)
+
+export interface PosternOptions extends CredentialFiles {
+  /** Of the gateway: https. */
+  readonly url: string | URL
+  readonly token?: Token | undefined
+  /** For a whole call with all its tries, in ms: 120,000. */
+  readonly timeout?: number | undefined
+  /** No other try begins after so many ms; one that has begun may still take until `timeout`. */
+  readonly retryFor?: number | undefined
+}
+
+export interface CallOptions {
+  readonly signal?: AbortSignal | undefined
+  /** For this call, in ms. */
+  readonly timeout?: number | undefined
+}
+
+export interface SendOptions extends CallOptions {
+  /** Makes sending again safe. Made where it is absent; with `false` there is none, and no second try. */
+  readonly idempotencyKey?: string | false | undefined
+  /** Checks everything but the relay. */
+  readonly dryRun?: boolean | undefined
+  /** `respond-async` or `respond-async, wait=10`: a gateway with a queue answers before the relay does. */
+  readonly prefer?: string | undefined
+}
+
+export interface RawOptions extends SendOptions {
+  /** The sender of the envelope; `<>` for a bounce. */
+  readonly mailFrom: string
+  readonly rcptTo: string | readonly string[]
+}
+
+export interface MessageOptions extends CallOptions {
+  /** Seconds. */
+  readonly wait?: number | undefined
+}
+
+interface Call extends CallOptions {
+  readonly method: 'GET' | 'POST' | 'DELETE'
+  readonly path: string
+  readonly headers?: OutgoingHttpHeaders
+  readonly prefer?: string | undefined
+  readonly body?: Body
+  readonly key?: string
+  /** Never a second try. */
+  readonly once?: boolean
+}
+
+const TIMEOUT_MS = 120_000
+const TIMED_OUT = new Error('timeout')
+const MAX_CONNECTIONS = 50 // the gateway's own pool is smaller; what is more waits here
+const FIRST_PAUSE_S = 0.25
+const LONGEST_PAUSE_S = 10
+const JITTER = 0.25
+// Some servers refuse a certificate without a word: they close the connection after the handshake. So often in a row, on
+// connections on which nothing was sent, is no accident.
+const SILENT_REFUSALS = 6
+
+// With its key the same message may always be asked for again, whatever became of it.
+const REPEATED = ['connection_lost', 'unexpected_answer']
+const TOKEN_REFUSALS = ['invalid_token', 'token_required', 'token_client_mismatch']
+
+/**
+ * A client of the gateway: one set of kept-alive connections over mutual TLS. Each send has an idempotency key, is tried
+ * again where that may help, and ends with a receipt or a PosternError that says what is known.
+ */
+export class Postern {
+  readonly #base: URL
+  readonly #credentials: CredentialStore
+  readonly #token: Token | undefined
+  readonly #timeout: number
+  readonly #retryFor: number
+  readonly #agent = new Agent({ keepAlive: true, maxSockets: MAX_CONNECTIONS, maxCachedSessions: 0 })
+  /** The credentials to which the gateway has answered. */
+  #heard: Credentials | undefined
+  #calls = 0
+  #closed = false
+  #idle: (() => void) | undefined
+
+  /** Throws a TypeError for a url that is not https, and where the certificate is missing. */
+  constructor({ url, token, timeout = TIMEOUT_MS, retryFor = Infinity, ca, cert, key }: PosternOptions) {
+    this.#base = new URL(url)
+    if (this.#base.protocol !== 'https:') throw new TypeError(`The gateway's url has to be https: ${this.#base.href}`)
+    if (!this.#base.pathname.endsWith('/')) this.#base.pathname += '/'
+    if (!cert || !key) throw new TypeError('The gateway wants a client certificate: cert and key are missing')
+    this.#credentials = new CredentialStore({ ca, cert, key })
+    this.#token = token
+    this.#timeout = timeout
+    this.#retryFor = retryFor
+  }
+
+  /** Sends a message. Resolves when the relay has it, or with `prefer` when the gateway has it stored. Throws a PosternError. */
+  async send(message: Message, options: SendOptions = {}): Promise<Receipt | Queued> {
+    return this.#call({
+      ...common(options),
+      path: `v1/messages${options.dryRun === true ? '?dry_run=true' : ''}`,
+      headers: { 'content-type': 'application/json' },
+      body: bytesBody(toJson(message)),
+    })
+  }
+
+  /**
+   * Sends a complete RFC 5322 message, for clients whose policy says `raw: true`. A stream is passed on as it is read, and
+   * can be tried again while at most 1 MiB of it has been read; bytes, and a function that opens a stream, always can.
+   */
+  async sendRaw(source: MessageSource, { mailFrom, rcptTo, ...options }: RawOptions): Promise<Receipt | Queued> {
+    const query = new URLSearchParams({ mail_from: mailFrom, ...(options.dryRun === true && { dry_run: 'true' }) })
+    for (const address of [rcptTo].flat()) query.append('rcpt_to', address)
+    const body = bodyOf(source)
+    try {
+      return await this.#call({
+        ...common(options),
+        path: `v1/messages/raw?${query}`,
+        headers: { 'content-type': 'message/rfc822' },
+        body,
+      })
+    } finally {
+      body.release()
+    }
+  }
+
+  /** What this client is to the gateway: its name, policy and usage. */
+  async whoami(options: CallOptions = {}): Promise<Whoami> {
+    return this.#call({ ...options, method: 'GET', path: 'v1/whoami' })
+  }
+
+  /** What became of a queued message. With `wait` the answer is held for so many seconds until the status changes. */
+  async message(id: string, { wait, ...options }: MessageOptions = {}): Promise<MessageState> {
+    const prefer = wait === undefined ? undefined : `wait=${wait}`
+    return this.#call({ ...options, method: 'GET', path: `v1/messages/${encodeURIComponent(id)}`, prefer })
+  }
+
+  /** Cancels a queued message. Throws `not_cancellable` when it is too late. */
+  async cancel(id: string, options: CallOptions = {}): Promise<MessageState> {
+    return this.#call({ ...options, method: 'DELETE', path: `v1/messages/${encodeURIComponent(id)}` })
+  }
+
+  /** Takes no more calls, and resolves when those in progress have ended and every connection is closed. */
+  async close(): Promise<void> {
+    this.#closed = true
+    if (this.#calls > 0) await new Promise<void>((resolve) => (this.#idle = resolve))
+    this.#agent.destroy()
+  }
+
+  async #call<T>(call: Call): Promise<T> {
+    if (this.#closed) throw notSent('closed', 'This client has been closed.')
+    const { signal, timeout = this.#timeout } = call
+    const end = new AbortController()
+    const abort = (): void => end.abort(signal?.reason)
+    const timer = setTimeout(() => end.abort(TIMED_OUT), timeout)
+    if (signal?.aborted === true) abort()
+    signal?.addEventListener('abort', abort)
+    this.#calls += 1
+    try {
+      return await this.#tries(call, timeout, end.signal)
+    } finally {
+      clearTimeout(timer)
+      signal?.removeEventListener('abort', abort)
+      this.#calls -= 1
+      if (this.#calls === 0) this.#idle?.()
+    }
+  }
+
+  async #tries<T>(call: Call, timeout: number, end: AbortSignal): Promise<T> {
+    const started = performance.now()
+    let mayBeSent = false
+    let silent = 0
+    let refused: string | undefined
+    for (let tries = 0; ; tries++) {
+      const credentials = await this.#credentials.current()
+      const token = await this.#bearer(refused, end)
+      let found: T | PosternError
+      if (token instanceof PosternError) found = token
+      else {
+        const result = await this.#attempt(call, credentials, token, timeout, end)
+        if ('status' in result) this.#heard = credentials
+        else silent = result.stage === 'expecting' ? silent + 1 : 0
+        found = 'status' in result ? readAnswer<T>(result) : failureOf(result, silent, credentials, end)
+      }
+      if (!(found instanceof PosternError)) return found
+
+      if (TOKEN_REFUSALS.includes(found.code) && typeof this.#token === 'function' && refused === undefined) {
+        refused = String(token)
+        continue
+      }
+      if (found.outcome === 'unknown' || settles(found)) mayBeSent = found.outcome === 'unknown'
+      const error = described(found, mayBeSent, call.key)
+      const seconds = found.retryAfter ?? Math.min(FIRST_PAUSE_S * 2 ** tries, LONGEST_PAUSE_S)
+      const wait = seconds * 1_000 * (1 + Math.random() * JITTER)
+      const again = found.retryable || (found.outcome === 'unknown' && REPEATED.includes(found.code))
+      const possible = call.once !== true && call.body?.repeatable !== false
+      const late = performance.now() - started + wait > Math.min(timeout, this.#retryFor)
+      if (!again || !possible || late) throw error
+      await pause(wait, undefined, { signal: end }).catch(() => {
+        throw described(stopped(end, 'not_sent'), mayBeSent, call.key)
+      })
+    }
+  }
+
+  async #attempt(
+    { method, path, headers, prefer, body, key, once }: Call,
+    credentials: Credentials,
+    token: string | undefined,
+    timeout: number,
+    end: AbortSignal,
+  ): Promise<Answer | Failure> {
+    return attempt({
+      // Without a key nothing tells a connection that was closed meanwhile from one that was lost: such a call has its own.
+      agent: once === true ? false : this.#agent,
+      url: new URL(path, this.#base),
+      method,
+      headers: {
+        accept: 'application/json, application/problem+json',
+        ...headers,
+        ...(body?.bytes && { 'content-length': body.bytes.length }),
+        ...(key !== undefined && { 'idempotency-key': key }),
+        ...(prefer !== undefined && { prefer }),
+        ...(token !== undefined && { authorization: `Bearer ${token}` }),
+      },
+      credentials,
+      body,
+      expect: body !== undefined && once !== true && (body.bytes === undefined || this.#heard !== credentials),
+      // A connection that died without a sign is given up in time for another; a stream takes as long as it takes.
+      signal: body === undefined || body.bytes ? AbortSignal.any([end, AbortSignal.timeout(timeout / 2)]) : end,
+    })
+  }
+
+  /** The token to send, if there is one, or why there is none. */
+  async #bearer(refused: string | undefined, end: AbortSignal): Promise<string | PosternError | undefined> {
+    if (typeof this.#token !== 'function') return this.#token
+    const stop = new Promise<PosternError>((resolve) => {
+      end.addEventListener('abort', () => resolve(stopped(end, 'not_sent')), { once: true })
+    })
+    try {
+      return await Promise.race([this.#token(refused), stop])
+    } catch (error) {
+      return error instanceof PosternError
+        ? error
+        : notSent('token_unavailable', `There is no token: ${reasonOf(error)}.`, error)
+    }
+  }
+}
+
+function common({ signal, timeout, idempotencyKey = randomUUID(), prefer }: SendOptions): Omit<Call, 'path'> {
+  return {
+    method: 'POST',
+    signal,
+    timeout,
+    prefer,
+    ...(idempotencyKey === false ? { once: true } : { key: idempotencyKey }),
+  }
+}
+
+/** The body of an answer, or the error that it stands for. */
+function readAnswer<T>({ status, headers, text }: Answer): T | PosternError {
+  const retryAfter = secondsOf(headers['retry-after'])
+  let body: unknown
+  try {
+    body = JSON.parse(text)
+  } catch {
+    body = undefined
+  }
+  if (status >= 200 && status < 300 && isRecord(body)) return body as T
+  if (isProblem(body)) return new PosternError({ ...body, status }, { retryAfter })
+  // Not the gateway: something in front of it, which may have passed the request on, or not.
+  const outcome = status >= 400 && status < 500 ? 'not_sent' : 'unknown'
+  const detail = `The answer is none of the gateway's: status ${status}, ${String(headers['content-type'])}.`
+  const retryable = status === 408 || status === 429
+  return new PosternError({ code: 'unexpected_answer', status, detail, retryable, outcome }, { retryAfter })
+}
+
+function failureOf(
+  { error, stage, untrusted }: Failure,
+  silent: number,
+  credentials: Credentials,
+  end: AbortSignal,
+): PosternError {
+  const reason = reasonOf(error)
+  if (end.aborted) return stopped(end, stage === 'sent' ? 'unknown' : 'not_sent')
+  if (untrusted) return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.`, error)
+  if (/\balert\b/i.test(reason))
+    return notSent('certificate_refused', `The gateway ended the handshake: ${reason}.`, error)
+  const date = stage === 'expecting' ? outOfDate(credentials) : undefined
+  if (date !== undefined) return notSent('certificate_refused', date, error)
+  if (silent >= SILENT_REFUSALS) {
+    const detail =
+      'The gateway closes each connection after the handshake: its client CA does not know the certificate.'
+    return notSent('certificate_refused', detail, error)
+  }
+  const [code, detail] =
+    stage === 'unconnected'
+      ? ['connection_failed', `The gateway could not be reached: ${reason}.`]
+      : ['connection_lost', `The connection to the gateway was lost: ${reason}.`]
+  const outcome = stage === 'sent' ? 'unknown' : 'not_sent'
+  return new PosternError({ code, detail, retryable: outcome === 'not_sent', outcome }, { cause: error })
+}
+
+function stopped(end: AbortSignal, outcome: Outcome): PosternError {
+  const [code, detail] =
+    end.reason === TIMED_OUT ? ['timeout', 'The call took too long.'] : ['aborted', 'The call was aborted.']
+  const retryable = code === 'timeout' && outcome === 'not_sent'
+  return new PosternError({ code, detail, retryable, outcome }, { cause: end.reason })
+}
+
+/** With the key; as unknown where an earlier try of the same call may have sent the message. */
+function described(found: PosternError, mayBeSent: boolean, idempotencyKey: string | undefined): PosternError {
+  const known = mayBeSent ? { ...found, outcome: 'unknown' as const, retryable: false } : found
+  return new PosternError(known, { retryAfter: found.retryAfter, idempotencyKey, cause: found.cause })
+}
+
+/** Whether the gateway has looked at the key and found it free: then no try before has sent the message. */
+function settles({ code, status = 0 }: PosternError): boolean {
+  return ['relay_unavailable', 'deferred_by_relay'].includes(code) || [400, 413, 422].includes(status)
+}
+
+function secondsOf(retryAfter: string | undefined): number | undefined {
+  if (retryAfter === undefined) return undefined
+  const seconds = /^\d+$/.test(retryAfter) ? Number(retryAfter) : (Date.parse(retryAfter) - Date.now()) / 1_000
+  return Number.isNaN(seconds) ? undefined : Math.max(0, seconds)
+}
+
+function isProblem(body: unknown): body is ProblemMembers {
+  return isRecord(body) && typeof body['code'] === 'string' && typeof body['retryable'] === 'boolean'
+}
+
+function isRecord(body: unknown): body is Record<string, unknown> {
+  return typeof body === 'object' && body !== null
+}

@@ -1,0 +1,71 @@
+import { X509Certificate } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { createSecureContext } from 'node:tls'
+import { notSent, reasonOf } from './error.ts'
+
+/** A file's path, or PEM. */
+export type Pem = string | Uint8Array
+
+export interface CredentialFiles {
+  /** Who vouches for the server; without it the roots that Node.js brings. */
+  readonly ca?: Pem | undefined
+  readonly cert: Pem
+  readonly key: Pem
+}
+
+/** PEM texts that belong together. */
+export interface Credentials {
+  readonly ca?: string
+  readonly cert: string
+  readonly key: string
+}
+
+const LOOK_MS = 1_000 // a renewed file is in use for the next call after so long
+
+/** Certificate, key and CA, read again when their files are renewed. */
+export class CredentialStore {
+  readonly #files: CredentialFiles
+  #current: Credentials | undefined
+  #looked = -Infinity
+
+  constructor(files: CredentialFiles) {
+    this.#files = files
+  }
+
+  /**
+   * What to connect with now: the same object until something has changed. A pair that is half renewed is left alone
+   * until it is whole. Throws a PosternError `credentials_unreadable` where nothing could be used yet.
+   */
+  async current(): Promise<Credentials> {
+    if (this.#current !== undefined && performance.now() - this.#looked < LOOK_MS) return this.#current
+    this.#looked = performance.now()
+    const { ca, cert, key } = this.#files
+    try {
+      const read = {
+        ...(ca !== undefined && { ca: await pem(ca) }),
+        cert: await pem(cert),
+        key: await pem(key),
+      }
+      if (JSON.stringify(read) === JSON.stringify(this.#current)) return this.#current ?? read
+      createSecureContext(read) // throws when key and certificate are no pair
+      this.#current = read
+    } catch (error) {
+      if (this.#current === undefined)
+        throw notSent('credentials_unreadable', `The certificate cannot be used: ${reasonOf(error)}.`, error)
+    }
+    return this.#current
+  }
+}
+
+/** Why a server that checks dates will refuse this certificate, if it will. */
+export function outOfDate({ cert }: Credentials, now = Date.now()): string | undefined {
+  const { validFrom, validTo } = new X509Certificate(cert)
+  if (now > Date.parse(validTo)) return `The client certificate expired on ${validTo}.`
+  if (now < Date.parse(validFrom)) return `The client certificate is not valid before ${validFrom}.`
+  return undefined
+}
+
+async function pem(source: Pem): Promise<string> {
+  const text = typeof source === 'string' ? source : Buffer.from(source).toString()
+  return text.includes('-----BEGIN ') ? text : readFile(text, 'utf8')
+}

@@ -1,0 +1,207 @@
+import { notSent } from './error.ts'
+import type { Attachment, Mailbox, Message } from './message.ts'
+
+/** What the transport reads of nodemailer's MailMessage. */
+export interface ComposedMail {
+  readonly data: object
+  readonly message: {
+    getEnvelope(): { readonly from: string | false; readonly to: readonly string[] }
+    createReadStream(): AsyncIterable<string | Uint8Array>
+  }
+  readonly mailer?: { readonly dkim?: unknown } | undefined
+  normalize(done: (error: Error | null, data?: object) => void): void
+}
+
+/** What the gateway knows of a message and nodemailer does not: `sendMail({ …, postern: { … } })`. */
+export interface PosternMailOptions {
+  readonly idempotencyKey?: string | false
+  readonly prefer?: string
+  readonly tags?: Readonly<Record<string, string>>
+  readonly send_at?: string | Date
+}
+
+type Fields = Readonly<Record<string, unknown>>
+
+const FOREIGN = [
+  'raw',
+  'sender',
+  'date',
+  'amp',
+  'watchHtml',
+  'alternatives',
+  'dkim',
+  'otp',
+  'requireTLSExtensionEnabled',
+]
+const CONTENTS = ['text', 'html', 'icalEvent']
+
+/** The options of a message that JSON has no place for, by name. */
+export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
+  const fields = fieldsOf(data)
+  const names = FOREIGN.filter((name) => isGiven(fields[name]))
+  if (isGiven(mailer?.dkim) && !names.includes('dkim')) names.push('dkim')
+  for (const [name, values] of headersOf(fields)) if (values.length > 1) names.push(`more than one ${name}`)
+  listOf(fields['attachments']).forEach((attachment, index) => {
+    const { raw, headers, filename, contentDisposition, cid } = attachment
+    const faults = {
+      raw: isGiven(raw),
+      headers: isGiven(headers),
+      'filename: false': filename === false,
+      contentDisposition: contentDisposition === (isGiven(cid) ? 'attachment' : 'inline'),
+    }
+    for (const [name, is] of Object.entries(faults)) if (is) names.push(`attachments[${index}].${name}`)
+  })
+  // Older versions of nodemailer resolve contents without asking whether they may.
+  const contents = [...CONTENTS.map((name) => fieldsOf(fields[name])), ...listOf(fields['attachments'])]
+  if (fields['disableFileAccess'] && contents.some(({ path }) => isGiven(path))) names.push('path')
+  if (fields['disableUrlAccess'] && contents.some(({ path, href }) => isGiven(href) || /^https?:/i.test(String(path))))
+    names.push('href')
+  return names
+}
+
+/** The same message for POST /v1/messages. Throws a PosternError for what shows only now that it has no place there. */
+export async function sayInJson(mail: ComposedMail): Promise<Message> {
+  const given = { ...fieldsOf(mail.data) }
+  // Before nodemailer puts types of its own into the same objects.
+  const types = listOf(given['attachments']).map(typeOf)
+  const data = await new Promise<Fields>((resolve, reject) =>
+    mail.normalize((error, normalized) => (error ? reject(error) : resolve(fieldsOf(normalized)))),
+  )
+  const [author = ''] = mailboxes(data, 'from')
+  const lists = { to: mailboxes(data, 'to'), cc: mailboxes(data, 'cc'), bcc: mailboxes(data, 'bcc') }
+  if (isGiven(given['envelope'])) checkEnvelope(mail, [author], Object.values(lists).flat())
+  const { from, messageId } = given
+  const { subject = '', text, html } = data
+  const replyTo = mailboxes(data, 'replyTo')
+  const headers = {
+    ...extraHeaders(data),
+    ...Object.fromEntries(headersOf(data).map(([name, [value = '']]) => [name, value])),
+  }
+  const event = isGiven(data['icalEvent']) ? calendarOf(fieldsOf(data['icalEvent'])) : undefined
+  const attachments = [
+    ...listOf(data['attachments']).map((attachment, index) => attachmentOf(attachment, types[index])),
+    ...(event ? [event.attachment] : []),
+  ]
+  const { tags, send_at }: PosternMailOptions = fieldsOf(data['postern'])
+  return {
+    // Of a list nodemailer keeps the first: the gateway should see all of it.
+    from: typeof from === 'string' && from.includes(',') ? from : author,
+    ...Object.fromEntries(Object.entries(lists).filter(([, list]) => list.length > 0)),
+    ...(replyTo.length > 0 && { reply_to: replyTo }),
+    subject: String(subject),
+    ...(isGiven(text) && { text: String(text) }),
+    ...(isGiven(html) && { html: String(html) }),
+    ...(attachments.length > 0 && { attachments }),
+    ...(Object.keys(headers).length > 0 && { headers }),
+    ...(isGiven(messageId) && { message_id: String(messageId) }),
+    ...(event && { calendar: event.calendar }),
+    ...(isGiven(data['dsn']) && { dsn: dsnOf(fieldsOf(data['dsn'])) }),
+    ...(tags && { tags }),
+    ...(send_at !== undefined && { send_at }),
+  }
+}
+
+function mailboxes(data: Fields, name: string): readonly { readonly email: string; readonly name?: string }[] {
+  const value = data[name] ?? []
+  return listOf(Array.isArray(value) ? value : [value]).map(({ address, name: display, group }) => {
+    if (isGiven(group)) throw notSent('invalid_message', `A group in ${name} cannot be said in JSON.`)
+    return { email: String(address), ...(isGiven(display) && { name: String(display) }) }
+  })
+}
+
+function checkEnvelope({ message }: ComposedMail, from: readonly Mailbox[], recipients: readonly Mailbox[]): void {
+  const envelope = message.getEnvelope()
+  const setOf = (list: readonly Mailbox[]): string =>
+    [...new Set(list.map((box) => (typeof box === 'string' ? box : box.email).toLowerCase()))].sort().join(' ')
+  if (setOf([envelope.from || '']) !== setOf(from) || setOf(envelope.to) !== setOf(recipients))
+    throw notSent('invalid_message', 'An envelope other than the header has it cannot be said in JSON.')
+}
+
+function attachmentOf({ filename, content, encoding, cid }: Fields, type: unknown): Attachment {
+  return {
+    filename: String(filename),
+    // Bytes are base64 by now, texts still texts.
+    content: encoding === 'base64' ? String(content) : Buffer.from(String(content ?? '')),
+    ...(isGiven(type) && { content_type: String(type) }),
+    ...(isGiven(cid) && { content_id: String(cid) }),
+  }
+}
+
+/** As nodemailer sends an event: beside the text, and as a file. */
+function calendarOf({ content, encoding, method, filename }: Fields): {
+  readonly calendar: { readonly method: string; readonly content: string }
+  readonly attachment: Attachment
+} {
+  const text = encoding === 'base64' ? Buffer.from(String(content), 'base64').toString() : String(content)
+  return {
+    calendar: {
+      method: String(method ?? 'PUBLISH')
+        .trim()
+        .toUpperCase(),
+      content: text,
+    },
+    attachment: {
+      filename: isGiven(filename) ? String(filename) : 'invite.ics',
+      content: Buffer.from(text),
+      content_type: 'application/ics',
+    },
+  }
+}
+
+/** Throws for what RFC 3461 has and the gateway has not. The gateway checks the values. */
+function dsnOf({ ret, return: full, notify, envid, id, recipient, orcpt }: Fields): NonNullable<Message['dsn']> {
+  if (isGiven(recipient ?? orcpt)) throw notSent('invalid_message', 'dsn.recipient cannot be passed on.')
+  const returned = String(ret ?? full ?? '').toLowerCase()
+  const events = [notify ?? []].flat().flatMap((value) => String(value).toLowerCase().split(','))
+  const known = ['never', 'success', 'failure', 'delay'] as const
+  return {
+    ...(events.length > 0 && { notify: known.filter((event) => events.some((name) => name.trim() === event)) }),
+    ...(returned !== '' && { return: ['hdrs', 'headers'].includes(returned) ? 'headers' : 'full' }),
+    ...(isGiven(envid ?? id) && { envelope_id: String(envid ?? id) }),
+  }
+}
+
+/** What nodemailer makes header fields of. */
+function extraHeaders({ priority, xMailer, normalizedHeaders }: Fields): Readonly<Record<string, string>> {
+  const [number, word] = { high: ['1 (Highest)', 'High'], low: ['5 (Lowest)', 'Low'] }[String(priority)] ?? []
+  const made = Object.entries(fieldsOf(normalizedHeaders)).filter(([name]) =>
+    /^(?:list-|references$|in-reply-to$)/.test(name),
+  )
+  return {
+    ...(word !== undefined && { 'X-Priority': String(number), 'X-MSMail-Priority': word, Importance: word }),
+    ...(isGiven(xMailer) && { 'X-Mailer': String(xMailer) }),
+    ...Object.fromEntries(made.map(([name, value]) => [name, String(value)])),
+  }
+}
+
+function headersOf({ headers }: Fields): readonly (readonly [name: string, values: readonly string[]])[] {
+  const entries: (readonly [unknown, unknown])[] = Array.isArray(headers)
+    ? listOf(headers).map(({ key, value }) => [key, value])
+    : Object.entries(fieldsOf(headers))
+  return entries.map(([name, value]) => [
+    String(name),
+    [value].flat().map((one) => String(fieldsOf(one)['value'] ?? one)),
+  ])
+}
+
+function typeOf({ contentType, path, href }: Fields): unknown {
+  return contentType ?? /^data:([^;,]+)/i.exec(String(path ?? href))?.[1]
+}
+
+function listOf(value: unknown): readonly Fields[] {
+  return Array.isArray(value) ? value.map(fieldsOf) : []
+}
+
+function fieldsOf(value: unknown): Fields {
+  return typeof value === 'object' && value !== null ? { ...value } : {}
+}
+
+function isGiven(value: unknown): boolean {
+  return (
+    value !== undefined &&
+    value !== null &&
+    value !== false &&
+    value !== '' &&
+    !(Array.isArray(value) && value.length === 0)
+  )
+}
