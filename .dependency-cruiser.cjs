@@ -38,6 +38,12 @@ module.exports = {
       to: { path: 'node_modules/(@fastify/(?!busboy)|fastify)' },
     },
     {
+      name: 'the client needs nothing but Node.js',
+      severity: 'error',
+      from: { path: '^src/sdk/' },
+      to: { pathNot: ['^src/sdk/', '^(node:)?[a-z_]+(/promises)?$'] },
+    },
+    {
       name: 'tls, config and mail are pure: no network, no processes, no timers',
       severity: 'error',
       from: { path: '^src/(tls|config|mail)/', pathNot: '^src/config/ip\\.ts$' },

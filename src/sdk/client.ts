@@ -70,6 +70,7 @@ interface Call extends CallOptions {
 
 const TIMEOUT_MS = 120_000
 const TIMED_OUT = new Error('timeout')
+const SHORTEST_TRY_MS = 10_000
 const MAX_CONNECTIONS = 50 // the gateway's own pool is smaller; what is more waits here
 const FIRST_PAUSE_S = 0.25
 const LONGEST_PAUSE_S = 10
@@ -79,7 +80,7 @@ const JITTER = 0.25
 const SILENT_REFUSALS = 6
 
 // With its key the same message may always be asked for again, whatever became of it.
-const REPEATED = ['connection_lost', 'unexpected_answer']
+const REPEATED = ['connection_lost', 'timeout', 'unexpected_answer']
 const TOKEN_REFUSALS = ['invalid_token', 'token_required', 'token_client_mismatch']
 
 /**
@@ -243,7 +244,10 @@ export class Postern {
       body,
       expect: body !== undefined && once !== true && (body.bytes === undefined || this.#heard !== credentials),
       // A connection that died without a sign is given up in time for another; a stream takes as long as it takes.
-      signal: body === undefined || body.bytes ? AbortSignal.any([end, AbortSignal.timeout(timeout / 2)]) : end,
+      signal:
+        body === undefined || body.bytes
+          ? AbortSignal.any([end, AbortSignal.timeout(Math.max(timeout / 2, SHORTEST_TRY_MS))])
+          : end,
     })
   }
 
@@ -298,7 +302,7 @@ function failureOf(
   end: AbortSignal,
 ): PosternError {
   const reason = reasonOf(error)
-  if (end.aborted) return stopped(end, stage === 'sent' ? 'unknown' : 'not_sent')
+  if (end.aborted || error.name === 'AbortError') return stopped(end, stage === 'sent' ? 'unknown' : 'not_sent')
   if (untrusted) return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.`, error)
   if (/\balert\b/i.test(reason))
     return notSent('certificate_refused', `The gateway ended the handshake: ${reason}.`, error)
@@ -319,7 +323,9 @@ function failureOf(
 
 function stopped(end: AbortSignal, outcome: Outcome): PosternError {
   const [code, detail] =
-    end.reason === TIMED_OUT ? ['timeout', 'The call took too long.'] : ['aborted', 'The call was aborted.']
+    end.aborted && end.reason !== TIMED_OUT
+      ? ['aborted', 'The call was aborted.']
+      : ['timeout', 'The gateway did not answer in time.']
   const retryable = code === 'timeout' && outcome === 'not_sent'
   return new PosternError({ code, detail, retryable, outcome }, { cause: end.reason })
 }

@@ -1,0 +1,2 @@
+// What apps use: the client, the transport for nodemailer, sendmail.
+import '../sdk-client.test.ts'
