@@ -1,31 +1,29 @@
 #!/usr/bin/env node
 import { type Io, parseCommandLine, UsageError } from './cli/usage.ts'
+import { didYouMean } from './config/suggest.ts'
 import { LoadError } from './errors.ts'
 
-const USAGE = `Usage: postern COMMAND
-
-  serve                      the gateway
-  dev                        the gateway with certificates and an SMTP inbox of its own, on this machine
-  cert ca|server|client …    issue certificates: ca, server [NAME], client NAME [--register --from PATTERN];
-                             each with [--san NAME]… [--days N] [--dir certs]
-  fingerprint FILE…          the lines to paste into the clients file
-  check                      read the configuration as serve would, and try each relay
-  tls HOST:PORT              what each version of TLS makes of a server: [--cert FILE --key FILE] [--ca FILE]
-  health                     ask whether the gateway on this machine is ready
-  help [TOPIC]               a page of the documentation, such as \`postern help settings\`
-
-Settings come from POSTERN_* variables: see \`postern help settings\`.`
-
 // A setting that somebody takes for an option would be passed over in silence.
-const WITHOUT_ARGUMENTS: readonly string[] = ['serve', 'dev', 'check', 'health']
+const WITHOUT_ARGUMENTS: readonly string[] = ['serve', 'dev', 'health']
 
 const io: Io = { env: process.env, print: (line) => console.log(line) }
 
 // Each command is loaded when it is asked for: `health` runs every few seconds and needs no SMTP.
 async function run(command: string | undefined, args: readonly string[]): Promise<number> {
-  if (args.some((word) => word === '--help' || word === '-h')) command = 'help'
-  else if (command !== undefined && WITHOUT_ARGUMENTS.includes(command))
-    parseCommandLine({ args: [...args], options: {} })
+  if (
+    command === 'help' ||
+    command === '--help' ||
+    command === '-h' ||
+    args.some((word) => ['--help', '-h'].includes(word))
+  ) {
+    const { page, usage } = await import('./cli/help.ts')
+    const [topic] = [command === 'help' ? undefined : command, ...args].filter(
+      (word) => word?.startsWith('-') === false,
+    )
+    io.print(topic === undefined ? usage() : page(topic))
+    return 0
+  }
+  if (command !== undefined && WITHOUT_ARGUMENTS.includes(command)) parseCommandLine({ args: [...args], options: {} })
   switch (command) {
     case 'serve':
       return (await import('./cli/serve.ts')).serve(process.env)
@@ -34,23 +32,28 @@ async function run(command: string | undefined, args: readonly string[]): Promis
     case 'cert':
       await (await import('./cli/cert.ts')).cert(args, io)
       return 0
+    case 'client':
+      await (await import('./cli/client.ts')).client(args, io)
+      return 0
     case 'fingerprint':
       await (await import('./cli/fingerprint.ts')).fingerprint(args, io)
       return 0
     case 'check':
-      return (await (await import('./cli/check.ts')).check(io)) > 0 ? 1 : 0
+      return (await (await import('./cli/check.ts')).check(args, io)) > 0 ? 1 : 0
     case 'tls':
       return (await (await import('./cli/tls.ts')).tls(args, io)) > 0 ? 0 : 1
     case 'health':
       await (await import('./cli/health.ts')).health(process.env)
       return 0
-    case '--help':
-    case '-h':
-    case 'help':
-      io.print(args[0] === undefined || args[0].startsWith('-') ? USAGE : (await import('./cli/help.ts')).page(args[0]))
+    case '--version':
+      io.print((await import('./config/version.ts')).VERSION)
       return 0
-    default:
-      throw new UsageError(command === undefined ? USAGE : `postern: there is no command "${command}".\n\n${USAGE}`)
+    default: {
+      const { COMMANDS, usage } = await import('./cli/help.ts')
+      if (command === undefined) throw new UsageError(usage())
+      const meant = didYouMean(command, [...Object.keys(COMMANDS), 'help'])
+      throw new UsageError(`postern: there is no command "${command}"${meant}. See postern help.`)
+    }
   }
 }
 

@@ -1,6 +1,7 @@
+import { execFileSync } from 'node:child_process'
 import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
-import { chmod, lstat, mkdir, readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises'
+import { chmod, lstat, mkdir, readdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
 import { connect, createServer } from 'node:tls'
 import t, { type Test } from 'tap'
@@ -80,8 +81,8 @@ t.test('the server is localhost unless it is named; a name that is an address be
   t.equal(await names(), loopback)
   const more = 'DNS:postern, IP Address:192.0.2.7'
   t.equal(await names('localhost', '--san', 'postern', '--san', '192.0.2.7'), `${loopback}, ${more}`)
-  t.equal(await names('mail.corp.example', '--san', 'postern'), 'DNS:mail.corp.example, DNS:postern')
-  t.equal(await names('192.0.2.7'), 'IP Address:192.0.2.7')
+  t.equal(await names('mail.corp.example', '--san', 'postern'), `DNS:mail.corp.example, ${loopback}, DNS:postern`)
+  t.equal(await names('192.0.2.7'), `IP Address:192.0.2.7, ${loopback}`)
 })
 
 t.test('--days sets the lifetime', async (t) => {
@@ -96,14 +97,79 @@ t.test('what was made is printed, for a client with the lines to paste', async (
     `${dir}/${name}.key: private key`,
     `${dir}/${name}.crt: certificate of ${subject}, valid until`,
   ]
-  t.match(await make('server'), files('server', 'localhost'))
-  const lines = await make('client', 'billing')
+  t.match(await make('server'), [...files('server', 'localhost'), 'Names in it: localhost, 127.0.0.1, ::1'])
+  const lines = await make('client', 'billing', '--san', 'spiffe://corp.example/billing')
   const made = await certificate('billing')
-  t.match(lines.slice(0, 2), files('billing', 'billing'))
-  t.strictSame(
-    lines.slice(-2).map((line) => line.trim()),
-    [`- ${formatFingerprint(fingerprintOf(made))}`, `- ${formatKeyPin(keyPinOf(made))}`],
-  )
+  t.match(lines, [
+    ...files('billing', 'billing'),
+    'Names in it: billing, spiffe://corp.example/billing',
+    `To list it: postern client add billing --cert ${dir}/billing.crt --from PATTERN`,
+    /^Or paste/,
+    `      - ${formatFingerprint(fingerprintOf(made))}`,
+    `      - ${formatKeyPin(keyPinOf(made))}`,
+    'To try it:',
+    `curl --cacert ${dir}/ca.crt --cert ${dir}/billing.crt --key ${dir}/billing.key https://localhost:8443/v1/whoami`,
+  ])
+})
+
+t.test('a request is signed without its key, under the names that the signer gives', async (t) => {
+  const { dir, make, certificate } = await workshop(t)
+  const openssl = (...args: string[]): Buffer => execFileSync('openssl', args, { stdio: ['ignore', 'pipe', 'ignore'] })
+  const files = (name: string): [string, string] => [`${t.testdirName}/${name}.key`, `${t.testdirName}/${name}.csr`]
+  const request = (name: string, ...algorithm: string[]): string => {
+    const [key, csr] = files(name)
+    const names = [
+      '-subj',
+      '/CN=somebody',
+      '-addext',
+      'subjectAltName=URI:spiffe://corp.example/ceo,DNS:hr.corp.example',
+    ]
+    openssl('req', '-new', '-nodes', '-newkey', ...algorithm, '-keyout', key, '-out', csr, ...names)
+    return csr
+  }
+  const csr = request('hr', 'rsa:2048')
+  const lines = await make('client', 'hr', '--csr', csr, '--san', 'hr.corp.example')
+  const made = await certificate('hr')
+  t.equal(made.subject, 'CN=hr')
+  t.equal(made.subjectAltName, 'DNS:hr, DNS:hr.corp.example')
+  t.ok(made.checkPrivateKey(createPrivateKey(await readFile(files('hr')[0]))))
+  t.ok(lines.includes('The request also asks for spiffe://corp.example/ceo: give what it may have with --san.'))
+  t.notOk((await readdir(dir)).includes('hr.key.pem') || lines.some((line) => line.includes('private key')))
+  await make('server', 'mail.corp.example', '--csr', request('server', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256'))
+  t.match((await certificate('server')).subjectAltName, 'DNS:mail.corp.example, DNS:localhost')
+  const bad: [string, RegExp][] = [
+    [request('weak', 'rsa:1024'), /weak\.csr has an RSA key of 1024 bits/],
+    [`${dir}/ca.crt`, /ca\.crt is no certificate request/],
+    [`${dir}/absent.csr`, /absent\.csr cannot be read: no such file/],
+  ]
+  for (const [file, message] of bad)
+    await t.rejects(make('client', 'x', '--csr', file), { constructor: UsageError, message })
+  t.notOk((await readdir(dir)).some((file) => file.startsWith('x.')))
+})
+
+t.test('--register takes the whole policy', async (t) => {
+  const { make, read } = await workshop(t)
+  const policy = ['--to', '*@corp.example', '--rate', '60/minute', '--quota', '9/day', '--max-size', '1MB', '--raw']
+  await make('client', 'a', '--register', '--from', '*', ...policy, '--max-recipients', '3')
+  t.match(parseClients(await read('clients.yaml'), 'f').clients.get('a')?.stated, {
+    to: ['*@corp.example'],
+    rate: '60/minute',
+    quota: '9/day',
+    max_size: '1MB',
+    max_recipients: 3,
+    raw: true,
+  })
+})
+
+t.test('where the key of the CA is kept elsewhere nobody is led to make another CA', async (t) => {
+  const { dir, make } = await workshop(t)
+  await rm(`${dir}/ca.key`)
+  const advice =
+    /ca\.key is missing: sign where the key of your CA is kept .*--csr FILE.* postern client add NAME --cert FILE/
+  await t.rejects(make('client', 'a'), { constructor: UsageError, message: advice })
+  const refusal = await make('ca').catch((error: unknown) => String(error))
+  t.match(refusal, /ca\.crt is in the way .* it is the CA that your clients have their certificates from/)
+  t.notMatch(refusal, /aside/)
 })
 
 t.test('nothing is ever overwritten: a key or a certificate in the way is named, and nothing is made', async (t) => {
@@ -171,9 +237,13 @@ t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
     [['server', '--days', '0'], /^--days takes/],
     [['server', '--days', '1.5'], /^--days takes/],
     [['server', '--days', '1e3'], /^--days takes/],
-    [['server', '--day', '1'], /^Unknown option '--day'\.$/],
+    [['server', '--day', '1'], /^Unknown option '--day' \(did you mean --days\?\)\.$/],
     [['server', '--san'], /^Option '--san' argument is ambiguous\.$/],
-    [['server', '--register'], /are for clients/],
+    [['server', '--register'], /^--register is for clients/],
+    [['server', '--raw'], /^--raw is for clients/],
+    [['ca', '--csr', 'x'], /^--csr is for servers and clients/],
+    [['client', 'a', '--rate', '5/minute'], /^--rate is what a client is registered with: add --register/],
+    [['client', 'a', '--register', '--from', '*', '--quota', 'x'], /^--quota "x" is not a rate/],
     [['client', 'a', '--from', '*@corp.example'], /add --register/],
     [
       ['client', 'a', '--register'],

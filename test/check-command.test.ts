@@ -303,7 +303,7 @@ async function settled(t: Test, { env = {}, files = {}, keyMode = 0o600 }: Wrong
 
 async function run(t: Test, wrong: Wrong = {}): Promise<{ lines: readonly string[]; found: number }> {
   const lines: string[] = []
-  const found = await check({ env: await settled(t, wrong), print: (line) => void lines.push(line) })
+  const found = await check([], { env: await settled(t, wrong), print: (line) => void lines.push(line) })
   t.ok(
     lines.every((line) => !line.includes('\n')),
     'one line each',

@@ -32,12 +32,28 @@ t.test('a command that takes no arguments names the one it got, and does nothing
     t.match(postern(command, '9443'), { status: 1, stdout: '', stderr: /argument '9443'/ }, command)
 })
 
-t.test('--help after a command is help', async (t) => {
-  for (const args of [
-    ['serve', '--help'],
-    ['cert', '-h'],
-  ])
-    t.match(postern(...args), { status: 0, stdout: /postern COMMAND/, stderr: '' }, args.join(' '))
+t.test('--help after a command, and help before it, show the page of the command', async (t) => {
+  for (const [args, page] of [
+    [['serve', '--help'], /^postern serve\n/],
+    [['cert', '-h'], /^postern cert ca /],
+    [['help', 'cert'], /--max-recipients N/],
+    [['help', 'client'], /^postern client list/],
+    [['help', 'settings'], /POSTERN_SMTP_URL/],
+    [['--help'], /^Usage: postern COMMAND\n/],
+    [['help'], /^Usage: postern COMMAND\n/],
+    [['--version'], /^\d+\.\d+\.\d+\n$/],
+  ] as const)
+    t.match(postern(...args), { status: 0, stdout: page, stderr: '' }, args.join(' '))
+})
+
+t.test('a typing error in a command, a page or an option is told with what was most likely meant', async (t) => {
+  for (const [args, said] of [
+    [['serv'], /no command "serv" \(did you mean "serve"\?\)/],
+    [['clients', 'list'], /did you mean "client"/],
+    [['help', 'setings'], /no page "setings" \(did you mean "settings"\?\)/],
+    [['cert', 'ca', '--dri', 'x'], /Unknown option '--dri' \(did you mean --dir\?\)/],
+  ] as const)
+    t.match(postern(...args), { status: 1, stdout: '', stderr: said }, args.join(' '))
 })
 
 t.test('help with a topic is its page, and names the topics where there is none', async (t) => {
@@ -61,7 +77,7 @@ t.test('a file that cannot be looked at is one fault of a check, not its end', a
   const loop = join(FOLDER, 'loop')
   symlinkSync('loop', loop)
   const lines: string[] = []
-  const found = await check({
+  const found = await check([], {
     env: { POSTERN_TLS_KEY: loop, POSTERN_TLS_CERT: loop },
     print: (line) => lines.push(line),
   })

@@ -1,44 +1,54 @@
-import { createPrivateKey, X509Certificate } from 'node:crypto'
+import { createHash, createPrivateKey, X509Certificate } from 'node:crypto'
 import { lstat, mkdir, open, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { createAuthority, type Issued, issueCertificate } from '../tls/issue.ts'
-import { LoadError } from '../errors.ts'
+import {
+  createAuthority,
+  type Issued,
+  issueCertificate,
+  readSigningRequest,
+  type SigningRequest,
+} from '../tls/issue.ts'
 import { fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
-import { PatternList } from '../clients/patterns.ts'
+import { readConfig } from '../config/config.ts'
 import { withRegistered } from '../clients/register.ts'
-import { lifetime, listItems, readCertificate } from './fingerprint.ts'
+import { clientsFile, inWords } from './client.ts'
+import { POLICY_OPTIONS, policyOf } from './entry.ts'
+import { lifetime, listItems, namesOf, readCertificate } from './fingerprint.ts'
+import { untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
 import { type Io, isSystemError, parseCommandLine, refusal, UsageError } from './usage.ts'
 
 /**
- * `postern cert ca`, `postern cert server [NAME]`, `postern cert client NAME`: makes a key and a certificate, and lists
- * the client in the clients file where asked to. All or nothing, and no key or certificate is ever overwritten.
+ * `postern cert ca`, `postern cert server [NAME]`, `postern cert client NAME`: makes a key and a certificate, or signs a
+ * request, and lists the client in the clients file where asked to. All or nothing, and no key or certificate is ever
+ * overwritten.
  */
 export async function cert(args: readonly string[], io: Io): Promise<void> {
   const order = readOrder(args)
-  const { kind, name, dir, register, from } = order
-  for (const pattern of from) await plainly(`--from "${pattern}"`, () => new PatternList([pattern]))
+  const { kind, name, dir, register, policy } = order
   const base = join(dir, kind === 'client' ? name : kind)
   const files = { key: `${base}.key`, certificate: `${base}.crt` }
-  for (const file of Object.values(files)) if (await exists(file)) throw inTheWay(file)
-  const issued = await issue(order)
+  const request = order.csr === undefined ? undefined : await readRequest(order.csr)
+  for (const file of Object.values(files)) {
+    if ((await exists(file)) && !(request !== undefined && file === files.key)) throw inTheWay(file, kind)
+  }
+  const issued = await issue(order, request)
   const certificate = new X509Certificate(issued.certificate)
   const fingerprint = formatFingerprint(fingerprintOf(certificate))
-  const named = io.env.POSTERN_CLIENTS?.trim() ?? ''
-  const clients = named === '' ? join(dir, 'clients.yaml') : named
+  const clients = clientsFile(io, dir)
   const made: string[] = []
+  let listed = ''
   try {
-    await create(files.key, issued.key, 0o600)
-    made.push(files.key)
-    await create(files.certificate, issued.certificate, 0o644)
+    if (request === undefined) {
+      await create(files.key, issued.key, 0o600, kind)
+      made.push(files.key)
+    }
+    await create(files.certificate, issued.certificate, 0o644, kind)
     made.push(files.certificate)
     if (register) {
-      await plainly(`${name} cannot be listed:`, () =>
-        replaceFile(clients, (text) =>
-          withRegistered(text, clients, name, {
-            fingerprints: [fingerprint],
-            ...(from.length > 0 && { from: [...new Set(from)] }),
-          }),
+      listed = await replaceFile(clients, (text) =>
+        inWords(`${name} cannot be listed`, () =>
+          withRegistered(text, clients, name, { fingerprints: [fingerprint], ...policy }),
         ),
       )
     }
@@ -46,60 +56,88 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     for (const file of made) await rm(file, { force: true })
     throw error
   }
-  io.print(`${files.key}: private key, readable by its owner only`)
+  if (request === undefined) io.print(`${files.key}: private key, readable by its owner only`)
   io.print(`${files.certificate}: certificate of ${certificate.subject.slice('CN='.length)}, ${lifetime(certificate)}`)
-  if (register) io.print(`${clients}: lists ${name} by ${fingerprint}`)
-  else if (kind === 'client') {
-    io.print('To paste into the clients file, under "fingerprints", one of:')
+  const names = namesOf(certificate)
+  if (names.length > 0) io.print(`Names in it: ${names.join(', ')}`)
+  const left = request?.names.filter((asked) => !names.includes(asked)) ?? []
+  if (left.length > 0) io.print(`The request also asks for ${left.join(', ')}: give what it may have with --san.`)
+  if (kind !== 'client') return
+  if (register) {
+    io.print(`${clients}: lists ${name} by ${fingerprint}`)
+    io.print(await untilInForce(clients, createHash('sha256').update(listed).digest('hex'), io.env))
+  } else {
+    io.print(`To list it: postern client add ${name} --cert ${files.certificate} --from PATTERN`)
+    io.print('Or paste into the clients file, under "fingerprints", one of:')
     for (const line of listItems(certificate)) io.print(`      ${line}`)
   }
+  const [ca, port] = [join(dir, 'ca.crt'), readConfig(io.env).config.port]
+  io.print('To try it:')
+  io.print(`curl --cacert ${ca} --cert ${files.certificate} --key ${files.key} https://localhost:${port}/v1/whoami`)
 }
 
+const OPTIONS = {
+  san: { type: 'string', multiple: true },
+  days: { type: 'string' },
+  dir: { type: 'string' },
+  csr: { type: 'string' },
+  register: { type: 'boolean' },
+  ...POLICY_OPTIONS,
+} as const
+
 function readOrder(args: readonly string[]) {
-  const { values, positionals } = parseCommandLine({
-    args: [...args],
-    allowPositionals: true,
-    options: {
-      san: { type: 'string', multiple: true },
-      days: { type: 'string' },
-      dir: { type: 'string' },
-      register: { type: 'boolean' },
-      from: { type: 'string', multiple: true },
-    },
-  })
-  const { san = [], days, dir = 'certs', register = false, from = [] } = values
+  const { values, positionals } = parseCommandLine({ args: [...args], allowPositionals: true, options: OPTIONS })
+  const { san = [], days, dir = 'certs', csr, register = false, ...flags } = values
   const [kind, name = kind === 'server' ? 'localhost' : '', ...rest] = positionals
   if (kind !== 'ca' && kind !== 'server' && kind !== 'client') {
     throw new UsageError('Say what to make: postern cert ca, postern cert server [NAME] or postern cert client NAME.')
   }
   if (rest.length > 0 || (kind === 'ca' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
   if (days !== undefined && !/^[1-9]\d{0,4}$/.test(days)) throw new UsageError('--days takes a number from 1 to 99999.')
-  if (kind !== 'client' && (register || from.length > 0)) throw new UsageError('--register and --from are for clients.')
-  if (from.length > 0 && !register) throw new UsageError('--from is what a client is registered with: add --register.')
+  if (kind === 'ca' && csr !== undefined) throw new UsageError('--csr is for servers and clients.')
+  const flag = Object.keys(flags)[0]
+  if (kind !== 'client' && (register || flag !== undefined))
+    throw new UsageError(`--${register ? 'register' : flag} is for clients.`)
+  if (flag !== undefined && !register)
+    throw new UsageError(`--${flag} is what a client is registered with: add --register.`)
   if (kind === 'client' && (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name) || /^(ca|server)$/i.test(name))) {
     const rule = '1 to 64 letters, digits, dots, dashes and underscores, and neither "ca" nor "server"'
     throw new UsageError(`"${name}" cannot be a client's name, which is also that of its files: ${rule}.`)
   }
-  return { kind, name, san, days: days === undefined ? undefined : Number(days), dir, register, from } as const
+  const policy = policyOf(flags)
+  return { kind, name, san, days: days === undefined ? undefined : Number(days), dir, csr, register, policy } as const
 }
 
-async function issue({ kind, name, san, days, dir }: ReturnType<typeof readOrder>): Promise<Issued> {
+async function readRequest(file: string): Promise<SigningRequest> {
+  const text = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
+  return plainly(file, () => readSigningRequest(text))
+}
+
+async function issue(
+  { kind, name, san, days, dir }: ReturnType<typeof readOrder>,
+  request: SigningRequest | undefined,
+): Promise<Issued> {
   if (kind === 'ca') {
     await mkdir(dir, { recursive: true, mode: 0o700 }).catch(refusal(`${dir} cannot be made`))
     return plainly('No CA was made:', () => createAuthority({ san, days }))
   }
   const authority = await readAuthority(dir)
-  const loopback = kind === 'server' && name === 'localhost' ? ['127.0.0.1', '::1'] : []
-  const request = { name, usage: kind, san: [...loopback, ...san], days }
-  return plainly('No certificate was made:', () => issueCertificate(authority, request))
+  // A server is also tried from its own machine.
+  const loopback = kind === 'server' ? ['localhost', '127.0.0.1', '::1'] : []
+  const wished = { name, usage: kind, san: [...loopback, ...san], days, publicKey: request?.publicKey }
+  return plainly('No certificate was made:', () => issueCertificate(authority, wished))
 }
 
 async function readAuthority(dir: string): Promise<Issued> {
   const files = { certificate: join(dir, 'ca.crt'), key: join(dir, 'ca.key') }
-  const command = dir === 'certs' ? 'postern cert ca' : `postern cert ca --dir ${dir}`
-  for (const file of Object.values(files)) {
-    if (!(await exists(file))) throw new UsageError(`${file} is missing: run "${command}" first.`)
-  }
+  const at = dir === 'certs' ? '' : ` --dir ${dir}`
+  const elsewhere = 'To list a certificate that you have: postern client add NAME --cert FILE --from PATTERN.'
+  if (!(await exists(files.certificate)))
+    throw new UsageError(`${files.certificate} is missing: run "postern cert ca${at}" first. ${elsewhere}`)
+  if (!(await exists(files.key)))
+    throw new UsageError(
+      `${files.key} is missing: sign where the key of your CA is kept (postern cert client NAME --csr FILE), or bring it here. ${elsewhere}`,
+    )
   const certificate = await readCertificate(files.certificate)
   const key = await readFile(files.key, 'utf8').catch(refusal(`${files.key} cannot be read`))
   try {
@@ -110,20 +148,17 @@ async function readAuthority(dir: string): Promise<Issued> {
   return { certificate: certificate.toString(), key }
 }
 
-/** A RangeError of the core is a sentence without its beginning; the faults of a clients file are whole ones. */
-async function plainly<T>(beginning: string, action: () => T | Promise<T>): Promise<T> {
-  try {
-    return await action()
-  } catch (cause) {
-    if (cause instanceof LoadError) throw new UsageError(cause.message, { cause })
+/** A RangeError of the core is a sentence without its beginning. */
+async function plainly<T>(beginning: string, action: () => Promise<T>): Promise<T> {
+  return action().catch((cause: unknown) => {
     if (!(cause instanceof RangeError)) throw cause
     throw new UsageError(`${beginning} ${cause.message}.`, { cause })
-  }
+  })
 }
 
-async function create(file: string, text: string, mode: number): Promise<void> {
+async function create(file: string, text: string, mode: number, kind: string): Promise<void> {
   const handle = await open(file, 'wx', mode).catch((error: unknown) => {
-    if (isSystemError(error) && error.code === 'EEXIST') throw inTheWay(file)
+    if (isSystemError(error) && error.code === 'EEXIST') throw inTheWay(file, kind)
     return refusal(`${file} cannot be made`)(error)
   })
   try {
@@ -137,8 +172,14 @@ async function create(file: string, text: string, mode: number): Promise<void> {
   }
 }
 
-function inTheWay(file: string): UsageError {
-  return new UsageError(`${file} is in the way and is not overwritten: move it and its other half aside, or use --dir.`)
+/** Without its CA every client is locked out, so that nobody is told to move one aside. */
+function inTheWay(file: string, kind: string): UsageError {
+  const what = `${file} is in the way and is not overwritten:`
+  if (kind === 'ca')
+    return new UsageError(
+      `${what} it is the CA that your clients have their certificates from. Go on with it, or make another in a folder of its own with --dir.`,
+    )
+  return new UsageError(`${what} move it and its other half aside, or use --dir.`)
 }
 
 function exists(file: string): Promise<boolean> {

@@ -11,7 +11,7 @@ import { collect, loadClients, loadRelayCa, loadSecureContext } from '../server/
 import { ClientTrust } from '../tls/trust.ts'
 import { probe } from '../relay/probe.ts'
 import { Relay } from '../relay/relay.ts'
-import type { Io } from './usage.ts'
+import { type Io, parseCommandLine } from './usage.ts'
 
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
 const OPEN_TO_OTHERS = 0o027
@@ -21,7 +21,8 @@ const OPEN_TO_OTHERS = 0o027
  * is wrong, with how to mend it, and resolves with the number of them. An error keeps the gateway or the mail from
  * working, a warning does not; both count.
  */
-export async function check(io: Io): Promise<number> {
+export async function check(args: readonly string[], io: Io): Promise<number> {
+  parseCommandLine({ args: [...args], options: {} })
   const { config, faults: configFaults, warnings: configWarnings } = readConfig(io.env)
   const errors = [...configFaults]
   const warnings = [...configWarnings]

@@ -29,6 +29,14 @@ export function listItems(certificate: X509Certificate): [fingerprint: string, p
   return [`- ${formatFingerprint(fingerprintOf(certificate))}`, `- ${formatKeyPin(keyPinOf(certificate))}`]
 }
 
+/** The alternative names of a certificate, one by one: DNS names, addresses, URIs, e-mail addresses. */
+export function namesOf({ subjectAltName = '' }: X509Certificate): readonly string[] {
+  return subjectAltName
+    .split(', ')
+    .map((name) => name.replace(/^(?:DNS|URI|IP Address|email):/, '').replace(/^(?:0:){7}1$/, '::1'))
+    .filter(Boolean)
+}
+
 /** "valid until 2027-01-31", in UTC. */
 export function lifetime(certificate: X509Certificate): string {
   const end = new Date(certificate.validTo)

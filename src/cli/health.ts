@@ -1,13 +1,11 @@
-import { readConfig } from '../config/config.ts'
+import { operationsUrl } from './gateway.ts'
 import { UsageError } from './usage.ts'
 
 const TIMEOUT_MS = 3_000
 
 /** `postern health`: asks `/readyz` on the operations port. Throws a UsageError when the gateway is not ready. */
 export async function health(env: NodeJS.ProcessEnv): Promise<void> {
-  const { ops } = readConfig(env).config
-  const host = ops.host === '0.0.0.0' || ops.host === '::' ? '127.0.0.1' : ops.host
-  const url = `http://${host.includes(':') ? `[${host}]` : host}:${ops.port}/readyz`
+  const url = `${operationsUrl(env)}/readyz`
   let answer: Response
   try {
     answer = await fetch(url, { signal: AbortSignal.timeout(TIMEOUT_MS) })

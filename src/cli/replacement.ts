@@ -8,20 +8,22 @@ const LOCK_TRIES = 20 // a second in all, while another command holds the lock f
 /**
  * Replaces a file in one step and keeps its owner and mode. The new text is written to a lock beside it, so that of two
  * commands at once the second edits what the first has written. A file that is not there is an empty one. Throws a
- * UsageError where it cannot be written, and what `edit` throws; the file then stays as it was.
+ * UsageError where it cannot be written, and what `edit` throws; the file then stays as it was. Resolves with the new text.
  */
-export async function replaceFile(path: string, edit: (text: string) => string): Promise<void> {
+export async function replaceFile(path: string, edit: (text: string) => string): Promise<string> {
   const file = await realpath(path).catch(() => path) // a link stays a link
   const lock = await openLock(`${file}.lock`)
   try {
     const present = await stat(file).catch(() => undefined)
-    await lock.writeFile(edit(present === undefined ? '' : await readFile(file, 'utf8')))
+    const text = edit(present === undefined ? '' : await readFile(file, 'utf8'))
+    await lock.writeFile(text)
     if (present !== undefined) {
       await lock.chown(present.uid, present.gid)
       await lock.chmod(present.mode & 0o777)
     }
     await lock.sync()
     await rename(`${file}.lock`, file)
+    return text
   } catch (error) {
     await rm(`${file}.lock`, { force: true })
     return refusal(`${path} cannot be written`)(error)

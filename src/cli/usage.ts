@@ -1,4 +1,5 @@
 import { getSystemErrorMap, parseArgs, type ParseArgsConfig } from 'node:util'
+import { nearest } from '../config/suggest.ts'
 
 /** A command cannot do what was asked. Each line of the message is a plain sentence for the person who asked. */
 export class UsageError extends Error {}
@@ -16,7 +17,9 @@ export function parseCommandLine<const T extends ParseArgsConfig>(config: T): Re
   } catch (cause) {
     if (!isSystemError(cause) || !cause.code.startsWith('ERR_PARSE_ARGS_')) throw cause
     const [complaint = ''] = cause.message.split(/[.\n]/) // Node's advice about "--" that follows fits no command here
-    throw new UsageError(`${complaint}.`, { cause })
+    const [, unknown] = /^Unknown option '--([\w-]+)'/.exec(complaint) ?? []
+    const meant = unknown === undefined ? undefined : nearest(unknown, Object.keys(config.options ?? {}))
+    throw new UsageError(`${complaint}${meant === undefined ? '' : ` (did you mean --${meant}?)`}.`, { cause })
   }
 }
 

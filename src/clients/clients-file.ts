@@ -275,7 +275,7 @@ class Reader {
 }
 
 /** `URI:…` to the letter, `DNS:…` in lower case: as a certificate's names are compared. Throws a RangeError. */
-function parseName(text: string): string {
+export function parseName(text: string): string {
   const [, kind = '', name = ''] = /^(URI|DNS):([!-~]+)$/.exec(text) ?? []
   if (kind === '')
     reject('is not a name in a certificate such as URI:spiffe://corp.example/ns/prod/sa/app or DNS:app.corp.example')
@@ -294,7 +294,8 @@ function parseRole(text: string): Client['role'] {
   return text === 'proxy' ? text : reject(`is not a role: only "proxy" is`)
 }
 
-function parseCount(text: string): number {
+/** A whole number of 1 or more. Throws a RangeError. */
+export function parseCount(text: string): number {
   if (!/^[1-9]\d{0,6}$/.test(text)) reject('is not a whole number of 1 or more')
   return Number(text)
 }

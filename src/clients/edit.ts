@@ -80,9 +80,17 @@ function* candidates(text: string, path: readonly Step[], value: Plain | undefin
     const first = collection.children[child - width + 1]
     const [start, end] = [first?.start ?? 0, Math.max(first?.end ?? 0, node?.end ?? 0)]
     const [before, after] = [collection.children[child - width], collection.children[child + 1]]
-    if (!collection.flow) yield splice(text.lastIndexOf('\n', start) + 1, lineAfter(end), '')
-    else if (after !== undefined) yield splice(start, after.start, '')
-    else yield splice(before?.end ?? start, end, '')
+    if (!collection.flow) {
+      const without = splice(text.lastIndexOf('\n', start) + 1, lineAfter(end), '')
+      const outer = parents.at(-2)
+      const colon = text.indexOf(':', outer?.node.children[outer.child - 1]?.end)
+      // Nothing at all would pass for an accident.
+      if (collection.children.length === width && width === 2)
+        yield `${without.slice(0, colon + 1)} {}${without.slice(colon + 1)}`
+      yield without
+    }
+    if (after !== undefined) yield splice(start, after.start, '')
+    yield splice(before?.end ?? start, end, '')
     return
   }
   // What is missing of the path becomes part of the value.

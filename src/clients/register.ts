@@ -11,7 +11,7 @@ export type Entry = Readonly<Record<string, string | number | boolean | readonly
  * new client that may send from nowhere.
  */
 export function withRegistered(text: string, file: string, name: string, entry: Entry): string {
-  const listed = listedEntry(text, file, name)
+  const listed = clientsOf(text, file).get(name)
   if (listed === undefined) {
     if (entry['from'] === undefined && entry['role'] !== 'proxy')
       throw new RangeError(`it is not in ${file} yet, so say what it may send from, with --from PATTERN`)
@@ -32,13 +32,12 @@ export function withRegistered(text: string, file: string, name: string, entry: 
   return checked(edited, file)
 }
 
-/** The entry of a client as its file has it; undefined where it is not listed. Throws a LoadError. */
-export function listedEntry(text: string, file: string, name: string): ReadonlyMap<string, unknown> | undefined {
+/** The entries of a clients file as it has them, by name. Throws a LoadError. */
+export function clientsOf(text: string, file: string): ReadonlyMap<string, ReadonlyMap<string, unknown>> {
   parseClients(text, file)
   const content = readYaml(text)
-  const clients = content instanceof Map ? content.get('clients') : undefined
-  const entry: unknown = clients instanceof Map ? clients.get(name) : undefined
-  return entry instanceof Map ? entry : undefined
+  const clients: unknown = content instanceof Map ? content.get('clients') : undefined
+  return clients instanceof Map ? clients : new Map()
 }
 
 /** The text, where `serve` takes it. Throws a LoadError. */

@@ -32,6 +32,16 @@ export interface CertificateRequest extends AuthorityRequest {
   readonly usage: 'server' | 'client'
   /** An existing private key, for a renewal that keeps the pin of its public key; absent: a new P-256 key. */
   readonly key?: string | undefined
+  /** Instead of a key: the public one (DER, SPKI) of somebody who keeps the private one. */
+  readonly publicKey?: Buffer | undefined
+}
+
+/** What a request for a certificate (PKCS#10) asks for, and its signature proves: that its sender has the key. */
+export interface SigningRequest {
+  /** DER, SPKI. */
+  readonly publicKey: Buffer
+  /** DNS names, addresses and URIs that it asks for. */
+  readonly names: readonly string[]
 }
 
 const DAY_MS = 86_400_000
@@ -56,33 +66,53 @@ export async function createAuthority(request: AuthorityRequest = {}): Promise<I
     extensions: [
       new x509.BasicConstraintsExtension(true, 0, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.keyCertSign | x509.KeyUsageFlags.cRLSign, true),
-      new x509.SubjectKeyIdentifierExtension(keyIdentifier(key)),
+      new x509.SubjectKeyIdentifierExtension(keyIdentifier(publicKeyOf(key))),
       ...alternativeNames(request.san ?? []),
     ],
   })
   return { certificate: pem(certificate.rawData, 'CERTIFICATE'), key }
 }
 
+/** Reads a request in PEM. Throws a RangeError for one that is damaged, not signed by its own key, or whose key is weak. */
+export async function readSigningRequest(pem: string): Promise<SigningRequest> {
+  let request: InstanceType<typeof x509.Pkcs10CertificateRequest>
+  let sound: boolean
+  try {
+    request = new x509.Pkcs10CertificateRequest(pem)
+    sound = await request.verify()
+  } catch (cause) {
+    throw new RangeError('is no certificate request that can be read', { cause })
+  }
+  if (!sound) throw new RangeError('is not signed by the key that is in it')
+  const publicKey = Buffer.from(request.publicKey.rawData)
+  const bits = createPublicKey({ key: publicKey, format: 'der', type: 'spki' }).asymmetricKeyDetails?.modulusLength
+  if (bits !== undefined && bits < 2048) throw new RangeError(`has an RSA key of ${bits} bits: 2048 is the least`)
+  const asked = request.extensions.find((extension) => extension instanceof x509.SubjectAlternativeNameExtension)
+  return { publicKey, names: asked?.names.items.map(({ value }) => value) ?? [] }
+}
+
 /**
- * Issues a leaf certificate, which ends no later than its CA unless `notAfter` says so.
+ * Issues a leaf certificate (with an empty key for the public key of another), which ends no later than its CA unless `notAfter` says so.
  * Throws a RangeError for an impossible name or lifetime, and for a CA that cannot sign.
  */
 export async function issueCertificate(authority: Issued, request: CertificateRequest): Promise<Issued> {
-  const { name, usage, san = [], key = await newKey() } = request
+  const { name, usage, san = [] } = request
+  const key = request.publicKey === undefined ? (request.key ?? (await newKey())) : ''
+  const publicKey = request.publicKey ?? publicKeyOf(key)
   const ca = await signer(authority)
   const certificate = await x509.X509CertificateGenerator.create({
     serialNumber: newSerial(),
     subject: commonName(name),
     issuer: ca.name,
     ...validity(request, LEAF_DAYS, ca.notAfter),
-    publicKey: publicKeyOf(key),
+    publicKey,
     signingKey: ca.key,
     extensions: [
       new x509.BasicConstraintsExtension(false, undefined, true),
       new x509.KeyUsagesExtension(x509.KeyUsageFlags.digitalSignature, true),
       new x509.ExtendedKeyUsageExtension([x509.ExtendedKeyUsage[usage === 'server' ? 'serverAuth' : 'clientAuth']]),
       ca.identifier,
-      new x509.SubjectKeyIdentifierExtension(keyIdentifier(key)),
+      new x509.SubjectKeyIdentifierExtension(keyIdentifier(publicKey)),
       ...alternativeNames(usage === 'server' || isDnsName(name) ? [name, ...san] : san),
     ],
   })
@@ -120,7 +150,7 @@ async function signer({ certificate, key }: Issued) {
   if (!own.checkPrivateKey(createPrivateKey(key))) {
     throw new RangeError('the CA certificate and the CA key do not belong together')
   }
-  const keyId = authority.getExtension(x509.SubjectKeyIdentifierExtension)?.keyId ?? keyIdentifier(key)
+  const keyId = authority.getExtension(x509.SubjectKeyIdentifierExtension)?.keyId ?? keyIdentifier(publicKeyOf(key))
   return {
     name: authority.subjectName,
     notAfter: authority.notAfter,
@@ -189,8 +219,8 @@ function publicKeyOf(key: string): Buffer {
 }
 
 /** RFC 7093 §2, method 4. */
-function keyIdentifier(key: string): string {
-  return createHash('sha256').update(publicKeyOf(key)).digest('hex').slice(0, 40)
+function keyIdentifier(publicKey: Buffer): string {
+  return createHash('sha256').update(publicKey).digest('hex').slice(0, 40)
 }
 
 function pem(der: ArrayBuffer, label: string): string {

@@ -1,0 +1,211 @@
+import { createHash } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { withValue } from '../clients/edit.ts'
+import { checked, clientsOf, type Entry, withRegistered } from '../clients/register.ts'
+import { nearest } from '../config/suggest.ts'
+import { LoadError } from '../errors.ts'
+import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
+import { gatewayStatus, untilInForce } from './gateway.ts'
+import { replaceFile } from './replacement.ts'
+import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
+
+const ACTIONS = ['list', 'show', 'add', 'disable', 'enable', 'remove', 'rotate', 'prune'] as const
+
+/** Where the clients file is, as `serve` finds it. */
+export function clientsFile({ env }: Pick<Io, 'env'>, dir = 'certs'): string {
+  const named = env.POSTERN_CLIENTS?.trim() ?? ''
+  return named === '' ? `${dir}/clients.yaml` : named
+}
+
+/**
+ * `postern client …`: who is listed, and edits of the clients file in one step, which keep every other byte of it. Says
+ * whether the gateway that runs on this machine has the change in force. Throws a UsageError.
+ */
+export async function client(args: readonly string[], io: Io): Promise<void> {
+  const { values, positionals } = parseCommandLine({
+    args: [...args],
+    allowPositionals: true,
+    options: { ...IDENTITY_OPTIONS, ...POLICY_OPTIONS, json: { type: 'boolean' }, force: { type: 'boolean' } },
+  })
+  const [word = '', name = '', ...rest] = positionals
+  const action = ACTIONS.find((known) => known === word)
+  if (action === undefined) {
+    const meant = nearest(word, ACTIONS)
+    const said =
+      word === '' ? 'Say what to do' : `There is no "client ${word}"${meant ? `: did you mean "${meant}"?` : ''}. Say`
+    throw new UsageError(`${said}: postern client ${ACTIONS.join(', ')}. See postern help client.`)
+  }
+  if (rest.length > 0 || (action === 'list' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
+  if (action !== 'list' && name === '') throw new UsageError(`Name the client: postern client ${action} NAME.`)
+  const { json = false, force = false, ...entry } = values
+  const asked = Object.keys(entry)[0]
+  if (asked !== undefined && action !== 'add' && action !== 'rotate')
+    throw new UsageError(`--${asked} is for postern client add and rotate.`)
+  const file = clientsFile(io)
+  if (action === 'list' || action === 'show') return show(file, name, json, io)
+  const addition = { ...(await identityOf(entry)), ...policyOf(entry) }
+  const known = ['fingerprints', 'san', 'token'].some((key) => key in addition)
+  if (!known && (action === 'add' || action === 'rotate'))
+    throw new UsageError(
+      `Say how ${name} is known: --cert FILE, --fingerprint SHA256, --san NAME or --token CLIENT_ID.`,
+    )
+  const edits: Record<Exclude<typeof action, 'list' | 'show'>, (text: string, entry: Listed) => Change> = {
+    add: (text) => ({ text: withRegistered(text, file, name, addition), said: `${name} is listed` }),
+    rotate: (text) => ({
+      text: withRegistered(text, file, name, addition),
+      said: `${name} is known by ${[...identitiesOf(addition)].join(', ')} too; postern client prune ${name} takes the older out`,
+    }),
+    disable: (text, listed) =>
+      listed.get('disabled') === true
+        ? { text, said: `${name} is disabled already` }
+        : {
+            text: withValue(text, ['clients', name, 'disabled'], true),
+            said: `${name} is disabled: it gets 403 client_disabled`,
+          },
+    enable: (text, listed) =>
+      listed.has('disabled')
+        ? { text: withValue(text, ['clients', name, 'disabled'], undefined), said: `${name} is enabled` }
+        : { text, said: `${name} is not disabled` },
+    remove: (text) => ({ text: withValue(text, ['clients', name], undefined), said: `${name} is no longer listed` }),
+    prune: (text, listed) => pruned(text, name, listed),
+  }
+  const seen =
+    action === 'prune' && !force ? (await gatewayStatus(io.env))?.clients.find((one) => one.client === name) : undefined
+  let said = ''
+  const text = await replaceFile(file, (text) =>
+    inWords(name, () => {
+      const listed = clientsOf(text, file).get(name)
+      if (action === 'add' && listed !== undefined)
+        throw new RangeError(`it is listed already: postern client rotate ${name} adds an identity`)
+      if (action !== 'add' && listed === undefined) throw notListed(name, clientsOf(text, file))
+      const change = edits[action](text, listed ?? new Map())
+      const inUse = change.removed?.find((identity) => bare(identity) === bare(seen?.fingerprint ?? ''))
+      if (inUse !== undefined)
+        throw new RangeError(
+          `it was last seen with ${inUse} (${seen?.last_seen}), which would be taken out: give it the newer certificate first, or add --force`,
+        )
+      said = change.said
+      return checked(change.text, file)
+    }),
+  )
+  io.print(`${file}: ${said}.`)
+  io.print(await untilInForce(file, createHash('sha256').update(text).digest('hex'), io.env))
+}
+
+type Listed = ReadonlyMap<string, unknown>
+
+interface Change {
+  readonly text: string
+  readonly said: string
+  readonly removed?: readonly string[]
+}
+
+/** Of several fingerprints, and of several names, the one that was listed last stays. */
+function pruned(text: string, name: string, listed: Listed): Change {
+  let edited = text
+  const removed: string[] = []
+  for (const key of ['fingerprints', 'san']) {
+    const items = [listed.get(key) ?? []].flat().map(String)
+    for (let index = items.length - 2; index >= 0; index--)
+      edited = withValue(edited, ['clients', name, key, index], undefined)
+    removed.push(...items.slice(0, -1))
+  }
+  const said =
+    removed.length === 0
+      ? `${name} has nothing older to take out`
+      : `${name} is no longer known by ${removed.join(', ')}`
+  return { text: edited, said, removed }
+}
+
+function* identitiesOf(entry: Entry | Listed): Generator<string> {
+  const get = (key: string): unknown =>
+    entry instanceof Map ? entry.get(key) : Object.entries(entry).find(([name]) => name === key)?.[1]
+  for (const key of ['fingerprints', 'san']) yield* [get(key) ?? []].flat().map(String)
+  if (get('token') !== undefined) yield `token ${String(get('token'))}`
+}
+
+/** A fingerprint without colons and case. */
+function bare(fingerprint: string): string {
+  return fingerprint.replaceAll(':', '').toLowerCase()
+}
+
+function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeError {
+  const meant = nearest(name, [...clients.keys()])
+  return new RangeError(
+    `it is not listed${meant === undefined ? ': see postern client list' : `: did you mean ${meant}?`}`,
+  )
+}
+
+/** Who is listed, how each is known, what it may send from, and what the gateway that runs here has seen of it. */
+async function show(file: string, name: string, json: boolean, io: Io): Promise<void> {
+  const text = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
+  const status = await gatewayStatus(io.env)
+  const rows = await inWords(name || file, () => {
+    const clients = clientsOf(text, file)
+    if (name !== '' && !clients.has(name)) throw notListed(name, clients)
+    return [...clients].flatMap(([client, entry]) => {
+      const seen = status?.clients.find((one) => one.client === client)
+      const { last_seen = null, certificate_expires = null } = seen ?? {}
+      return name === '' || client === name
+        ? [{ name: client, ...Object.fromEntries(entry), last_seen, certificate_expires, entry }]
+        : []
+    })
+  })
+  if (json) {
+    const plain = rows.map(({ entry: _, ...row }) => row)
+    return io.print(JSON.stringify(name === '' ? plain : plain[0], null, 2))
+  }
+  if (name !== '') {
+    for (const { entry, last_seen, certificate_expires } of rows) {
+      const facts = [
+        ...entry,
+        ['last seen', last_seen ?? 'never, as far as a running gateway knows'],
+        ['certificate ends', certificate_expires ?? '-'],
+      ]
+      for (const [key, value] of facts) io.print(`${`${String(key)}:`.padEnd(18)}${[value].flat().join(', ')}`)
+    }
+    return
+  }
+  const day = (date: string | null): string => date?.slice(0, 16).replace('T', ' ') ?? '-'
+  const table = rows.map(({ name: client, entry, last_seen, certificate_expires }) => [
+    entry.get('disabled') === true
+      ? `${client} (disabled)`
+      : entry.get('role') === 'proxy'
+        ? `${client} (proxy)`
+        : client,
+    short([...identitiesOf(entry)]),
+    short([entry.get('from') ?? '-'].flat().map(String)),
+    day(last_seen),
+    day(certificate_expires),
+  ])
+  print([['NAME', 'KNOWN BY', 'FROM', 'LAST SEEN', 'CERTIFICATE ENDS'], ...table], io)
+  if (status === undefined) io.print('No gateway answers here: what was last seen is not known.')
+}
+
+/** The first one, and how many there are besides. */
+function short([first = '-', ...others]: readonly string[]): string {
+  const shown = /^([0-9A-F]{2}:){31}/i.test(first) ? `${first.slice(0, 11)}…` : first
+  return others.length === 0 ? shown : `${shown} +${others.length}`
+}
+
+function print(rows: readonly (readonly string[])[], io: Io): void {
+  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => (row[column] ?? '').length))) ?? []
+  for (const row of rows)
+    io.print(
+      row
+        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
+        .join('  ')
+        .trimEnd(),
+    )
+}
+
+/** A RangeError is the end of a sentence about a client; the faults of a clients file are whole ones. */
+export function inWords<T>(subject: string, action: () => T): T {
+  try {
+    return action()
+  } catch (cause) {
+    if (cause instanceof LoadError) throw new UsageError(cause.message, { cause })
+    if (!(cause instanceof RangeError)) throw cause
+    throw new UsageError(`${subject}: ${cause.message}.`, { cause })
+  }
+}
