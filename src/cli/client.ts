@@ -144,30 +144,28 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
     const clients = clientsOf(text, file)
     if (name !== '' && !clients.has(name)) throw notListed(name, clients)
     return [...clients].flatMap(([client, entry]) => {
-      const seen = status?.clients.find((one) => one.client === client)
-      const { last_seen = null, certificate_expires = null } = seen ?? {}
-      return name === '' || client === name
-        ? [{ name: client, ...Object.fromEntries(entry), last_seen, certificate_expires, entry }]
-        : []
+      const { last_seen = null, certificate_expires = null } =
+        status?.clients.find((one) => one.client === client) ?? {}
+      return name === '' || client === name ? [{ client, entry, seen: { last_seen, certificate_expires } }] : []
     })
   })
   if (json) {
-    const plain = rows.map(({ entry: _, ...row }) => row)
+    const plain = rows.map(({ client, entry, seen }) => ({ name: client, ...Object.fromEntries(entry), ...seen }))
     return io.print(JSON.stringify(name === '' ? plain : plain[0], null, 2))
   }
   if (name !== '') {
-    for (const { entry, last_seen, certificate_expires } of rows) {
+    for (const { entry, seen } of rows) {
       const facts = [
         ...entry,
-        ['last seen', last_seen ?? 'never, as far as a running gateway knows'],
-        ['certificate ends', certificate_expires ?? '-'],
+        ['last seen', seen.last_seen ?? 'never, as far as a running gateway knows'],
+        ['certificate ends', seen.certificate_expires ?? '-'],
       ]
       for (const [key, value] of facts) io.print(`${`${String(key)}:`.padEnd(18)}${[value].flat().join(', ')}`)
     }
     return
   }
   const day = (date: string | null): string => date?.slice(0, 16).replace('T', ' ') ?? '-'
-  const table = rows.map(({ name: client, entry, last_seen, certificate_expires }) => [
+  const table = rows.map(({ client, entry, seen }) => [
     entry.get('disabled') === true
       ? `${client} (disabled)`
       : entry.get('role') === 'proxy'
@@ -175,8 +173,8 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
         : client,
     short([...identitiesOf(entry)]),
     short([entry.get('from') ?? '-'].flat().map(String)),
-    day(last_seen),
-    day(certificate_expires),
+    day(seen.last_seen),
+    day(seen.certificate_expires),
   ])
   print([['NAME', 'KNOWN BY', 'FROM', 'LAST SEEN', 'CERTIFICATE ENDS'], ...table], io)
   if (status === undefined) io.print('No gateway answers here: what was last seen is not known.')
