@@ -10,6 +10,8 @@ import { openInboxPage } from '../../src/cli/inbox/page.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { makePki } from '../support/pki.ts'
 import { temporaryDirectory } from '../support/process.ts'
+import { shell } from '../support/readme.ts'
+import { startRelay } from '../support/relay.ts'
 
 // The browser may reach nothing but loopback, and looks for nothing of its own accord.
 const FLAGS = [
@@ -289,9 +291,15 @@ t.test('the page follows the colours of the system', async (t) => {
   t.ok((await background('dark')) < 60)
 })
 
-t.test('the page of the API shows every operation and asks nothing of anybody else', async (t) => {
-  const { gateway } = await startGateway(t)
-  const context = await browser.newContext()
+/** A page of the operations port. `quiet` asserts that it asked nothing of anybody else and did not complain. */
+async function openOperations(
+  t: Test,
+  { gateway }: TestGateway,
+  path: string,
+  options: BrowserContextOptions = {},
+): Promise<{ readonly page: Page; quiet(): void }> {
+  const origin = `http://127.0.0.1:${gateway.opsPort}`
+  const context = await browser.newContext({ permissions: ['clipboard-read', 'clipboard-write'], ...options })
   t.teardown(() => context.close())
   const page = await context.newPage()
   const asked = new Set<string>()
@@ -301,15 +309,111 @@ t.test('the page of the API shows every operation and asks nothing of anybody el
     if (message.type() === 'error') complaints.push(message.text())
   })
   page.on('pageerror', (error) => complaints.push(error.message))
-  const origin = `http://127.0.0.1:${gateway.opsPort}`
-  await page.goto(`${origin}/docs`)
-  for (const path of ['/v1/messages', '/v1/messages/raw', '/v1/whoami'])
-    await page.locator(`[data-path="${path}"]`).waitFor()
-  await page.locator('[data-path="/v1/messages"]').click()
-  await page.getByText('idempotency_key_reused').first().waitFor()
-  t.strictSame(
-    [...asked].filter((place) => place !== 'null'),
-    [origin],
-  )
-  t.strictSame(complaints, [])
+  await page.goto(origin + path)
+  const quiet = (): void => {
+    t.strictSame(
+      [...asked].filter((place) => place !== 'null'),
+      [origin],
+    )
+    t.strictSame(complaints, [])
+  }
+  return { page, quiet }
+}
+
+const fits = (page: Page): Promise<boolean> =>
+  page.evaluate<boolean>('document.documentElement.scrollWidth <= innerWidth')
+
+t.test('each example of the page of the API is a command that sends it', async (t) => {
+  const gateway = await startGateway(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }',
+  })
+  const { pki, client, relay } = gateway
+  const folder = t.testdir({ 'my ca.crt': pki.ca.certificate, 'app.crt': client.certificate, 'app.key': client.key })
+  const { page, quiet } = await openOperations(t, gateway, '/docs#ca=my+ca.crt')
+  await page.getByRole('heading', { name: 'POST /v1/messages Send a message' }).waitFor()
+  const answers: unknown[] = []
+  for (const operation of await page.locator('article').all()) {
+    const count = Math.max(1, await operation.locator('option').count())
+    for (let index = 0; index < count; index++) {
+      if (count > 1) await operation.locator('select').selectOption(String(index))
+      await operation.getByRole('button').click()
+      await operation.getByText('Copied').waitFor()
+      const command = await page.evaluate<string>('navigator.clipboard.readText()')
+      t.match(command, `curl --cacert 'my ca.crt' --cert app.crt --key app.key`)
+      answers.push(JSON.parse(await shell(command.replace('curl', 'curl -sS'), folder)))
+    }
+  }
+  t.match(answers, [...Array.from({ length: 6 }, () => ({ status: 'accepted' })), { client: 'billing' }])
+  t.equal(relay.messages.length, 6)
+  await page.getByLabel('Client certificate').fill('other.crt')
+  t.match(await page.locator('#whoami pre').first().innerText(), /--cert other\.crt/)
+  await page.reload()
+  t.match(await page.locator('#whoami pre').first().innerText(), /--cert other\.crt/, 'it is remembered')
+  quiet()
+})
+
+t.test('the page of the API shows fields and problems, by keyboard and on a phone too', async (t) => {
+  const gateway = await startGateway(t)
+  const { page, quiet } = await openOperations(t, gateway, '/docs', {
+    viewport: { width: 360, height: 640 },
+    colorScheme: 'dark',
+  })
+  const problems = page.locator('#sendMessage summary', { hasText: /^Problems/ })
+  await problems.focus()
+  await page.keyboard.press('Enter')
+  await page.locator('#sendMessage').getByText('idempotency_key_reused', { exact: true }).waitFor()
+  await page.locator('#sendMessage summary', { hasText: 'Body as application/json' }).click()
+  await page.locator('#sendMessage').getByText('attachments[].content_id').waitFor()
+  t.equal(await fits(page), true)
+  t.match(await page.evaluate('getComputedStyle(document.documentElement).backgroundColor'), 'rgb(20, 23, 26)')
+  t.equal(await page.getByText(/Authori[sz]e/).count(), 0)
+  quiet()
+})
+
+t.test('the status page follows what happens, and says what to do', async (t) => {
+  const relay = await startRelay(t)
+  const gateway = await startGateway(t, {
+    relay,
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["billing@corp.example"], rate: 5/hour } }',
+  })
+  const { page, quiet } = await openOperations(t, gateway, '/')
+  const state = page.getByRole('status')
+  await state.getByText('All is well').waitFor()
+  await page.locator('#messages').getByText('None so far.').waitFor()
+  sent(t, await gateway.post({ ...MESSAGE, subject: 'SECRET', to: 'secret@corp.example' }))
+  t.equal((await gateway.post({ ...MESSAGE, from: 'secret@corp.example' })).status, 403)
+  await page.locator('#messages').getByText('1 accepted').waitFor()
+  await page.getByRole('img', { name: 'Messages by the minute: 2 in all, at most 2 in one' }).waitFor()
+  await page.getByRole('row', { name: /^billing .*1 of 5 in 1 h/ }).waitFor()
+  await page.getByRole('row', { name: /^sender_not_allowed billing 1 .*clients file/ }).waitFor()
+  t.notMatch(await page.content(), /secret/i)
+  await relay.close()
+  t.equal((await gateway.post(MESSAGE)).status, 503)
+  await state.getByText('Not well').waitFor()
+  await page.getByText(/is down.*ECONNREFUSED/).waitFor()
+  await page
+    .getByText(/Run postern check/)
+    .first()
+    .waitFor()
+  t.equal(await page.title(), '(!) Postern: not well')
+
+  await page.keyboard.press('Tab')
+  t.equal(await page.evaluate('document.activeElement.textContent'), 'API')
+  t.equal(await page.evaluate('getComputedStyle(document.activeElement).outlineStyle'), 'solid')
+  quiet()
+})
+
+t.test('the status page fits a phone, in the dark too', async (t) => {
+  const gateway = await startGateway(t, {
+    clients: `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], quota: 100/day }, ${'x'.repeat(64)}: { fingerprints: ["${'AB:'.repeat(31)}AB"], from: ["*"] } }`,
+  })
+  await gateway.post({})
+  const { page, quiet } = await openOperations(t, gateway, '/', {
+    viewport: { width: 360, height: 640 },
+    colorScheme: 'dark',
+  })
+  await page.getByText('invalid_message').waitFor()
+  t.equal(await fits(page), true)
+  t.match(await page.evaluate('getComputedStyle(document.documentElement).backgroundColor'), 'rgb(20, 23, 26)')
+  quiet()
 })
