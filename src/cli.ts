@@ -1,4 +1,5 @@
 #!/usr/bin/env node
+import { holdSignals } from './cli/signals.ts'
 import { type Io, parseCommandLine, UsageError } from './cli/usage.ts'
 import { didYouMean } from './config/suggest.ts'
 import { LoadError } from './errors.ts'
@@ -59,6 +60,7 @@ async function run(command: string | undefined, args: readonly string[]): Promis
 
 try {
   const [command, ...args] = process.argv.slice(2)
+  if (command === 'serve') holdSignals()
   process.exit(await run(command, args))
 } catch (error) {
   const plain = error instanceof LoadError || error instanceof UsageError

@@ -148,7 +148,7 @@ t.test('a broken clients file is refused with its line, and stops no other file'
 t.test('a file that is gone keeps its last good content; the same content again is in force again', async (t) => {
   const { dir, write, failed, reloaded, whoami, client } = await startOnFiles(t)
   const refusal = await failed('clients', () => rmSync(join(dir, 'clients.yaml')))
-  t.match(refusal['reasons'], ['cannot be read (ENOENT)'])
+  t.match(refusal['reasons'], ['does not exist'])
   t.match(await whoami(), { status: 200 })
   await reloaded('clients', () => write('clients.yaml', listing(client.fingerprint)))
   t.match(await whoami(), { status: 200 })

@@ -1,4 +1,5 @@
-import { closeSync, openSync } from 'node:fs'
+import { setTimeout } from 'node:timers/promises'
+import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import type { Logger } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
@@ -8,11 +9,14 @@ import { createLogger } from '../operations/logger.ts'
 import { collect, loadClients, loadRelayCa, loadSecureContext } from '../server/load.ts'
 import { digestsOf } from '../server/reload.ts'
 import type { Gateway, Loaded } from '../server/start.ts'
+import { handleSignals } from './signals.ts'
 
 // V8 takes note, once and for all, of which objects outlive the collections of the first moments, when its nursery is small:
 // under load those of messages in progress do. Made among the old ones from then on, they stay until a full collection, and
 // keep what they refer to: a fifth of the CPU time of a message (`npm run bench`).
 setFlagsFromString('--no-allocation-site-pretenuring')
+
+const LAST_LINES_MS = 500 // for a reader of the log that is slow; one that has stopped holds nothing up
 
 /** `postern serve`: resolves with the exit status when a signal has ended the gateway. Throws a LoadError. */
 export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
@@ -23,7 +27,9 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
     logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
   const { start } = await import('../server/start.ts') // most of the start: a fault of the configuration is told without it
   const gateway = await start(config, loaded, logger)
-  return untilSignalled(gateway, logger, config)
+  const status = await untilSignalled(gateway, logger, config)
+  await Promise.race([promisify(logger.flush.bind(logger))(), setTimeout(LAST_LINES_MS)])
+  return status
 }
 
 /** Everything the gateway needs from outside. Throws a LoadError with all faults of the configuration at once. */
@@ -44,8 +50,7 @@ export function loadAll({ config, faults, warnings }: ConfigResult): {
 
 /**
  * Waits for SIGTERM or SIGINT, stops the gateway and resolves with the exit status: 0 when all was finished, 1 when the
- * grace period ended first. A second signal ends the wait at once. SIGHUP reads certificates and clients again, except
- * where it means that the terminal was closed. As PID 1 a process has no default signal handlers.
+ * grace period ended first. A second signal ends the wait at once. SIGHUP reads certificates and clients again.
  */
 export function untilSignalled(
   gateway: Gateway,
@@ -74,18 +79,6 @@ export function untilSignalled(
         },
       )
     }
-    process.on('SIGHUP', (signal) => (process.stdout.isTTY && !hasTerminal() ? onSignal(signal) : gateway.reload()))
-    process.on('SIGTERM', onSignal)
-    process.on('SIGINT', onSignal)
+    handleSignals((signal, end) => (end ? onSignal(signal) : gateway.reload()))
   })
-}
-
-/** Whether the terminal that this process was started on is still open. */
-function hasTerminal(): boolean {
-  try {
-    closeSync(openSync('/dev/tty', 'r'))
-    return true
-  } catch {
-    return false
-  }
 }

@@ -29,6 +29,8 @@ export interface Client {
   readonly raw: boolean
   /** The policy as its file states it, for whoami. */
   readonly stated: Readonly<Record<string, unknown>>
+  /** The whole entry, to tell whether a reload changes it. */
+  readonly entry: unknown
 }
 
 /** What a certificate is looked up by. The pin is asked for only when some client is listed by pin: it costs a hash. */
@@ -206,6 +208,7 @@ class Reader {
       stated: Object.fromEntries(
         POLICY_KEYS.flatMap((key) => (values.has(key) ? [[key, values.get(key)?.value]] : [])),
       ),
+      entry,
     }
     this.clients.set(name, client)
     list('fingerprints', (text) => {

@@ -1,8 +1,14 @@
+import { write, writeSync } from 'node:fs'
 import { type DestinationStream, type Logger, pino } from 'pino'
 import type { Config } from '../config/config.ts'
+import { codeOf } from '../errors.ts'
 
 // What waits while nobody reads standard output. Beyond it lines are lost, and counted, rather than memory or mail.
 const MAX_WAITING_BYTES = 16 * 1024 * 1024
+const FULL_PIPE_MS = 10 // a pipe of 64 KB that is read at once carries 6 MB/s so
+const FAILED_MS = 1_000 // until a full disk is tried again
+const END_TRIES = 20 // at the exit, in each FULL_PIPE_MS
+const LINE_FEED = 10
 
 /** One JSON object a line on stdout; for people where stdout is a terminal and pino-pretty is installed, which no image has. */
 export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger> {
@@ -16,38 +22,100 @@ export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger
   if (pretty !== undefined) return pino(options, pretty)
   const logger: Logger = pino(
     options,
-    output((lines) => logger.error({ lines }, 'lines of this log were lost: nobody read it')),
+    new Output((lines) =>
+      logger.error({ lines }, 'lines of this log were lost: nobody read them, or there was no room'),
+    ),
   )
   return logger
 }
 
 /**
- * Standard output, to which the lines of one turn of the event loop go in one write. `lost` is told how many lines found no
- * room, as soon as there is some again.
+ * Standard output, to which the lines of one turn of the event loop go in one write. Neither a reader that stops nor a disk
+ * that is full holds anything up: what finds no room is lost, and `lost` is told how many lines as soon as there is some
+ * again. pino's own destination ends the process on ENOSPC and waits at its exit for as long as nobody reads.
  */
-function output(lost: (lines: number) => void): DestinationStream {
-  let waiting = ''
-  let missing = 0
-  const writeAll = (): void => {
-    if (waiting === '') return
-    const lines = waiting
-    waiting = ''
-    destination.write(lines)
+class Output implements DestinationStream {
+  readonly #lost: (lines: number) => void
+  #lines: string[] = []
+  #chars = 0
+  #missing = 0
+  /** What is being written; while there is some, lines wait. */
+  #rest: Buffer | undefined
+  #inKernel = false
+  #lineEnded = true
+  #flushed: (() => void)[] = []
+
+  constructor(lost: (lines: number) => void) {
+    this.#lost = lost
+    void process.stdout // makes a pipe or socket non-blocking: a write that waits in a thread would hold up the exit
+    process.on('exit', () => this.#end())
   }
-  process.on('exit', writeAll) // before pino's own, which waits until all is written
-  const destination = pino.destination({ dest: 1, minLength: 0, maxLength: MAX_WAITING_BYTES })
-  destination.on('drop', (lines: string) => (missing += lines.split('\n').length - 1))
-  destination.on('drain', () => {
-    if (missing === 0) return
-    lost(missing)
-    missing = 0
-  })
-  return {
-    write: (line) => {
-      if (waiting === '') setImmediate(writeAll)
-      waiting += line
-    },
+
+  write(line: string): void {
+    if (this.#chars + line.length > MAX_WAITING_BYTES) {
+      this.#missing += 1
+      return
+    }
+    if (this.#lines.length === 0 && this.#rest === undefined) setImmediate(() => this.#next())
+    this.#chars += line.length
+    this.#lines.push(line)
   }
+
+  /** Calls back when everything so far is written or lost. */
+  flush(done: () => void): void {
+    if (this.#lines.length === 0 && this.#rest === undefined) done()
+    else this.#flushed.push(done)
+  }
+
+  #next(): void {
+    this.#rest = this.#lines.length > 0 ? this.#take() : undefined
+    if (this.#rest !== undefined) return this.#write(this.#rest)
+    for (const done of this.#flushed.splice(0)) done()
+  }
+
+  #take(): Buffer {
+    const text = this.#lines.join('')
+    this.#lines = []
+    this.#chars = 0
+    return Buffer.from(this.#lineEnded ? text : `\n${text}`) // after a line of which a part found no room
+  }
+
+  #write(rest: Buffer): void {
+    this.#inKernel = true
+    write(1, rest, (error, written) => {
+      this.#inKernel = false
+      if (error?.code === 'EAGAIN') return void setTimeout(() => this.#write(rest), FULL_PIPE_MS)
+      if (error !== null) {
+        this.#missing += linesIn(rest)
+        return void setTimeout(() => this.#next(), FAILED_MS).unref()
+      }
+      this.#lineEnded = rest[written - 1] === LINE_FEED
+      this.#rest = rest.subarray(written)
+      if (this.#rest.length > 0) return this.#write(this.#rest)
+      const missing = this.#missing
+      this.#missing = 0
+      if (missing > 0) this.#lost(missing)
+      this.#next()
+    })
+  }
+
+  /** The last lines, where they find room soon. */
+  #end(): void {
+    let rest = Buffer.concat([this.#inKernel ? Buffer.alloc(0) : (this.#rest ?? Buffer.alloc(0)), this.#take()])
+    for (let tries = 0; rest.length > 0 && tries < END_TRIES;) {
+      try {
+        rest = rest.subarray(writeSync(1, rest))
+      } catch (error) {
+        if (codeOf(error) !== 'EAGAIN') return
+        tries += 1
+        Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, FULL_PIPE_MS)
+      }
+    }
+  }
+}
+
+function linesIn(bytes: Buffer): number {
+  return bytes.toString('latin1').split('\n').length - 1
 }
 
 async function prettyOutput(): Promise<DestinationStream | undefined> {

@@ -36,6 +36,7 @@ export function plainServer(handle: PlainHandler): Server {
       headersTimeout: REQUEST_TIMEOUT_MS,
       connectionsCheckingInterval: TIMEOUT_CHECK_MS,
       maxHeaderSize: MAX_HEAD_BYTES,
+      insecureHTTPParser: false,
     },
     (request, response) => {
       const { socket } = request

@@ -1,8 +1,10 @@
-import { readFileSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync, statSync } from 'node:fs'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { codeOf, LoadError } from '../errors.ts'
-import { type SecureContext, secureContextOptions } from '../tls/context.ts'
+import { readCertificates, type SecureContext, secureContextOptions } from '../tls/context.ts'
+
+const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
@@ -34,8 +36,7 @@ export function loadRelayCa({ smtp }: Pick<Config, 'smtp'>): string | undefined 
   if (smtp.ca === undefined) return undefined
   const faults: string[] = []
   const pem = readFile('POSTERN_SMTP_CA', smtp.ca, faults)
-  if (faults.length === 0 && !pem.includes('-----BEGIN CERTIFICATE-----'))
-    faults.push(`POSTERN_SMTP_CA ${smtp.ca} holds no certificate in PEM form.`)
+  if (faults.length === 0) readCertificates(pem, `POSTERN_SMTP_CA ${smtp.ca}:`, faults)
   if (faults.length > 0) throw new LoadError(faults)
   return pem
 }
@@ -51,12 +52,44 @@ export function collect<T>(load: () => T, faults: string[]): T | undefined {
   }
 }
 
+/** The content of a regular file of at most 16 MiB. Throws a RangeError that ends a sentence about the file. */
+export function readWatched(path: string): Buffer {
+  let fd: number | undefined
+  try {
+    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK) // opening a FIFO would wait for somebody who writes to it
+    const stat = fstatSync(fd)
+    if (!stat.isFile()) throw new RangeError(`is ${stat.isDirectory() ? 'a folder' : 'no regular file'}`)
+    const content = Buffer.alloc(Math.min(stat.size, MAX_FILE_BYTES) + 1)
+    let length = 0
+    for (let read = -1; read !== 0 && length < content.length; length += read)
+      read = readSync(fd, content, length, content.length - length, null)
+    if (length > MAX_FILE_BYTES) throw new RangeError('is larger than 16 MiB')
+    return content.subarray(0, length)
+  } catch (error) {
+    throw error instanceof RangeError ? error : new RangeError(whyUnreadable(path, codeOf(error)))
+  } finally {
+    if (fd !== undefined) closeSync(fd)
+  }
+}
+
+function whyUnreadable(path: string, code: string): string {
+  if (code === 'ENOENT') return 'does not exist'
+  if (code !== 'EACCES' || process.geteuid === undefined) return `cannot be read (${code})`
+  const me = `${process.geteuid()}:${process.getegid?.()}`
+  try {
+    const { uid, gid, mode } = statSync(path)
+    return `cannot be read (EACCES): Postern runs as ${me}, and the file is of ${uid}:${gid} with mode ${(mode & 0o777).toString(8)} (chown ${me} ${path})`
+  } catch {
+    return `cannot be read (EACCES): Postern runs as ${me}, which may not enter its folder`
+  }
+}
+
 function readFile(name: string, path: string, faults: string[]): string {
   try {
-    return readFileSync(path, 'utf8')
+    return readWatched(path).toString()
   } catch (error) {
-    const why = codeOf(error) === 'ENOENT' ? 'does not exist' : `cannot be read (${codeOf(error)})`
-    faults.push(`${name} ${path} ${why}.`)
+    if (!(error instanceof RangeError)) throw error
+    faults.push(`${name} ${path} ${error.message}.`)
     return ''
   }
 }

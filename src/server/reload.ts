@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import type { Server } from 'node:https'
+import { isDeepStrictEqual } from 'node:util'
 import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
@@ -12,6 +12,7 @@ import type { Metrics } from '../operations/metrics.ts'
 import { type ClientSource, type Listing, standing } from '../clients/gate.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
+import { readWatched } from './load.ts'
 import { FileWatch } from './watch.ts'
 
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
@@ -38,6 +39,7 @@ const SWEEP_MS = 1_000
 // What was refused for its dates or could not be read may be good later, though its file is the same.
 const RETRY_MS = 10_000
 const DAY_MS = 86_400_000
+const MAX_NAMES = 100
 
 /**
  * Keeps what is in force in step with its files. Each part stands alone: a broken one keeps its last good state, is
@@ -131,9 +133,10 @@ export class Reloader implements ClientSource {
 
   #attempt(part: Part, paths: readonly string[], found: Content, loud: boolean): boolean {
     const { log, metrics } = this.#options
+    let changes: object | undefined
     try {
       if (found.unreadable !== undefined) throw found.unreadable
-      this.#replace(part, paths, found.texts)
+      changes = this.#replace(part, paths, found.texts)
     } catch (error) {
       // A clients file has no dates: the same text stays bad, and reading a long one again holds up every request.
       const again = part === 'clients' && error instanceof LoadError ? 'for good' : 'for now'
@@ -149,15 +152,19 @@ export class Reloader implements ClientSource {
     this.#failing.delete(part)
     this.#inForce.set(part, { digest: found.digest, readAt: new Date() })
     metrics.reloads.inc({ file: part, result: 'ok' })
-    log.info({ file: part, paths }, 'a changed file is in force')
+    log.info({ file: part, paths, ...changes }, 'a changed file is in force')
     return true
   }
 
-  #replace(part: Part, paths: readonly string[], [text = '', key = '']: readonly string[]): void {
+  /** Returns what the log line is to say of the change. */
+  #replace(part: Part, paths: readonly string[], [text = '', key = '']: readonly string[]): object | undefined {
     if (part === 'clients') {
-      this.current = { ...this.current, directory: parseClients(text, paths[0] ?? '') }
-      this.#expiry.keepListed(this.current.directory)
-      return
+      const before = this.current.directory
+      const directory = parseClients(text, paths[0] ?? '')
+      if (holdsNothing(text)) throw new LoadError([`${paths[0]} is empty: to list nobody write "clients: {}"`])
+      this.current = { ...this.current, directory }
+      this.#expiry.keepListed(directory)
+      return changesOf(before, directory)
     }
     const { ca, crl, ...others } = this.#secureContext
     const good = { ...others, clientCa: ca.join('\n'), crl: crl?.join('\n') }
@@ -177,6 +184,7 @@ export class Reloader implements ClientSource {
     }
     this.#serving?.server.setSecureContext(this.#secureContext)
     this.#warn(now.getTime())
+    return undefined
   }
 
   #tick(): void {
@@ -227,11 +235,11 @@ function readAll(paths: readonly string[]): Content {
   let unreadable: unknown
   for (const path of paths) {
     try {
-      const bytes = readFileSync(path)
+      const bytes = readWatched(path)
       digests.push(createHash('sha256').update(bytes).digest('hex'))
       texts.push(bytes.toString())
     } catch (error) {
-      digests.push(codeOf(error))
+      digests.push(reasonsOf(error)[0] ?? '')
       unreadable ??= error
     }
   }
@@ -247,6 +255,23 @@ function partsOf({ tls, clients }: ReloaderOptions['config']): [Part, readonly s
   ]
 }
 
+/** Whether a clients file says nothing, as one does whose writer was stopped before or after its first line. */
+function holdsNothing(text: string): boolean {
+  return /^\s*(?:---\s*)?(?:["']?clients["']?\s*:)?\s*$/.test(text.replace(/^\ufeff/, '').replace(/(?:^|\s)#.*$/gm, ''))
+}
+
+/** The names of clients by what became of them; at most 100 each, which is what an operator reads. */
+function changesOf({ clients: before }: ClientDirectory, { clients: after }: ClientDirectory): object {
+  const names = [...after.keys()]
+  return {
+    added: names.filter((name) => !before.has(name)).slice(0, MAX_NAMES),
+    removed: [...before.keys()].filter((name) => !after.has(name)).slice(0, MAX_NAMES),
+    changed: names
+      .filter((name) => before.has(name) && !isDeepStrictEqual(before.get(name)?.entry, after.get(name)?.entry))
+      .slice(0, MAX_NAMES),
+  }
+}
+
 function passes(socket: unknown, listing: Listing): boolean {
   try {
     return standing(socket, listing, Date.now()) !== undefined
@@ -258,5 +283,5 @@ function passes(socket: unknown, listing: Listing): boolean {
 /** Sentences about files and their content, never the content: a key is among the files. */
 function reasonsOf(error: unknown): readonly string[] {
   if (error instanceof LoadError) return error.faults
-  return [`cannot be read (${codeOf(error)})`]
+  return [error instanceof RangeError ? error.message : `cannot be read (${codeOf(error)})`]
 }

@@ -105,19 +105,22 @@ export function notBefore(certificate: X509Certificate): Date {
   return new Date(certificate.validFrom)
 }
 
-function readCertificates(pem: string, what: string, faults: string[]): X509Certificate[] {
+/** The certificates of a file, at least one, or none with what is wrong with the file added to the faults. */
+export function readCertificates(pem: string, what: string, faults: string[]): X509Certificate[] {
   try {
+    if (isCut(pem)) throw new RangeError('a block without its end')
     const certificates = parseCertificates(pem)
     if (certificates.length === 0) faults.push(`${what} file holds no certificate in PEM form`)
     return certificates
   } catch {
-    faults.push(`${what} file holds a certificate that cannot be read`)
+    faults.push(`${what} file holds a certificate that cannot be read or is cut off`)
     return []
   }
 }
 
 function readKey(pem: string, faults: string[]): KeyObject | undefined {
   try {
+    if (isCut(pem)) throw new RangeError('a block without its end')
     return createPrivateKey(pem)
   } catch {
     faults.push('the server key file holds no private key in PEM form (an encrypted key is not supported)')
@@ -129,8 +132,15 @@ function readRevocationLists(pem: string | undefined, faults: string[]): readonl
   if (pem === undefined) return []
   // OpenSSL loads only the first list of a text, so each is handed over alone.
   const lists = pem.match(/-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g) ?? []
-  if (lists.length === 0) faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
+  if (isCut(pem)) faults.push('the CRL file holds a list that is cut off')
+  else if (lists.length === 0) faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
   return lists
+}
+
+/** Whether a PEM block has no end. OpenSSL takes what comes before it for the whole file (RFC 7468 §3). */
+function isCut(pem: string): boolean {
+  const rest = pem.replace(/-----BEGIN ([^-]+)-----(?:(?!-----)[^])*-----END \1-----/g, '')
+  return /-----(?:BEGIN|END) |(?:^|\n)-{1,5}(?:BE?G?I?N?)?$/.test(rest)
 }
 
 function validityFaults(certificate: X509Certificate, what: string, now: Date): string[] {

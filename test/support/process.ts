@@ -35,7 +35,9 @@ export function postern(...args: readonly string[]): [command: string, args: str
 /** Starts the built gateway against a relay and stops it at the end of the test. */
 export async function serve(t: Test, env: Record<string, string>, clients: string = ANYTHING): Promise<GatewayProcess> {
   const { directory, client } = await makeFiles(t, clients)
-  const child = spawn(...postern('serve'), {
+  const [command, args] = postern('serve')
+  if (env['NODE_OPTIONS'] !== undefined) args.splice(2, 0, `NODE_OPTIONS=${env['NODE_OPTIONS']}`)
+  const child = spawn(command, args, {
     stdio: ['ignore', 'pipe', 'inherit'],
     env: { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', ...env },
   })
