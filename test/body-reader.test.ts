@@ -3,6 +3,7 @@ import { Agent, request as httpsRequest } from 'node:https'
 import t from 'tap'
 import { discard } from '../src/http/body/reader.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
+import { dial } from './support/sockets.ts'
 
 const MEGABYTE = 1024 * 1024
 
@@ -47,3 +48,36 @@ t.test('large messages arrive whole, whether their length is declared or not', a
     t.ok(Buffer.from(sent, 'base64').equals(content), 'every byte of the attachment')
   }
 })
+
+t.test(
+  'a caller that leaves in the middle of its body is one 408 in the log, and no fault of the gateway',
+  async (t) => {
+    const raw = '/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=user@corp.example'
+    const bodies: Record<string, string> = {
+      json: 'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"from":',
+      'chunked json':
+        'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{"fro',
+      multipart:
+        'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nContent-Length: 1000\r\n\r\n--b\r\nContent-Disp',
+      raw: `POST ${raw} HTTP/1.1\r\nHost: x\r\nContent-Type: message/rfc822\r\nContent-Length: 1000\r\n\r\nFrom: bill`,
+    }
+    for (const [name, bytes] of Object.entries(bodies)) {
+      for (const end of ['destroy', 'end'] as const) {
+        const gateway = await startGateway(t, {
+          clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }',
+        })
+        const socket = await dial(gateway)
+        socket.on('error', () => {})
+        socket.write(bytes)
+        await new Promise((resolve) => setTimeout(resolve, 50))
+        socket[end]()
+        const lines = (): unknown[] => gateway.log.filter(({ msg }) => msg === 'refused')
+        for (let waited = 0; lines().length === 0 && waited < 200; waited++)
+          await new Promise((resolve) => setTimeout(resolve, 10))
+        await new Promise((resolve) => setTimeout(resolve, 50))
+        t.match(lines(), [{ code: 'request_timeout', status: 408, level: 40 }], `${name}, ${end}`)
+        t.equal(lines().length, 1)
+      }
+    }
+  },
+)

@@ -7,6 +7,7 @@ import { logRefusal } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
 import { admit, type Arrival, type ClientSource } from '../clients/gate.ts'
+import { brokenOff, stopBody } from './body/reader.ts'
 import { lingeringClose, unanswered } from './connections.ts'
 import { problemAnswer, rawProblem } from './problems.ts'
 
@@ -48,6 +49,9 @@ export class BrokenRequests {
   clientError(error: Error & { readonly code?: string }, socket: Duplex): void {
     if (this.#ended.has(socket) || !(socket instanceof TLSSocket) || !socket.authorized) return
     if (!socket.writable || error.code === 'ECONNRESET') return void socket.destroy()
+    // Within a body the request that it belongs to is answered, by whoever reads it.
+    const within = unanswered(socket).find(({ req }) => !req.complete)
+    if (within !== undefined && stopBody(within.req, bodyProblem(error.code))) return
     const problem =
       error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
         ? new Problem('request_timeout', 'The head of the request came too slowly.')
@@ -70,7 +74,12 @@ export class BrokenRequests {
     const answers = unanswered(socket)
     const running = answers.filter(({ req }) => req.complete)
     const last = running.at(-1)
-    if (last !== undefined) return void last.once('close', () => socket.destroy())
+    if (last !== undefined) {
+      return void last.once('close', () => {
+        socket.end()
+        lingeringClose(socket, LINGER_MS)
+      })
+    }
     if (answers.some(({ headersSent }) => headersSent)) return void socket.destroy()
     const id = randomUUID()
     socket.end(rawProblem(this.#told(peer, problem, id, errorCode), id))
@@ -95,6 +104,12 @@ export class BrokenRequests {
         : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
     }
   }
+}
+
+function bodyProblem(errorCode: string | undefined): Problem {
+  return errorCode === 'HPE_INVALID_EOF_STATE'
+    ? brokenOff()
+    : new Problem('invalid_header', 'The body is not framed as HTTP/1.1 asks for (RFC 9112 §7.1).')
 }
 
 // More than any client or proxy sends; all of them together are bounded in bytes. Node is told to drop none in silence.

@@ -32,6 +32,7 @@ export class BodyReader {
   #turn: Promise<unknown> = Promise.resolve()
 
   constructor(body: IncomingMessage, limits: BodyLimits) {
+    readers.set(body, this)
     this.#body = body
     this.#limits = limits
   }
@@ -161,8 +162,15 @@ async function ended({ complete }: IncomingMessage): Promise<undefined> {
 }
 
 /** The 408 for a body whose end never came. */
-function brokenOff(): Problem {
+export function brokenOff(): Problem {
   return new Problem('request_timeout', 'The connection was closed before the body was complete.')
+}
+
+const readers = new WeakMap<IncomingMessage, BodyReader>()
+
+/** Ends the reading of a request's body with a problem. Returns false where nobody reads it, or it has come to its end. */
+export function stopBody(request: IncomingMessage, problem: Problem): boolean {
+  return readers.get(request)?.stop(problem) ?? false
 }
 
 /** Whether a request has a body (RFC 9112 §6.3). */

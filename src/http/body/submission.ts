@@ -5,6 +5,7 @@ import type { Audit } from '../../operations/audit.ts'
 import { onceOver } from '../connections.ts'
 import { callerOf } from '../identity.ts'
 import type { Admission, Place } from './admission.ts'
+import { textTurn } from './large-texts.ts'
 import type { Parts } from './multipart.ts'
 import { BodyReader } from './reader.ts'
 
@@ -28,6 +29,10 @@ export interface Submission {
   contents: ReadonlyMap<string, Buffer>
   /** What follows the message in a multipart body. */
   parts: Parts | undefined
+  /** Waits for the turn of a text of so many bytes among large ones. */
+  takeTurn(bytes: number): Promise<void>
+  /** Ends that turn, once the message has been composed or refused. May be called again. */
+  endTurn(): void
   /** Begins to read the body; `onPiece` is shown every piece. To be called once. */
   read(onPiece?: (piece: Buffer) => void): BodyReader
 }
@@ -50,8 +55,9 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
       })
     }
     const place = admission.enter(client.name, isStreamed(request) ? streamRoom(request) : declared)
-    releaseOnce(reply, place)
-    request.submission = {
+    const turn = textTurn()
+    const submission: Submission = {
+      ...turn,
       place,
       maxSize: limit,
       audit: {},
@@ -66,18 +72,23 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
         return reader
       },
     }
+    request.submission = submission
+    whenAnswered(reply, () => {
+      place.release()
+      turn.close()
+    })
     done()
   }
 }
 
 /**
- * The place is free when its answer has been handed to the socket, whether the peer reads it or not: otherwise eight
- * connections that read nothing hold every place there is.
+ * Calls back once, when the answer has been handed to the socket, whether the peer reads it or not, or its connection is
+ * gone. A place that waited for the reader was held by eight connections that read nothing, for everybody.
  */
-function releaseOnce({ raw }: FastifyReply, place: Place): void {
+function whenAnswered({ raw }: FastifyReply, free: () => void): void {
   let held = true
   const release = (): void => {
-    if (held) place.release()
+    if (held) free()
     held = false
   }
   raw.once('prefinish', release)

@@ -1,0 +1,38 @@
+import t from 'tap'
+import { textTurn } from '../src/http/body/large-texts.ts'
+import { MESSAGE, startGateway } from './support/gateway.ts'
+
+const LARGE = 2 ** 21
+
+t.test('large texts take turns, small ones need none, and a request that is over holds nobody up', async (t) => {
+  const order: string[] = []
+  const [first, gone, small, next] = [textTurn(), textTurn(), textTurn(), textTurn()]
+  await first.takeTurn(LARGE)
+  const left = gone.takeTurn(LARGE).then(() => order.push('gone'))
+  const waiting = next.takeTurn(LARGE).then(() => order.push('next'))
+  gone.close()
+  await small.takeTurn(100)
+  order.push('small', 'first ends')
+  first.endTurn()
+  await Promise.all([left, waiting])
+  t.same(order, ['small', 'first ends', 'gone', 'next'])
+  next.close()
+  const last = textTurn()
+  await last.takeTurn(LARGE)
+  last.endTurn()
+})
+
+t.test('many large messages at once are all sent, refused ones and leaving callers between them', async (t) => {
+  const gateway = await startGateway(t, { env: { POSTERN_MAX_SIZE: '5MB', POSTERN_SMTP_TIMEOUT: '30s' } })
+  const text = 'a line of text\n'.repeat(100_000)
+  const answers = await Promise.all(
+    Array.from({ length: 9 }, (_, n) =>
+      gateway.post(n % 3 === 0 ? { ...MESSAGE, text, to: 'not an address' } : { ...MESSAGE, text }),
+    ),
+  )
+  t.same(
+    answers.map(({ status }) => status),
+    [400, 200, 200, 400, 200, 200, 400, 200, 200],
+  )
+  t.equal(gateway.relay.messages.length, 6)
+})
