@@ -1,4 +1,6 @@
-import { readFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
 import { loadAll } from 'js-yaml'
 import t, { type Test } from 'tap'
 import { readConfig } from '../src/config/config.ts'
@@ -57,6 +59,22 @@ t.test(
     t.same(Object.keys(stack['secrets']), [secret])
   },
 )
+
+t.test('systemd: the unit is one that systemd takes, and stops no sooner than the gateway', async (t) => {
+  const [unit = '', settings = ''] = blocks('containers', 'ini').map(({ text }) => text)
+  const setting = (name: string): string => new RegExp(`^${name}=(.*)$`, 'm').exec(unit)?.[1] ?? ''
+  t.ok(Number(setting('TimeoutStopSec')) * 1000 > GRACE_MS)
+  t.match(setting('ExecStart'), /dist\/cli\.js serve$/)
+  t.notMatch(unit, /MemoryDenyWriteExecute=yes/, 'the compiler of V8 needs it')
+  t.equal(setting('EnvironmentFile'), '/etc/postern/env')
+  const lines = settings.trim().split('\n')
+  t.same(faultsOf(Object.fromEntries(lines.map((line) => line.split(/=(.*)/, 2)))), [])
+
+  const file = join(t.testdir(), 'postern.service')
+  writeFileSync(file, unit.replace('/usr/bin/node', process.execPath))
+  const { error, status, stderr } = spawnSync('systemd-analyze', ['verify', '--man=no', file], { encoding: 'utf8' })
+  if (error === undefined) t.match({ status, stderr }, { status: 0, stderr: '' })
+})
 
 t.test('Kubernetes: the manifests are complete, name each other rightly and agree with the image', async (t) => {
   const manifests = documents(t, blocks('containers', 'yaml')[1]?.text ?? '')

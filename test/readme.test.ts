@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import {
   cpSync,
   existsSync,
@@ -9,6 +10,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
+import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -21,15 +23,15 @@ import { blocks, launch, literals, PAGES, pathOf, shell, table, textOf } from '.
 import { startRelay } from './support/relay.ts'
 
 // The tests run the first three, start nginx and HAProxy with theirs, and parse what is YAML or JSON.
-const BLOCKS: readonly string[] = ['sh', 'js', 'python', 'nginx', 'haproxy', 'yaml', 'json']
+const BLOCKS: readonly string[] = ['sh', 'js', 'python', 'nginx', 'haproxy', 'yaml', 'json', 'ini', 'mermaid']
 // Read by `postern sendmail`, on the machine of an app.
 const OF_CALLERS = new Set(['URL', 'CA', 'CERT', 'KEY', 'DOMAIN'].map((name) => `POSTERN_${name}`))
+const RELAY = 'smtp://user:password@mail.corp.example:587'
 const SMTP_URL = 'smtp://localhost:587'
 
 t.test('every command and example of the README runs as it stands', async (t) => {
   const folder = newFolder(t)
-  const [start = '', test = ''] = blocks('README', 'sh').map(({ text }) => text.trim())
-  t.equal(test, 'npm ci && npm test')
+  const [start = ''] = blocks('README', 'sh', 'Try it').map(({ text }) => text.trim())
   t.equal(start, 'npm ci && npm run dev')
   const dev = await startDev(t, start.replace('npm ci && ', ''), folder)
 
@@ -62,15 +64,30 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     t.match(newestMail(folder), /^From: app@corp\.example\r$/m)
   })
 
-  await t.test('setting it up, in a folder with nothing in it', async (t) => {
-    const [block, ...others] = blocks('README', 'sh', 'Set it up')
+  // The relay is the inbox of `dev`; its certificate is from the CA of that folder.
+  const relay = { POSTERN_SMTP_CA: join(folder, 'certs/ca.crt') }
+  const withRelay = (text: string): string => {
+    t.match(text, RELAY)
+    return text.replace(RELAY, dev.relay)
+  }
+
+  await t.test('put before an SMTP server, in a folder with nothing in it', async (t) => {
+    const [block, ...others] = blocks('README', 'sh', 'Put it before your SMTP server')
     t.same(others, [])
-    const empty = newFolder(t)
-    // The relay is the inbox of `dev`; its certificate is from the CA of the other folder.
-    const env = { POSTERN_SMTP_URL: dev.relay, POSTERN_SMTP_CA: join(folder, 'certs/ca.crt') }
-    const output = await shell(block?.text ?? '', empty, env)
-    t.match(output, /^ok: relay localhost:\d+: encrypted/m)
-    t.match(output, /^ok: 1 clients/m)
+    const commands = withRelay(block?.text ?? '').replace(/^npm ci\n/, '')
+    t.equal(commands.trim().split('\n').length, 7, 'eight with npm ci')
+    const port = String(await freePort())
+    const firstLine = launch(t, commands.replace('8443', port), newFolder(t), { ...relay, POSTERN_PORT: port })
+    t.match(JSON.parse(await firstLine(/^\{"client":/)), { client: 'app', policy: { from: ['app@corp.example'] } })
+    t.match(await firstLine(/^ok: relay/), /^ok: relay localhost:\d+: encrypted/)
+    await firstLine(/^ok: 1 clients/)
+  })
+
+  await t.test('settings in a file', async (t) => {
+    const [, settings = ''] = blocks('containers', 'ini').map(({ text }) => text)
+    const [block] = blocks('containers', 'sh')
+    writeFileSync(join(folder, '.env'), withRelay(settings))
+    t.match(await shell(block?.text ?? '', folder, relay), /^ok: relay localhost:\d+: encrypted/m)
   })
 
   await t.test('certificates made with openssl are served with and let in, once they are listed', async (t) => {
@@ -200,10 +217,34 @@ t.test('the errors are exactly those that are answered', async (t) => {
   t.same(Object.fromEntries(documented), Object.fromEntries(answered))
 })
 
+t.test('the rooms are exactly those of src, in the order of the import rules', async (t) => {
+  const rooms = table('README', 'Architecture').flatMap(([room = '']) => literals(room))
+  const there = readdirSync('src', { withFileTypes: true })
+    .filter(({ name }) => name !== 'docs')
+    .map((entry) => (entry.isDirectory() ? `${entry.name}/` : entry.name))
+  t.same([...rooms].sort(), there.sort())
+  const ruled = [...readFileSync('.dependency-cruiser.cjs', 'utf8').matchAll(/^ {2}\['([^']+)', /gm)]
+  t.same(
+    rooms.map((room) => room.replace('/', '')),
+    ruled.map(([, room = '']) => room).filter((room) => existsSync(join('src', room))),
+  )
+})
+
+t.test('the first page in Korean has the examples and the tables of the one in English', async (t) => {
+  const english = blocks('README').map(({ text }) => text)
+  for (const { text } of blocks('README.ko')) t.ok(english.includes(text), text)
+  t.match(
+    blocks('README.ko', 'sh').map(({ text }) => text),
+    blocks('README', 'sh')
+      .slice(0, 3)
+      .map(({ text }) => text),
+  )
+})
+
 t.test('the commands are exactly those that the program has', async (t) => {
   const usage = await shell('node dist/cli.js help', process.cwd())
   const offered = [...usage.matchAll(/^ {2}(\w+) /gm)].map(([, name]) => name)
-  const documented = table('README', 'Commands').map(([command = '']) => /^`postern (\w+)/.exec(command)?.[1])
+  const documented = table('commands').map(([command = '']) => /^`postern (\w+)/.exec(command)?.[1])
   t.same(documented.sort(), offered.sort())
 })
 
@@ -306,6 +347,14 @@ async function startDev(t: Test, command: string, folder: string): Promise<Dev> 
 async function startServe(t: Test, folder: string, env: Record<string, string>): Promise<number> {
   const firstLine = launch(t, 'exec node dist/cli.js serve', folder, { POSTERN_HOST: '127.0.0.1', ...env })
   return JSON.parse(await firstLine(/"msg":"listening"/)).port
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const address = server.address()
+  server.close()
+  return typeof address === 'object' && address !== null ? address.port : 0
 }
 
 function newestMail(folder: string): string {

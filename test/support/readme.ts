@@ -63,13 +63,14 @@ export function launch(
 ): (pattern: RegExp) => Promise<string> {
   const child = spawn('sh', ['-c', PLAIN_NODE + command], {
     cwd: folder,
-    env: { ...process.env, ...env, POSTERN_PORT: '0', POSTERN_OPS_PORT: '0' },
+    env: { ...process.env, POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', ...env },
     stdio: ['ignore', 'pipe', 'inherit'],
     detached: true, // npm and what it runs are one process group, which ends as one
   })
   const closed = once(child, 'close')
   t.teardown(async () => {
-    if (child.pid !== undefined && child.exitCode === null) process.kill(-child.pid, 'SIGTERM')
+    // The shell may have ended before what it has started in the background: the group is there as long as one of them.
+    if (child.pid !== undefined && !child.stdout.closed) process.kill(-child.pid, 'SIGTERM')
     await closed
   })
   const lines: string[] = []
