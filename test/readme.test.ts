@@ -77,7 +77,10 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     const commands = withRelay(block?.text ?? '').replace(/^npm ci\n/, '')
     t.equal(commands.trim().split('\n').length, 7, 'eight with npm ci')
     const port = String(await freePort())
-    const firstLine = launch(t, commands.replace('8443', port), newFolder(t), { ...relay, POSTERN_PORT: port })
+    const firstLine = launch(t, `${commands.replace('8443', port)}echo\n`, newFolder(t), {
+      ...relay,
+      POSTERN_PORT: port,
+    })
     t.match(JSON.parse(await firstLine(/^\{"client":/)), { client: 'app', policy: { from: ['app@corp.example'] } })
     t.match(await firstLine(/^ok: relay/), /^ok: relay localhost:\d+: encrypted/)
     await firstLine(/^ok: 1 clients/)
@@ -118,7 +121,7 @@ t.test('every command and example of the README runs as it stands', async (t) =>
       status: 'accepted',
       accepted: ['you@corp.example'],
     })
-    t.match(newestMail(folder), /filename=report\.pdf\r\n.*\r\n\r\nQWxsIGlzIHdlbGwuCg==\r\n/s)
+    t.match(newestMail(folder), /filename="report\.pdf"\r\n.*\r\n\r\nQWxsIGlzIHdlbGwuCg==\r\n/s)
     const fingerprint = /(?:[0-9A-F]{2}:){31}[0-9A-F]{2}/.exec(
       await shell('node dist/cli.js fingerprint certs/app.crt', folder),
     )?.[0]
