@@ -76,14 +76,17 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     t.same(others, [])
     const commands = withRelay(block?.text ?? '').replace(/^npm ci\n/, '')
     t.equal(commands.trim().split('\n').length, 7, 'eight with npm ci')
+    const empty = newFolder(t)
     const port = String(await freePort())
-    const firstLine = launch(t, `${commands.replace('8443', port)}echo\n`, newFolder(t), {
+    const firstLine = launch(t, `${commands.replace('8443', port)}echo\n`, empty, {
       ...relay,
       POSTERN_PORT: port,
     })
     t.match(JSON.parse(await firstLine(/^\{"client":/)), { client: 'app', policy: { from: ['app@corp.example'] } })
     t.match(await firstLine(/^ok: relay/), /^ok: relay localhost:\d+: encrypted/)
     await firstLine(/^ok: 1 clients/)
+    const [clients] = blocks('README', 'sh', 'Clients day to day')
+    t.match(await shell(clients?.text ?? '', empty, { POSTERN_OPS_PORT: '1' }), /^reports .* reports@corp\.example/m)
   })
 
   await t.test('settings in a file', async (t) => {
@@ -211,7 +214,7 @@ t.test('the settings are exactly those that are read, with the defaults that hol
 })
 
 t.test('the errors are exactly those that are answered', async (t) => {
-  const documented = table('errors').map(([status, code = '', , retryable]) => [
+  const documented = table('errors', 'Codes').map(([status, code = '', , retryable]) => [
     literals(code)[0],
     { status: Number(status), retryable: retryable === 'yes' },
   ])
@@ -322,8 +325,8 @@ function absent(value: unknown): number {
 function newFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'postern-readme-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
-  for (const name of ['package.json', 'package-lock.json', 'tsconfig.json', 'src', 'dist'])
-    cpSync(name, join(folder, name), { recursive: true })
+  const settings = readdirSync('.').filter((name) => /^(?:package|tsconfig).*\.json$/.test(name))
+  for (const name of [...settings, 'src', 'dist']) cpSync(name, join(folder, name), { recursive: true })
   symlinkSync(join(process.cwd(), 'node_modules'), join(folder, 'node_modules'))
   mkdirSync(join(folder, 'certs'))
   return folder
@@ -341,7 +344,7 @@ async function startDev(t: Test, command: string, folder: string): Promise<Dev> 
   const firstLine = launch(t, command, folder, {})
   const { port, relays } = JSON.parse(await firstLine(/"msg":"listening"/))
   return {
-    curl: await firstLine(/^curl /),
+    curl: await firstLine(/^curl .* -d /),
     relay: `smtp://${relays[0]}`,
     withPort: (text) => text.replaceAll('8443', String(port)),
   }

@@ -12,7 +12,7 @@ t.test('from a clone to a mail on the inbox page, by the first command of the RE
   t.equal(start?.text, 'npm ci && npm run dev\n')
   const firstLine = launch(t, start?.text ?? '', folder, {})
   const page = /http:\S+/.exec(await firstLine(/^Read it on /))?.[0] ?? ''
-  const answer = JSON.parse(await shell(await firstLine(/^curl /), folder))
+  const answer = JSON.parse(await shell(await firstLine(/^curl .* -d /), folder))
   t.match(answer, { status: 'accepted', smtp: { code: 250 } })
   const shown = await (await fetch(new URL('messages', page))).json()
   t.match(shown, [{ subject: 'Hello from Postern' }])
