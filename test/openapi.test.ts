@@ -1,4 +1,4 @@
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { PROBLEMS } from '../src/errors.ts'
@@ -11,7 +11,14 @@ import { startRelay } from './support/relay.ts'
 type Document = Record<string, any>
 
 const RAW = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
-const ALWAYS = ['X-Request-Id', 'Strict-Transport-Security', 'X-Content-Type-Options', 'Cache-Control']
+const ALWAYS = [
+  'X-Request-Id',
+  'Strict-Transport-Security',
+  'X-Content-Type-Options',
+  'Cache-Control',
+  'RateLimit',
+  'RateLimit-Policy',
+]
 
 async function documentOf({ gateway }: TestGateway): Promise<Document> {
   return JSON.parse(await (await fetch(`http://127.0.0.1:${gateway.opsPort}/openapi.json`)).text())
@@ -28,6 +35,7 @@ function operationsOf({
 t.test('the description of the API passes the linter', async (t) => {
   const document = await documentOf(await startGateway(t))
   t.equal(document['openapi'], '3.1.0')
+  t.equal(document['info'].version, JSON.parse(readFileSync('package.json', 'utf8')).version)
   const file = join(t.testdir({}), 'openapi.json')
   writeFileSync(file, JSON.stringify(document))
   // It neither reports home nor looks for updates.
@@ -169,7 +177,8 @@ t.test('the command that stands with each operation works when it is pasted', as
   const folder = t.testdir({ 'ca.crt': pki.ca.certificate, 'app.crt': client.certificate, 'app.key': client.key })
   for (const { path, operation } of operationsOf(await documentOf(gateway))) {
     const command = /^```sh\n(.*?)\n```$/ms.exec(operation['description'])?.[1] ?? ''
-    const answer = JSON.parse(await shell(command.replace('curl', 'curl -sS').replace('8443', String(port)), folder))
+    t.match(command, `https://localhost:${port}/`, 'it names the port of this gateway')
+    const answer = JSON.parse(await shell(command.replace('curl', 'curl -sS'), folder))
     t.match(
       answer,
       path === '/v1/whoami' ? { client: 'billing' } : { status: 'accepted', accepted: ['user@corp.example'] },

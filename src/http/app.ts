@@ -6,7 +6,6 @@ import type { TypeBoxTypeProvider } from '@fastify/type-provider-typebox'
 import Fastify, { type FastifyBaseLogger, type FastifyInstance, LogController } from 'fastify'
 import type { ClientSource } from '../clients/gate.ts'
 import type { Config } from '../config/config.ts'
-import { ProblemSchema } from '../mail/schemas.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { Allowances } from '../send/allowances.ts'
 import type { Sender } from '../send/send.ts'
@@ -23,7 +22,6 @@ import { correlationOf } from './correlation.ts'
 import { paceHandshakes } from './handshake-turns.ts'
 import { watchHandshakes } from './handshakes.ts'
 import { identify } from './identity.ts'
-import { openapi } from './openapi/document.ts'
 import { SECURITY_HEADERS, toProblem } from './problems.ts'
 import { checkAccept, originForm, Routes } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
@@ -109,8 +107,6 @@ export function build(options: AppOptions): TypedApp {
     done()
   })
 
-  openapi(app)
-  app.addSchema(ProblemSchema)
   const routeOptions = { sender, answers, clients, maxRecipients: config.maxRecipients }
   messageRoutes(app, routeOptions)
   rawRoute(app, routeOptions)

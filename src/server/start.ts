@@ -6,6 +6,7 @@ import { acmeServer } from '../operations/acme.ts'
 import { Admission } from '../http/body/admission.ts'
 import { Allowances } from '../send/allowances.ts'
 import { build } from '../http/app.ts'
+import { describeApi } from '../http/openapi/document.ts'
 import type { Config } from '../config/config.ts'
 import { Sender } from '../send/send.ts'
 import { MemoryIdempotencyStore } from '../send/store-memory.ts'
@@ -126,7 +127,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       certificate: (client) => clients.certificates.status(client),
       store: () => redis?.isReady,
     }),
-    describe: () => app.swagger(),
+    describe: () => describeApi(portOf(app.server)),
   })
   const plain = acmeServer({ ...config.http, httpsPort: () => portOf(app.server) })
 

@@ -5,13 +5,12 @@ import { type ComposedMessage, composeMessage, type Message, parseMessage } from
 import { Base64Encoder } from '../../mail/base64.ts'
 import type { FilePlace } from '../../mail/mime.ts'
 import { type Outgoing, pieces, slices } from '../../mail/outgoing.ts'
-import { DryRunQuery, MessageSchema, ReceiptSchema } from '../../mail/schemas.ts'
+import { DryRunQuery, MessageSchema } from '../../mail/schemas.ts'
 import { StreamedContent } from '../../mail/streamed.ts'
 import type { TypedApp } from '../app.ts'
 import type { Parts } from '../body/multipart.ts'
 import { refuseOtherThan, type Submission, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
-import { MESSAGE_PROBLEMS, problemResponses } from '../openapi/responses.ts'
 import { type MessageRouteOptions, sendRequest } from './send-request.ts'
 
 /** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
@@ -19,18 +18,7 @@ export function messageRoutes(app: TypedApp, { sender, answers, clients, maxReci
   app.route({
     method: 'POST',
     url: '/v1/messages',
-    schema: {
-      operationId: 'sendMessage',
-      tags: ['Messages'],
-      summary: 'Send a message',
-      description: 'Answers when a relay has taken the message, or with what is known of it.',
-      querystring: DryRunQuery,
-      body: MessageSchema,
-      response: {
-        200: ReceiptSchema,
-        ...problemResponses([...MESSAGE_PROBLEMS, 'malformed_json']),
-      },
-    },
+    schema: { querystring: DryRunQuery, body: MessageSchema },
     onRequest: refuseOtherThan('application/json', 'multipart/form-data'),
     handler: async (request, reply) => {
       const { client } = callerOf(request)

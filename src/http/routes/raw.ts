@@ -12,13 +12,12 @@ import type { Outgoing } from '../../mail/outgoing.ts'
 import { RawBody } from '../../mail/raw-body.ts'
 import { parseHeader, readHeader } from '../../mail/raw-header.ts'
 import { judgeHeader, type Originator } from '../../mail/raw-originators.ts'
-import { RawQuery, type RawQueryInput, ReceiptSchema } from '../../mail/schemas.ts'
+import { RawQuery, type RawQueryInput } from '../../mail/schemas.ts'
 import { StreamedContent } from '../../mail/streamed.ts'
 import type { TypedApp } from '../app.ts'
 import { BodyHash } from '../body/hash.ts'
 import { refuseOtherThan, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
-import { MESSAGE_PROBLEMS, problemResponses } from '../openapi/responses.ts'
 import { type MessageRouteOptions, sendRequest } from './send-request.ts'
 
 type Address = Omit<Mailbox, 'name'>
@@ -36,19 +35,7 @@ export function rawRoute(app: TypedApp, { sender, answers, clients, maxRecipient
   app.route({
     method: 'POST',
     url: '/v1/messages/raw',
-    schema: {
-      operationId: 'sendRawMessage',
-      tags: ['Messages'],
-      summary: 'Send a complete MIME message',
-      description:
-        'For clients whose policy says `raw: true`. The query is the envelope; the body is streamed to the relay.',
-      consumes: ['message/rfc822'],
-      querystring: RawQuery,
-      response: {
-        200: ReceiptSchema,
-        ...problemResponses([...MESSAGE_PROBLEMS, 'raw_not_allowed']),
-      },
-    },
+    schema: { querystring: RawQuery },
     onRequest: (request, reply, done) => {
       const { client } = callerOf(request)
       if (!client.raw)

@@ -1,37 +1,15 @@
-import { type TSchema, Type } from '@sinclair/typebox'
 import { Problem, type ProblemCode, type ProblemDetails, PROBLEMS } from '../../errors.ts'
-import { EXAMPLE_ID, EXAMPLE_REFUSAL, EXAMPLE_RELAY } from './examples.ts'
-import { ProblemSchema } from '../../mail/schemas.ts'
 
-/** Problems that any path may answer with. */
-export const COMMON_PROBLEMS = [
-  'invalid_header',
-  'client_certificate_required',
-  'unknown_certificate',
-  'certificate_expired',
-  'certificate_revoked',
-  'client_disabled',
-  'invalid_token_request',
-  'token_required',
-  'invalid_token',
-  'insufficient_scope',
-  'token_client_mismatch',
-  'keys_unavailable',
-  'not_found',
-  'method_not_allowed',
-  'not_acceptable',
-  'request_timeout',
-  'internal',
-  'shutting_down',
-] as const satisfies readonly ProblemCode[]
+const ALL = Object.keys(PROBLEMS).filter((code): code is ProblemCode => code in PROBLEMS)
 
-/** Problems of every route that takes a message, whatever form it comes in. */
-export const MESSAGE_PROBLEMS = [
-  ...COMMON_PROBLEMS,
+/** Problems of the routes that take a message, whatever form it comes in. Any path may answer with the others. */
+const OF_MESSAGES: readonly ProblemCode[] = [
+  'malformed_json',
   'invalid_message',
   'malformed_mime',
   'sender_not_allowed',
   'recipient_not_allowed',
+  'raw_not_allowed',
   'idempotency_in_progress',
   'message_too_large',
   'too_many_recipients',
@@ -47,32 +25,45 @@ export const MESSAGE_PROBLEMS = [
   'overloaded',
   'store_unavailable',
   'delivery_unknown',
-] as const satisfies readonly ProblemCode[]
+]
 
-/**
- * The `response` part of a route's schema for these problem codes: each status with the codes that it stands for and an
- * example of each, made as the real answer is.
- */
-export function problemResponses(codes: readonly ProblemCode[]): Record<number, TSchema> {
-  const statuses = [...new Set(codes.map((code) => PROBLEMS[code].status))].sort()
+/** The problems that the operations may answer with, by what openapi.yaml calls them in `x-problems`. */
+const CODES: Readonly<Record<string, readonly ProblemCode[]>> = {
+  message: ALL.filter((code) => code !== 'raw_not_allowed'),
+  raw: ALL.filter((code) => code !== 'malformed_json'),
+  whoami: ALL.filter((code) => !OF_MESSAGES.includes(code)),
+}
+
+/** The answers that are problems, by status: the codes that each stands for and an example of each, made as the real one is. */
+export function problemResponses(kind: string): Readonly<Record<string, object>> {
+  const codes = CODES[kind] ?? []
+  const statuses = [...new Set(codes.map((code) => PROBLEMS[code].status))]
   return Object.fromEntries(
-    statuses.map((status) => [status, problemResponse(codes.filter((code) => PROBLEMS[code].status === status))]),
+    statuses.map((status) => [status, response(codes.filter((code) => PROBLEMS[code].status === status))]),
   )
 }
 
-function problemResponse(codes: readonly ProblemCode[]): TSchema {
-  return Type.Unsafe({
+function response(codes: readonly ProblemCode[]): object {
+  const examples = codes.map((code) => [code, { summary: PROBLEMS[code].title, value: example(code) }])
+  return {
     description: codes.map((code) => `\`${code}\`: ${PROBLEMS[code].title}.`).join('\n\n'),
     content: {
       'application/problem+json': {
-        schema: Type.Ref(ProblemSchema),
-        examples: Object.fromEntries(
-          codes.map((code) => [code, { summary: PROBLEMS[code].title, value: example(code) }]),
-        ),
+        schema: { $ref: '#/components/schemas/Problem' },
+        examples: Object.fromEntries(examples),
       },
     },
-  })
+  }
 }
+
+const EXAMPLE_ID = '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11'
+const EXAMPLE_RELAY = 'mail.internal:587'
+const EXAMPLE_REFUSAL = {
+  email: 'nobody@corp.example',
+  code: 550,
+  enhanced: '5.1.1',
+  message: '550 5.1.1 No such user',
+} as const
 
 const DETAILS: { readonly [code in ProblemCode]?: readonly [detail: string, details: ProblemDetails] } = {
   invalid_message: ['/subject is required.', { errors: [{ path: '/subject', message: 'is required' }] }],
