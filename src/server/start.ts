@@ -17,6 +17,7 @@ import { operationsServer } from '../operations/server.ts'
 import { statusOf } from '../operations/status.ts'
 import { connectRedis } from '../send/redis.ts'
 import { AttemptFailed } from '../relay/relay.ts'
+import { stopGracefully } from './stop.ts'
 import { type InForce, Reloader } from './reload.ts'
 import { Relays } from '../relay/relays.ts'
 
@@ -40,14 +41,6 @@ export interface Gateway {
   reload(): void
 }
 
-const POLL_MS = 10
-// At the end of a shutdown, for callers that keep connections open: each is told with its next answer to come back on a
-// new one. Whoever is silent for so long is closed.
-const FAREWELL_MS = 1_000
-// Then it listens on for a moment: a load balancer may not have noticed yet, and a new connection still gets an answer.
-const QUIET_MS = 200
-// Connections that keep coming all the same are refused from then on, and those that are there have so long to be answered.
-const LAST_MS = 1_000
 // A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
 const FIRST_LOOK_MS = 800
 
@@ -160,21 +153,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     reload: () => clients.reload({ again: true }),
     async stop() {
       shuttingDown = true
-      const deadline = Date.now() + config.shutdownGrace
-      const until = async (done: () => boolean, end: number): Promise<void> => {
-        while (!done() && Date.now() < end) await pause(POLL_MS)
-      }
-      await until(() => admission.messages === 0, deadline)
-      let lastOpen = 0
-      const quiet = (): boolean => {
-        if (sockets.size > 0) lastOpen = Date.now()
-        return Date.now() - lastOpen >= QUIET_MS
-      }
-      await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
-      app.server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
-      await until(() => sockets.size === 0, Math.min(deadline, Date.now() + LAST_MS))
-      await until(() => admission.messages === 0, deadline)
-      const cut = admission.messages
+      const cut = await stopGracefully({ admission, relays, server: app.server, sockets }, config.shutdownGrace)
       await closeAll()
       return cut
     },

@@ -83,7 +83,7 @@ t.test('at the end of the grace period the rest is cut: exit status 1, and the l
   gateway.child.kill('SIGTERM')
   t.same(await exited, [1, null])
   t.match(gateway.log.at(-1), { level: 'error', cut: 1, msg: /grace period ended/ })
-  t.match(await inProgress, /^(delivery_unknown|connection lost)$/, 'never told that it was sent, or that it was not')
+  t.equal(await inProgress, 'delivery_unknown', 'it is told what is known: no reply came')
 })
 
 t.test('a second signal ends the wait at once, with 1', async (t) => {
@@ -151,14 +151,20 @@ t.test('a body that does not go on is waited for until the grace period ends, an
     'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n',
   )
   await once(upload, 'data') // 100 (Continue): the body is being read
+  const answer = once(upload, 'data')
   const closed = once(upload, 'close')
   t.equal(await gateway.stop(), 1)
+  t.match(String((await answer)[0]), /^HTTP\/1\.1 503 [^]*"shutting_down"[^]*"not_sent"/, 'it is told')
   await closed
   t.match(
     gateway.log.find(({ cut }) => cut !== undefined),
     { cut: 1 },
   )
-  t.match(gateway.log.at(-1), { client: 'billing', outcome: 'not_sent' }, 'and the message has its line')
+  t.match(
+    gateway.log.filter(({ outcome }) => outcome !== undefined),
+    [{ client: 'billing', outcome: 'not_sent', code: 'shutting_down' }],
+    'and the message has its line',
+  )
   t.equal(relay.messages.length, 0)
 })
 

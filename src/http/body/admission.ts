@@ -91,6 +91,11 @@ export class Admission {
     }
   }
 
+  /** Ends every body that is still to come. */
+  cutBodies(problem: Problem): void {
+    for (const { reading } of this.#holders.values()) for (const { cut } of reading) cut(problem)
+  }
+
   #makeRoom({ messages, bytes }: Holder, moreMessages: number, moreBytes: number): void {
     const share = this.#share(messages + moreMessages, bytes + moreBytes)
     for (;;) {

@@ -1,0 +1,54 @@
+import type { Server, Socket } from 'node:net'
+import { setTimeout as pause } from 'node:timers/promises'
+import { Problem } from '../errors.ts'
+import type { Admission } from '../http/body/admission.ts'
+import { answersOwed } from '../http/connections.ts'
+import type { Relays } from '../relay/relays.ts'
+
+/** What takes part in the end of a gateway. */
+export interface Stopping {
+  readonly admission: Admission
+  readonly relays: Pick<Relays, 'close'>
+  readonly server: Server
+  /** Every open connection of the server. */
+  readonly sockets: ReadonlySet<Socket>
+}
+
+const POLL_MS = 10
+// For callers that keep connections open: each is told with its next answer to come back on a new one. Whoever is silent
+// for so long is closed.
+const FAREWELL_MS = 1_000
+// Then it listens on for a moment: a load balancer may not have noticed yet, and a new connection still gets an answer.
+const QUIET_MS = 200
+// Connections that keep coming all the same are refused from then on, and those that are there have so long to be answered.
+const LAST_MS = 1_000
+
+/**
+ * Waits up to `grace` ms for what is in progress, and tells everybody who is connected. Then it ends what is left: each
+ * message is answered with what is known of it. Resolves with the number of messages that were cut.
+ */
+export async function stopGracefully({ admission, relays, server, sockets }: Stopping, grace: number): Promise<number> {
+  const deadline = Date.now() + grace
+  const until = async (done: () => boolean, end: number): Promise<void> => {
+    while (!done() && Date.now() < end) await pause(POLL_MS)
+  }
+  const idle = (): boolean => admission.messages === 0
+  await until(idle, deadline)
+  let lastOpen = 0
+  const quiet = (): boolean => {
+    if (sockets.size > 0) lastOpen = Date.now()
+    return Date.now() - lastOpen >= QUIET_MS
+  }
+  await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
+  server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
+  await until(() => sockets.size === 0, Math.min(deadline, Date.now() + LAST_MS))
+  await until(idle, deadline)
+  const cut = admission.messages
+  if (cut > 0) {
+    admission.cutBodies(new Problem('shutting_down', 'The gateway stopped before the body was complete.'))
+    await relays.close()
+    const owed = (): boolean => [...sockets].some((socket) => answersOwed(socket) > 0)
+    await until(() => idle() && !owed(), Date.now() + LAST_MS)
+  }
+  return cut
+}
