@@ -11,6 +11,7 @@ const io: Io = { env: process.env, print: (line) => console.log(line) }
 
 // Each command is loaded when it is asked for: `health` runs every few seconds and needs no SMTP.
 async function run(command: string | undefined, args: readonly string[]): Promise<number> {
+  if (command === 'sendmail' && args[0] !== '--help') return (await import('./cli/sendmail.ts')).main(args)
   if (
     command === 'help' ||
     command === '--help' ||

@@ -89,6 +89,21 @@ Prints what is wrong and how to mend it; exit status 1 if anything is.
 
 For each of TLS 1.0 to 1.3, what is negotiated, or which alert ends the handshake, in words.`,
   ],
+  sendmail: [
+    'send the message on the input, as /usr/sbin/sendmail does',
+    `postern sendmail [-t] [-i] [-oi] [-f ADDR] [-F NAME] [ADDR…]
+
+  -t            the recipients are in To, Cc and Bcc, beside those that are named
+  -i, -oi       a line with a dot alone does not end the message
+  -f ADDR       the sender of the envelope; without it, as Sender or From have it
+  -F NAME       the name in From, where the message has none
+  -v            say what became of it
+
+Addresses are completed: comments become names, names alone get POSTERN_DOMAIN. Reads POSTERN_URL, POSTERN_CA,
+POSTERN_CERT, POSTERN_KEY and POSTERN_DOMAIN from the environment, or else from /etc/postern/client.env. The client's policy
+has to say raw: true. Exit status: 0 sent; 64 usage; 65 the message is malformed; 67 a recipient was refused; 70 it may have
+been sent, or not; 75 try again; 77 policy or certificate; 78 not configured. More: postern help apps.`,
+  ],
   health: [
     'ask whether the gateway on this machine is ready',
     `postern health

@@ -77,7 +77,7 @@ const LONGEST_PAUSE_S = 10
 const JITTER = 0.25
 // Some servers refuse a certificate without a word: they close the connection after the handshake. So often in a row, on
 // connections on which nothing was sent, is no accident.
-const SILENT_REFUSALS = 6
+const SILENT_REFUSALS = 5
 
 // With its key the same message may always be asked for again, whatever became of it.
 const REPEATED = ['connection_lost', 'timeout', 'unexpected_answer']

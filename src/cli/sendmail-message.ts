@@ -1,0 +1,171 @@
+import { isUtf8 } from 'node:buffer'
+import { decodeWords } from '../mail/encoded-words.ts'
+import { field, mailboxes, unstructured } from '../mail/fields.ts'
+
+/** A message as a program writes it to sendmail: a header that may be unfinished, and the rest as it comes. */
+export interface WrittenMessage {
+  readonly fields: readonly WrittenField[]
+  readonly body: AsyncIterable<Buffer>
+}
+
+export interface WrittenField {
+  readonly name: string
+  /** The name in lower case. */
+  readonly key: string
+  /** Its lines as they came, one character for each octet. */
+  readonly raw: string
+}
+
+export interface WrittenMailbox {
+  readonly address: string
+  readonly name: string
+}
+
+/** The message, or the way it is written, is at fault. */
+export class WrittenFault extends Error {}
+
+const MAX_HEADER = 64 * 1024 // the gateway's own limit
+const ADDRESSES = /^(?:resent-)?(?:from|sender|reply-to|to|cc|bcc)$/
+const TEXTS = /^(?:subject|comments|keywords|organization|x-.*)$/
+const REMOVED = ['bcc', 'resent-bcc', 'return-path']
+
+/** Reads the header, and no more of the body than came with it. Throws a WrittenFault for a header of more than 64 KiB. */
+export async function readWritten(input: AsyncIterable<Buffer>, dotEnds: boolean): Promise<WrittenMessage> {
+  const pieces = (dotEnds ? untilDot(input) : input)[Symbol.asyncIterator]()
+  let text = ''
+  for (;;) {
+    const next = await pieces.next()
+    if (next.done !== true) text += next.value.toString('latin1')
+    const header = splitHeader(text, next.done === true)
+    if (header === undefined && text.length > MAX_HEADER) throw new WrittenFault('the header has more than 64 KiB')
+    if (header === undefined) continue
+    const begun = Buffer.from(text.slice(header.end), 'latin1')
+    return { fields: header.fields, body: follow(begun, pieces) }
+  }
+}
+
+async function* follow(begun: Buffer, pieces: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
+  if (begun.length > 0) yield begun
+  for (let next = await pieces.next(); next.done !== true; next = await pieces.next()) yield next.value
+}
+
+/** The fields, and where the body begins: behind a blank line, or where a line is none of a header. Undefined: more is needed. */
+function splitHeader(text: string, whole: boolean): { fields: readonly WrittenField[]; end: number } | undefined {
+  const fields: WrittenField[] = []
+  const line = /(.*?)(\r?\n|$)/gs
+  for (let end = 0; ; end = line.lastIndex) {
+    line.lastIndex = end
+    const [raw = '', content = '', terminator] = line.exec(text) ?? []
+    if (terminator === '' && !whole) return undefined
+    if (content === '') return { fields, end: end + raw.length }
+    const last = fields.at(-1)
+    const name = /^([\x21-\x39\x3b-\x7e]+)[ \t]*:/.exec(content)?.[1]
+    if (/^[ \t]/.test(content) && last !== undefined)
+      fields.splice(-1, 1, { ...last, raw: `${last.raw}\r\n${content}` })
+    else if (name !== undefined) fields.push({ name, key: name.toLowerCase(), raw: content })
+    else if (end > 0 || !/^>?From /.test(content)) return { fields, end } // a mailbox file has such a first line
+  }
+}
+
+/** The input up to a line with a dot alone. */
+async function* untilDot(input: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
+  let held = '\n' // so that the first line is like the others
+  let made = 1 // characters at the beginning that are not of the message
+  const take = (end: number): Buffer => {
+    const taken = Buffer.from(held.slice(made, end), 'latin1')
+    held = held.slice(end)
+    made = 0
+    return taken
+  }
+  for await (const piece of input) {
+    held += piece.toString('latin1')
+    const dot = /\n\.\r?\n/.exec(held)
+    const ready = dot === null ? held.length - '\n.\r'.length : dot.index + 1
+    if (ready > 0) yield take(ready)
+    if (dot !== null) return
+  }
+  held = held.replace(/\n\.\r?$/, '\n')
+  yield take(held.length)
+}
+
+/** What makes an address of a name alone. */
+export type Complete = (name: string) => string
+
+/** The header as it goes out: addresses complete, comments as names, text encoded, and without what is for the envelope. */
+export function writeHeader(fields: readonly WrittenField[], complete: Complete): Buffer {
+  const lines = fields.filter(({ key }) => !REMOVED.includes(key)).map((written) => rewritten(written, complete))
+  return Buffer.from(`${lines.join('')}\r\n`, 'latin1')
+}
+
+/** The mailboxes of some fields, in their order. */
+export function mailboxesOf(fields: readonly WrittenField[], keys: readonly string[]): readonly WrittenMailbox[] {
+  return fields.filter(({ key }) => keys.includes(key)).flatMap((written) => parseMailboxes(valueOf(written)))
+}
+
+function rewritten(written: WrittenField, complete: Complete): string {
+  const { name, key, raw } = written
+  const plain = /^[\x00-\x7f]*$/.test(raw)
+  if (TEXTS.test(key) && !plain) return field(name, unstructured(valueOf(written)))
+  if (!ADDRESSES.test(key)) return `${raw}\r\n`
+  const found = parseMailboxes(valueOf(written))
+  // What is complete stays as it is, so that signatures go on holding.
+  if (plain && !raw.includes('(') && found.every(({ address }) => address.includes('@'))) return `${raw}\r\n`
+  const list = found.map(({ address, name: shown }) => ({
+    address: complete(address),
+    name: shown,
+    local: '',
+    domain: '',
+  }))
+  return Buffer.from(field(name, mailboxes(list))).toString('latin1')
+}
+
+/** The value of a field, unfolded. Octets that are no UTF-8 are taken for Latin-1, as old programs write it. */
+function valueOf({ name, raw }: WrittenField): string {
+  const octets = Buffer.from(raw.slice(raw.indexOf(':', name.length) + 1).replace(/\r\n/g, ''), 'latin1')
+  return octets.toString(isUtf8(octets) ? 'utf8' : 'latin1').trim()
+}
+
+// White space, a quoted string, an address in angle brackets, what separates mailboxes, a comment, or a word.
+const TOKEN = /\s+|"(?:[^"\\]|\\.)*"|<[^<>]*>|[,;:]|\((?:[^()\\]|\\.)*\)|[^\s",;:<>()]+/gy
+
+/**
+ * Reads mailboxes as people and programs write them: with comments, in groups, without a domain. Throws a WrittenFault for
+ * what could be read in two ways; the gateway judges what comes of the rest.
+ */
+export function parseMailboxes(text: string): readonly WrittenMailbox[] {
+  const found: WrittenMailbox[] = []
+  let words: string[] = []
+  let comments: string[] = []
+  let bracketed: string | undefined
+  const end = (): void => {
+    const address = bracketed ?? words.shift()
+    if (words.length > 0 && bracketed === undefined)
+      throw new WrittenFault(`${JSON.stringify(text)} has words beside an address that is not in angle brackets`)
+    const name = [...words, ...(words.length > 0 ? comments.map((comment) => `(${comment})`) : comments)].join(' ')
+    if (address !== undefined && address !== '') found.push({ address, name: decoded(name) })
+    words = []
+    comments = []
+    bracketed = undefined
+  }
+  const tokens = text.match(TOKEN) ?? []
+  if (tokens.join('') !== text) throw new WrittenFault(`${JSON.stringify(text)} cannot be read as addresses`)
+  for (const token of tokens) {
+    if (token === ',' || token === ';') end()
+    else if (token === ':')
+      words = [] // the name of a group
+    else if (token.startsWith('<')) bracketed = token.slice(1, -1).trim()
+    else if (token.startsWith('(')) comments.push(token.slice(1, -1).trim())
+    else if (token.startsWith('"')) words.push(token.slice(1, -1).replace(/\\(.)/g, '$1'))
+    else if (token.trim() !== '') words.push(token)
+  }
+  end()
+  return found
+}
+
+function decoded(name: string): string {
+  try {
+    return decodeWords(name.replace(/\?=\s+=\?/g, '?==?'))
+  } catch {
+    return name
+  }
+}
