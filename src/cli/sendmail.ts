@@ -86,7 +86,10 @@ async function send(options: SendmailOptions, settings: Settings, io: SendmailIo
     yield* body
   }
   const receipt = await client.sendRaw(message(), { mailFrom: from, rcptTo: [...new Set(recipients)] })
-  if (options.verbose) io.print(`${receipt.message_id} ${receipt.status}`)
+  if (options.verbose) {
+    const response = 'smtp' in receipt ? receipt.smtp?.response : undefined
+    io.print([`${receipt.message_id} ${receipt.status}`, response].filter(Boolean).join(': '))
+  }
   const rejected = 'rejected' in receipt ? receipt.rejected : []
   for (const { email, message } of rejected) io.complain(`postern sendmail: ${email} was refused: ${message}`)
   return rejected.length > 0 ? EX.NOUSER : EX.OK
@@ -166,7 +169,10 @@ function explain(error: unknown): readonly [status: number, ...lines: string[]] 
     ...rejected.map(({ email, message }) => `${email} was refused: ${message}`),
   ]
   if (outcome === 'unknown') return [EX.SOFTWARE, ...lines]
-  if (rejected.length > 0 || (status === 400 && errors.some(({ path }) => path.startsWith('/rcpt_to'))))
+  if (
+    (rejected.length > 0 && !error.retryable) ||
+    (status === 400 && errors.some(({ path }) => path.startsWith('/rcpt_to')))
+  )
     return [EX.NOUSER, ...lines]
   return [BY_STATUS[status] ?? LOCAL[code] ?? (error.retryable || status >= 500 ? EX.TEMPFAIL : EX.DATAERR), ...lines]
 }

@@ -1,2 +1,3 @@
 // What apps use: the client, the transport for nodemailer, sendmail.
 import '../sdk-client.test.ts'
+import '../sendmail.test.ts'
