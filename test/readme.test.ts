@@ -160,6 +160,18 @@ t.test('every block of every page is of a kind that a test runs or reads, and a 
   t.end()
 })
 
+t.test('the commands for whoever changes it are there, and CI runs the tests with the same', async (t) => {
+  const { scripts } = JSON.parse(readFileSync('package.json', 'utf8'))
+  for (const [, script = ''] of PAGES.map(textOf)
+    .join('\n')
+    .matchAll(/npm run ([a-z][\w:]*)/g))
+    t.ok(script in scripts, script)
+  const [all = '', one = ''] = blocks('README', 'sh', 'Contributing').map(({ text }) => text.trim())
+  t.equal(all, 'npm ci && npm test')
+  t.ok(existsSync(/\S+\.test\.ts/.exec(one)?.[0] ?? ''), one)
+  t.match(readFileSync('.ci/run', 'utf8'), /npm ci .*\n[^]*npm run lint[^]*npm test\n/)
+})
+
 t.test('every link leads to a file, and every anchor to a heading', (t) => {
   for (const page of PAGES) {
     for (const [, target = ''] of prose(page).matchAll(/\]\(([^)\s]+)\)/g)) {
