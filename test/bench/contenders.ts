@@ -118,20 +118,51 @@ export async function behindNginx(relay: RelayProgram): Promise<Contender> {
   const application = await startScript('contenders/behind.js', {
     env: { ...applicationEnv(relay), FINGERPRINT: fingerprint },
   })
+  const nginx = await startNginx('nginx.conf', Number(application.ready['port']))
+  return overHttp('d: nginx + Fastify + nodemailer pool', together(nginx, application), [nginx.port])
+}
+
+/** f: SMTP through nginx's TCP proxy, which asks for a client certificate and knows no policy; both count. */
+export async function behindStream(relay: RelayProgram): Promise<Contender> {
+  const nginx = await startNginx('nginx-stream.conf', relay.port)
+  const application = await startScript('contenders/proxied.js', {
+    env: {
+      ...applicationEnv({ ...relay, port: nginx.port }),
+      TLS_CA: certificates.ca,
+      CLIENT_CERT: certificates.clientCert,
+      CLIENT_KEY: certificates.clientKey,
+    },
+  })
+  return inProcess('f: pool through nginx with client certificates', together(nginx, application))
+}
+
+/** g: the floor: bare Fastify with mutual TLS that parses the same JSON and sends nothing. */
+export async function floor(): Promise<Contender> {
+  const program = await startScript('contenders/floor.js', {
+    env: { TLS_CERT: certificates.cert, TLS_KEY: certificates.key, TLS_CA: certificates.ca },
+  })
+  return overHttp('g: bare Fastify that parses and sends nothing', program, [Number(program.ready['port'])])
+}
+
+/** nginx with one worker, in front of a port. */
+async function startNginx(template: string, upstream: number): Promise<Program & { readonly port: number }> {
   const port = await freePort()
-  const configuration = readFileSync(join(import.meta.dirname, '../../../contenders/nginx.conf'), 'utf8')
+  const configuration = readFileSync(join(import.meta.dirname, '../../../contenders', template), 'utf8')
     .replaceAll('DIRECTORY', directory)
-    .replaceAll('UPSTREAM', `127.0.0.1:${String(application.ready['port'])}`)
+    .replaceAll('UPSTREAM', `127.0.0.1:${upstream}`)
     .replaceAll('LISTEN', `127.0.0.1:${port}`)
-  const nginx = await startCommand('nginx', ['-p', directory, '-c', put(`nginx-${port}.conf`, configuration)], () =>
+  const nginx = await startCommand('nginx', ['-e', 'stderr', '-c', put(`nginx-${port}.conf`, configuration)], () =>
     answers(port),
   )
-  const both: Program = {
+  return { ...nginx, port }
+}
+
+function together(proxy: Program, application: Program): Program {
+  return {
     ...application,
-    pids: [...nginx.pids, ...application.pids],
-    stop: async () => void (await Promise.all([nginx.stop(), application.stop()])),
+    pids: [...proxy.pids, ...application.pids],
+    stop: async () => void (await Promise.all([proxy.stop(), application.stop()])),
   }
-  return overHttp('d: nginx + Fastify + nodemailer pool', both, [port])
 }
 
 /** A load over keep-alive mutual TLS, from a process of its own. */

@@ -2,8 +2,10 @@ import { spawn } from 'node:child_process'
 import { text } from 'node:stream/consumers'
 import {
   behindNginx,
+  behindStream,
   type Callers,
   type Contender,
+  floor,
   naive,
   pool,
   postern,
@@ -56,6 +58,8 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
       await runner(pool(plain), count),
       await runner(naive(plain), count),
       await runner(behindNginx(plain), count),
+      await runner(behindStream(plain), count),
+      await runner(floor(), count),
     ],
     rounds,
   )
