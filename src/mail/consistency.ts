@@ -2,8 +2,6 @@ import { isRecord } from '../config/record.ts'
 import { below, type Fault } from '../errors.ts'
 import { calendarFault, MAX_CALENDAR, METHODS } from './calendar.ts'
 import { isFoldable, isStructured } from './fields.ts'
-import { reasonOf } from './formats.ts'
-import { checkNames, type MailboxInput, needsEncodedWords, parseMailbox } from './mailbox.ts'
 
 // Some servers cut a header at 100 KB, addresses and all.
 const MAX_HEADERS = 48 * 1024
@@ -22,32 +20,12 @@ export function inconsistencies(message: Fields): readonly Fault[] {
   if (['to', 'cc', 'bcc'].every(isAbsent)) report('', 'should have at least one recipient in to, cc or bcc')
   if (['text', 'html', 'attachments'].every((field) => isAbsent(field) || message[field] === ''))
     report('', 'should have at least one of text, html and attachments that is not empty')
-  for (const field of ['to', 'cc', 'reply_to']) checkNamesOf(field, message[field], report)
   const { dsn, attachments, headers, calendar } = message
   if (isRecord(headers)) checkHeaders(headers, report)
   if (isRecord(calendar)) checkCalendar(calendar, report)
   if (isRecord(dsn)) checkNotify(dsn['notify'], report)
   if (Array.isArray(attachments)) checkAttachments(attachments, report)
   return faults
-}
-
-function checkNamesOf(field: string, list: unknown, report: Report): void {
-  if (!Array.isArray(list) || list.length < 2) return
-  const reason = reasonOf(() =>
-    checkNames(
-      list.filter(isMailboxInput).flatMap((input) => {
-        if (reasonOf(() => parseMailbox(input)) !== undefined) return [] // named where it stands
-        const { name } = parseMailbox(input)
-        return { text: name, encoded: needsEncodedWords(name) }
-      }),
-    ),
-  )
-  if (reason !== undefined) report(`/${field}`, reason)
-}
-
-function isMailboxInput(input: unknown): input is MailboxInput {
-  if (!isRecord(input)) return typeof input === 'string'
-  return typeof input['email'] === 'string' && (input['name'] === undefined || typeof input['name'] === 'string')
 }
 
 function checkHeaders(headers: Fields, report: Report): void {

@@ -29,7 +29,7 @@ export function decodeWords(text: string): string {
 }
 
 function decodeWord(charset: string, octets: Buffer): string {
-  const decoder = decoderOf(charset.replace(/\*.*/, '')) // RFC 2231 §5: a language may follow
+  const decoder = decoderOf(charset)
   const hidden = !WITH_AT_IN_LETTERS.has(decoder.encoding) && /[@<>]/.test(octets.toString('latin1'))
   return decoder.decode(octets) + (hidden ? '@' : '')
 }

@@ -75,8 +75,7 @@ function mediaType(text: string): string | undefined {
     : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
 }
 
-/** The message of the RangeError that a parser throws, or nothing. */
-export function reasonOf(parse: () => unknown): string | undefined {
+function reasonOf(parse: () => unknown): string | undefined {
   try {
     parse()
     return undefined

@@ -34,6 +34,8 @@ const FORBIDDEN_IN_ADDRESS = /^\p{M}|[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Z}\p{DI}\
 const FORBIDDEN_IN_NAME =
   /[\u00ad\u115f\u1160\u180e\u200b\u202a-\u202e\u2060-\u206f\u2800\u3164\ufeff\uffa0\ufff9-\ufffb]/u
 
+const ENCODED = 'and others that have to be encoded: some readers would find another address in it'
+
 /**
  * Reads exactly one mailbox: `a@b`, `<a@b>`, `Name <a@b>`, `"Name, Jr." <a@b>` or `{ email, name }`.
  * What RFC 5322 §3.4 allows beyond that (lists, groups, comments, routes, quoted local parts, domain literals) is
@@ -118,10 +120,8 @@ export function parseDomain(text: string): string {
  */
 export function parseName(text: string): string {
   checkLength(text, MAX_NAME)
-  checkNameText(text)
-  const name = text.trim()
-  checkNames([{ text: name, encoded: needsEncodedWords(name) }])
-  return name
+  checkName(text, needsEncodedWords(text))
+  return text.trim()
 }
 
 /** Whether a name goes out in encoded words (RFC 2047): some readers stumble over escapes within quotes. */
@@ -129,35 +129,17 @@ export function needsEncodedWords(name: string): boolean {
   return /[^\x20-\x7e]|["\\]|=\?/.test(name)
 }
 
-/** Refuses characters that no name may hold. Throws a RangeError with a sentence that follows the field's name. */
-export function checkNameText(text: string): void {
+/**
+ * Refuses a name that could be taken for something else: by its invisible characters, or, where readers have to decode it,
+ * by those that look for addresses in what they have decoded. Throws a RangeError with a sentence that follows the field's name.
+ */
+export function checkName(text: string, encoded: boolean): void {
   if (CONTROL.test(text)) throw new RangeError('has a name with a control character or line break')
   if (FORBIDDEN_IN_NAME.test(text)) throw new RangeError('has a name with an invisible or direction-changing character')
-}
-
-/** A display name as readers see it in the end, and whether it has to be decoded for that. */
-export interface ShownName {
-  readonly text: string
-  readonly encoded: boolean
-}
-
-/**
- * Refuses the names of one field where a reader that decodes before it looks for addresses would find another one: an
- * encoded name must not look like an address, and beside names that do it must not open a quote or comment.
- * Throws a RangeError with a sentence that follows the field's name.
- */
-export function checkNames(names: readonly ShownName[]): void {
-  const encoded = names.filter((name) => name.encoded)
-  if (encoded.some(({ text }) => /[@<>]/.test(text)))
-    throw new RangeError(
-      'has a name with "@", "<" or ">" that has to be encoded: some readers would take it for an address',
-    )
-  if (names.length > 1 && encoded.some(opensSomething) && names.some(({ text }) => /[@<>]/.test(text)))
-    throw new RangeError('has a name with "@", "<" or ">" beside one with an unpaired quote or parenthesis')
-}
-
-function opensSomething({ text }: ShownName): boolean {
-  return /["\\()]/.test(text.replace(/"[^"\\()]*"|\([^"\\()]*\)/g, ''))
+  if (!encoded) return
+  if (/[@<>]/.test(text)) throw new RangeError(`has a name with "@", "<" or ">" ${ENCODED}`)
+  const unpaired = text.includes('\\') ? text : text.replace(/"[^"()]*"|\([^"()]*\)/g, '')
+  if (/["()]/.test(unpaired)) throw new RangeError(`has a name with an unpaired quote or parenthesis ${ENCODED}`)
 }
 
 /** Whether the address needs the SMTPUTF8 extension (RFC 6531). */

@@ -1,6 +1,6 @@
 import type { Fault } from '../errors.ts'
 import { decodeWords } from './encoded-words.ts'
-import { checkNames, checkNameText, type Mailbox, parseWrittenAddress, type ShownName } from './mailbox.ts'
+import { checkName, type Mailbox, parseWrittenAddress } from './mailbox.ts'
 import { parameterFault, wholeMessageFault } from './media-type.ts'
 import { type HeaderBlock, type HeaderField, invalidHeader, writeHeader } from './raw-header.ts'
 
@@ -80,7 +80,7 @@ function originatorsOf({ key, name, raw }: HeaderField, faults: Fault[]): readon
 
 // White space, a quoted string, an address in angle brackets, a comma, a comment, or a word. No two can begin at the same
 // place, and only white space holds a line break.
-const TOKEN = /[ \t\r\n]+|"(?:[^"\\\r\n]|\\[^\r\n])*"|<[^<>\r\n]*>|,|\([^()"\\<>@:;\r\n]*\)|[^\s"(),:;<>[\]\\]+/y
+const TOKEN = /[ \t\r\n]+|"(?:[^"\\\r\n]|\\[^\r\n])*"|<[^<>\r\n]*>|,|\([^()"\\<>@,:;\r\n]*\)|[^\s"(),:;<>[\]\\]+/y
 
 /** A mailbox as far as it has been read. */
 interface Parts {
@@ -105,13 +105,21 @@ export function parseAddressList(text: string): readonly Address[] {
     const first = token.charAt(0)
     if (first === ',') mailboxes.push((mailbox = { words: [] }))
     else if (first === '(') addComment(mailbox, token)
-    else if (first === '<') addBracketed(mailbox, token)
+    else if (first === '<') addBracketed(mailbox, token, apart)
     else if (/\S/.test(first)) addWord(mailbox, token, apart)
     apart = /[\s,]/.test(first)
   }
-  const addresses = mailboxes.map(({ words, bracketed }) => parseWrittenAddress(bracketed ?? words[0] ?? ''))
-  checkNames(mailboxes.map(shownName))
-  return addresses
+  return mailboxes.map(parseParts)
+}
+
+function parseParts({ words, bracketed, comment = '' }: Parts): Address {
+  if (bracketed === undefined && words.length > 1)
+    throw new RangeError('has words beside an address that is not in angle brackets')
+  const phrase = bracketed === undefined ? [] : words
+  const written = [...phrase, comment].map(unquoted).join(' ')
+  const name = decodeWords(written)
+  checkName(name, name !== written || phrase.some((word) => word.includes('\\')))
+  return parseWrittenAddress(bracketed ?? words[0] ?? '')
 }
 
 function addWord({ words, bracketed, comment }: Parts, word: string, apart: boolean): void {
@@ -121,9 +129,10 @@ function addWord({ words, bracketed, comment }: Parts, word: string, apart: bool
   words.push(word)
 }
 
-function addBracketed(mailbox: Parts, token: string): void {
+function addBracketed(mailbox: Parts, token: string, apart: boolean): void {
   if (mailbox.bracketed !== undefined || mailbox.comment !== undefined || mailbox.words.some(isAddress))
     throw new RangeError('has more than one address where one is expected')
+  if (!apart && mailbox.words.at(-1)?.endsWith('.') === true) throw new RangeError('has an address that touches a dot')
   mailbox.bracketed = token.slice(1, -1)
 }
 
@@ -136,17 +145,6 @@ function addComment(mailbox: Parts, token: string): void {
 
 function isAddress(word: string): boolean {
   return !word.startsWith('"') && word.includes('@')
-}
-
-/** The name that readers show, decoded. Throws a RangeError where they would not agree on it. */
-function shownName({ words, bracketed, comment = '' }: Parts): ShownName {
-  if (bracketed === undefined && words.length !== 1)
-    throw new RangeError('has words beside an address that is not in angle brackets')
-  const phrase = bracketed === undefined ? [] : words
-  const written = [...phrase, comment].map(unquoted).join(' ')
-  const text = decodeWords(written)
-  checkNameText(text)
-  return { text, encoded: text !== written || phrase.some((word) => word.includes('\\')) }
 }
 
 function unquoted(word: string): string {
