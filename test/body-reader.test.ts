@@ -44,7 +44,7 @@ t.test('large messages arrive whole, whether their length is declared or not', a
     t.equal(answer.statusCode, 200, Object.keys(headers).join())
     answer.resume()
     const raw = relay.messages.at(-1)?.raw.toString() ?? ''
-    const [, sent = ''] = /filename=a\.bin[^]*?\r\n\r\n([A-Za-z0-9+/=\r\n]+)\r\n--/.exec(raw) ?? []
+    const [, sent = ''] = /filename="?a\.bin"?[^]*?\r\n\r\n([A-Za-z0-9+/=\r\n]+)\r\n--/.exec(raw) ?? []
     t.ok(Buffer.from(sent, 'base64').equals(content), 'every byte of the attachment')
   }
 })
