@@ -92,6 +92,8 @@ export interface ProblemDetails {
   /** Seconds. */
   readonly retryAfter?: number
   readonly headers?: Readonly<Record<string, string>>
+  /** For the log line alone: who was refused, and what an operator can type. */
+  readonly log?: Readonly<Record<string, string>>
   readonly cause?: unknown
 }
 
@@ -103,6 +105,7 @@ export class Problem extends Error {
   readonly errors: readonly Fault[] | undefined
   readonly smtp: SmtpReply | undefined
   readonly headers: Readonly<Record<string, string>>
+  readonly log: Readonly<Record<string, string>> | undefined
 
   constructor(code: ProblemCode, detail: string, details: ProblemDetails = {}) {
     const { errors, cause } = details
@@ -117,6 +120,7 @@ export class Problem extends Error {
     this.outcome = code === 'delivery_unknown' ? 'unknown' : 'not_sent'
     this.errors = errors?.slice(0, MAX_FAULTS)
     this.smtp = details.smtp
+    this.log = details.log
     this.headers = takesRetryAfter(this.status)
       ? {
           'retry-after': String(Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))),

@@ -77,7 +77,8 @@ export class ClientDirectory {
   }
 
   /** The clients that a certificate's names (`URI:…`, `DNS:…` in lower case) stand for under a root. */
-  named(names: readonly string[], root: Fingerprint): Known[] {
+  named(names: readonly string[], root: Fingerprint | undefined): Known[] {
+    if (root === undefined) return []
     const found = names.flatMap((name) => this.#identities.get(name) ?? [])
     const sound = found.filter(({ client }) => client.ca === undefined || client.ca === root)
     return [...new Map(sound.map((known) => [known.client, known])).values()]

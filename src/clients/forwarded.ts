@@ -1,16 +1,18 @@
 import { X509Certificate } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Client, ClientDirectory } from './clients-file.ts'
+import type { Caller } from './gate.ts'
+import type { ClientDirectory } from './clients-file.ts'
 import { Problem } from '../errors.ts'
-import { identify, type Peer, peerFrom } from './peer.ts'
+import { checkDates, checkEnabled, known, type Peer, peerFrom, stranger } from './peer.ts'
 import { authenticatesClients } from '../tls/purpose.ts'
-import type { ClientTrust } from '../tls/trust.ts'
+import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
 
 /** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
 export const FORWARDED_HEADERS = ['client-cert', 'client-cert-chain', 'x-ssl-client-cert'] as const
 
 interface Judged {
   readonly peer: Peer
+  readonly verdict: Verdict
   /** Unix ms; the dates of the leaf itself are looked at each time. */
   readonly until: number
 }
@@ -33,11 +35,7 @@ export class ForwardedCertificates {
   }
 
   /** The client that a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
-  callerOf(
-    headers: IncomingHttpHeaders,
-    { directory }: { readonly directory: ClientDirectory },
-    now: number,
-  ): { peer: Peer; client: Client } {
+  callerOf(headers: IncomingHttpHeaders, { directory }: { readonly directory: ClientDirectory }, now: number): Caller {
     const { name, value } = forwardedHeader(headers)
     const key = `${name}:${value}`
     let judged = this.#judged.get(key)
@@ -49,10 +47,10 @@ export class ForwardedCertificates {
       if (this.#judged.size <= MAX_REMEMBERED) break
       this.#judged.delete(oldest)
     }
-    const client = identify(judged.peer, directory, now)
-    if (client.role === 'proxy')
+    const found = listed(judged, directory, now)
+    if (found.client.role === 'proxy')
       throw refusal('The forwarded certificate is that of a proxy, which sends nothing itself.')
-    return { peer: judged.peer, client }
+    return found
   }
 
   #judge(name: string, value: string, directory: ClientDirectory, now: number): Judged {
@@ -61,9 +59,18 @@ export class ForwardedCertificates {
     const verdict = this.#trust.judge(leaf, [], now)
     if (verdict.problem !== undefined) throw verdict.problem
     if (!authenticatesClients(verdict.chain)) throw refusal('The forwarded certificate is not one for TLS clients.')
-    identify(peer, directory, now) // only what is listed is remembered: others could crowd it out
-    return { peer, until: verdict.until }
+    const judged = { peer, verdict, until: verdict.until }
+    listed(judged, directory, now) // only what is listed is remembered: others could crowd it out
+    return judged
   }
+}
+
+function listed({ peer, verdict }: Judged, directory: ClientDirectory, now: number): Caller {
+  checkDates(peer, now)
+  const found = known(peer, directory, () => rootOf(verdict))
+  if (found === undefined) throw stranger(peer)
+  checkEnabled(found.client)
+  return { peer, ...found }
 }
 
 /** The one header that names the client. Node joins repeated ones with a comma, which no form of a certificate has. */

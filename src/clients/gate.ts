@@ -1,13 +1,15 @@
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Client, ClientDirectory } from './clients-file.ts'
+import type { Client, ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { FORWARDED_HEADERS, type ForwardedCertificates } from './forwarded.ts'
-import { identify, noCertificate, type Peer, peerFrom, presentedBy } from './peer.ts'
-import type { ClientTrust, Verdict } from '../tls/trust.ts'
+import { checkDates, checkEnabled, known, noCertificate, type Peer, peerFrom, presentedBy, stranger } from './peer.ts'
+import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
 
 export interface Caller {
   readonly peer: Peer
   readonly client: Client
+  /** By which entry of the clients file: `fingerprint`, `key pin`, `URI:…`, `DNS:…` or `token …`. */
+  readonly by: string
 }
 
 /** Who is let in, by the files in force: the listed clients, what the CA vouches for, and what a proxy may forward. */
@@ -49,36 +51,43 @@ export function admit({ socket, headers }: Arrival, listing: Listing, now = Date
   return connected
 }
 
-/** What is known of a connection: its certificate, and what a ClientTrust last said of it. */
+/** What is known of a connection: its certificate, what a ClientTrust last said of it, whom a directory knows by it. */
 interface Standing {
   readonly peer: Peer
-  readonly judged?: { readonly trust: ClientTrust; readonly verdict: Verdict }
+  judged?: { readonly trust: ClientTrust; readonly verdict: Verdict }
+  found?: { readonly directory: ClientDirectory; readonly verdict: Verdict; readonly known: Known | undefined }
 }
 
 const standings = new WeakMap<object, Standing>()
 
 /**
  * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. The
- * certificate is read once for each connection and the chain climbed once for each reload; otherwise this is a look-up, for
- * strangers too. Throws a 401 or 403 Problem.
+ * certificate is read once for each connection, the chain climbed and names looked up once for each reload; otherwise this
+ * is a look-up, for strangers too. Throws a 401 or 403 Problem.
  */
 export function standing(socket: unknown, { directory, trust }: Listing, now: number): Caller {
   if (typeof socket !== 'object' || socket === null) throw noCertificate()
   let presented: ReturnType<typeof presentedBy> | undefined
-  let known = standings.get(socket)
-  if (known === undefined) {
+  let state = standings.get(socket)
+  if (state === undefined) {
     presented = presentedBy(socket)
-    known = { peer: peerFrom(presented[0]) }
-    standings.set(socket, known)
+    state = { peer: peerFrom(presented[0]) }
+    standings.set(socket, state)
   }
-  const { peer, judged } = known
-  const client = identify(peer, directory, now) // a stranger's chain is nobody's concern
-  let verdict = judged?.trust === trust ? judged.verdict : undefined
+  const { peer } = state
+  checkDates(peer, now)
+  if (!directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // whose chain is nobody's concern
+  let verdict = state.judged?.trust === trust ? state.judged.verdict : undefined
   if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
     const [leaf, ...others] = presented ?? presentedBy(socket)
     verdict = trust.judge(leaf, others, now)
-    standings.set(socket, { peer, judged: { trust, verdict } })
+    state.judged = { trust, verdict }
   }
+  if (state.found?.directory !== directory || state.found.verdict !== verdict)
+    state.found = { directory, verdict, known: known(peer, directory, () => rootOf(verdict)) }
+  const found = state.found.known
   if (verdict.problem !== undefined) throw verdict.problem
-  return { peer, client }
+  if (found === undefined) throw stranger(peer)
+  checkEnabled(found.client)
+  return { peer, ...found }
 }

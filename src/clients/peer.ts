@@ -1,9 +1,10 @@
 import type { X509Certificate } from 'node:crypto'
 import { TLSSocket } from 'node:tls'
-import type { CertificateIdentity, Client, ClientDirectory } from './clients-file.ts'
+import type { CertificateIdentity, Client, ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { notAfter, notBefore } from '../tls/context.ts'
+import { clientNames } from '../tls/names.ts'
 
 /** What the leaf certificate of one connection says. Read once a socket: parsing costs more than the rest of a request. */
 export interface Peer extends CertificateIdentity {
@@ -11,6 +12,9 @@ export interface Peer extends CertificateIdentity {
   /** The same with colons and in upper case, as openssl prints it. */
   readonly fingerprint256: string
   readonly subject: string
+  readonly issuer: string
+  /** `URI:…` and `DNS:…` */
+  readonly names: readonly string[]
   readonly notBefore: Date
   readonly notAfter: Date
 }
@@ -21,6 +25,7 @@ const MAX_CHAIN = 10
 /** What a leaf certificate says; whether it may be believed is for others to decide. */
 export function peerFrom(leaf: X509Certificate): Peer {
   let keyPin: KeyPin | undefined
+  let names: readonly string[] | undefined
   return {
     fingerprint: fingerprintOf(leaf),
     fingerprint256: leaf.fingerprint256,
@@ -28,6 +33,10 @@ export function peerFrom(leaf: X509Certificate): Peer {
       return (keyPin ??= keyPinOf(leaf))
     },
     subject: leaf.subject,
+    issuer: leaf.issuer,
+    get names() {
+      return (names ??= clientNames(leaf))
+    },
     notBefore: notBefore(leaf),
     notAfter: notAfter(leaf),
   }
@@ -57,22 +66,53 @@ export function noCertificate(): Problem {
 }
 
 /**
- * The client that a peer is at this moment. Dates are checked here and not only in the handshake, because a long
- * connection outlives a certificate. Throws a 403 Problem.
+ * Dates are checked with each request and not only in the handshake, because a long connection outlives a certificate.
+ * Throws a 403 Problem, for dates that cannot be read too.
  */
-export function identify(peer: Peer, directory: ClientDirectory, now: number): Client {
-  if (now > peer.notAfter.getTime()) {
-    throw new Problem('certificate_expired', `The client certificate expired on ${peer.notAfter.toISOString()}.`)
-  }
-  if (now < peer.notBefore.getTime()) {
+export function checkDates({ notBefore: from, notAfter: until }: Peer, now: number): void {
+  if (!(now <= until.getTime()))
+    throw new Problem('certificate_expired', `The client certificate expired on ${dateText(until)}.`)
+  if (!(now >= from.getTime()))
+    throw new Problem('certificate_expired', `The client certificate is not valid before ${dateText(from)}.`)
+}
+
+/**
+ * The client that a leaf is listed for: a fingerprint wins over a pin, a pin over a name. Names count under the root of the
+ * leaf's chain alone. Throws a 403 Problem where its names belong to more than one client.
+ */
+export function known(peer: Peer, directory: ClientDirectory, root: () => Fingerprint | undefined): Known | undefined {
+  const found = directory.find(peer)
+  if (found !== undefined || !directory.hasNames || peer.names.length === 0) return found
+  const [named, other] = directory.named(peer.names, root())
+  if (named !== undefined && other !== undefined)
     throw new Problem(
-      'certificate_expired',
-      `The client certificate is not valid before ${peer.notBefore.toISOString()}.`,
+      'unknown_certificate',
+      `The names in the client certificate ${peer.fingerprint256} are those of ${named.client.name} and ${other.client.name}: a certificate belongs to one client.`,
+      { log: describe(peer) },
     )
-  }
-  const client = directory.find(peer)?.client
-  if (client === undefined)
-    throw new Problem('unknown_certificate', `No client is listed with the certificate ${peer.fingerprint256}.`)
-  if (client.disabled) throw new Problem('client_disabled', `${client.name} is disabled in the clients file.`)
-  return client
+  return named
+}
+
+/** The 403 for a certificate that nobody is listed with. The log line has what lists it. */
+export function stranger(peer: Peer): Problem {
+  return new Problem('unknown_certificate', `No client is listed with the certificate ${peer.fingerprint256}.`, {
+    log: {
+      ...describe(peer),
+      advice: `if it should be let in: postern client add NAME --fingerprint ${peer.fingerprint256} --from PATTERN`,
+    },
+  })
+}
+
+/** Throws a 403 Problem for a client that is listed as disabled. */
+export function checkEnabled({ name, disabled }: Client): void {
+  if (disabled) throw new Problem('client_disabled', `${name} is disabled in the clients file.`)
+}
+
+function describe({ fingerprint256, subject, issuer }: Peer): Record<string, string> {
+  const oneLine = (name: string): string => name.replaceAll('\n', ', ')
+  return { fingerprint: fingerprint256, subject: oneLine(subject), issuer: oneLine(issuer) }
+}
+
+function dateText(date: Date): string {
+  return Number.isNaN(date.getTime()) ? 'a date that cannot be read' : date.toISOString()
 }

@@ -49,6 +49,7 @@ export class Answers {
     const facts: RequestFacts = {
       client: caller?.client.name,
       fingerprint: caller?.peer.fingerprint256,
+      knownBy: caller?.by,
       remote: request.raw.socket.remoteAddress,
       durationMs: reply.elapsedTime,
     }

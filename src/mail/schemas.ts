@@ -204,6 +204,9 @@ const RemainingSchema = Type.Object({
 export const WhoamiSchema = Type.Object(
   {
     client: Type.String(),
+    known_by: Type.String({
+      description: 'The entry of the clients file that let it in: fingerprint, key pin, URI:…, DNS:… or token ….',
+    }),
     fingerprint: Type.String({ description: 'SHA-256 of the leaf certificate, with colons.' }),
     not_before: Type.String({ format: 'date-time' }),
     not_after: Type.String({ format: 'date-time' }),

@@ -24,6 +24,7 @@ export interface AuditResult {
 export interface RequestFacts {
   readonly client: string | undefined
   readonly fingerprint: string | undefined
+  readonly knownBy: string | undefined
   readonly remote: string | undefined
   readonly durationMs: number
 }
@@ -41,6 +42,7 @@ export function writeAudit(
   const line = {
     client: facts.client ?? null,
     fingerprint: facts.fingerprint ?? null,
+    known_by: facts.knownBy ?? null,
     remote: facts.remote ?? null,
     message_id: audit.messageId ?? null,
     sender: audit.from ?? null,
@@ -80,6 +82,7 @@ export function logRefusal(
   log[problem.status >= 500 ? 'error' : 'warn'](
     {
       ...line,
+      ...problem.log,
       code: problem.code,
       status: problem.status,
       ...(verbose && { detail: problem.message }),

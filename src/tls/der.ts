@@ -54,6 +54,13 @@ export function readExtensions(explicit: Buffer): Extension[] {
   })
 }
 
+/** The extensions of a certificate. Throws a RangeError where it cannot be read. */
+export function extensionsOf({ raw }: { readonly raw: Buffer }): Extension[] {
+  const [signed] = within(raw)
+  const explicit = signed && [...elements(signed.content)].find(({ tag }) => tag === TAG.explicit3)
+  return explicit === undefined ? [] : readExtensions(explicit.content)
+}
+
 /** A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC. Throws a RangeError. */
 export function readTime({ tag, content }: Element): Date {
   const text = content.toString('latin1')

@@ -1,5 +1,5 @@
 import type { X509Certificate } from 'node:crypto'
-import { elements, readExtensions, TAG, within } from './der.ts'
+import { elements, extensionsOf, TAG, within } from './der.ts'
 
 const BASIC_CONSTRAINTS = '551d13'
 const KEY_USAGE = '551d0f'
@@ -51,12 +51,6 @@ function strongEnough({ publicKey }: X509Certificate): boolean {
     KEY_TYPES.includes(publicKey.asymmetricKeyType ?? '') &&
     (modulusLength === undefined || modulusLength >= MIN_RSA_BITS)
   )
-}
-
-function extensionsOf({ raw }: X509Certificate) {
-  const [signed] = within(raw)
-  const explicit = signed && [...elements(signed.content)].find(({ tag }) => tag === TAG.explicit3)
-  return explicit === undefined ? [] : readExtensions(explicit.content)
 }
 
 /** A BIT STRING: its first octet counts unused bits. */

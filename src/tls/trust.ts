@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { Problem } from '../errors.ts'
+import { type Fingerprint, fingerprintOf } from './fingerprint.ts'
 import { RevocationList } from './revocation.ts'
 import { notAfter, notBefore, type SecureContext } from './context.ts'
 
@@ -10,6 +11,12 @@ interface Proof {
   readonly problem: undefined
   readonly chain: readonly X509Certificate[]
   readonly until: number
+}
+
+/** The root of a chain that is good. A leaf without one has none, which no client names as its CA. */
+export function rootOf(verdict: Verdict): Fingerprint | undefined {
+  const root = verdict.problem === undefined ? verdict.chain.at(-1) : undefined
+  return root && fingerprintOf(root)
 }
 
 // More than any real chain has; what a peer presents beyond it is not looked at.
@@ -32,6 +39,11 @@ export class ClientTrust {
     this.#bundle = ca.map((pem) => new X509Certificate(pem))
     this.#checksRevocation = crl !== undefined
     this.#lists = (crl ?? []).flatMap((pem) => readList(pem))
+  }
+
+  /** How many roots the bundle has: self-signed certificates, in which chains end. */
+  get roots(): number {
+    return this.#bundle.filter((authority) => authority.checkIssued(authority)).length
   }
 
   /**
