@@ -286,7 +286,12 @@ t.test('a client may be known by names or by a token alone, and be disabled', as
   t.equal(directory.withToken('batch-prod')?.client.name, 'batch')
   t.equal(directory.clients.get('old')?.disabled, true)
   t.equal(find(directory, hex(7)), 'old')
-  t.match(directory.rootless, [/^f:2: clients\.reports has "san" and the CA bundle has several roots/])
+  directory.check({ roots: 1, tokens: true })
+  t.throws(() => directory.check({ roots: 2, tokens: true }), {
+    name: 'LoadError',
+    message: /^f:2: clients\.reports has "san", and the CA bundle has several roots: name the one that counts in "ca"$/,
+  })
+  t.throws(() => directory.check({ roots: 1, tokens: false }), { message: /^f:4: .* set POSTERN_OAUTH_ISSUER$/ })
 })
 
 t.test('all faults come at once, in the order of the file', async (t) => {

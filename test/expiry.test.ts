@@ -88,5 +88,5 @@ async function caller(name: string, notAfter: Date): Promise<Caller> {
   const { certificate, fingerprint } = await pki.client(name, { notAfter })
   const client = parseClients(listing(fingerprint).replace('billing', name), 'clients.yaml').clients.get(name)
   if (client === undefined) throw new Error('not listed')
-  return { client, peer: peerFrom(new X509Certificate(certificate)) }
+  return { client, by: 'fingerprint', peer: peerFrom(new X509Certificate(certificate)) }
 }

@@ -28,7 +28,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   const warnings = [...configWarnings]
   const secureContext = collect(() => loadSecureContext(config), errors)
   if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
-  const clients = collect(() => loadClients(config), errors)
+  const clients = collect(() => loadClients(config, secureContext), errors)
   const ca = collect(() => loadRelayCa(config), errors)
   collect(() => checkWebroot(config.http.webroot), errors)
   if (clients?.clients.size === 0)

@@ -41,7 +41,7 @@ export function loadAll({ config, faults, warnings }: ConfigResult): {
   const all = [...faults]
   const digests = digestsOf(config)
   const secureContext = collect(() => loadSecureContext(config), all)
-  const clients = collect(() => loadClients(config), all)
+  const clients = collect(() => loadClients(config, secureContext), all)
   const relayCa = collect(() => loadRelayCa(config), all)
   collect(() => checkWebroot(config.http.webroot), all)
   if (secureContext === undefined || clients === undefined || all.length > 0) throw new LoadError(all)

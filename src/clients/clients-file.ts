@@ -49,23 +49,24 @@ export interface Known {
 /** The clients of one clients file. A certificate that is not listed finds nobody; an empty directory knows nobody. */
 export class ClientDirectory {
   readonly clients: ReadonlyMap<string, Client>
-  /** What is wrong with the file where the CA bundle has several roots. */
-  readonly rootless: readonly string[]
+  readonly #needs: Needs
   readonly #identities: ReadonlyMap<string, Known>
   readonly #hasPins: boolean
   readonly hasNames: boolean
 
-  constructor(
-    clients: ReadonlyMap<string, Client>,
-    identities: ReadonlyMap<string, Known>,
-    rootless: readonly string[],
-  ) {
+  constructor(clients: ReadonlyMap<string, Client>, identities: ReadonlyMap<string, Known>, needs: Needs) {
     this.clients = clients
-    this.rootless = rootless
+    this.#needs = needs
     this.#identities = identities
     const kinds = new Set([...identities.values()].map(({ by }) => by.split(':', 1)[0]))
     this.#hasPins = kinds.has(KEY_PIN)
     this.hasNames = kinds.has('URI') || kinds.has('DNS')
+  }
+
+  /** Throws a LoadError with what in the file does not go with the rest of the configuration: the CA bundle, the issuer. */
+  check({ roots, tokens }: { readonly roots: number; readonly tokens: boolean }): void {
+    const faults = [...(roots > 1 ? this.#needs.oneRoot : []), ...(tokens ? [] : this.#needs.tokens)]
+    if (faults.length > 0) throw new LoadError(faults)
   }
 
   /** Only ever called with the leaf certificate. A fingerprint is more exact than a pin and wins. */
@@ -88,6 +89,12 @@ export class ClientDirectory {
   withToken(clientId: string): Known | undefined {
     return this.#identities.get(`${TOKEN} ${clientId}`)
   }
+}
+
+/** Sentences about entries of the file that are right only where the CA bundle has one root, or where tokens are taken. */
+interface Needs {
+  readonly oneRoot: readonly string[]
+  readonly tokens: readonly string[]
 }
 
 const FINGERPRINT = 'fingerprint'
@@ -129,7 +136,10 @@ export function parseClients(text: string, file: string): ClientDirectory {
   if (reader.faults.length > 0) {
     throw new LoadError([...told(reader.faults), ...(reader.more > 0 ? [`${file}: and ${reader.more} more`] : [])])
   }
-  return new ClientDirectory(reader.clients, reader.identities, told(reader.rootless))
+  return new ClientDirectory(reader.clients, reader.identities, {
+    oneRoot: told(reader.oneRoot),
+    tokens: told(reader.tokens),
+  })
 }
 
 function sentence(file: string, line: number, reason: string): string {
@@ -151,7 +161,8 @@ interface Value {
 class Reader {
   readonly clients = new Map<string, Client>()
   readonly identities = new Map<string, Known>()
-  readonly rootless: Finding[] = []
+  readonly oneRoot: Finding[] = []
+  readonly tokens: Finding[] = []
   readonly faults: Finding[] = []
   /** Faults that are only counted. */
   more = 0
@@ -225,12 +236,14 @@ class Reader {
     if (values.has('ca') && !values.has('san')) this.#fault(place, `${path} has a "ca", which stands beside "san" only`)
     if (client.role === 'proxy' && values.has('token'))
       this.#fault(place, `${path} is a proxy, which is known by its certificate and not by a token`)
-    const names = values.get('san')
+    const [names, token] = [values.get('san'), values.get('token')]
     if (names !== undefined && !values.has('ca'))
-      this.rootless.push({
+      this.oneRoot.push({
         place: names.place,
-        reason: `${path} has "san" and the CA bundle has several roots: name one in "ca"`,
+        reason: `${path} has "san", and the CA bundle has several roots: name the one that counts in "ca"`,
       })
+    if (token !== undefined)
+      this.tokens.push({ place: token.place, reason: `${path} has "token": set POSTERN_OAUTH_ISSUER` })
   }
 
   #know(identity: string, client: Client, by: string): void {

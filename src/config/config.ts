@@ -46,6 +46,12 @@ export interface Config {
     readonly webroot: string | undefined
     readonly publicUrl: string | undefined
   }
+  /** Access tokens are taken where there is an issuer; `audience` is then set too. */
+  readonly oauth: {
+    readonly issuer: string | undefined
+    readonly audience: string | undefined
+    readonly ca: string | undefined
+  }
   readonly log: { readonly level: string; readonly recipients: LogRecipients }
 }
 
@@ -105,6 +111,11 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       webroot: text('POSTERN_ACME_WEBROOT', undefined),
       publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parsePublicUrl),
     },
+    oauth: {
+      issuer: parsed('POSTERN_OAUTH_ISSUER', undefined, parseIssuer),
+      audience: text('POSTERN_OAUTH_AUDIENCE', text('POSTERN_PUBLIC_URL', undefined)),
+      ca: text('POSTERN_OAUTH_CA', undefined),
+    },
     log: {
       level: choice('POSTERN_LOG_LEVEL', 'info', LOG_LEVELS),
       recipients: choice('POSTERN_LOG_RECIPIENTS', 'full', ['full', 'domain', 'none']),
@@ -123,6 +134,8 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   if (config.http.webroot !== undefined && config.http.port === undefined && !reader.failed('POSTERN_HTTP_PORT')) {
     reader.fault('POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT: the port on which its files are served.')
   }
+  if (config.oauth.issuer !== undefined && config.oauth.audience === undefined)
+    reader.fault('POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.')
   reader.refuseUnknown()
   return { config, faults: reader.faults, warnings: [...plaintextWarnings(config.smtp), ...sizeWarnings(config)] }
 }
@@ -137,6 +150,13 @@ function parseRedisUrl(text: string): string {
   } catch {
     throw new RangeError('has a user or password that is not percent-encoded: write "%" as %25')
   }
+  return text
+}
+
+/** RFC 8414 §2: an https URL without query or fragment. As it is written: a token's `iss` is compared with it to the letter. */
+function parseIssuer(text: string): string {
+  if (!URL.canParse(text) || new URL(text).protocol !== 'https:' || /[?#]/.test(text))
+    throw new RangeError('should be the https:// URL of an issuer, without a query')
   return text
 }
 

@@ -35,6 +35,8 @@ export interface StatusSources {
 
 interface Certificate {
   readonly last_seen: string
+  /** By which entry of the clients file; undefined for the listener's. */
+  readonly known_by?: string | undefined
   readonly fingerprint: string
   readonly not_after: string | null
 }
@@ -57,6 +59,7 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
         client: client.name,
         disabled: client.stated['disabled'] === true,
         last_seen: seen?.last_seen ?? null,
+        known_by: seen?.known_by ?? null,
         fingerprint: seen?.fingerprint ?? null,
         certificate_expires: seen?.not_after ?? null,
         usage: usage.get(client.name) ?? {},

@@ -17,11 +17,13 @@ interface Expiring {
   readonly notAfter: number
   /** Unix ms; of the listener's own certificate, when it was read. */
   seen: number
+  by?: string
 }
 
 /** A certificate as the status page shows it. */
 export interface CertificateStatus {
   readonly last_seen: string
+  readonly known_by?: string | undefined
   readonly fingerprint: string
   /** Null where it has none that can be read. */
   readonly not_after: string | null
@@ -49,11 +51,12 @@ export class ExpiryWatch {
     this.#note(SERVER, { fingerprint: fingerprintOf(leaf), notAfter: notAfter(leaf).getTime(), seen: Date.now() })
   }
 
-  seen({ client, peer }: Caller): void {
+  seen({ client, peer, by }: Caller): void {
     const subject = subjectOf(client.name)
     const known = this.#expiring.get(subject)
-    if (known?.fingerprint === peer.fingerprint) known.seen = Date.now()
-    else this.#note(subject, { fingerprint: peer.fingerprint, notAfter: peer.notAfter.getTime(), seen: Date.now() })
+    const seen = Date.now()
+    if (known?.fingerprint === peer.fingerprint) Object.assign(known, { seen, by })
+    else this.#note(subject, { fingerprint: peer.fingerprint, notAfter: peer.notAfter.getTime(), seen, by })
   }
 
   /** The certificate that a client was last seen with; without a name, the listener's. */
@@ -62,6 +65,7 @@ export class ExpiryWatch {
     if (known === undefined) return undefined
     return {
       last_seen: new Date(known.seen).toISOString(),
+      known_by: known.by,
       fingerprint: formatFingerprint(known.fingerprint),
       not_after: Number.isNaN(known.notAfter) ? null : new Date(known.notAfter).toISOString(),
     }

@@ -3,6 +3,7 @@ import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { codeOf, LoadError } from '../errors.ts'
 import { readCertificates, type SecureContext, secureContextOptions } from '../tls/context.ts'
+import { ClientTrust } from '../tls/trust.ts'
 
 const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
 
@@ -23,12 +24,18 @@ export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
   }
 }
 
-/** Reads the clients file. Throws a LoadError. */
-export function loadClients({ clients }: Pick<Config, 'clients'>): ClientDirectory {
+/** Reads the clients file, and checks it against the client CA where that could be read. Throws a LoadError. */
+export function loadClients(
+  { clients, oauth }: Pick<Config, 'clients' | 'oauth'>,
+  secureContext: SecureContext | undefined,
+): ClientDirectory {
   const faults: string[] = []
   const text = readFile('POSTERN_CLIENTS', clients, faults)
   if (faults.length > 0) throw new LoadError(faults)
-  return parseClients(text, clients)
+  const directory = parseClients(text, clients)
+  const roots = secureContext === undefined ? 1 : new ClientTrust(secureContext).roots
+  directory.check({ roots, tokens: oauth.issuer !== undefined })
+  return directory
 }
 
 /** Reads the CA bundle for relays with a private CA. Throws a LoadError. */

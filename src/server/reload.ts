@@ -4,7 +4,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
-import { codeOf, LoadError } from '../errors.ts'
+import { codeOf, LoadError, Problem } from '../errors.ts'
 import { Connections } from './connections.ts'
 import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
@@ -29,7 +29,7 @@ export interface InForce {
 }
 
 export interface ReloaderOptions {
-  readonly config: Pick<Config, 'tls' | 'clients'>
+  readonly config: Pick<Config, 'tls' | 'clients' | 'oauth'>
   readonly metrics: Pick<Metrics, 'reloads' | 'certificateExpiry'>
   readonly log: Logger
 }
@@ -162,6 +162,7 @@ export class Reloader implements ClientSource {
       const before = this.current.directory
       const directory = parseClients(text, paths[0] ?? '')
       if (holdsNothing(text)) throw new LoadError([`${paths[0]} is empty: to list nobody write "clients: {}"`])
+      this.#check(directory, this.current.trust)
       this.current = { ...this.current, directory }
       this.#expiry.keepListed(directory)
       return changesOf(before, directory)
@@ -179,12 +180,17 @@ export class Reloader implements ClientSource {
         this.#certificateFrom,
       )
       const trust = new ClientTrust(context)
+      this.#check(this.current.directory, trust)
       this.#secureContext = context
       this.current = { ...this.current, trust, forwarded: new ForwardedCertificates(trust) }
     }
     this.#serving?.server.setSecureContext(this.#secureContext)
     this.#warn(now.getTime())
     return undefined
+  }
+
+  #check(directory: ClientDirectory, { roots }: ClientTrust): void {
+    directory.check({ roots, tokens: this.#options.config.oauth.issuer !== undefined })
   }
 
   #tick(): void {
@@ -249,9 +255,10 @@ function readAll(paths: readonly string[]): Content {
 function partsOf({ tls, clients }: ReloaderOptions['config']): [Part, readonly string[]][] {
   return [
     ['certificate', [tls.cert, tls.key]],
+    // Before the bundle: one with a second root needs a clients file that says which of them counts.
+    ['clients', [clients]],
     ['client_ca', [tls.clientCa]],
     ...(tls.crl === undefined ? [] : [['crl', [tls.crl]] satisfies [Part, string[]]]),
-    ['clients', [clients]],
   ]
 }
 
@@ -272,11 +279,12 @@ function changesOf({ clients: before }: ClientDirectory, { clients: after }: Cli
   }
 }
 
+/** Who is disabled is told so, with each request on a connection that is open too. */
 function passes(socket: unknown, listing: Listing): boolean {
   try {
     return standing(socket, listing, Date.now()) !== undefined
-  } catch {
-    return false
+  } catch (error) {
+    return error instanceof Problem && error.code === 'client_disabled'
   }
 }
 

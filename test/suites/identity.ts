@@ -2,3 +2,4 @@
 import '../allowances.test.ts'
 import '../forwarded.test.ts'
 import '../idempotency.test.ts'
+import '../names.test.ts'

@@ -46,6 +46,7 @@ export interface WhoamiAnswer {
   readonly status: number
   readonly code: string | undefined
   readonly client: string | undefined
+  readonly knownBy: string | undefined
   readonly fingerprint: string | undefined
   readonly detail: string | undefined
   /** Of the server certificate of this connection, SHA-256 with colons; undefined on a connection used before. */
@@ -181,11 +182,12 @@ async function whoami(
   const served: unknown = answer.socket.getPeerX509Certificate()?.fingerprint256
   const pieces: Buffer[] = []
   for await (const piece of answer) pieces.push(piece)
-  const { code, client, fingerprint, detail } = JSON.parse(Buffer.concat(pieces).toString())
+  const { code, client, known_by: knownBy, fingerprint, detail } = JSON.parse(Buffer.concat(pieces).toString())
   return {
     status: answer.statusCode,
     code,
     client,
+    knownBy,
     fingerprint,
     detail,
     served: typeof served === 'string' ? served : undefined,

@@ -187,12 +187,20 @@ function clients({ clients: all, now }) {
     (a, b) => (b.last_seen ?? '').localeCompare(a.last_seen ?? '') || (a.client < b.client ? -1 : 1),
   )
   return table(
-    [['Client', 'name'], ['Last seen'], ['Rate (messages)'], ['Quota (recipients)'], ['Certificate ends']],
+    [
+      ['Client', 'name'],
+      ['Last seen'],
+      ['Known by', 'name'],
+      ['Rate (messages)'],
+      ['Quota (recipients)'],
+      ['Certificate ends'],
+    ],
     latest.map((client) => [
       client.disabled
         ? make('span', {}, client.client, make('span', { className: 'quiet', textContent: ' disabled' }))
         : client.client,
       when(client.last_seen, now),
+      client.known_by ?? '',
       usage(client.usage.rate),
       usage(client.usage.quota),
       expiry(client.certificate_expires, now),
