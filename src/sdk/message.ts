@@ -88,6 +88,7 @@ interface Usage {
 export interface Whoami {
   readonly client: string
   readonly fingerprint: string
+  readonly known_by: string
   readonly not_before: string
   readonly not_after: string
   /** As the clients file states it. */
