@@ -1,81 +1,121 @@
 import { access } from 'node:fs/promises'
 import { join } from 'node:path'
-import PostalMime, { type Email } from 'postal-mime'
 import { readConfig } from '../config/config.ts'
-import { type Inbox, openInbox, type ReceivedMessage } from './inbox/inbox.ts'
-import { type InboxPage, openInboxPage } from './inbox/page.ts'
+import { codeOf } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
 import { start } from '../server/start.ts'
 import { cert } from './cert.ts'
+import { type Inbox, openInbox } from './inbox/inbox.ts'
+import { type Entry, Mailbox } from './inbox/mailbox.ts'
+import { type InboxPage, openInboxPage } from './inbox/page.ts'
 import { loadAll, untilSignalled } from './serve.ts'
 import type { Io } from './usage.ts'
 
-const CERTS = 'certs'
+const CERTS = join('certs', 'dev') // apart from those that postern cert makes: neither is in the other's way
 const CLIENT = 'app'
+const FILES = { ca: join(CERTS, 'ca.crt'), cert: join(CERTS, `${CLIENT}.crt`), key: join(CERTS, `${CLIENT}.key`) }
 const INBOX = join('.postern', 'inbox')
-const EXCERPT_LINES = 20
 
 /** `postern dev`: certificates, an SMTP inbox and the gateway, all on this machine. Resolves with the exit status. */
-export async function dev(io: Io): Promise<number> {
+export async function dev({ env, print }: Io): Promise<number> {
+  const io: Io = {
+    print,
+    env: {
+      POSTERN_HOST: '127.0.0.1',
+      POSTERN_TLS_CERT: join(CERTS, 'server.crt'),
+      POSTERN_TLS_KEY: join(CERTS, 'server.key'),
+      POSTERN_TLS_CLIENT_CA: FILES.ca,
+      POSTERN_CLIENTS: join(CERTS, 'clients.yaml'),
+      ...(process.stdout.isTTY && { POSTERN_LOG_LEVEL: 'warn' }), // the inbox has a line for each message
+      ...env,
+    },
+  }
   await makeCertificates(io)
   const { port } = readConfig(io.env).config
-  const page = await openInboxPage(port === 0 ? 0 : port + 1)
-  const inbox = await openInbox({
-    directory: INBOX,
-    cert: join(CERTS, 'server.crt'),
-    key: join(CERTS, 'server.key'),
-    onMessage: async (message) => {
-      const mail = await PostalMime.parse(message.content)
-      page.add(message, mail)
-      readable(message, mail).forEach(io.print)
-    },
-  })
+  const mailbox = await Mailbox.open(INBOX)
+  const ways = { curl: '', smtp: '' }
+  const page = await onPort('the page of the inbox', port === 0 ? 0 : port + 1, io, (free) =>
+    openInboxPage(free, mailbox, () => ways),
+  )
+  const inbox = await onPort('the SMTP inbox', port === 0 ? 0 : port + 2, io, (free) =>
+    openInbox({
+      mailbox,
+      cert: join(CERTS, 'server.crt'),
+      key: join(CERTS, 'server.key'),
+      port: free,
+      onMessage: (entry) => {
+        page.changed()
+        print(line(entry, page.url))
+      },
+    }),
+  )
   try {
-    return await serveInto(inbox, page, io)
+    return await serveInto(inbox, page, ways, io)
   } finally {
     page.close()
     await inbox.close()
   }
 }
 
-async function serveInto(inbox: Inbox, page: InboxPage, io: Io): Promise<number> {
+async function serveInto(
+  inbox: Inbox,
+  page: InboxPage,
+  ways: { curl: string; smtp: string },
+  { env, print }: Io,
+): Promise<number> {
   const { config, loaded } = loadAll(
     readConfig({
-      POSTERN_HOST: '127.0.0.1',
-      ...io.env,
+      ...env,
       POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}`,
       POSTERN_SMTP_URL_FILE: undefined,
       POSTERN_SMTP_TLS: 'required',
-      POSTERN_SMTP_CA: join(CERTS, 'ca.crt'),
+      POSTERN_SMTP_CA: FILES.ca,
     }),
   )
   const logger = await createLogger(config)
   const gateway = await start(config, loaded, logger)
-  io.print('')
-  io.print(
+  ways.curl = curlLine(gateway.port)
+  ways.smtp = `smtp://127.0.0.1:${inbox.port}`
+  const operations = `http://127.0.0.1:${gateway.opsPort}/`
+  print('')
+  print(
     `The gateway listens on https://localhost:${gateway.port}; mail goes to an inbox in this process and to ${INBOX}/.`,
   )
-  io.print(`Read it on ${page.url}`)
-  io.print('Send a message:')
-  io.print('')
-  io.print(curlLine(gateway.port))
-  io.print('')
+  print(`Read it on ${page.url}`)
+  print(`See how it is on ${operations} and the API on ${operations}docs#${new URLSearchParams(FILES)}`)
+  print(`Point any app at ${ways.smtp} (no TLS and no login needed), or send a message:`)
+  print('')
+  print(ways.curl)
+  print('')
   return untilSignalled(gateway, logger, config)
 }
 
-/** Makes what is missing in certs/ and leaves what is there. */
+/** Makes what is missing in certs/dev/ and leaves what is there. */
 async function makeCertificates(io: Io): Promise<void> {
   const wanted = [
     [['ca.crt'], ['ca']],
     [['server.crt', 'server.key'], ['server']],
     [
       [`${CLIENT}.crt`, `${CLIENT}.key`],
-      ['client', CLIENT, '--register', '--from', '*'],
+      ['client', CLIENT, '--register', '--from', '*', '--raw'],
     ],
   ] as const
   for (const [files, args] of wanted) {
     const found = await Promise.all(files.map((file) => exists(join(CERTS, file))))
-    if (found.includes(false)) await cert([...args, '--dir', CERTS], io) // which names a half that is in the way
+    if (!found.includes(false)) continue
+    await cert([...args, '--dir', CERTS], { ...io, print: () => {} }) // which names a half that is in the way
+    io.print(`Made ${files.map((file) => join(CERTS, file)).join(' and ')}.`)
+  }
+}
+
+/** Opens something on its port, or where that is taken on a free one, and says so. */
+async function onPort<T>(what: string, port: number, { print }: Io, open: (port: number) => Promise<T>): Promise<T> {
+  try {
+    return await open(port)
+  } catch (error) {
+    if (codeOf(error) !== 'EADDRINUSE') throw error
+    print(`Port ${port} is in use by another program: ${what} takes another one this time.`)
+    return open(0)
   }
 }
 
@@ -87,34 +127,19 @@ function curlLine(port: number): string {
     text: 'It works.',
   }
   return [
-    `curl --cacert ${CERTS}/ca.crt --cert ${CERTS}/${CLIENT}.crt --key ${CERTS}/${CLIENT}.key`,
+    `curl --cacert ${FILES.ca} --cert ${FILES.cert} --key ${FILES.key}`,
     `https://localhost:${port}/v1/messages -H 'Content-Type: application/json' -d '${JSON.stringify(message)}'`,
   ].join(' ')
 }
 
-function readable(
-  { number, from, to, file }: ReceivedMessage,
-  { subject, text, html, attachments }: Email,
-): readonly string[] {
-  const body = (text ?? html ?? '').trimEnd().split('\n')
-  return [
-    `--- message ${number} ---`,
-    `From:    ${from}`,
-    `To:      ${to.join(', ')}`,
-    `Subject: ${subject ?? ''}`,
-    ...attachments.map((attachment) => `Attached: ${attachment.filename ?? '(no name)'} (${attachment.mimeType})`),
-    '',
-    ...body.slice(0, EXCERPT_LINES),
-    ...(body.length > EXCERPT_LINES ? [`… ${body.length - EXCERPT_LINES} more lines`] : []),
-    '',
-    `Kept in ${file}`,
-    `--- end of message ${number} ---`,
-  ].map(printable)
-}
-
 /** Mail is anybody's text: control characters in it could rewrite what the terminal shows. */
-function printable(line: string): string {
-  return line.replace(/[\p{Cc}\p{Cf}]/gu, '\ufffd')
+function line({ number, receivedAt, from, to, cc, bcc, subject }: Entry, url: string): string {
+  const [first = 'nobody', ...others] = [...to, ...cc, ...bcc]
+  const time = new Date(receivedAt).toTimeString().slice(0, 8)
+  const more = others.length > 0 ? ` and ${others.length} more` : ''
+  return `${time} mail ${number}: ${from} to ${first}${more}: ${subject}`
+    .replace(/[\p{Cc}\p{Cf}]/gu, '\ufffd')
+    .concat(`  ${url}#/${number}`)
 }
 
 async function exists(file: string): Promise<boolean> {

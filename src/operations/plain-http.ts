@@ -80,6 +80,7 @@ export const COMMON_HEADERS = {
   'cache-control': 'no-store',
   'x-content-type-options': 'nosniff',
   'referrer-policy': 'no-referrer',
+  'x-dns-prefetch-control': 'off',
   'cross-origin-resource-policy': 'same-origin',
   'cross-origin-opener-policy': 'same-origin',
 } as const
@@ -98,7 +99,6 @@ const TYPES: Readonly<Record<string, string>> = { html: 'text/html', css: 'text/
 const PAGE_HEADERS = {
   'content-security-policy':
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-src 'self'; img-src 'self' data:; require-trusted-types-for 'script'; trusted-types 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-  'x-dns-prefetch-control': 'off',
 } as const
 
 /** A file of a page, in a folder beside the code, read once: a thousand readers share it. Nothing but its own files may be loaded. */

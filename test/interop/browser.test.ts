@@ -3,9 +3,9 @@ import { createServer } from 'node:http'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type BrowserContextOptions, chromium, type Page } from 'playwright-core'
-import PostalMime from 'postal-mime'
 import t, { type Test } from 'tap'
 import { openInbox } from '../../src/cli/inbox/inbox.ts'
+import { Mailbox } from '../../src/cli/inbox/mailbox.ts'
 import { openInboxPage } from '../../src/cli/inbox/page.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { makePki } from '../support/pki.ts'
@@ -44,14 +44,13 @@ async function startInbox(t: Test): Promise<Inbox> {
   const [cert, key] = [join(directory, 'server.crt'), join(directory, 'server.key')]
   await writeFile(cert, server.certificate)
   await writeFile(key, server.key)
-  const page = await openInboxPage(0)
+  const mailbox = await Mailbox.open(directory)
+  const page = await openInboxPage(0, mailbox, () => ({
+    curl: `curl 'a command'`,
+    smtp: `smtp://127.0.0.1:${inbox.port}`,
+  }))
   t.teardown(() => page.close())
-  const inbox = await openInbox({
-    directory,
-    cert,
-    key,
-    onMessage: async (message) => page.add(message, await PostalMime.parse(message.content)),
-  })
+  const inbox = await openInbox({ mailbox, cert, key, port: 0, onMessage: () => page.changed() })
   t.teardown(() => inbox.close())
   const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}` } })
   const open = async (options: BrowserContextOptions = {}): Promise<Page> => {
@@ -131,6 +130,76 @@ t.test('a Korean subject, an inline picture and an attachment look as their read
   await page.getByRole('rowheader', { name: 'Message-ID' }).waitFor()
   await page.getByRole('tab', { name: 'Source' }).click()
   await page.getByText(/^MIME-Version: 1\.0$/m).waitFor()
+})
+
+t.test('a message to a hundred people can be read, and who they are', async (t) => {
+  const { open, post } = await startInbox(t)
+  const many = Array.from({ length: 97 }, (_, n) => `a-person-with-a-long-name-${n}@corp.example`)
+  sent(t, await post({ ...MESSAGE, to: many, cc: 'c@corp.example', bcc: ['b1@corp.example', 'b2@corp.example'] }))
+  for (const viewport of [
+    { width: 1100, height: 720 },
+    { width: 360, height: 640 },
+  ]) {
+    const page = await open({ viewport })
+    await page.getByText('and 99 more').waitFor()
+    await page.getByRole('link', { name: /Hello/ }).click()
+    await page.getByText('Hi.').waitFor()
+    const height = (): Promise<number> => page.evaluate<number>("document.getElementById('body').clientHeight")
+    t.ok((await height()) > 250, `${await height()} px`)
+    await page.getByRole('button', { name: 'and 92 more' }).click()
+    await page
+      .getByText(/a-person-with-a-long-name-96@/)
+      .first()
+      .waitFor()
+    t.ok((await height()) > 250)
+    t.same(await page.locator('#facts dt').allInnerTexts(), ['From', 'To', 'Cc', 'Bcc', 'Received'])
+    t.equal(await page.locator('#facts dt:has-text("Bcc") + dd').innerText(), 'b1@corp.example, b2@corp.example')
+  }
+})
+
+t.test('a page without mail says how it gets here', async (t) => {
+  const { open, post } = await startInbox(t)
+  const page = await open({ permissions: ['clipboard-read', 'clipboard-write'] })
+  await page.getByText(/smtp:\/\/127\.0\.0\.1:\d+/).waitFor()
+  await page.getByRole('button', { name: 'Copy' }).click()
+  await page.getByText('Copied').waitFor()
+  t.equal(await page.evaluate('navigator.clipboard.readText()'), `curl 'a command'`)
+  sent(t, await post(MESSAGE))
+  await page.getByText('Choose a message').waitFor()
+  t.equal(await page.locator('#ways').isVisible(), false)
+})
+
+t.test('messages are searched and deleted', async (t) => {
+  const { open, post } = await startInbox(t)
+  for (const subject of ['Invoice', 'Lunch', 'Invoice again']) sent(t, await post({ ...MESSAGE, subject }))
+  const page = await open()
+  await page.keyboard.press('/')
+  await page.keyboard.type('invoice')
+  await page.getByText('2 messages found').waitFor()
+  t.strictSame(await page.locator('.subject').allInnerTexts(), ['Invoice again', 'Invoice'])
+  await page.getByLabel('Search').fill('nothing like it')
+  await page.getByText('No message has these words.').waitFor()
+  await page.getByLabel('Search').fill('')
+  await page.getByRole('link', { name: /Lunch/ }).click()
+  await page.getByRole('button', { name: 'Delete', exact: true }).click()
+  await page.getByText('2 messages').waitFor()
+  await page.getByText('Choose a message').waitFor()
+  page.on('dialog', (dialog) => void dialog.accept())
+  await page.getByRole('button', { name: 'Delete all' }).click()
+  await page.getByText('0 messages').waitFor()
+  await page.getByText('No mail yet', { exact: true }).waitFor()
+})
+
+t.test('headers are decoded, and shown as they were sent when somebody asks', async (t) => {
+  const { open, post } = await startInbox(t)
+  sent(t, await post({ ...MESSAGE, subject: '청구서', html: '<img src="https://a.example/x">' }))
+  const page = await open()
+  await page.getByRole('link', { name: /청구서/ }).click()
+  await page.getByText('1 remote picture was not loaded').waitFor()
+  await page.getByRole('tab', { name: 'Headers' }).click()
+  await page.getByRole('row', { name: 'Subject 청구서' }).waitFor()
+  await page.getByRole('button', { name: 'As they were sent' }).click()
+  await page.getByText(/^Subject: =\?/m).waitFor()
 })
 
 t.test('hostile html runs nothing, loads nothing and goes nowhere', async (t) => {
@@ -232,6 +301,10 @@ t.test('everything can be reached with the keyboard alone', async (t) => {
   for (const subject of ['One', 'Two', 'Three']) sent(t, await post({ ...MESSAGE, subject, html: '<p>Hi</p>' }))
   const page = await open()
   const focused = (): Promise<string> => page.evaluate<string>('document.activeElement.textContent')
+  await page.keyboard.press('Tab')
+  t.equal(await page.evaluate('document.activeElement.id'), 'search')
+  await page.keyboard.press('Tab')
+  t.equal(await focused(), 'Delete all')
   await page.keyboard.press('Tab')
   t.match(await focused(), /Three/)
   await page.keyboard.press('ArrowDown')

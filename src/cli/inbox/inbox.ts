@@ -1,29 +1,16 @@
 import { readFileSync } from 'node:fs'
-import { mkdir, writeFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
-import { join } from 'node:path'
 import { SMTPServer } from 'smtp-server'
-
-/** A message as the inbox received it. */
-export interface ReceivedMessage {
-  /** Counts from 1. */
-  readonly number: number
-  readonly from: string
-  readonly to: readonly string[]
-  readonly content: Buffer
-  readonly receivedAt: Date
-  /** The `.eml` file that keeps it. */
-  readonly file: string
-}
+import type { Entry, Mailbox } from './mailbox.ts'
 
 export interface InboxOptions {
-  /** Where messages are kept as `.eml` files. */
-  readonly directory: string
+  readonly mailbox: Mailbox
   /** PEM files for STARTTLS. */
   readonly cert: string
   readonly key: string
-  /** Called before the message is acknowledged; a failure is answered with 451. */
-  onMessage(message: ReceivedMessage): void | Promise<void>
+  readonly port: number
+  /** Called when a message is kept. */
+  onMessage(entry: Entry): void
 }
 
 export interface Inbox {
@@ -33,51 +20,42 @@ export interface Inbox {
 
 const MAX_BYTES = 64_000_000
 
-/** An SMTP server on loopback that takes every message, keeps it in a file and delivers nothing: for `postern dev`. */
-export async function openInbox({ directory, cert, key, onMessage }: InboxOptions): Promise<Inbox> {
-  await mkdir(directory, { recursive: true })
-  let count = 0
+/**
+ * An SMTP server on loopback that takes every message, with STARTTLS or without, with any login or none, keeps it and
+ * delivers nothing: for `postern dev`. A message that cannot be kept is answered with 451. Rejects when the port is taken.
+ */
+export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOptions): Promise<Inbox> {
   const server = new SMTPServer({
     name: 'inbox.postern.invalid',
     banner: 'Postern development inbox',
     cert: readFileSync(cert),
     key: readFileSync(key),
     authOptional: true,
-    disabledCommands: ['AUTH'],
+    allowInsecureAuth: true,
+    onAuth: (_auth, _session, done) => done(null, { user: 'anybody' }),
     size: MAX_BYTES,
-    onData(stream, session, done) {
+    onData(stream, { envelope: { mailFrom, rcptTo } }, done) {
       const pieces: Buffer[] = []
       stream.on('data', (piece: Buffer) => {
         if (stream.byteLength <= MAX_BYTES) pieces.push(piece)
       })
       stream.once('end', () => {
         if (stream.sizeExceeded) return done(Object.assign(new Error('Message too large'), { responseCode: 552 }))
-        const number = ++count
-        const receivedAt = new Date()
-        const file = join(directory, `${receivedAt.toISOString().replace(/[:.]/g, '-')}-${number}.eml`)
-        const { mailFrom, rcptTo } = session.envelope
-        const content = Buffer.concat(pieces)
-        const message = {
-          number,
-          from: mailFrom === false ? '' : mailFrom.address,
-          to: rcptTo.map(({ address }) => address),
-          content,
-          receivedAt,
-          file,
-        }
-        writeFile(file, content)
-          .then(() => onMessage(message))
-          .then(
-            () => done(null, `2.0.0 Ok: kept as message ${number}`),
-            () => done(Object.assign(new Error('4.3.0 The message could not be kept'), { responseCode: 451 })),
-          )
+        const sender = mailFrom === false ? '' : mailFrom.address
+        mailbox.add({ sender, recipients: rcptTo.map(({ address }) => address) }, Buffer.concat(pieces)).then(
+          (entry) => {
+            onMessage(entry)
+            done(null, `2.0.0 Ok: kept as message ${entry.number}`)
+          },
+          () => done(Object.assign(new Error('4.3.0 The message could not be kept'), { responseCode: 451 })),
+        )
       })
     },
   })
   server.on('error', () => {}) // a client that breaks off ends its own session only
   await new Promise<void>((resolve, reject) => {
     server.server.once('error', reject)
-    server.listen(0, '127.0.0.1', resolve)
+    server.listen(port, '127.0.0.1', resolve)
   })
   const address: AddressInfo | string | null = server.server.address()
   return {

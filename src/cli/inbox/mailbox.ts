@@ -1,0 +1,152 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import PostalMime from 'postal-mime'
+import { bccOf, mailboxesOf, type MailView, attachedTo } from './view.ts'
+
+/** Who a message was handed over from and to, whatever its header says. */
+export interface Envelope {
+  readonly sender: string
+  readonly recipients: readonly string[]
+}
+
+/** What is kept of a message beside its file. */
+export interface Entry extends MailView {
+  /** Counts from 1, and never again what it was before. */
+  readonly number: number
+  readonly receivedAt: string
+  readonly envelope: Envelope
+  /** Bytes. */
+  readonly size: number
+  /** What its reader reads, for the search. */
+  readonly text: string
+  /** The name of its `.eml` file. */
+  readonly file: string
+}
+
+const MAX_KEPT = 500 // messages, on the disk too
+const MAX_SEARCHED = 20_000 // characters of a text
+const FILE = /^\d{4}-\d\d-\d\dT[\d-]+Z-(\d+)\.eml$/
+const COUNTER = '.last' // the number of the last message: where all were deleted no file has it
+
+/** The messages of the development inbox: `.eml` files in a folder, the newest 500, each with a hidden file of what is known of it. */
+export class Mailbox {
+  readonly #directory: string
+  #entries: readonly Entry[] = []
+  #last = 0
+
+  /** Reads the folder, and makes it where it is missing. */
+  static async open(directory: string): Promise<Mailbox> {
+    const mailbox = new Mailbox(directory)
+    await mkdir(directory, { recursive: true })
+    await mailbox.#read()
+    return mailbox
+  }
+
+  private constructor(directory: string) {
+    this.#directory = directory
+  }
+
+  /** The newest first. */
+  get entries(): readonly Entry[] {
+    return this.#entries
+  }
+
+  find(number: number): Entry | undefined {
+    return this.#entries.find((entry) => entry.number === number)
+  }
+
+  /** Those in which each of the words stands, in addresses, subject or text. */
+  search(words: string): readonly Entry[] {
+    const wanted = words.toLowerCase().split(/\s+/)
+    return this.#entries.filter((entry) => {
+      const { from, to, cc, bcc, subject, text } = entry
+      const searched = [from, ...to, ...cc, ...bcc, subject, text].join('\n').toLowerCase()
+      return wanted.every((word) => searched.includes(word))
+    })
+  }
+
+  content({ file }: Entry): Promise<Buffer> {
+    return readFile(join(this.#directory, file))
+  }
+
+  async add(envelope: Envelope, content: Buffer): Promise<Entry> {
+    const number = ++this.#last
+    writeFileSync(join(this.#directory, COUNTER), String(number))
+    const receivedAt = new Date().toISOString()
+    const file = `${receivedAt.replace(/[:.]/g, '-')}-${number}.eml`
+    const entry = await describe({ number, receivedAt, envelope, file }, content)
+    await writeFile(join(this.#directory, file), content)
+    await writeFile(this.#notes(file), JSON.stringify(entry))
+    this.#entries = [entry, ...this.#entries]
+    await this.remove(this.#entries.slice(MAX_KEPT))
+    return entry
+  }
+
+  async remove(entries: readonly Entry[]): Promise<void> {
+    const gone = new Set(entries)
+    this.#entries = this.#entries.filter((entry) => !gone.has(entry))
+    const files = entries.flatMap(({ file }) => [join(this.#directory, file), this.#notes(file)])
+    await Promise.all(files.map((file) => rm(file, { force: true })))
+  }
+
+  async #read(): Promise<void> {
+    const files = (await readdir(this.#directory)).filter((name) => FILE.test(name)).sort()
+    const entries: Entry[] = []
+    for (const file of files) {
+      const number = Number(FILE.exec(file)?.[1])
+      this.#last = Math.max(this.#last, number)
+      entries.unshift(await this.#load(file, number))
+    }
+    this.#last = Math.max(this.#last, readCounter(join(this.#directory, COUNTER)))
+    this.#entries = entries
+    await this.remove(entries.slice(MAX_KEPT))
+  }
+
+  /** What was noted of a message; of one without notes, what its header says. */
+  async #load(file: string, number: number): Promise<Entry> {
+    try {
+      return JSON.parse(await readFile(this.#notes(file), 'utf8'))
+    } catch {
+      const [, day = '', hour = '', minute = '', second = '', ms = ''] =
+        /^(.{10})T(..)-(..)-(..)-(...)Z/.exec(file) ?? []
+      const receivedAt = `${day}T${hour}:${minute}:${second}.${ms}Z`
+      return describe(
+        { number, receivedAt, envelope: { sender: '', recipients: [] }, file },
+        await readFile(join(this.#directory, file)),
+      )
+    }
+  }
+
+  /** Hidden, and sorted before the messages. */
+  #notes(file: string): string {
+    return join(this.#directory, `.${file.replace(/eml$/, 'json')}`)
+  }
+}
+
+async function describe(
+  known: Pick<Entry, 'number' | 'receivedAt' | 'envelope' | 'file'>,
+  content: Buffer,
+): Promise<Entry> {
+  const mail = await PostalMime.parse(content)
+  const [to, cc] = [mailboxesOf(mail.to), mailboxesOf(mail.cc)]
+  return {
+    ...known,
+    from: mailboxesOf([mail.from])[0] ?? known.envelope.sender,
+    to,
+    cc,
+    bcc: bccOf(mail, known.envelope.recipients),
+    subject: mail.subject ?? '',
+    attachments: attachedTo(mail).length,
+    size: content.length,
+    text: (mail.text ?? mail.html?.replace(/<[^>]*>/g, ' ') ?? '').slice(0, MAX_SEARCHED),
+  }
+}
+
+function readCounter(file: string): number {
+  try {
+    return Number(readFileSync(file, 'utf8')) || 0
+  } catch {
+    return 0 // no message has come yet
+  }
+}

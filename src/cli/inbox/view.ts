@@ -1,0 +1,119 @@
+import { type Address, type Attachment, decodeWords, type Email } from 'postal-mime'
+
+/** What the list shows of a message. */
+export interface MailView {
+  readonly from: string
+  readonly to: readonly string[]
+  readonly cc: readonly string[]
+  /** Recipients of the envelope that no header names. */
+  readonly bcc: readonly string[]
+  readonly subject: string
+  readonly attachments: number
+}
+
+const MAX_INLINE_BYTES = 32_000_000 // of pictures written into one message's html, which may name the same one often
+const MAX_HEAD_BYTES = 64 * 1024
+
+/** "Name <address>" of each, groups opened. */
+export function mailboxesOf(addresses: readonly (Address | undefined)[] = []): string[] {
+  return addresses.flatMap((address) => {
+    if (address === undefined) return []
+    if (address.address === undefined) return mailboxesOf(address.group)
+    return [address.name === '' ? address.address : `${address.name} <${address.address}>`]
+  })
+}
+
+/** Who got a message without being named in its header. */
+export function bccOf({ to = [], cc = [] }: Email, recipients: readonly string[]): string[] {
+  const named = new Set(
+    [...to, ...cc]
+      .flatMap(({ address, group }) => (address === undefined ? (group ?? []).map((one) => one.address) : [address]))
+      .map((address) => address.toLowerCase()),
+  )
+  return recipients.filter((recipient) => !named.has(recipient.toLowerCase()))
+}
+
+/** The attachments that are no part of the html, with their places in the message. */
+export function attachedTo({
+  attachments,
+  html,
+}: Email): { index: number; name: string; type: string; size: number }[] {
+  return attachments.flatMap((attachment, index) =>
+    isInline(attachment) && html !== undefined
+      ? []
+      : [{ index, name: nameOf(attachment), type: attachment.mimeType, size: bytesOf(attachment).length }],
+  )
+}
+
+/** What is shown of an open message beside what the list has. */
+export function detailsOf(mail: Email, content: Buffer): object {
+  const end = content.subarray(0, MAX_HEAD_BYTES).indexOf('\r\n\r\n')
+  return {
+    date: mail.date,
+    reply_to: mailboxesOf(mail.replyTo),
+    headers: mail.headers.map(({ originalKey, value }) => ({ name: originalKey, value: decodeWords(value) })),
+    head: content.subarray(0, end < 0 ? MAX_HEAD_BYTES : end).toString(),
+    text: mail.text,
+    has_html: mail.html !== undefined,
+    files: attachedTo(mail),
+    blocked: remoteIn(mail.html),
+  }
+}
+
+/** How often html names something that it would fetch from elsewhere: pictures, most of all. */
+function remoteIn(html = ''): number {
+  return (
+    html.match(/(?:\b(?:src|srcset|background|poster)\s*=\s*["']?|url\(\s*["']?)\s*(?:https?:)?\/\//gi)?.length ?? 0
+  )
+}
+
+/**
+ * The html of a message for its frame, with the pictures it brings along. The policy of the answer blocks everything
+ * else; the elements that lose their meaning here are those for which browsers connect ahead of any policy.
+ */
+export function inert({ html = '', attachments }: Email): string {
+  const pictures = new Map(
+    attachments.flatMap((attachment) => (isInline(attachment) ? [[idOf(attachment), attachment] as const] : [])),
+  )
+  let room = MAX_INLINE_BYTES
+  const withPictures = html.replace(/cid:([^"'\s)>\\]{1,255})/gi, (reference, id: string) => {
+    const picture = pictures.get(decoded(id))
+    if (picture === undefined || !/^image\/[\w.+-]+$/.test(picture.mimeType)) return reference
+    const bytes = bytesOf(picture)
+    room -= bytes.length
+    return room < 0 ? reference : `data:${picture.mimeType};base64,${bytes.toString('base64')}`
+  })
+  const tame = withPictures.replace(/<(?=\/?(?:link|meta|base|i?frame|frameset|object|embed)\b)/gi, '<x-')
+  return `<!doctype html><meta charset="utf-8"><meta name="color-scheme" content="light"><base target="_blank"><style>body{font:15px/1.5 system-ui,sans-serif;margin:16px}img{max-width:100%}</style>${tame}`
+}
+
+function isInline({ contentId, disposition }: Attachment): boolean {
+  return contentId !== undefined && disposition !== 'attachment'
+}
+
+function idOf({ contentId = '' }: Attachment): string {
+  return contentId.replace(/^<|>$/g, '')
+}
+
+export function nameOf({ filename }: Attachment): string {
+  // Half a surrogate pair has no encoded form, which the buffer mends; a path is nothing that a download should bring along.
+  const name = Buffer.from(filename ?? '')
+    .toString()
+    .replace(/[\p{Cc}/\\]/gu, '_')
+  return name === '' ? 'unnamed' : name
+}
+
+export function bytesOf({ content }: Attachment): Buffer {
+  if (typeof content === 'string') return Buffer.from(content)
+  return content instanceof Uint8Array
+    ? Buffer.from(content.buffer, content.byteOffset, content.byteLength)
+    : Buffer.from(content)
+}
+
+function decoded(id: string): string {
+  try {
+    return decodeURIComponent(id)
+  } catch {
+    return id
+  }
+}
