@@ -61,7 +61,7 @@ t.test('what the relay gets is what was written, byte for byte, and nothing else
   const { post, relay } = await startGateway(t)
   const text =
     '.\r\n..\r\n.\r\nQUIT\r\nFrom x\r\n\r\n.\r\nMAIL FROM:<evil@x.example>\r\nRCPT TO:<evil@x.example>\r\nDATA\r\n한글 👩‍👩‍👧‍👦\r\n'
-  const name = 'Doe, "J", =?UTF-8?Q?Bcc=3A?= \\'
+  const name = 'Doe, "J", =?UTF-8?Q?Bcc=3A?='
   const answer = await post({
     ...MESSAGE,
     from: { email: 'billing@corp.example', name },
