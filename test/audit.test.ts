@@ -47,7 +47,16 @@ t.test('a refusal is one line too, with the same facts as far as they are known'
     recipients: ['user@corp.example'],
     tags: { a: 'b' },
   })
-  t.match(input, { level: 40, client: 'billing', code: 'invalid_message', outcome: 'not_sent', status: 400 })
+  t.match(input, {
+    level: 40,
+    client: 'billing',
+    code: 'invalid_message',
+    outcome: 'not_sent',
+    status: 400,
+    paths: ['/subject'],
+  })
+  await gateway.post({ ...MESSAGE, from: 1, subject: 2, text: 3, html: 4, to: ['nobody', 'else'] })
+  t.same(lines(gateway)[2]?.['paths'], ['/from', '/to/0', '/to/1', '/subject', '/text', '/html'])
 })
 
 t.test('a message that came complete or in parts has the same line, with its size', async (t) => {

@@ -2,6 +2,9 @@ import type { BaseLogger } from 'pino'
 import type { LogRecipients } from '../config/config.ts'
 import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
 
+const MAX_PATHS = 20 // of the faults of one request
+const MAX_PATH_CHARS = 200
+
 /** The facts of one message that reach the log. Never its content, its headers or a secret. */
 export interface Audit {
   messageId?: string
@@ -86,6 +89,9 @@ export function logRefusal(
       code: problem.code,
       status: problem.status,
       ...(verbose && { detail: problem.message }),
+      ...(problem.errors && {
+        paths: problem.errors.slice(0, MAX_PATHS).map(({ path }) => path.slice(0, MAX_PATH_CHARS)),
+      }),
       // Of an error its code, its message and where it arose, never its other properties: they may hold mail. A parser's
       // message quotes what it could not read.
       ...(fault && 'code' in fault && { error_code: String(fault.code) }),

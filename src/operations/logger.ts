@@ -121,8 +121,42 @@ function linesIn(bytes: Buffer): number {
 async function prettyOutput(): Promise<DestinationStream | undefined> {
   try {
     const { build } = await import('pino-pretty')
-    return build({ colorize: process.env['NO_COLOR'] === undefined, translateTime: 'SYS:HH:MM:ss.l', sync: true })
+    return build({
+      colorize: process.env['NO_COLOR'] === undefined,
+      translateTime: 'SYS:HH:MM:ss.l',
+      sync: true,
+      hideObject: true,
+      messageFormat: forPeople,
+    })
   } catch {
     return undefined
   }
+}
+
+// Whoever looks at a terminal wants to know who sent what to whom; these are for machines.
+const FOR_MACHINES = new Set([
+  'level',
+  'time',
+  'msg',
+  'request_id',
+  'trace_id',
+  'correlation_id',
+  'fingerprint',
+  'known_by',
+  'remote',
+])
+
+/** A line of the log on one line of a terminal: what it says, then what it knows, as `name=value`. */
+function forPeople(line: Record<string, unknown>, messageKey: string): string {
+  const known = Object.entries(line).flatMap(([name, value]) => {
+    const empty = value === null || (typeof value === 'object' && Object.keys(value).length === 0)
+    // A stranger's certificate is all that is known of it.
+    const machine = FOR_MACHINES.has(name) && !(name === 'fingerprint' && line['client'] === null)
+    return empty || machine ? [] : [`${name}=${typeof value === 'string' ? value : JSON.stringify(value)}`]
+  })
+  // What callers send could rewrite what the terminal shows.
+  return [String(line[messageKey]), ...known]
+    .join(' ')
+    .replace(/\s+/g, ' ')
+    .replace(/[\p{Cc}\p{Cf}]/gu, '\ufffd')
 }

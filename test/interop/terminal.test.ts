@@ -19,7 +19,7 @@ t.test('logs are for people on a terminal where pino-pretty is installed, and JS
   const env = { ...settings(directory), POSTERN_HOST: '127.0.0.1', POSTERN_SMTP_URL: relay.url, NO_COLOR: '1' }
   const command = `exec script -qec "exec '${process.execPath}' dist/cli.js serve" /dev/null` // `script` gives a terminal
   const pretty = await launch(t, command, process.cwd(), env)(/listening/)
-  t.match(pretty, /^\[\d\d:\d\d:\d\d\.\d+\] INFO: listening\r?$/)
+  t.match(pretty, /^\[\d\d:\d\d:\d\d\.\d+\] INFO: listening port=\d+ .*\r?$/)
   const json = await launch(t, command, await withoutPretty(t), env)(/listening/)
   t.match(JSON.parse(json), { level: 'info', msg: 'listening', time: /^\d{4}-\d\d-\d\dT[\d:.]+Z$/ })
 })
@@ -48,8 +48,8 @@ t.test(
     let output = ''
     child.stdout.setEncoding('utf8').on('data', (piece: string) => (output += piece))
     t.teardown(() => child.kill('SIGTERM'))
-    await until(() => /ops_port: \d+[^]*relays/.test(output))
-    const opsPort = Number(/ops_port: (\d+)/.exec(output)?.[1])
+    await until(() => /ops_port=\d+ .*relays/.test(output))
+    const opsPort = Number(/ops_port=(\d+)/.exec(output)?.[1])
     const alive = (): Promise<boolean> =>
       fetch(`http://127.0.0.1:${opsPort}/livez`).then(
         () => true,
@@ -66,6 +66,25 @@ t.test(
     await until(async () => !(await alive()))
   },
 )
+
+t.test('a line of the log is one line of a terminal, which nothing in it can rewrite', async (t) => {
+  const script = `
+    const { createLogger } = await import('./dist/operations/logger.js')
+    const logger = await createLogger({ log: { level: 'info' } })
+    logger.info({ client: 'billing', request_id: 'r', recipients: ['a@b.example'], reply: '250 Ok', rejected: [], tags: {} }, 'message')
+    logger.warn({ client: null, fingerprint: 'AB:CD', detail: 'evil \\u001b[2J\\r\\nname\\u202e', paths: ['/to/1'] }, 'refused')
+    setTimeout(() => {}, 100)`
+  const folder = await temporaryDirectory(t)
+  writeFileSync(join(folder, 'log.mjs'), script.replace('./dist', join(process.cwd(), 'dist')))
+  const firstLine = launch(t, `exec script -qec "exec '${process.execPath}' log.mjs" /dev/null`, folder, {
+    NO_COLOR: '1',
+  })
+  t.match(await firstLine(/message/), /INFO: message client=billing recipients=\["a@b\.example"\] reply=250 Ok\r?$/)
+  t.match(
+    await firstLine(/refused/),
+    /WARN: refused fingerprint=AB:CD detail=evil \ufffd\[2J name\ufffd paths=\["\/to\/1"\]\r?$/,
+  )
+})
 
 /** The built gateway with every package but pino-pretty, as in an image. */
 async function withoutPretty(t: Test): Promise<string> {
