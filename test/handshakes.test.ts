@@ -7,7 +7,7 @@ import { type ConnectionOptions, connect } from 'node:tls'
 import { pino } from 'pino'
 import t, { type Test } from 'tap'
 import { createRevocationList, type Issued } from '../src/tls/issue.ts'
-import { watchHandshakes } from '../src/http/handshakes.ts'
+import { watchHandshakes } from '../src/server/handshakes.ts'
 import { Metrics } from '../src/operations/metrics.ts'
 import { LISTENER_OPTIONS, secureContextOptions, type TlsMaterial } from '../src/tls/context.ts'
 import { startGateway } from './support/gateway.ts'
@@ -213,7 +213,7 @@ async function listen(t: Test, { handshakeTimeout = 10_000, ...material }: Liste
       },
     },
   )
-  watchHandshakes(server, metrics, logger)
+  watchHandshakes(server, metrics, logger, () => {})
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   const close = (): Promise<void> => new Promise((resolve) => server.close(() => resolve()))

@@ -36,6 +36,7 @@ export interface Config {
   readonly maxSize: number
   readonly maxRecipients: number
   readonly maxPending: number
+  readonly maxConnections: number
   readonly maxInflight: number
   readonly requestTimeout: number
   readonly shutdownGrace: number
@@ -100,6 +101,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     },
     maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
     maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
+    maxConnections: number('POSTERN_MAX_CONNECTIONS', 10_000, 1, 1_000_000),
     maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
     maxInflight: parsed('POSTERN_MAX_INFLIGHT', 256e6, parseSize),
     requestTimeout,

@@ -19,8 +19,6 @@ import { AJV_OPTIONS } from './body/validation.ts'
 import { BrokenRequests, checkHead } from './broken-requests.ts'
 import { followConnections } from './connections.ts'
 import { correlationOf } from './correlation.ts'
-import { paceHandshakes } from './handshake-turns.ts'
-import { watchHandshakes } from './handshakes.ts'
 import { identify } from './identity.ts'
 import { SECURITY_HEADERS, toProblem } from './problems.ts'
 import { checkAccept, originForm, Routes } from './routes.ts'
@@ -78,8 +76,6 @@ export function build(options: AppOptions): TypedApp {
   app.decorateRequest('caller', null)
   app.decorateRequest('submission', null)
 
-  paceHandshakes(app.server)
-  watchHandshakes(app.server, metrics, options.logger)
   broken.attach(app.server)
 
   // A request passes these hooks in this order.

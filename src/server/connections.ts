@@ -1,51 +1,309 @@
-import type { Server } from 'node:https'
-import { TLSSocket } from 'node:tls'
+import { readFileSync } from 'node:fs'
+import { Socket } from 'node:net'
+import { type Server, TLSSocket } from 'node:tls'
+import type { Logger } from 'pino'
 import { answersOwed, onceOver, unanswered } from '../http/connections.ts'
 
-/** Whether the peer of a connection may go on asking. */
-export type Stands = (socket: TLSSocket) => boolean
+export interface ConnectionOptions {
+  /** POSTERN_MAX_CONNECTIONS */
+  readonly most: number
+  /** The client that may go on asking on a connection; nothing for a stranger. */
+  readonly clientOf: (socket: TLSSocket) => string | undefined
+  readonly log: Pick<Logger, 'warn'>
+}
 
-/** The open connections of a listener, so that those that no longer pass can be closed. */
+interface Connection {
+  readonly transport: Socket
+  /** Of an IPv6 address the network of one subscriber, /64: whoever has one has all of them. */
+  readonly address: string
+  /** The client that it passed for, once. */
+  client: string | undefined
+  /** Whether it has sent a request. */
+  asked: boolean
+  /** When it came, and then when its handshake began, by performance.now(). */
+  since: number
+  /** Since the handshake. */
+  tls: TLSSocket | undefined
+  /** Of the transport, when the handshake was complete. */
+  handshakeBytes: number
+}
+
+// Half of what the process may open: relays, the other ports and files need some too.
+const DESCRIPTOR_SHARE = 0.5
+// At a time. Each holds up to 260 KB of a ClientHello that does not end: 3,000 of them took 784 MB.
+const MAX_HANDSHAKES = 256
+// At a time from one address. All that these cost may come in one turn of the event loop, before any of them can be judged.
+const MAX_HANDSHAKES_OF_ADDRESS = 8
+const SLOW_HANDSHAKE_MS = 2_000 // then it loses its place to another of its address that waits for one
+const MAX_WAIT_MS = 10_000 // for its turn; a handshake itself takes no longer either
+// A chain of 4 RSA-4096 certificates, a post-quantum key share and all else of a handshake are 10 KB. A chain of 70 made-up
+// certificates with exponents as long as their keys takes 100 KB and 470 ms of CPU until it is refused. OpenSSL has bounds for
+// size and depth of a chain, which Node does not set; and TLS over a stream of ours, which could count, is a way that crashes.
+const MAX_HANDSHAKE_BYTES = 12 * 1024
+const ALERT_BYTES = 16 // all that somebody gets who does not speak TLS
+const PAUSE_MS = 5 * 60_000
+const MAX_PAUSED = 10_000
+// For the request of somebody who is not listed, to be told so. It comes with the end of the handshake, or with the next packet.
+const STRANGER_MS = 1_000
+const LOOK_MS = 250
+// What records may weigh beyond their content before a connection is cut. A record takes 29 bytes more than it carries, so that
+// a client that sends 30 bytes at a time comes through. A KeyUpdate is 27 bytes without any, and costs 10 µs.
+const MAX_IDLE_BYTES = 64 * 1024
+
+/**
+ * The open connections of the listener: bounded in number, paced while they shake hands, cut where they only cost, and
+ * closed where they no longer pass. To be made before anybody else listens for `connection`.
+ */
 export class Connections {
-  readonly #stands: Stands
-  /** Those that passed once. A stranger's never did: it gets its 403 and is closed with that. */
-  readonly #passed = new Set<TLSSocket>()
+  readonly #options: ConnectionOptions
+  readonly #most: number
+  readonly #open = new Map<Socket, Connection>()
+  readonly #waiting = new Set<Connection>()
+  readonly #shaking = new Set<Connection>()
+  /** Until when (Unix ms) an address, or a certificate by its fingerprint, gets no new connection. */
+  readonly #paused = new Map<string, number>()
+  readonly #begin: (transport: Socket) => void
+  readonly #timer: NodeJS.Timeout
+  #turn: NodeJS.Immediate | undefined
 
-  constructor(server: Server, stands: Stands) {
-    this.#stands = stands
-    server.on('secureConnection', (socket: TLSSocket) => this.#pass(socket))
+  constructor(server: Server, options: ConnectionOptions) {
+    this.#options = options
+    this.#most = Math.max(1, Math.min(options.most, Math.floor(maxDescriptors() * DESCRIPTOR_SHARE)))
+    const listeners = server.listeners('connection')
+    this.#begin = (transport) => {
+      for (const listener of listeners) listener.call(server, transport)
+    }
+    server.removeAllListeners('connection')
+    server.on('connection', (transport: Socket) => this.#arrive(transport))
+    server.on('secureConnection', (tls: TLSSocket) => this.#secured(tls))
     server.on('request', ({ socket }) => {
-      // Somebody who was listed only after the handshake counts from the first request on.
-      if (socket instanceof TLSSocket && !this.#passed.has(socket)) this.#pass(socket)
+      const connection = this.#of(socket)
+      if (connection === undefined) return
+      connection.asked = true
+      connection.client ??= options.clientOf(socket) // listed only after the handshake
     })
+    this.#timer = setInterval(this.#look, LOOK_MS).unref()
   }
 
-  /** Closes the connections that no longer pass: idle ones at once, others after their answer. Returns how many. */
-  sweep(): number {
-    let closed = 0
-    for (const socket of this.#passed) {
-      if (this.#stands(socket)) continue
-      closed += 1
-      this.#passed.delete(socket)
-      this.#closeAfterAnswers(socket)
+  get size(): number {
+    return this.#open.size
+  }
+
+  /** Whether some connection still owes an answer. */
+  get owing(): boolean {
+    return [...this.#open.values()].some(({ tls }) => tls !== undefined && answersOwed(tls) > 0)
+  }
+
+  /** Closes the connections that passed and no longer do: idle ones at once, others after their answer. */
+  sweep(): void {
+    for (const connection of this.#open.values()) {
+      const { tls, client } = connection
+      if (tls === undefined || client === undefined || this.#options.clientOf(tls) !== undefined) continue
+      connection.client = undefined // closed once
+      closeAfterAnswers(tls)
     }
-    return closed
   }
 
-  #pass(socket: TLSSocket): void {
-    if (socket.destroyed || !this.#stands(socket)) return
-    this.#passed.add(socket)
-    socket.once('close', () => this.#passed.delete(socket))
+  /** To be told of each handshake that failed: one that was dear is the last one from its address for a while. */
+  failed(transport: Socket): void {
+    const connection = this.#open.get(transport)
+    if (connection !== undefined && isDear(transport)) this.#pauseAddress(connection)
   }
 
-  #closeAfterAnswers(socket: TLSSocket): void {
-    const answers = unanswered(socket)
-    if (answers.length === 0) return void socket.destroySoon()
-    for (const answer of answers) {
-      answer.shouldKeepAlive = false // says "Connection: close" where the head is not on its way yet
-      onceOver(answer, () => {
-        if (answersOwed(socket) === 0) socket.destroySoon()
-      })
+  /** Cuts whatever is open. */
+  close(): void {
+    clearInterval(this.#timer)
+    for (const transport of this.#open.keys()) transport.destroy()
+  }
+
+  #arrive(transport: Socket): void {
+    transport.on('error', () => {}) // nobody else listens yet; Node destroys it
+    const address = networkOf(transport.remoteAddress ?? 'unknown')
+    if (this.#isPaused(address) || (this.#open.size >= this.#most && !this.#makeRoom())) return void transport.destroy()
+    const connection: Connection = {
+      transport,
+      address,
+      client: undefined,
+      asked: false,
+      since: performance.now(),
+      tls: undefined,
+      handshakeBytes: 0,
     }
+    this.#open.set(transport, connection)
+    transport.once('close', () => {
+      this.#open.delete(transport)
+      this.#waiting.delete(connection)
+      this.#shaking.delete(connection)
+      this.#schedule()
+    })
+    this.#waiting.add(connection)
+    this.#schedule()
+  }
+
+  #schedule(): void {
+    if (this.#waiting.size > 0) this.#turn ??= setImmediate(this.#next)
+  }
+
+  /**
+   * Lets one handshake begin in each turn of the event loop: a burst of them would otherwise be answered in one go, with
+   * every open connection waiting.
+   */
+  readonly #next = (): void => {
+    this.#turn = undefined
+    const taken = new Map<string, number>()
+    for (const { address } of this.#shaking) taken.set(address, (taken.get(address) ?? 0) + 1)
+    // The newest first: a flood of handshakes that nobody ends is older than whoever comes now.
+    const connection = [...this.#waiting].findLast(
+      ({ address }) => (taken.get(address) ?? 0) < MAX_HANDSHAKES_OF_ADDRESS,
+    )
+    if (connection === undefined) return
+    this.#waiting.delete(connection)
+    if (this.#shaking.size >= MAX_HANDSHAKES) biggest(this.#shaking, ({ address }) => address)[0]?.transport.destroy()
+    connection.since = performance.now()
+    this.#shaking.add(connection)
+    this.#begin(connection.transport)
+    this.#schedule()
+  }
+
+  readonly #look = (): void => {
+    const now = performance.now()
+    const crowded = new Set<string>()
+    for (const { address, since, transport } of this.#waiting) {
+      crowded.add(address)
+      if (now - since > MAX_WAIT_MS) transport.destroy()
+    }
+    for (const connection of this.#shaking) {
+      if (isDear(connection.transport)) this.#pauseAddress(connection)
+      else if (crowded.has(connection.address) && now - connection.since > SLOW_HANDSHAKE_MS)
+        connection.transport.destroy()
+    }
+    this.#cutFloods()
+  }
+
+  #secured(tls: TLSSocket): void {
+    const connection = this.#of(tls)
+    if (connection === undefined) return
+    this.#shaking.delete(connection)
+    this.#schedule()
+    connection.tls = tls
+    connection.handshakeBytes = connection.transport.bytesRead
+    if (this.#isPaused(certificateOf(tls))) return void tls.destroy()
+    connection.client = this.#options.clientOf(tls)
+    if (connection.client !== undefined) return
+    const timer = setTimeout(() => {
+      if (!connection.asked && this.#options.clientOf(tls) === undefined) tls.destroy()
+    }, STRANGER_MS)
+    tls.once('close', () => clearTimeout(timer))
+  }
+
+  /** Cuts connections that bring bytes and neither requests nor bodies: KeyUpdates (RFC 8446 §4.6.3), empty records. */
+  #cutFloods(): void {
+    for (const { transport, tls, handshakeBytes, client } of this.#open.values()) {
+      if (tls === undefined || transport.bytesRead - handshakeBytes <= 2 * tls.bytesRead + MAX_IDLE_BYTES) continue
+      const fingerprint = certificateOf(tls)
+      this.#pause(fingerprint)
+      this.#options.log.warn(
+        { remote: tls.remoteAddress, client, fingerprint, pause_ms: PAUSE_MS },
+        'a connection brought bytes and no requests: it was cut, and its certificate gets no new one for a while',
+      )
+      tls.destroy()
+    }
+  }
+
+  /** Past the limit whoever holds most idle connections loses the oldest of them. Returns whether there is room. */
+  #makeRoom(): boolean {
+    const idle = [...this.#open.values()].filter(({ tls }) => tls === undefined || answersOwed(tls) === 0)
+    // Several at once, since counting them takes a millisecond for 10,000.
+    const lost = biggest(idle, ({ client, address }) => client ?? `from ${address}`).slice(
+      0,
+      Math.ceil(this.#most / 100),
+    )
+    for (const { transport, tls } of lost) (tls ?? transport).destroy()
+    for (const { transport } of lost) this.#open.delete(transport)
+    return lost.length > 0
+  }
+
+  #of(socket: Socket): Connection | undefined {
+    const transport = socket instanceof TLSSocket ? transportOf(socket) : undefined
+    return transport && this.#open.get(transport)
+  }
+
+  #pauseAddress({ address, transport }: Connection): void {
+    this.#pause(address)
+    this.#options.log.warn(
+      { remote: address, bytes: transport.bytesRead, pause_ms: PAUSE_MS },
+      'a handshake was too large: the address gets no new connection for a while',
+    )
+    for (const other of this.#shaking) if (other.address === address) other.transport.destroy()
+  }
+
+  #pause(who: string): void {
+    this.#paused.delete(who)
+    this.#paused.set(who, Date.now() + PAUSE_MS)
+    const [first] = this.#paused.keys()
+    if (this.#paused.size > MAX_PAUSED && first !== undefined) this.#paused.delete(first)
+  }
+
+  #isPaused(who: string): boolean {
+    const until = this.#paused.get(who)
+    if (until !== undefined && until <= Date.now()) this.#paused.delete(who)
+    return until !== undefined && until > Date.now()
+  }
+}
+
+/**
+ * The TCP socket below a TLS one, which Node keeps to itself. Should a version of Node call it otherwise, then failures go
+ * without an address and plain HTTP without an answer.
+ */
+export function transportOf(socket: TLSSocket): Socket | undefined {
+  const transport: unknown = Reflect.get(socket, '_parent')
+  return transport instanceof Socket ? transport : undefined
+}
+
+/** Whether a handshake has brought more than any real one after the server's first answer: what comes then is verified. */
+function isDear({ bytesRead, bytesWritten }: Socket): boolean {
+  return bytesRead > MAX_HANDSHAKE_BYTES && bytesWritten > ALERT_BYTES
+}
+
+/** The members of the largest group, in order. */
+function biggest<T>(members: Iterable<T>, groupOf: (member: T) => string): readonly T[] {
+  const groups = new Map<string, T[]>()
+  let largest: T[] = []
+  for (const member of members) {
+    const key = groupOf(member)
+    const group = groups.get(key) ?? []
+    groups.set(key, group)
+    group.push(member)
+    if (group.length > largest.length) largest = group
+  }
+  return largest
+}
+
+function networkOf(address: string): string {
+  if (!address.includes(':') || address.startsWith('::ffff:')) return address
+  return address.split('::', 1)[0]?.split(':').slice(0, 4).join(':') ?? address
+}
+
+function certificateOf(tls: TLSSocket): string {
+  return tls.getPeerX509Certificate()?.fingerprint256 ?? 'none'
+}
+
+/** How many files and sockets the process may have open; where the system does not tell, as many as it likes. */
+function maxDescriptors(): number {
+  try {
+    return Number(/^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1] ?? Infinity)
+  } catch {
+    return Infinity
+  }
+}
+
+function closeAfterAnswers(socket: TLSSocket): void {
+  const answers = unanswered(socket)
+  if (answers.length === 0) return void socket.destroySoon()
+  for (const answer of answers) {
+    answer.shouldKeepAlive = false // says "Connection: close" where the head is not on its way yet
+    onceOver(answer, () => {
+      if (answersOwed(socket) === 0) socket.destroySoon()
+    })
   }
 }

@@ -5,7 +5,7 @@ import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { codeOf, LoadError, Problem } from '../errors.ts'
-import { Connections } from './connections.ts'
+import type { Connections } from './connections.ts'
 import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
 import type { Metrics } from '../operations/metrics.ts'
@@ -78,7 +78,7 @@ export class Reloader implements ClientSource {
   }
 
   /** Begins to watch. `close` ends it. */
-  serve(server: Server): void {
+  serve(server: Server, connections: Connections): void {
     const files = new FileWatch(
       partsOf(this.#options.config).flatMap(([, paths]) => paths),
       () => this.reload(),
@@ -89,8 +89,20 @@ export class Reloader implements ClientSource {
       files.close()
       clearInterval(timer)
     }
-    this.#serving = { server, connections: new Connections(server, (socket) => passes(socket, this.current)), close }
+    this.#serving = { server, connections, close }
     this.#warn(Date.now())
+  }
+
+  /**
+   * The client that may go on asking on a connection, by all that is in force now; nothing for a stranger. Who is disabled is
+   * told so, with each request on a connection that is open too.
+   */
+  readonly clientOf = (socket: unknown): string | undefined => {
+    try {
+      return standing(socket, this.current, Date.now()).client.name
+    } catch (error) {
+      return error instanceof Problem && error.code === 'client_disabled' ? 'disabled' : undefined
+    }
   }
 
   close(): void {
@@ -276,15 +288,6 @@ function changesOf({ clients: before }: ClientDirectory, { clients: after }: Cli
     changed: names
       .filter((name) => before.has(name) && !isDeepStrictEqual(before.get(name)?.entry, after.get(name)?.entry))
       .slice(0, MAX_NAMES),
-  }
-}
-
-/** Who is disabled is told so, with each request on a connection that is open too. */
-function passes(socket: unknown, listing: Listing): boolean {
-  try {
-    return standing(socket, listing, Date.now()) !== undefined
-  } catch (error) {
-    return error instanceof Problem && error.code === 'client_disabled'
   }
 }
 

@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
+import type { AddressInfo, Server as NetServer } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { acmeServer } from '../operations/acme.ts'
@@ -17,6 +17,8 @@ import { operationsServer } from '../operations/server.ts'
 import { statusOf } from '../operations/status.ts'
 import { connectRedis } from '../send/redis.ts'
 import { AttemptFailed } from '../relay/relay.ts'
+import { Connections } from './connections.ts'
+import { watchHandshakes } from './handshakes.ts'
 import { stopGracefully } from './stop.ts'
 import { type InForce, Reloader } from './reload.ts'
 import { Relays } from '../relay/relays.ts'
@@ -91,13 +93,18 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     logger,
     shuttingDown: () => shuttingDown,
   })
-  const sockets = trackSockets(app.server)
+  const connections = new Connections(app.server, {
+    most: config.maxConnections,
+    clientOf: clients.clientOf,
+    log: logger,
+  })
+  watchHandshakes(app.server, metrics, logger, (transport) => connections.failed(transport))
   let firstLook: Promise<void> = Promise.resolve()
   const usage = (): ReturnType<Allowances['usageOf']> => allowances.usageOf(clients.current.directory.clients.values())
   metrics.observe({
     relayPending: () => relays.pending,
     inflightBytes: () => admission.bytes,
-    connections: () => sockets.size,
+    connections: () => connections.size,
     usage,
   })
   const operations = operationsServer({
@@ -113,7 +120,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       shuttingDown: () => shuttingDown,
       relays: () =>
         relays.status.map(({ label, up }) => ({ relay: label, up, fault: up ? undefined : faults.get(label) })),
-      inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: sockets.size }),
+      inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: connections.size }),
       files: () => clients.files,
       clients: () => clients.current.directory.clients.values(),
       usage,
@@ -126,7 +133,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
 
   const closeAll = async (): Promise<void> => {
     clients.close()
-    for (const socket of sockets) socket.destroy()
+    connections.close()
     for (const server of [operations, plain]) {
       server.close()
       server.closeAllConnections()
@@ -144,7 +151,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     await closeAll()
     throw error
   }
-  clients.serve(app.server)
+  clients.serve(app.server, connections)
   firstLook = Promise.race([relays.probeAll(), pause(FIRST_LOOK_MS, undefined, { ref: false })])
   const gateway: Gateway = {
     port: portOf(app.server),
@@ -153,7 +160,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     reload: () => clients.reload({ again: true }),
     async stop() {
       shuttingDown = true
-      const cut = await stopGracefully({ admission, relays, server: app.server, sockets }, config.shutdownGrace)
+      const cut = await stopGracefully({ admission, relays, server: app.server, connections }, config.shutdownGrace)
       await closeAll()
       return cut
     },
@@ -169,16 +176,6 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     'listening',
   )
   return gateway
-}
-
-/** Every open connection, those in the middle of a handshake too: they are not on the HTTP server's own list. */
-function trackSockets(server: NetServer): ReadonlySet<Socket> {
-  const sockets = new Set<Socket>()
-  server.on('connection', (socket: Socket) => {
-    sockets.add(socket)
-    socket.once('close', () => sockets.delete(socket))
-  })
-  return sockets
 }
 
 async function listen(server: NetServer, name: string, host: string, port: number): Promise<void> {

@@ -1,17 +1,16 @@
-import type { Server, Socket } from 'node:net'
+import type { Server } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import type { Admission } from '../http/body/admission.ts'
-import { answersOwed } from '../http/connections.ts'
 import type { Relays } from '../relay/relays.ts'
+import type { Connections } from './connections.ts'
 
 /** What takes part in the end of a gateway. */
 export interface Stopping {
   readonly admission: Admission
   readonly relays: Pick<Relays, 'close'>
   readonly server: Server
-  /** Every open connection of the server. */
-  readonly sockets: ReadonlySet<Socket>
+  readonly connections: Connections
 }
 
 const POLL_MS = 10
@@ -27,7 +26,10 @@ const LAST_MS = 1_000
  * Waits up to `grace` ms for what is in progress, and tells everybody who is connected. Then it ends what is left: each
  * message is answered with what is known of it. Resolves with the number of messages that were cut.
  */
-export async function stopGracefully({ admission, relays, server, sockets }: Stopping, grace: number): Promise<number> {
+export async function stopGracefully(
+  { admission, relays, server, connections }: Stopping,
+  grace: number,
+): Promise<number> {
   const deadline = Date.now() + grace
   const until = async (done: () => boolean, end: number): Promise<void> => {
     while (!done() && Date.now() < end) await pause(POLL_MS)
@@ -36,19 +38,18 @@ export async function stopGracefully({ admission, relays, server, sockets }: Sto
   await until(idle, deadline)
   let lastOpen = 0
   const quiet = (): boolean => {
-    if (sockets.size > 0) lastOpen = Date.now()
+    if (connections.size > 0) lastOpen = Date.now()
     return Date.now() - lastOpen >= QUIET_MS
   }
   await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
   server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
-  await until(() => sockets.size === 0, Math.min(deadline, Date.now() + LAST_MS))
+  await until(() => connections.size === 0, Math.min(deadline, Date.now() + LAST_MS))
   await until(idle, deadline)
   const cut = admission.messages
   if (cut > 0) {
     admission.cutBodies(new Problem('shutting_down', 'The gateway stopped before the body was complete.'))
     await relays.close()
-    const owed = (): boolean => [...sockets].some((socket) => answersOwed(socket) > 0)
-    await until(() => idle() && !owed(), Date.now() + LAST_MS)
+    await until(() => idle() && !connections.owing, Date.now() + LAST_MS)
   }
   return cut
 }

@@ -1,10 +1,11 @@
-import { Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import type { Server, TLSSocket } from 'node:tls'
-import type { FastifyBaseLogger } from 'fastify'
+import type { Logger } from 'pino'
 import { alertOf } from '../tls/alerts.ts'
 import { codeOf } from '../errors.ts'
 import { LogLimit } from '../operations/log-limit.ts'
 import type { Metrics } from '../operations/metrics.ts'
+import { transportOf } from './connections.ts'
 
 /** Why a handshake failed: the values of the metric's label. */
 export type HandshakeFailure =
@@ -37,12 +38,13 @@ const LINGER_MS = 500 // for the answer to arrive: closing with unread input wou
 
 /**
  * Makes of each failed handshake a line in the log and a count by reason, answers plain HTTP in plain text, and closes
- * the socket. Lines are limited; what was held back is told once a minute, and counted all the same.
+ * the socket. `failed` is told of each. Lines are limited; what was held back is told once a minute, and counted all the same.
  */
 export function watchHandshakes(
   server: Server,
   metrics: Pick<Metrics, 'handshakeFailures'>,
-  log: FastifyBaseLogger,
+  log: Logger,
+  failed: (transport: Socket) => void,
 ): void {
   const addresses = new WeakMap<Socket, string>()
   const limit = new LogLimit((suppressed) =>
@@ -53,9 +55,10 @@ export function watchHandshakes(
     if (socket.remoteAddress !== undefined) addresses.set(socket, socket.remoteAddress)
   })
   server.prependListener('tlsClientError', (error: Error, socket: TLSSocket) => {
-    const transport = underlying(socket)
+    const transport = transportOf(socket)
     const [reason, advice] = judge(error, socket, transport?.bytesRead ?? 0)
     metrics.handshakeFailures.inc({ reason })
+    if (transport !== undefined) failed(transport)
     const remote = socket.remoteAddress ?? (transport && addresses.get(transport)) ?? 'unknown'
     if (limit.take(`${reason} ${remote}`)) {
       const line = { reason, remote, error_code: detail(error, socket), advice }
@@ -209,15 +212,6 @@ function verificationError({ authorizationError }: TLSSocket): string | undefine
 
 function detail(error: Error, socket: TLSSocket): string {
   return verificationError(socket) ?? codeOf(error)
-}
-
-/**
- * The TCP socket below, which Node keeps to itself. Should a version of Node call it otherwise, then failures go without
- * an address and plain HTTP without an answer.
- */
-function underlying(socket: TLSSocket): Socket | undefined {
-  const transport: unknown = Reflect.get(socket, '_parent')
-  return transport instanceof Socket ? transport : undefined
 }
 
 function answerInPlainText(transport: Socket, socket: TLSSocket): void {
