@@ -141,7 +141,8 @@ export class Connections {
   }
 
   #schedule(): void {
-    if (this.#waiting.size > 0) this.#turn ??= setImmediate(this.#next)
+    if (this.#waiting.size === 0 || this.#turn !== undefined) return
+    this.#turn = setImmediate(this.#next)
   }
 
   /**
