@@ -13,7 +13,10 @@ export interface Block {
 }
 
 /** The documentation: `README` and the pages of src/docs. */
-export const PAGES: readonly string[] = ['README', ...readdirSync('src/docs').map((name) => name.replace(/\.md$/, ''))]
+export const PAGES: readonly string[] = [
+  'README',
+  ...readdirSync('src/docs').flatMap((name) => /^(.*)\.md$/.exec(name)?.[1] ?? []),
+]
 
 // tap adds a loader of its own to every Node.js process below a test; the reader of a page has none.
 const PLAIN_NODE = 'unset NODE_OPTIONS\n'
