@@ -157,18 +157,18 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
   const plain = await relay({})
   const cases: readonly [string, string, Record<string, string>, RegExp][] = [
     ['DNS', 'smtp://nowhere.invalid:25', {}, /its name cannot be resolved \(.*ENOTFOUND.*\)\. Check the host/],
-    ['connect', `smtp://127.0.0.1:${free}`, {}, /no connection \(connect ECONNREFUSED.*\)\. Check host and port/],
+    ['connect', `smtp://127.0.0.1:${free}`, {}, /cannot be reached \(connect ECONNREFUSED.*\)\. Check host and port/],
     [
       'unknown CA',
       plain,
       { POSTERN_SMTP_CA: '' },
-      /TLS failed: unable to verify the first certificate\. For a private CA set POSTERN_SMTP_CA/,
+      /TLS failed: unable to verify the first certificate\. For a private CA.* set POSTERN_SMTP_CA/,
     ],
     [
       'expired',
       await relay({ cert: pki.expired.certificate, key: pki.expired.key }),
       {},
-      /TLS failed: certificate has expired\. .*in date/,
+      /TLS failed: certificate has expired\. .*renewed/,
     ],
     [
       'another name',
@@ -176,28 +176,23 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
       {},
       /TLS failed: /,
     ],
-    [
-      'no STARTTLS',
-      await relay({ disabledCommands: ['STARTTLS'] }),
-      {},
-      /TLS failed: .*A relay without STARTTLS needs smtps:\/\//,
-    ],
+    ['no STARTTLS', await relay({ disabledCommands: ['STARTTLS'] }), {}, /offers no STARTTLS\. .*use smtps:\/\//],
     [
       'plain port as smtps',
       plain.replace('smtp:', 'smtps:'),
       {},
-      /does not speak TLS from the first byte: use smtp:\/\//,
+      /does not speak TLS from the first byte\. Use smtp:\/\//,
     ],
-    ['old TLS', `smtps://localhost:${await listen(t, old)}`, {}, /TLS failed: .*alert protocol version/],
-    ['AUTH', await relay(refusing), {}, /the login was refused \(.*535 bad credentials\)\. Check user and password/],
+    ['old TLS', `smtps://localhost:${await listen(t, old)}`, {}, /TLS failed: .*older than TLS 1\.2/],
+    ['AUTH', await relay(refusing), {}, /it refused the login: 535 bad credentials\. Check user and password/],
     ['AUTH not offered', plain.replace('localhost', 'billing:secret@localhost'), {}, /offers no login/],
     [
       'greeting',
       `smtp://127.0.0.1:${await tcp((socket) => socket.end('554 not for you\r\n'))}`,
       {},
-      /ended the session \(.*554 not for you.*\)/,
+      /takes no session: 554 not for you/,
     ],
-    ['silence', `smtp://127.0.0.1:${await tcp(() => {})}`, { POSTERN_SMTP_TIMEOUT: '1s' }, /no answer in time/],
+    ['silence', `smtp://127.0.0.1:${await tcp(() => {})}`, { POSTERN_SMTP_TIMEOUT: '1s' }, /did not greet in time/],
   ]
   for (const [step, url, env, line] of cases) {
     const { lines, found } = await run(t, { env: { POSTERN_SMTP_URL: url, ...env } })

@@ -163,7 +163,13 @@ t.test('Kubernetes: the manifests are complete, name each other rightly and agre
 t.test('the alerts ask for metrics, labels and values that there are', async (t) => {
   const [rules = {}] = documents(t, blocks('operations', 'yaml', 'What to alert on')[0]?.text ?? '')
   const metrics = new Metrics()
-  metrics.observe({ relayPending: () => 0, inflightBytes: () => 0, connections: () => 0, usage: async () => [] })
+  metrics.observe({
+    relayPending: () => 0,
+    relaySessions: () => [],
+    inflightBytes: () => 0,
+    connections: () => 0,
+    usage: async () => [],
+  })
   const known = new Map(
     metrics.registry
       .getMetricsAsArray()

@@ -143,7 +143,8 @@ t.test('a caller that leaves while its message waits in the queue takes it back'
 async function watchedRelays(t: Test, urls: readonly string[]): Promise<{ relays: Relays; changes: string[] }> {
   const changes: string[] = []
   const config = testConfig({ POSTERN_SMTP_URL: urls.join(' '), POSTERN_SMTP_TIMEOUT: '4s' })
-  const relays = new Relays(config.smtp, (await makePki()).ca.certificate, {
+  const ca = (await makePki()).ca.certificate
+  const relays = new Relays(config.smtp, () => ({ ca }), {
     changed: (relay, up) => void changes.push(`${relay} ${up ? 'up' : 'down'}`),
     attempted: () => {},
   })

@@ -123,6 +123,7 @@ t.test('an unknown outcome is answered again and not sent again', async (t) => {
   const first = await post(MESSAGE, { headers })
   t.match(first, { status: 504, json: { code: 'delivery_unknown', outcome: 'unknown', retryable: false } })
   relay.script = {}
+  relay.hangUp('RST')
   const second = await post(MESSAGE, { headers })
   t.equal(second.status, 504)
   t.equal(second.text, first.text)

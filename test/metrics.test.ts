@@ -16,6 +16,7 @@ const METRICS: Readonly<Record<string, readonly [type: string, ...labels: string
   postern_request_duration_seconds: ['histogram', 'route', 'status'],
   postern_relay_duration_seconds: ['histogram', 'relay'],
   postern_relay_up: ['gauge', 'relay'],
+  postern_relay_sessions: ['gauge', 'relay', 'state'],
   postern_relay_pending: ['gauge'],
   postern_inflight_bytes: ['gauge'],
   postern_connections: ['gauge'],

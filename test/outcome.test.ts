@@ -39,7 +39,8 @@ t.test('a relay that cannot be reached is told as such, whatever keeps it away',
 t.test('a relay whose certificate is not trusted gets no message and no password', async (t) => {
   const relay = await startFaultRelay(t)
   const config = testConfig({ POSTERN_SMTP_URL: relay.url })
-  const relays = new Relays(config.smtp, (await makePki()).otherCa.certificate, {
+  const ca = (await makePki()).otherCa.certificate
+  const relays = new Relays(config.smtp, () => ({ ca }), {
     changed: () => {},
     attempted: () => {},
   })

@@ -266,7 +266,13 @@ t.test('the clients file of the README is one that Postern takes', async (t) => 
 
 t.test('the metrics are exactly those that there are, with their labels', async (t) => {
   const metrics = new Metrics()
-  metrics.observe({ relayPending: () => 0, inflightBytes: () => 0, connections: () => 0, usage: async () => [] })
+  metrics.observe({
+    relayPending: () => 0,
+    relaySessions: () => [],
+    inflightBytes: () => 0,
+    connections: () => 0,
+    usage: async () => [],
+  })
   const own = metrics.registry.getMetricsAsArray().filter(({ name }) => name.startsWith('postern_'))
   const there = own.map((metric) => [metric.name, Object(metric).labelNames])
   const documented = table('operations', 'Metrics').map(([name = '', labels = '']) => [

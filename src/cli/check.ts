@@ -3,14 +3,12 @@ import { readFileSync, statSync } from 'node:fs'
 import { checkWebroot } from '../operations/acme.ts'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
-import { codeOf } from '../errors.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
-import { collect, loadClients, loadRelayCa, loadSecureContext } from '../server/load.ts'
+import { collect, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
-import { probe } from '../relay/probe.ts'
-import { Relay } from '../relay/relay.ts'
+import { tryRelay } from './relay-check.ts'
 import { type Io, parseCommandLine } from './usage.ts'
 
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
@@ -29,16 +27,18 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   const secureContext = collect(() => loadSecureContext(config), errors)
   if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
   const clients = collect(() => loadClients(config, secureContext), errors)
-  const ca = collect(() => loadRelayCa(config), errors)
+  const relayTls = collect(() => loadRelayTls(config), errors)
   collect(() => checkWebroot(config.http.webroot), errors)
   if (clients?.clients.size === 0)
     errors.push(
       `${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`,
     )
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env))
-  const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(new Relay(address, config.smtp, ca))))
-  for (const { fault } of relays) if (fault !== undefined) errors.push(fault)
-  for (const { success } of relays) if (success !== undefined) io.print(`ok: ${success}`)
+  const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(address, config.smtp, relayTls ?? {})))
+  for (const finding of relays) {
+    if ('fault' in finding) errors.push(finding.fault)
+    else io.print(`ok: ${finding.success}`)
+  }
   for (const warning of warnings) io.print(`warning: ${warning}`)
   for (const error of errors) io.print(`error: ${error}`)
   const found = errors.length + warnings.length
@@ -80,9 +80,10 @@ function certificatesIn(file: string): readonly X509Certificate[] {
 }
 
 /** Files with secrets that other users of the machine can read, or a group can replace. */
-function openFiles({ tls }: Config, env: Io['env']): readonly string[] {
+function openFiles({ tls, smtp }: Config, env: Io['env']): readonly string[] {
   const files: readonly [string, string | undefined][] = [
     ['POSTERN_TLS_KEY', tls.key],
+    ['POSTERN_SMTP_KEY', smtp.key],
     ['POSTERN_SMTP_URL_FILE', env.POSTERN_SMTP_URL_FILE],
     ['POSTERN_REDIS_URL_FILE', env.POSTERN_REDIS_URL_FILE],
   ]
@@ -102,71 +103,6 @@ function modeOf(file: string): number {
   } catch {
     return 0
   }
-}
-
-async function tryRelay(relay: Relay): Promise<{ success?: string; fault?: string }> {
-  const name = `relay ${relay.label}`
-  try {
-    const { encrypted, loggedIn, extensions } = await probe(relay.session)
-    if (relay.session.auth !== undefined && !loggedIn) {
-      return {
-        fault: `${name}: it offers no login, so user and password of POSTERN_SMTP_URL are not used. Take them out, or use the port for submission (587 or 465).`,
-      }
-    }
-    return {
-      success: `${name}: ${encrypted ? 'encrypted' : 'not encrypted'}${loggedIn ? ', logged in' : ''}, offers ${extensions.join(' ')}`,
-    }
-  } catch (error) {
-    return { fault: `${name}: ${explain(error)}` }
-  } finally {
-    await relay.close()
-  }
-}
-
-const TRUST =
-  'For a private CA set POSTERN_SMTP_CA; the certificate has to be in date and to carry the name that POSTERN_SMTP_URL uses.'
-
-/** The step of the session that failed and what to do about it. */
-function explain(error: unknown): string {
-  const said = reasonOf(error)
-  switch (codeOf(error)) {
-    case 'EDNS':
-      return `its name cannot be resolved (${said}). Check the host in POSTERN_SMTP_URL.`
-    case 'ESOCKET':
-      if (hasErrno(error))
-        return `no connection (${said}). Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.`
-      if (said === 'wrong version number')
-        return 'it does not speak TLS from the first byte: use smtp:// instead of smtps:// for this port.'
-      return `TLS failed: ${said}. ${TRUST}`
-    case 'ETLS':
-      return `TLS failed: ${said}. A relay without STARTTLS needs smtps://, or POSTERN_SMTP_TLS=off where the way to it is safe. ${TRUST}`
-    case 'EAUTH':
-    case 'ENOAUTH':
-      return `the login was refused (${said}). Check user and password in POSTERN_SMTP_URL.`
-    case 'ETIMEDOUT':
-      return `no answer in time (${said}). Check host and port, and that nothing between drops packets; for a port with TLS from the first byte use smtps://.`
-    case 'ECONNECTION':
-    case 'EPROTOCOL':
-      return `it ended the session (${said}). Check that this is an SMTP server and that it takes mail from this machine; its log tells more.`
-    default:
-      return said
-  }
-}
-
-/** OpenSSL's errors are a line of code positions around a reason, which they also give alone. Node 24 adds an advice, which is not ours. */
-function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return 'unknown error'
-  const reason =
-    'library' in error && 'reason' in error && typeof error.reason === 'string' ? error.reason : error.message
-  return reason
-    .replace(/; if the root CA is installed.*/s, '')
-    .replace(/\s+/g, ' ')
-    .trim()
-}
-
-/** Only errors of the system have one, so that what is left was wrong with TLS: nodemailer has one code for both. */
-function hasErrno(error: unknown): boolean {
-  return error instanceof Error && 'errno' in error && typeof error.errno === 'number'
 }
 
 function summary(config: Config, clients: number): string {

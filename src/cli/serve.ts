@@ -6,7 +6,7 @@ import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
 import { createLogger } from '../operations/logger.ts'
-import { collect, loadClients, loadRelayCa, loadSecureContext } from '../server/load.ts'
+import { collect, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
 import { digestsOf } from '../server/reload.ts'
 import type { Gateway, Loaded } from '../server/start.ts'
 import { handleSignals } from './signals.ts'
@@ -42,10 +42,11 @@ export function loadAll({ config, faults, warnings }: ConfigResult): {
   const digests = digestsOf(config)
   const secureContext = collect(() => loadSecureContext(config), all)
   const clients = collect(() => loadClients(config, secureContext), all)
-  const relayCa = collect(() => loadRelayCa(config), all)
+  const relayTls = collect(() => loadRelayTls(config), all)
   collect(() => checkWebroot(config.http.webroot), all)
-  if (secureContext === undefined || clients === undefined || all.length > 0) throw new LoadError(all)
-  return { config, loaded: { secureContext, clients, relayCa, digests }, warnings }
+  if (secureContext === undefined || clients === undefined || relayTls === undefined || all.length > 0)
+    throw new LoadError(all)
+  return { config, loaded: { secureContext, clients, relayTls, digests }, warnings }
 }
 
 /**

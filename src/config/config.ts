@@ -1,5 +1,5 @@
 import { isIP } from './ip.ts'
-import { hostname } from 'node:os'
+import { hostname, networkInterfaces } from 'node:os'
 import type { SecureVersion } from 'node:tls'
 import { EnvironmentReader } from './environment.ts'
 import { parseRelays, type RelayAddress } from './smtp-url.ts'
@@ -27,10 +27,16 @@ export interface Config {
     readonly relays: readonly RelayAddress[]
     readonly tls: SmtpTlsMode
     readonly ca: string | undefined
+    /** The name that the relays' certificates have, where that is not the host's. */
+    readonly servername: string | undefined
+    /** Files of what Postern shows to relays. */
+    readonly cert: string | undefined
+    readonly key: string | undefined
     readonly connections: number
+    readonly sessionAge: number
+    readonly sessionMessages: number
+    readonly connectTimeout: number
     readonly timeout: number
-    /** How long a connection may be silent because the caller of a streamed body is. */
-    readonly longestPause: number
     readonly name: string
   }
   readonly maxSize: number
@@ -71,6 +77,7 @@ export interface ConfigResult {
 export const SLOWEST_BODY = { graceMs: 60_000, bytesPerMs: 16 } as const
 
 const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
+const CONNECT_MS = 10_000
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
 
 /** Reads `POSTERN_*` from an environment, and the files that `NAME_FILE` variables point to. Never throws. */
@@ -78,6 +85,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   const reader = new EnvironmentReader(env)
   const { text, secret, choice, number, parsed } = reader
   const requestTimeout = parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration)
+  const connectTimeout = parsed('POSTERN_SMTP_CONNECT_TIMEOUT', undefined, parseDuration)
   const config: Config = {
     host: text('POSTERN_HOST', '0.0.0.0'),
     port: number('POSTERN_PORT', 8443, 0, 65_535),
@@ -94,9 +102,14 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       relays: secret('POSTERN_SMTP_URL', parseRelays) ?? [],
       tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
       ca: text('POSTERN_SMTP_CA', undefined),
+      servername: parsed('POSTERN_SMTP_SERVERNAME', undefined, parseHostName),
+      cert: text('POSTERN_SMTP_CERT', undefined),
+      key: text('POSTERN_SMTP_KEY', undefined),
       connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
+      sessionAge: parsed('POSTERN_SMTP_SESSION_AGE', 300_000, parseDuration),
+      sessionMessages: number('POSTERN_SMTP_SESSION_MESSAGES', 100, 1, 1_000_000),
+      connectTimeout: connectTimeout ?? CONNECT_MS,
       timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
-      longestPause: requestTimeout + SLOWEST_BODY.graceMs,
       name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
     },
     maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
@@ -138,8 +151,18 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   }
   if (config.oauth.issuer !== undefined && config.oauth.audience === undefined)
     reader.fault('POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.')
+  if ((config.smtp.cert === undefined) !== (config.smtp.key === undefined))
+    reader.fault('POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.')
   reader.refuseUnknown()
-  return { config, faults: reader.faults, warnings: [...plaintextWarnings(config.smtp), ...sizeWarnings(config)] }
+  return {
+    config,
+    faults: reader.faults,
+    warnings: [
+      ...plaintextWarnings(config.smtp),
+      ...timeoutWarnings(config.smtp, connectTimeout),
+      ...sizeWarnings(config),
+    ],
+  }
 }
 
 function parseRedisUrl(text: string): string {
@@ -172,6 +195,11 @@ function parseEhloName(text: string): string {
   return text
 }
 
+function parseHostName(text: string): string {
+  if (!/^[A-Za-z0-9.:_-]{1,255}$/.test(text)) throw new RangeError('is not a host name')
+  return text
+}
+
 function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
   if (tls === 'required') return []
   return relays
@@ -182,6 +210,14 @@ function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
     )
 }
 
+function timeoutWarnings({ relays, timeout }: Config['smtp'], connectTimeout = 0): readonly string[] {
+  const most = Math.floor(timeout / (Math.max(1, relays.length) + 1))
+  if (connectTimeout <= most) return []
+  return [
+    `POSTERN_SMTP_CONNECT_TIMEOUT is cut to ${most} ms, so that every relay gets its turn within POSTERN_SMTP_TIMEOUT.`,
+  ]
+}
+
 function sizeWarnings({ maxSize, maxInflight }: Config): readonly string[] {
   if (maxSize <= maxInflight) return []
   return [
@@ -189,13 +225,14 @@ function sizeWarnings({ maxSize, maxInflight }: Config): readonly string[] {
   ]
 }
 
-/** The host name, as long as it can stand in an EHLO; else the address literal that RFC 5321 §4.1.4 asks for. */
+/** The host name where it is one that DNS may know; else an address literal (RFC 5321 §4.1.3), which every server takes. */
 function ownName(): string {
-  try {
-    return parseEhloName(hostname())
-  } catch {
-    return '[127.0.0.1]'
-  }
+  const name = hostname()
+  if (/^[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)+$/.test(name) && isIP(name) === 0) return name
+  const addresses = Object.values(networkInterfaces()).flatMap((found) => found ?? [])
+  const outside = addresses.filter(({ internal, address }) => !internal && !address.startsWith('fe80:'))
+  const own = outside.find(({ family }) => family === 'IPv4') ?? outside[0]
+  return own === undefined ? '[127.0.0.1]' : own.family === 'IPv4' ? `[${own.address}]` : `[IPv6:${own.address}]`
 }
 
 function isLoopback(host: string): boolean {

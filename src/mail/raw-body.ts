@@ -21,12 +21,12 @@ export class RawBody {
    * Throws a 400 Problem `malformed_mime` for what no relay can be trusted to pass on unharmed: NUL, lines of more than 998
    * octets (relays break or cut them), and 8-bit octets where the relay has no 8BITMIME (RFC 6152).
    */
-  async check(piece: Buffer): Promise<void> {
+  check(piece: Buffer): void {
     if (piece.includes(0)) throw new Problem('malformed_mime', 'The message holds a NUL octet.')
     this.#checkLines(piece)
     if (this.#eightBit || isAscii(piece)) return
     this.#eightBit = true
-    if (this.#relay === undefined || (await this.#takesEightBit(this.#relay))) return
+    if (this.#relay === undefined || this.#relay.supports('8BITMIME')) return
     throw new Problem(
       'malformed_mime',
       `The message holds 8-bit octets, and ${this.#relay.label} does not announce 8BITMIME (RFC 6152): encode them.`,
@@ -44,16 +44,6 @@ export class RawBody {
     }
     const end = lineEnd(piece, start, piece.length - 1)
     this.#lineLength = end === -1 ? this.#lineLength + piece.length - start : piece.length - 1 - end
-  }
-
-  async #takesEightBit(relay: RelayFeatures): Promise<boolean> {
-    try {
-      return await relay.supports('8BITMIME')
-    } catch (cause) {
-      throw new Problem('relay_unavailable', `${relay.label} could not be asked whether it takes 8-bit octets.`, {
-        cause,
-      })
-    }
   }
 }
 

@@ -1,4 +1,3 @@
-import { Readable } from 'node:stream'
 import { Problem } from '../errors.ts'
 import type { RelayFeatures } from './outgoing.ts'
 
@@ -10,9 +9,6 @@ export interface Arriving {
 
 /** Makes the content, reading the upload as it goes. Without a relay nothing is sent: a dry run. */
 export type Generate = (relay: RelayFeatures | undefined) => AsyncIterable<Buffer>
-
-// A relay socket's own buffer: more here would only be memory.
-const HIGH_WATER_MARK = 16 * 1024
 
 /**
  * Content that comes from the caller while it goes to the relay. It can be opened for each attempt, but read only once:
@@ -40,8 +36,8 @@ export class StreamedContent {
     return this.#begunAt !== undefined
   }
 
-  open(relay?: RelayFeatures): Readable {
-    return Readable.from(this.#read(relay), { objectMode: false, highWaterMark: HIGH_WATER_MARK })
+  open(relay?: RelayFeatures): AsyncIterable<Buffer> {
+    return this.#read(relay)
   }
 
   /** Reads and checks everything, and throws it away. Throws the Problem that the content ends with. */
@@ -78,8 +74,7 @@ export class StreamedContent {
         error instanceof Problem
           ? error
           : new Problem('internal', 'The gateway failed to read the message.', { cause: error })
-      // nodemailer writes its own code into the error that it gets.
-      throw new Error('the content broke off', { cause: error })
+      throw error
     }
   }
 }

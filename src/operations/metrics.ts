@@ -10,6 +10,10 @@ const SECONDS_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10
 /** Numbers that are read when they are asked for. */
 export interface Levels {
   readonly relayPending: () => number
+  readonly relaySessions: () => readonly {
+    readonly relay: string
+    readonly sessions: Readonly<Record<string, number>>
+  }[]
   readonly inflightBytes: () => number
   readonly connections: () => number
   /** What each listed client with a rate or a quota has left. */
@@ -63,9 +67,19 @@ export class Metrics {
   }
 
   /** Adds what is measured on demand. To be called once. */
-  observe({ relayPending, inflightBytes, connections, usage }: Levels): void {
+  observe({ relayPending, relaySessions, inflightBytes, connections, usage }: Levels): void {
     collectDefaultMetrics({ register: this.registry })
     this.#gauge('relay_pending', 'Messages waiting for a relay or being handed over.', [], relayPending)
+    const sessions = new Gauge({
+      name: 'postern_relay_sessions',
+      help: 'Sessions with a relay: opening, idle or busy with a message.',
+      labelNames: ['relay', 'state'],
+      registers: [this.registry],
+      collect() {
+        for (const { relay, sessions: counts } of relaySessions())
+          for (const [state, count] of Object.entries(counts)) sessions.set({ relay, state }, count)
+      },
+    })
     this.#gauge('inflight_bytes', 'Bytes of request bodies in progress.', [], inflightBytes)
     this.#gauge('connections', 'Connections that are open on the HTTPS port, handshakes included.', [], connections)
     const remaining = new Gauge({

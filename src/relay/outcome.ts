@@ -1,148 +1,73 @@
-import { Problem, type RejectedRecipient, type SmtpReply } from '../errors.ts'
+import { Problem, type SmtpReply } from '../errors.ts'
+import type { Outgoing } from '../mail/outgoing.ts'
+import { explain } from './advice.ts'
+import { isAboutSession, RelayFault } from './fault.ts'
+import { enhancedCode, type Reply, shown } from './reply.ts'
+import { NotTaken } from './session.ts'
 
-/** How far an attempt got when it failed. */
-export interface Progress {
-  /** A connection had been assigned; before that the message only waited its turn. */
-  readonly assigned: boolean
-  /** The SMTP session stood and the envelope was being sent. */
-  readonly started: boolean
-  /** Some of the content had left for the socket. */
-  readonly bodyStarted: boolean
-  /** All of it had, the terminating dot included. */
-  readonly complete: boolean
-}
+/** What an attempt that failed leaves to try. */
+export type Next = 'fresh session' | 'next relay' | 'nothing'
 
-/** What a failed attempt means: the answer if it stays the last one, and what may still be tried. */
-export interface Failure {
+/** Thrown by Relay.send: the answer if this stays the last attempt, and what may still be tried. */
+export class AttemptFailed extends Error {
   readonly problem: Problem
-  /** The relay as such failed (not this message): another one may take the message. */
-  readonly relayFailed: boolean
-  /** A pooled connection had died while it was idle: the same relay deserves a fresh one. */
-  readonly stale: boolean
-}
+  readonly next: Next
 
-/** The parts of a nodemailer error that decide. */
-interface SmtpError {
-  readonly code: string
-  readonly command: string | undefined
-  readonly reply: { readonly code: number; readonly text: string } | undefined
-  readonly rejected: readonly RejectedRecipient[]
+  constructor(problem: Problem, next: Next) {
+    super(problem.message, { cause: problem.cause })
+    this.name = 'AttemptFailed'
+    this.problem = problem
+    this.next = next
+  }
 }
 
 /**
- * Judges a failed attempt. What is known of the message follows from `progress`, never from the error:
- * once everything has been handed over only a complete refusal (4yz, 5yz) proves that the relay does not have it.
+ * Judges why a message was not taken. Once all of it had been handed over only a refusal (4yz, 5yz) proves that the relay does
+ * not have it. Up to the content, what a session says that has carried messages counts only when a fresh one says the same.
  */
-export function judge(error: unknown, relay: string, progress: Progress): Failure {
-  const smtpError = readError(error)
-  const { reply } = smtpError
+export function judge(fault: RelayFault, relay: string, outgoing: Outgoing, used: boolean): AttemptFailed {
+  if (outgoing.streamed?.fault !== undefined) return new AttemptFailed(outgoing.streamed.fault, 'nothing')
+  const { problem, next } = verdict(fault, relay)
+  // What has been read of a body that comes from the caller cannot be had again.
+  if (outgoing.streamed?.begun === true) return new AttemptFailed(problem, 'nothing')
+  const early = fault.step === 'mail' || fault.step === 'rcpt' || fault.step === 'data'
+  const again = used && (early || (fault.step === 'content' && fault.reply === undefined))
+  return new AttemptFailed(problem, again ? 'fresh session' : next)
+}
+
+function verdict(fault: RelayFault, relay: string): { problem: Problem; next: Next } {
+  const { step, reply } = fault
+  const { complete, rejected } = fault instanceof NotTaken ? fault : { complete: false, rejected: [] }
   const smtp: SmtpReply = {
     relay,
-    ...(reply && replyDetails(reply.code, reply.text)),
-    ...(smtpError.rejected.length > 0 && { rejected: smtpError.rejected }),
+    ...(reply && replyDetails(reply)),
+    ...(rejected.length > 0 && { rejected }),
   }
-  const refusal = reply !== undefined && reply.code >= 400 && reply.code < 600 ? reply.code : undefined
-  const answer = (problem: Problem, relayFailed: boolean, stale = false): Failure => ({ problem, relayFailed, stale })
-
-  if (progress.complete && refusal === undefined) {
-    return answer(
-      new Problem(
-        'delivery_unknown',
-        `The whole message was handed to ${relay} and no reply came: it may have been delivered.`,
-        { smtp, cause: error },
-      ),
-      false,
-    )
+  const told = { smtp, cause: fault }
+  const refused = reply !== undefined && reply.code >= 400
+  if (complete && !refused) {
+    const detail = `The whole message was handed to ${relay} and no reply came: it may have been delivered.`
+    return { problem: new Problem('delivery_unknown', detail, told), next: 'nothing' }
   }
-  const aboutTheMessage = smtpError.code === 'EENVELOPE' || smtpError.code === 'EMESSAGE'
+  const aboutTheMessage = fault instanceof NotTaken && refused && !isAboutSession(step, reply)
+  if (!aboutTheMessage)
+    return { problem: new Problem('relay_unavailable', `${relay}: ${explain(fault).why}.`, told), next: 'next relay' }
+  if (enhancedCode(reply) === '5.3.4') {
+    const detail = `${relay} takes no message of this size: ${shown(reply)}`
+    return { problem: new Problem('message_too_large', detail, told), next: 'next relay' }
+  }
+  if (reply.code >= 500)
+    return {
+      problem: new Problem('rejected_by_relay', `${relay} refused the message: ${shown(reply)}`, told),
+      next: 'nothing',
+    }
   // RFC 5321 §3.8: 421 closes the session, whatever it answers.
-  const closing = refusal === 421
-  if (refusal !== undefined && refusal >= 500 && aboutTheMessage) {
-    return answer(
-      new Problem('rejected_by_relay', `${relay} refused the message: ${reply?.text ?? ''}`, { smtp, cause: error }),
-      false,
-    )
-  }
-  const stale =
-    progress.started &&
-    !progress.bodyStarted &&
-    smtpError.code === 'ECONNECTION' &&
-    smtpError.command === undefined &&
-    !closing
-  if (refusal !== undefined && refusal < 500) {
-    const problem = new Problem('deferred_by_relay', `${relay} put the message off: ${reply?.text ?? ''}`, {
-      smtp,
-      cause: error,
-    })
-    return answer(problem, closing || !aboutTheMessage)
-  }
-  // A message that waited in vain for a connection says nothing about the relay's health.
-  const relayFailed = progress.assigned || smtpError.code !== 'EABORT'
-  return answer(
-    new Problem('relay_unavailable', `${relay} ${reasonOf(smtpError)}.`, { smtp, cause: error }),
-    relayFailed,
-    stale,
-  )
+  const next = reply.code === 421 ? 'next relay' : 'nothing'
+  return { problem: new Problem('deferred_by_relay', `${relay} put the message off: ${shown(reply)}`, told), next }
 }
 
-/** Reply code, enhanced status code (RFC 3463) and text of an SMTP reply. */
-export function replyDetails(code: number, text: string): { code: number; response: string; enhanced?: string } {
-  const enhanced = enhancedCode(text)
-  return { code, response: text, ...(enhanced !== null && { enhanced }) }
-}
-
-/** The recipients that nodemailer reports as refused, in either of the two places where it does. */
-export function rejectedRecipients(errors: unknown): readonly RejectedRecipient[] {
-  if (!Array.isArray(errors)) return []
-  return errors.flatMap((error: unknown) => {
-    const email = property(error, 'recipient')
-    const code = property(error, 'responseCode')
-    const text = property(error, 'response')
-    if (typeof email !== 'string') return []
-    const message = typeof text === 'string' ? text : ''
-    return [{ email, code: typeof code === 'number' ? code : 0, enhanced: enhancedCode(message), message }]
-  })
-}
-
-function readError(error: unknown): SmtpError {
-  const code = property(error, 'code')
-  const command = property(error, 'command')
-  const replyCode = property(error, 'responseCode')
-  const text = property(error, 'response')
-  return {
-    code: typeof code === 'string' ? code : '',
-    command: typeof command === 'string' ? command : undefined,
-    reply:
-      typeof replyCode === 'number'
-        ? { code: replyCode, text: typeof text === 'string' ? text : String(replyCode) }
-        : undefined,
-    rejected: rejectedRecipients(property(error, 'rejectedErrors')),
-  }
-}
-
-function reasonOf({ code, reply }: SmtpError): string {
-  switch (code) {
-    case 'EAUTH':
-    case 'ENOAUTH':
-      return 'refused the login'
-    case 'ETLS':
-      return 'offers no TLS that can be trusted'
-    case 'EDNS':
-      return 'has a name that cannot be resolved'
-    case 'ETIMEDOUT':
-    case 'EABORT':
-      return 'did not answer in time'
-    default:
-      return reply === undefined
-        ? 'could not be reached or closed the connection'
-        : `did not open a session: ${reply.text}`
-  }
-}
-
-function enhancedCode(text: string): string | null {
-  return /^\d{3}[ -]([245]\.\d{1,3}\.\d{1,3})\b/.exec(text)?.[1] ?? null
-}
-
-function property(value: unknown, name: string): unknown {
-  return typeof value === 'object' && value !== null ? Reflect.get(value, name) : undefined
+/** Reply code, enhanced status code and text of an SMTP reply, as answers give them. */
+export function replyDetails(reply: Reply): { code: number; response: string; enhanced?: string } {
+  const enhanced = enhancedCode(reply)
+  return { code: reply.code, response: shown(reply), ...(enhanced !== undefined && { enhanced }) }
 }

@@ -1,16 +1,16 @@
-import { setTimeout as pause } from 'node:timers/promises'
-import { createTransport } from 'nodemailer'
-import MailMessage from 'nodemailer/lib/mailer/mail-message'
-import SMTPPool from 'nodemailer/lib/smtp-pool'
-import PoolResource from 'nodemailer/lib/smtp-pool/pool-resource'
+import { isIP } from 'node:net'
 import type { Config, RelayAddress } from '../config/config.ts'
-import type { RejectedRecipient } from '../errors.ts'
-import type { Departure } from './departure.ts'
-import { Handover } from './handover.ts'
+import { Problem, type RejectedRecipient } from '../errors.ts'
+import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
-import { Lanes, type Leave } from './lanes.ts'
-import { type Failure, judge, rejectedRecipients } from './outcome.ts'
-import { probe, type SmtpSessionOptions } from './probe.ts'
+import type { Departure } from './departure.ts'
+import { RelayFault } from './fault.ts'
+import { type Offer, openSession, type SessionOptions } from './handshake.ts'
+import type { Ticket } from './line.ts'
+import { AttemptFailed, judge } from './outcome.ts'
+import { Pool, type SessionCounts } from './pool.ts'
+import { shown } from './reply.ts'
+import { type Mark, NotTaken, Session, type Taken } from './session.ts'
 
 /** The relay answered 250 to the whole message. */
 export interface Delivery {
@@ -21,178 +21,324 @@ export interface Delivery {
   readonly rejected: readonly RejectedRecipient[]
 }
 
-/** Thrown by Relay.send. */
-export class AttemptFailed extends Error {
-  readonly failure: Failure
-  constructor(failure: Failure) {
-    super(failure.problem.message, { cause: failure.problem.cause })
-    this.name = 'AttemptFailed'
-    this.failure = failure
-  }
+/** In PEM: by what relays are trusted, where that is not the system's store, and what is shown to them. */
+export interface RelayTls {
+  readonly ca?: string
+  readonly cert?: string
+  readonly key?: string | undefined
 }
 
-const MAX_SETUP_MS = 10_000 // DNS, connect, TLS, EHLO and AUTH; a relay that needs longer is as good as down
-const QUIT_MS = 2_000 // for relays to answer QUIT when the pool is closed
-const QUIT_POLL_MS = 10
+/** How an attempt is to be made. */
+export interface Attempt {
+  /** By performance.now(). */
+  readonly deadline: number
+  /** How long the relay may take until it asks for the content, ms. */
+  readonly patience: number
+  /** On a session that has carried nothing yet. */
+  readonly fresh: boolean
+  /** In whose name, for fairness. */
+  readonly client: string
+  readonly mark: Mark | undefined
+  readonly caller: Departure | undefined
+}
 
-/** One SMTP server behind nodemailer's connection pool. */
+/** What happens to a relay, for the log. */
+export interface RelayObserver {
+  changed(relay: string, up: boolean, reason?: RelayFault): void
+}
+
+// A relay that is down is looked at again after this long, doubled each time, with jitter so that replicas spread.
+const FIRST_RETRY_MS = 500
+const LAST_RETRY_MS = 15_000
+// One that works and that nothing was heard of for so long is looked at, so that its end is known before a message meets it.
+const LOOK_MS = 30_000
+// After a message that failed on a relay: there may be many of them.
+const DOUBT_MS = 1_000
+
+/** One SMTP server: its sessions, what it announces, and whether it works. */
 export class Relay {
   readonly label: string
-  readonly session: SmtpSessionOptions
-  readonly #pool: SMTPPool
-  readonly #transporter: ReturnType<typeof createTransport>
-  readonly #setupMs: number
-  readonly #lanes: Lanes
-  /** Those of earlier messages: one costs more than everything else that keeps an eye on a message. */
-  readonly #controllers: AbortController[] = []
-  #extensions: readonly string[] | undefined
+  /** Whether the last that was heard of it is that messages can get through. */
+  up = true
+  readonly #pool: Pool
+  readonly #observer: RelayObserver
+  readonly #sessionMs: number
+  #offer: Offer | undefined
+  #heard = -Infinity
+  #looked = -Infinity
+  #looking = false
+  #withMail = false
+  #retryMs = FIRST_RETRY_MS
+  #timer: NodeJS.Timeout | undefined
+  #closed = false
 
-  constructor(address: RelayAddress, smtp: Config['smtp'], ca: string | undefined) {
+  constructor(address: RelayAddress, smtp: Config['smtp'], tls: () => RelayTls, observer: RelayObserver) {
     this.label = address.label
-    this.#setupMs = Math.min(MAX_SETUP_MS, smtp.timeout / (2 * Math.max(1, smtp.relays.length)))
-    this.session = sessionOptions(address, smtp, ca, this.#setupMs)
-    this.#lanes = new Lanes(smtp.connections)
-    this.#pool = new SMTPPool({
-      ...this.session,
-      maxConnections: smtp.connections,
-      maxMessages: Infinity,
-      // nodemailer would send a message anew on its own; whether that is safe is decided in relays.ts alone.
-      maxRequeues: 0,
+    this.#observer = observer
+    this.#sessionMs = sessionMs(smtp)
+    this.#pool = new Pool({
+      sessions: smtp.connections,
+      age: smtp.sessionAge,
+      messages: smtp.sessionMessages,
+      open: async () => {
+        const session = new Session(await openSession(sessionOptions(address, smtp, tls())))
+        this.#offer = session.offer
+        return session
+      },
+      lost: () => this.#lookAfter(LOOK_MS),
     })
-    this.#transporter = createTransport(this.#pool, { disableFileAccess: true, disableUrlAccess: true })
   }
 
-  /**
-   * Hands a message over once. `timeout` (ms) covers everything from the wait for a connection to the reply to the
-   * terminating dot. A caller that leaves ends it only while nothing has been sent. Throws AttemptFailed.
-   */
-  async send(outgoing: Outgoing, timeout: number, caller?: Departure): Promise<Delivery> {
-    const controller = this.#controllers.pop() ?? new AbortController()
-    const { signal } = controller
-    let over = false
-    const abort = (): void => {
-      if (!over) controller.abort()
-    }
-    const { streamed } = outgoing
-    const since = performance.now()
-    const watch = (ms: number): NodeJS.Timeout =>
-      setTimeout(() => {
-        const left = streamed?.msLeft(timeout, since) ?? 0
-        if (left > 0) deadline = watch(left)
-        else abort()
-      }, ms)
-    let deadline = watch(timeout)
-    let setup: NodeJS.Timeout | undefined
-    const handover = new Handover(outgoing, this, () => {
-      setup = setTimeout(() => handover.started || abort(), Math.min(this.#setupMs, timeout))
-    })
-    if (caller !== undefined) {
-      caller.whenGone = () => {
-        if (!handover.started) abort()
-      }
-    }
-    let leaveLane: Leave | undefined
+  get sessions(): SessionCounts {
+    return this.#pool.counts
+  }
+
+  /** Messages that wait for a session or are being handed over. */
+  get pending(): number {
+    return this.#pool.waiting + this.#pool.counts.busy
+  }
+
+  /** Whether it is known to announce 8BITMIME, or nothing is known yet. */
+  get takesEightBit(): boolean {
+    return this.#offer?.has('8BITMIME') ?? true
+  }
+
+  /** Hands a message over once. A caller that leaves ends it only while it waits. Throws an AttemptFailed. */
+  async send(outgoing: Outgoing, attempt: Attempt): Promise<Delivery> {
+    if (this.#offer !== undefined) this.#requires(outgoing.envelope, this.#offer)
+    const ticket = new Waiting(attempt.client, outgoing.streamed !== undefined, attempt.fresh)
+    const session = await this.#session(ticket, outgoing, attempt)
+    let refused = false
+    const { carried, rested } = session
     try {
-      if (streamed !== undefined) leaveLane = await this.#lanes.enter(streamed.owner, signal)
-      return await this.#handOver(handover, signal)
+      this.#requires(outgoing.envelope, session.offer)
+      const { reply, accepted, rejected } = await this.#watched(session, outgoing, attempt)
+      refused = rejected.length > 0
+      this.#works()
+      return { relay: this.label, code: reply.code, response: shown(reply), accepted, rejected }
     } catch (error) {
-      if (streamed?.fault !== undefined)
-        throw new AttemptFailed({ problem: streamed.fault, relayFailed: false, stale: false })
-      throw new AttemptFailed(judge(error, this.label, handover))
+      if (!(error instanceof NotTaken)) throw error
+      refused = error.reply !== undefined
+      const ended = error.reply === undefined || error.reply.code === 421
+      const failed = judge(error, this.label, outgoing, ended ? rested : carried)
+      if (rested && isLate(error)) this.#pool.distrust()
+      // What a message met is the message's; whether it is the relay's too, a look tells.
+      else if (failed.problem.code === 'relay_unavailable' && failed.next === 'next relay') {
+        this.#withMail = true
+        this.#lookAfter(DOUBT_MS)
+      }
+      throw failed
     } finally {
-      over = true
-      if (!signal.aborted) this.#controllers.push(controller)
-      leaveLane?.()
-      clearTimeout(deadline)
-      clearTimeout(setup)
+      this.#pool.release(session, ticket, refused)
+    }
+  }
+
+  /** Looks whether it works, over a session of the pool. Where all are busy, messages tell. */
+  async look(): Promise<void> {
+    if (this.#closed || this.#looking) return
+    this.#looking = true
+    this.#looked = performance.now()
+    try {
+      if (this.#pool.counts.busy === 0) await this.#probe(this.#withMail)
+      this.#withMail = false
+      this.#works()
+      this.#schedule(LOOK_MS)
+    } catch (error) {
+      this.#fails(error instanceof RelayFault ? error : new RelayFault('connect', { cause: error }))
+      this.#schedule(this.#retryMs * (0.5 + Math.random() / 2))
+      this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS)
+    } finally {
+      this.#looking = false
+    }
+  }
+
+  refresh(): void {
+    this.#pool.refresh()
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    clearTimeout(this.#timer)
+    await this.#pool.close()
+  }
+
+  /** The ticket's session. Throws an AttemptFailed when there is none in time, or when the caller leaves before. */
+  async #session(ticket: Waiting, outgoing: Outgoing, { caller, deadline }: Attempt): Promise<Session> {
+    this.#pool.acquire(ticket)
+    if (ticket.session !== undefined) return ticket.session
+    const giveUp = (why: string): void => {
+      if (!this.#pool.cancel(ticket)) return
+      ticket.fail(new AttemptFailed(new Problem('relay_unavailable', `${this.label}: ${why}.`), 'nothing'))
+    }
+    const timer = setTimeout(() => giveUp('no session with it became free in time'), deadline - performance.now())
+    if (caller !== undefined) caller.whenGone = () => giveUp('the caller has left')
+    try {
+      return await ticket.wait()
+    } catch (error) {
+      if (!(error instanceof RelayFault)) throw error
+      this.#fails(error)
+      throw judge(error, this.label, outgoing, false)
+    } finally {
+      clearTimeout(timer)
       if (caller !== undefined) caller.whenGone = undefined
     }
   }
 
-  /** Whether the relay announces an SMTP extension (RFC 5321 §2.2). Asks it when that is not known yet. */
-  async supports(extension: string): Promise<boolean> {
-    if (this.#extensions?.includes(extension) === true) return true
-    this.#extensions = (await probe(this.session)).extensions
-    return this.#extensions.includes(extension)
-  }
-
-  /** Messages that wait for a connection or are being handed over. */
-  get pending(): number {
-    return this.#pool.pendingCount() + this.#lanes.waiting
-  }
-
-  /** Says QUIT on every idle connection and closes the pool; what is still under way is cut. */
-  async close(): Promise<void> {
-    const leaving = new Set<PoolResource>()
-    for (const deadline = Date.now() + QUIT_MS; Date.now() < deadline; await pause(QUIT_POLL_MS)) {
-      const open = this.#connections()
-      for (const resource of open) {
-        if (!resource.available || leaving.has(resource)) continue
-        leaving.add(resource)
-        resource.connection.quit()
-      }
-      if (!open.some((resource) => leaving.has(resource))) break
+  /** Throws an AttemptFailed for what the relay has said that it cannot take. */
+  #requires({ size, smtpUtf8 }: Envelope, offer: Offer): void {
+    if (smtpUtf8 && !offer.has('SMTPUTF8')) {
+      const detail = `${this.label} does not announce SMTPUTF8 (RFC 6531), which non-ASCII addresses and header fields need.`
+      throw new AttemptFailed(new Problem('smtputf8_unsupported', detail), 'next relay')
     }
-    this.#pool.close({ force: true })
+    if (size === undefined || size <= offer.size) return
+    const detail = `The message has ${size} bytes; ${this.label} takes ${offer.size} (its SIZE, RFC 1870).`
+    throw new AttemptFailed(new Problem('message_too_large', detail), 'next relay')
   }
 
-  #handOver(handover: Handover, signal: AbortSignal): Promise<Delivery> {
-    const mail = new MailMessage(this.#transporter, { signal })
-    mail.message = handover
-    return new Promise((resolve, reject) => {
-      this.#pool.send(mail, (error, info) => {
-        // A reply that came before the message was complete does not end the session's DATA phase: the connection must
-        // carry nothing else, and the message must not be completed behind the caller's back.
-        if (handover.bodyStarted && !handover.complete) {
-          handover.abandon()
-          this.#connections()
-            .find((resource) => resource.queueEntry && resource.queueEntry.mail === mail)
-            ?.close()
-          if (error === null) return reject(new Error('the relay replied before it had the whole message'))
-        }
-        if (error !== null || info === undefined)
-          return reject(error ?? new Error('the pool reported neither a reply nor an error'))
-        this.#extensions = info.ehlo?.map((line) => line.split(' ')[0]?.toUpperCase() ?? '')
-        resolve({
-          relay: this.label,
-          code: Number(info.response.slice(0, 3)),
-          response: info.response,
-          accepted: info.accepted.map(String),
-          rejected: rejectedRecipients(info.rejectedErrors),
-        })
-      })
-    })
+  /** Sends over a session, and ends that when the time is up. */
+  async #watched(session: Session, outgoing: Outgoing, { deadline, patience, mark }: Attempt): Promise<Taken> {
+    const { streamed } = outgoing
+    const since = performance.now()
+    const envelopeBy = Math.min(deadline, since + (session.rested ? Math.min(patience, this.#sessionMs) : patience))
+    const left = (): number => {
+      const now = performance.now()
+      if (['mail', 'rcpt', 'data'].includes(session.step)) return envelopeBy - now
+      return streamed === undefined ? deadline - now : streamed.msLeft(deadline - since, since)
+    }
+    let timer = setTimeout(look, envelopeBy - since)
+    function look(): void {
+      const ms = left()
+      if (ms > 0) timer = setTimeout(look, ms)
+      else session.wire.end(late())
+    }
+    try {
+      return await session.send(outgoing, this.label, mark)
+    } finally {
+      clearTimeout(timer)
+    }
   }
 
-  /** The pool's connections; nodemailer keeps the list to itself, but not what is in it. */
-  #connections(): readonly PoolResource[] {
-    const list: unknown = Reflect.get(this.#pool, '_connections')
-    return Array.isArray(list) ? list.filter((item): item is PoolResource => item instanceof PoolResource) : []
+  /** An idle session that is dead says nothing of the relay: then a new one is asked. */
+  async #probe(withMail: boolean): Promise<void> {
+    for (const fresh of [false, true]) {
+      const ticket = new Waiting('', false, fresh)
+      this.#pool.acquire(ticket)
+      const session = await ticket.wait()
+      const { rested } = session
+      const timer = setTimeout(() => session.wire.end(late()), this.#sessionMs)
+      try {
+        return await session.probe(withMail)
+      } catch (error) {
+        session.wire.end(new Error('it failed a look'))
+        if (!rested) throw error
+        this.#pool.distrust()
+      } finally {
+        clearTimeout(timer)
+        this.#pool.release(session, ticket, false)
+      }
+    }
+  }
+
+  #works(): void {
+    this.#heard = performance.now()
+    if (this.up) return
+    this.up = true
+    this.#retryMs = FIRST_RETRY_MS
+    this.#observer.changed(this.label, true)
+  }
+
+  #fails(reason: RelayFault): void {
+    if (!this.up || this.#closed) return
+    this.up = false
+    this.#schedule(this.#retryMs * (0.5 + Math.random() / 2))
+    this.#observer.changed(this.label, false, reason)
+  }
+
+  /** Has it looked at soon, but so long after the last time at the earliest. */
+  #lookAfter(ms: number): void {
+    this.#heard = -Infinity
+    if (this.up) this.#schedule(Math.max(0, this.#looked + ms - performance.now()))
+  }
+
+  #schedule(ms: number): void {
+    clearTimeout(this.#timer)
+    if (this.#closed) return
+    this.#timer = setTimeout(() => {
+      const silent = performance.now() - this.#heard
+      if (this.up && silent < LOOK_MS) this.#schedule(LOOK_MS - silent)
+      else void this.look()
+    }, ms)
+    this.#timer.unref()
   }
 }
 
-function sessionOptions(
-  address: RelayAddress,
-  smtp: Config['smtp'],
-  ca: string | undefined,
-  setupMs: number,
-): SmtpSessionOptions {
-  const startTls = smtp.tls
+/** A place in the pool's line. */
+class Waiting implements Ticket {
+  readonly client: string
+  readonly streamed: boolean
+  readonly fresh: boolean
+  session: Session | undefined
+  #failed: Error | undefined
+  #settle: (() => void) | undefined
+
+  constructor(client: string, streamed: boolean, fresh: boolean) {
+    this.client = client
+    this.streamed = streamed
+    this.fresh = fresh
+  }
+
+  give(session: Session): void {
+    this.session = session
+    this.#settle?.()
+  }
+
+  fail(reason: Error): void {
+    this.#failed = reason
+    this.#settle?.()
+  }
+
+  async wait(): Promise<Session> {
+    if (this.session === undefined && this.#failed === undefined)
+      await new Promise<void>((resolve) => (this.#settle = resolve))
+    if (this.session === undefined) throw this.#failed ?? new Error('it neither got a session nor failed')
+    return this.session
+  }
+}
+
+const LATE = 'ETIMEDOUT'
+
+function late(): Error {
+  return Object.assign(new Error('no answer in time'), { code: LATE })
+}
+
+function isLate({ cause }: RelayFault): boolean {
+  return cause instanceof Error && 'code' in cause && cause.code === LATE
+}
+
+/** Until a session is open; short enough that every relay gets its turn within the time that a message has. */
+function sessionMs({ connectTimeout, timeout, relays }: Config['smtp']): number {
+  return Math.min(connectTimeout, Math.ceil(timeout / (Math.max(1, relays.length) + 1)))
+}
+
+/** What it takes to open a session with a relay of the configuration. */
+export function sessionOptions(address: RelayAddress, smtp: Config['smtp'], tls: RelayTls): SessionOptions {
+  const { host, port, secure, user, password = '' } = address
+  const name = smtp.servername ?? host
   return {
-    host: address.host,
-    port: address.port,
-    secure: address.secure,
-    requireTLS: !address.secure && startTls === 'required',
-    opportunisticTLS: !address.secure && startTls === 'opportunistic',
-    ignoreTLS: !address.secure && startTls === 'off',
+    host,
+    port,
+    secure,
+    startTls: smtp.tls,
     name: smtp.name,
-    ...(address.user !== undefined && { auth: { user: address.user, pass: address.password ?? '' } }),
-    // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
-    tls: { rejectUnauthorized: true, minVersion: 'TLSv1.2', ...(ca !== undefined && { ca }) },
-    connectionTimeout: setupMs,
-    greetingTimeout: setupMs,
-    dnsTimeout: setupMs,
-    socketTimeout: Math.max(smtp.timeout, smtp.longestPause),
-    logger: false,
+    login: user === undefined ? undefined : { user, password },
+    timeout: sessionMs(smtp),
+    tls: {
+      ...tls,
+      host: name,
+      ...(isIP(name) === 0 && { servername: name }),
+      // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
+      rejectUnauthorized: true,
+      minVersion: 'TLSv1.2',
+    },
   }
 }

@@ -1,196 +1,115 @@
 import type { Config } from '../config/config.ts'
-import { Problem } from '../errors.ts'
-import type { Departure } from './departure.ts'
+import { Problem, PROBLEMS, type ProblemCode } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
-import { probe } from './probe.ts'
-import { AttemptFailed, type Delivery, Relay } from './relay.ts'
+import type { Departure } from './departure.ts'
+import { AttemptFailed } from './outcome.ts'
+import type { SessionCounts } from './pool.ts'
+import { type Attempt, type Delivery, Relay, type RelayObserver, type RelayTls } from './relay.ts'
+import type { Mark } from './session.ts'
 
 /** A relay's state, as operations see it. */
 export interface RelayStatus {
   readonly label: string
   readonly up: boolean
+  readonly sessions: SessionCounts
 }
 
-export interface RelayEvents {
-  /** A relay went down or came back; `reason` is the error that took it down. */
-  changed(relay: string, up: boolean, reason?: unknown): void
+export interface RelayEvents extends RelayObserver {
   /** A relay took, refused or failed to take a message; `seconds` is how long that was. */
   attempted?(relay: string, seconds: number): void
 }
 
-// A relay that is down is looked at again after this long, doubled each time, with jitter so that replicas spread.
-const FIRST_RETRY_MS = 500
-const LAST_RETRY_MS = 15_000
-// One that no message was handed to for so long is looked at, so that its end is known before a message meets it.
-const IDLE_MS = 10_000
+export interface SendOptions {
+  /** In whose name: clients take turns. */
+  readonly client?: string
+  /** Called right before the first octet of the content leaves, at each attempt. A rejection, or `false`, and nothing is sent. */
+  readonly onMark?: Mark
+}
+
+/** Another relay may be able to do what this one cannot. */
+const CANNOT: ReadonlySet<ProblemCode> = new Set(['smtputf8_unsupported', 'message_too_large'])
 
 /** The relays of the configuration in their order, the first that works taking each message. */
 export class Relays {
-  readonly #relays: readonly MonitoredRelay[]
+  readonly #relays: readonly Relay[]
   readonly #events: RelayEvents
   readonly #timeout: number
-  readonly #connections: number
 
-  constructor(smtp: Config['smtp'], ca: string | undefined, events: RelayEvents) {
-    this.#relays = smtp.relays.map((address) => new MonitoredRelay(new Relay(address, smtp, ca), events))
+  /** `tls` is asked at each new session: the CA of private relays, and what Postern shows to them. */
+  constructor(smtp: Config['smtp'], tls: () => RelayTls, events: RelayEvents) {
+    this.#relays = smtp.relays.map((address) => new Relay(address, smtp, tls, events))
     this.#events = events
     this.#timeout = smtp.timeout
-    this.#connections = smtp.connections
   }
 
   /**
    * Hands a message over, to one relay and at most once: the next relay is tried only while no relay can have the
    * message. Within the configured timeout it gives the relay's 250 or throws the Problem that says what is known.
    */
-  async send(outgoing: Outgoing, caller?: Departure): Promise<Delivery> {
+  async send(outgoing: Outgoing, caller?: Departure, { client = '', onMark }: SendOptions = {}): Promise<Delivery> {
     const deadline = performance.now() + this.#timeout
-    const callerLeft = (): boolean => caller?.gone === true
-    let last: Problem | undefined
-    for (const monitored of this.#inOrder()) {
-      for (let attempt = 0; attempt <= this.#connections; attempt++) {
-        const left = deadline - performance.now()
-        if (left <= 0 || callerLeft()) break
-        try {
-          if (outgoing.envelope.smtpUtf8) await requireSmtpUtf8(monitored.relay)
-          const delivery = await this.#attempt(monitored.relay, outgoing, left, caller)
-          monitored.works()
-          return delivery
-        } catch (error) {
-          if (!(error instanceof AttemptFailed)) throw error
-          const { problem, relayFailed, stale } = error.failure
-          last = problem
-          if (stale) continue
-          if (!relayFailed) throw problem
-          if (!callerLeft()) monitored.fails(error)
-          // What has been read of a body that comes from the caller cannot be had again.
-          if (outgoing.streamed?.begun === true) throw problem
-          break
-        }
+    let answer: Problem | undefined
+    const relays = this.#inOrder(outgoing)
+    for (const [index, relay] of relays.entries()) {
+      const left = deadline - performance.now()
+      if (left <= 0 || caller?.gone === true) break
+      const attempt = { deadline, patience: left / (relays.length - index), client, mark: onMark, caller }
+      try {
+        return await this.#attempt(relay, outgoing, attempt)
+      } catch (error) {
+        if (!(error instanceof AttemptFailed)) throw error
+        const { problem, next } = error
+        if (next === 'nothing') throw problem
+        const mayPass = answer !== undefined && PROBLEMS[answer.code].retryable && CANNOT.has(problem.code)
+        if (!mayPass) answer = problem
       }
     }
-    throw last ?? new Problem('relay_unavailable', 'No relay took the message in time.')
+    throw answer ?? new Problem('relay_unavailable', 'No relay took the message in time.')
   }
 
   get status(): readonly RelayStatus[] {
-    return this.#relays.map(({ relay, up }) => ({ label: relay.label, up }))
+    return this.#relays.map(({ label, up, sessions }) => ({ label, up, sessions }))
   }
 
   get pending(): number {
-    return this.#relays.reduce((sum, { relay }) => sum + relay.pending, 0)
+    return this.#relays.reduce((sum, { pending }) => sum + pending, 0)
   }
 
   /** Looks at every relay once, so that readiness is known before the first message. */
   async probeAll(): Promise<void> {
-    await Promise.all(this.#relays.map((monitored) => monitored.probe()))
+    await Promise.all(this.#relays.map((relay) => relay.look()))
+  }
+
+  /** Has every session replaced by a new one: idle ones now, the others after their message. */
+  refresh(): void {
+    for (const relay of this.#relays) relay.refresh()
   }
 
   async close(): Promise<void> {
-    await Promise.all(this.#relays.map((monitored) => monitored.close()))
+    await Promise.all(this.#relays.map((relay) => relay.close()))
   }
 
-  async #attempt(relay: Relay, outgoing: Outgoing, timeout: number, caller?: Departure): Promise<Delivery> {
+  /** Tries a relay, and once more where that says nothing of it: on a session that has carried nothing yet. */
+  async #attempt(relay: Relay, outgoing: Outgoing, attempt: Omit<Attempt, 'fresh'>): Promise<Delivery> {
     const begun = performance.now()
     try {
-      return await relay.send(outgoing, timeout, caller)
+      return await relay.send(outgoing, { ...attempt, fresh: false })
+    } catch (error) {
+      if (!(error instanceof AttemptFailed) || error.next !== 'fresh session') throw error
+      return await relay.send(outgoing, { ...attempt, fresh: true })
     } finally {
       this.#events.attempted?.(relay.label, (performance.now() - begun) / 1000)
     }
   }
 
-  /** Those that are up first. The others stay as a last resort: the network may have healed a moment ago. */
-  #inOrder(): readonly MonitoredRelay[] {
-    return [...this.#relays.filter(({ up }) => up), ...this.#relays.filter(({ up }) => !up)]
-  }
-}
-
-/** A relay with the knowledge whether it works; one that does not is probed in the background until it does. */
-class MonitoredRelay {
-  readonly relay: Relay
-  up = true
-  readonly #events: RelayEvents
-  #retryMs = FIRST_RETRY_MS
-  #timer: NodeJS.Timeout | undefined
-  #closed = false
-  /** When it last answered, as performance.now() has it. */
-  #heard = 0
-
-  constructor(relay: Relay, events: RelayEvents) {
-    this.relay = relay
-    this.#events = events
-  }
-
-  works(): void {
-    this.#heard = performance.now()
-    if (this.up) return
-    this.up = true
-    this.#retryMs = FIRST_RETRY_MS
-    this.#schedule(IDLE_MS)
-    this.#events.changed(this.relay.label, true)
-  }
-
-  fails(reason: unknown): void {
-    if (!this.up || this.#closed) return
-    this.up = false
-    this.#events.changed(this.relay.label, false, reason)
-    this.#retry()
-  }
-
-  async probe(): Promise<void> {
-    try {
-      await probe(this.relay.session)
-      this.works()
-      this.#schedule(IDLE_MS)
-    } catch (error) {
-      if (this.up) this.fails(error)
-      else this.#retry()
-    }
-  }
-
-  async close(): Promise<void> {
-    this.#closed = true
-    clearTimeout(this.#timer)
-    await this.relay.close()
-  }
-
-  #retry(): void {
-    this.#schedule(this.#retryMs * (0.5 + Math.random() / 2))
-    this.#retryMs = Math.min(this.#retryMs * 2, LAST_RETRY_MS)
-  }
-
-  #schedule(ms: number): void {
-    clearTimeout(this.#timer)
-    if (this.#closed) return
-    this.#timer = setTimeout(() => this.#look(), ms)
-    this.#timer.unref()
-  }
-
-  /** Messages tell as much as a probe does: where some went through lately there is nothing to ask. */
-  #look(): void {
-    const silent = this.relay.pending > 0 ? 0 : performance.now() - this.#heard
-    if (this.up && silent < IDLE_MS) this.#schedule(IDLE_MS - silent)
-    else void this.probe()
-  }
-}
-
-async function requireSmtpUtf8(relay: Relay): Promise<void> {
-  let supported: boolean
-  try {
-    supported = await relay.supports('SMTPUTF8')
-  } catch (error) {
-    throw new AttemptFailed({
-      problem: new Problem(
-        'relay_unavailable',
-        `${relay.label} could not be asked whether it takes non-ASCII local parts.`,
-        { cause: error },
-      ),
-      relayFailed: true,
-      stale: false,
-    })
-  }
-  if (!supported) {
-    throw new Problem(
-      'smtputf8_unsupported',
-      `${relay.label} does not announce SMTPUTF8 (RFC 6531), which a non-ASCII local part needs.`,
-    )
+  /**
+   * Those that are up first; the others stay as a last resort: the network may have healed a moment ago. Content that may turn out
+   * to have 8-bit octets, when it is too late for another relay, goes to those that take them before all.
+   */
+  #inOrder({ envelope }: Outgoing): readonly Relay[] {
+    if (this.#relays.length === 1) return this.#relays
+    const rank = (relay: Relay): number =>
+      (envelope.eightBit === true && !relay.takesEightBit ? 2 : 0) + (relay.up ? 0 : 1)
+    return [...this.#relays].sort((one, other) => rank(one) - rank(other))
   }
 }

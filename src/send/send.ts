@@ -143,7 +143,7 @@ export class Sender {
     const taken = await this.#options.allowances.take(client, recipients)
     place.retain()
     try {
-      const delivery = await this.#options.relays.send(outgoing, departure)
+      const delivery = await this.#options.relays.send(outgoing, departure, { client: client.name })
       await taken.refund(delivery.rejected.length)
       return delivery
     } catch (error) {

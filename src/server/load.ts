@@ -1,7 +1,9 @@
 import { closeSync, constants, fstatSync, openSync, readSync, statSync } from 'node:fs'
+import { createSecureContext } from 'node:tls'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { codeOf, LoadError } from '../errors.ts'
+import type { RelayTls } from '../relay/relay.ts'
 import { readCertificates, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 
@@ -38,14 +40,26 @@ export function loadClients(
   return directory
 }
 
-/** Reads the CA bundle for relays with a private CA. Throws a LoadError. */
-export function loadRelayCa({ smtp }: Pick<Config, 'smtp'>): string | undefined {
-  if (smtp.ca === undefined) return undefined
+/** What relays are trusted by, and what is shown to them. Throws a LoadError. */
+export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
   const faults: string[] = []
-  const pem = readFile('POSTERN_SMTP_CA', smtp.ca, faults)
-  if (faults.length === 0) readCertificates(pem, `POSTERN_SMTP_CA ${smtp.ca}:`, faults)
+  const read = (name: string, path: string | undefined): string | undefined =>
+    path === undefined ? undefined : readFile(name, path, faults)
+  const ca = read('POSTERN_SMTP_CA', smtp.ca)
+  const cert = read('POSTERN_SMTP_CERT', smtp.cert)
+  const key = read('POSTERN_SMTP_KEY', smtp.key)
   if (faults.length > 0) throw new LoadError(faults)
-  return pem
+  if (ca !== undefined) readCertificates(ca, `POSTERN_SMTP_CA ${smtp.ca}:`, faults)
+  if (cert !== undefined) readCertificates(cert, `POSTERN_SMTP_CERT ${smtp.cert}:`, faults)
+  if (cert !== undefined && faults.length === 0) {
+    try {
+      createSecureContext({ cert, key })
+    } catch {
+      faults.push(`POSTERN_SMTP_KEY ${smtp.key} is not the key of POSTERN_SMTP_CERT ${smtp.cert}.`)
+    }
+  }
+  if (faults.length > 0) throw new LoadError(faults)
+  return { ...(ca !== undefined && { ca }), ...(cert !== undefined && { cert, key }) }
 }
 
 /** The value, or undefined with the faults of loading it added to the list: so that all are told at once. */

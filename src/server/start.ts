@@ -16,7 +16,8 @@ import { Metrics } from '../operations/metrics.ts'
 import { operationsServer } from '../operations/server.ts'
 import { statusOf } from '../operations/status.ts'
 import { connectRedis } from '../send/redis.ts'
-import { AttemptFailed } from '../relay/relay.ts'
+import { explain } from '../relay/advice.ts'
+import type { RelayTls } from '../relay/relay.ts'
 import { Connections } from './connections.ts'
 import { watchHandshakes } from './handshakes.ts'
 import { stopGracefully } from './stop.ts'
@@ -25,7 +26,7 @@ import { Relays } from '../relay/relays.ts'
 
 /** What was read from the files that the configuration names. */
 export interface Loaded extends InForce {
-  readonly relayCa: string | undefined
+  readonly relayTls: RelayTls
 }
 
 /** A gateway that listens. */
@@ -53,12 +54,13 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const clients = new Reloader(loaded, { config, metrics, log: logger })
   const admission = new Admission(config.maxPending, config.maxInflight)
   const faults = new Map<string, string | undefined>()
-  const relays = new Relays(config.smtp, loaded.relayCa, {
+  const relays = new Relays(config.smtp, () => loaded.relayTls, {
     changed: (relay, up, reason) => {
       metrics.relayUp.set({ relay }, up ? 1 : 0)
-      faults.set(relay, up ? undefined : errorText(reason))
+      const fault = reason && explain(reason)
+      faults.set(relay, fault && `${fault.why}. ${fault.advice}`)
       if (up) logger.info({ relay }, 'relay is back')
-      else logger.warn({ relay, error: errorText(reason) }, 'relay is down')
+      else logger.warn({ relay, error: fault?.why, advice: fault?.advice }, 'relay is down')
     },
     attempted: (relay, seconds) => metrics.relayDuration.observe({ relay }, seconds),
   })
@@ -103,6 +105,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const usage = (): ReturnType<Allowances['usageOf']> => allowances.usageOf(clients.current.directory.clients.values())
   metrics.observe({
     relayPending: () => relays.pending,
+    relaySessions: () => relays.status.map(({ label, sessions }) => ({ relay: label, sessions })),
     inflightBytes: () => admission.bytes,
     connections: () => connections.size,
     usage,
@@ -157,7 +160,10 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     port: portOf(app.server),
     opsPort: portOf(operations),
     httpPort: config.http.port === undefined ? undefined : portOf(plain),
-    reload: () => clients.reload({ again: true }),
+    reload: () => {
+      clients.reload({ again: true })
+      relays.refresh()
+    },
     async stop() {
       shuttingDown = true
       const cut = await stopGracefully({ admission, relays, server: app.server, connections }, config.shutdownGrace)
@@ -197,10 +203,4 @@ async function listen(server: NetServer, name: string, host: string, port: numbe
 function portOf(server: NetServer): number {
   const address: AddressInfo | string | null = server.address()
   return typeof address === 'object' && address !== null ? address.port : 0
-}
-
-/** For the log only: what nodemailer or the system said. */
-function errorText(reason: unknown): string {
-  const cause = reason instanceof AttemptFailed ? reason.failure.problem.cause : reason
-  return cause instanceof Error ? cause.message : 'unknown'
 }

@@ -210,7 +210,7 @@ class Session {
       this.#octets = 0
       return this.#say('354 go on')
     }
-    if (verb === 'RSET') return this.#say('250 2.0.0 ok')
+    if (verb === 'RSET' || verb === 'NOOP') return this.#say('250 2.0.0 ok')
     if (verb === 'QUIT') {
       this.#shared.quit()
       this.#say('221 2.0.0 bye')

@@ -73,7 +73,7 @@ export async function startGateway(t: Test, options: GatewayOptions = {}): Promi
       maxVersion: config.tls.maxVersion,
     }),
     clients: parseClients((options.clients ?? ANYTHING).replaceAll('FINGERPRINT', client.fingerprint), 'clients.yaml'),
-    relayCa: pki.ca.certificate,
+    relayTls: { ca: pki.ca.certificate },
   }
   const gateway = await start(config, loaded, logger)
   t.teardown(() => gateway.stop())

@@ -39,22 +39,21 @@ function expected(stage: Stage, fault: Fault, large: boolean): Expected {
     // A small message has left whole before the relay's fault can be seen: the relay may have it.
     return large ? { code: 'relay_unavailable', holds: 'not whole' } : { code: 'delivery_unknown', holds: 'either' }
   }
-  if (fault === '421') return { code: 'deferred_by_relay', holds: 'not whole' }
   if (MESSAGE_STAGES.includes(stage)) {
     // One refused recipient of two is a partial delivery.
     if ((stage === 'RCPT 1' || stage === 'RCPT 2') && (fault === '451' || fault === '550'))
       return { code: 200, holds: 'whole' }
-    if (fault === '451') return { code: 'deferred_by_relay', holds: 'not whole' }
+    if (fault === '421' || fault === '451') return { code: 'deferred_by_relay', holds: 'not whole' }
     if (fault === '550') return { code: 'rejected_by_relay', holds: 'not whole' }
   }
-  if (fault === '451') return { code: 'deferred_by_relay', holds: 'not whole' }
   return { code: 'relay_unavailable', holds: 'not whole' }
 }
 
 /** Relays that trust the test CA, closed with the test. */
 export async function relaysFor(t: Test, urls: readonly string[], env: Record<string, string> = {}): Promise<Relays> {
   const config: Config = testConfig({ POSTERN_SMTP_URL: urls.join(' '), POSTERN_SMTP_TIMEOUT: SMALL_TIMEOUT, ...env })
-  const relays = new Relays(config.smtp, (await makePki()).ca.certificate, { changed: () => {}, attempted: () => {} })
+  const ca = (await makePki()).ca.certificate
+  const relays = new Relays(config.smtp, () => ({ ca }), { changed: () => {}, attempted: () => {} })
   t.teardown(() => relays.close())
   return relays
 }

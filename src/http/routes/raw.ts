@@ -68,7 +68,7 @@ export function rawRoute(app: TypedApp, { sender, answers, clients, maxRecipient
           const body = new RawBody(relay)
           yield header.bytes
           for (let piece: Buffer | undefined = rest; piece !== undefined; piece = await upload.next()) {
-            await body.check(piece)
+            body.check(piece)
             if (piece.length > 0) yield piece
           }
           audit.bytes = upload.size

@@ -1,0 +1,213 @@
+import { RelayFault } from './fault.ts'
+import { NoMechanism } from './handshake.ts'
+import { enhancedCode, type Reply, shown } from './reply.ts'
+
+/** What is wrong with a relay, as the end of a sentence that begins with its name, and what an operator can do about it. */
+export interface Explanation {
+  readonly why: string
+  readonly advice: string
+}
+
+/** One table for the answers of callers, the log of `serve`, and `check`. */
+export function explain({ step, reply, cause }: RelayFault): Explanation {
+  if (reply !== undefined) return refusal(step, reply)
+  const said = saidBy(cause)
+  const code = codeOf(cause)
+  switch (step) {
+    case 'connect':
+      return unreachable(code, said)
+    case 'tls':
+      return untrusted(code, said, cause)
+    case 'starttls':
+      return {
+        why: 'it offers no STARTTLS',
+        advice:
+          'For a port with TLS from the first byte use smtps://; where the way to the relay is safe without TLS set POSTERN_SMTP_TLS=off.',
+      }
+    case 'login':
+      if (cause instanceof NoMechanism) return noMechanism(cause)
+      break
+    case 'greeting':
+      if (code === 'ETIMEDOUT')
+        return {
+          why: 'it did not greet in time',
+          advice:
+            'A port with TLS from the first byte (465) wants smtps://; a relay that keeps strangers waiting on purpose wants a longer POSTERN_SMTP_CONNECT_TIMEOUT.',
+        }
+      return {
+        why: `it ended the connection ahead of its greeting (${said})`,
+        advice:
+          'Check that this is the port of an SMTP server and that it takes mail from this machine; its log tells more.',
+      }
+  }
+  if (code === 'ETIMEDOUT')
+    return {
+      why: `it did not answer in time (${step.toUpperCase()})`,
+      advice: 'Look into its log, and at what lies between.',
+    }
+  return {
+    why: said.startsWith('it ') ? said : `it ended the session (${said})`,
+    advice: 'Look into its log: it tells why it ended the session.',
+  }
+}
+
+function refusal(step: RelayFault['step'], reply: Reply): Explanation {
+  const text = shown(reply)
+  const enhanced = enhancedCode(reply)
+  if (step === 'greeting')
+    return {
+      why: `it takes no session: ${text}`,
+      advice:
+        'It allows fewer connections at a time than POSTERN_SMTP_CONNECTIONS, or does not know this machine: list its address there.',
+    }
+  if (step === 'login') return loginRefused(text)
+  if (step === 'starttls')
+    return { why: `it refused STARTTLS: ${text}`, advice: 'Look into its log, and at its certificate.' }
+  if (reply.code === 530 && /STARTTLS|encrypt/i.test(text))
+    return { why: `it wants TLS: ${text}`, advice: 'Set POSTERN_SMTP_TLS=required, or use smtps://.' }
+  if (
+    [530, 534, 535, 538].includes(reply.code) ||
+    enhanced?.startsWith('5.7.') === true ||
+    /authenticat|logged in|AUTH\b/i.test(text)
+  )
+    return {
+      why: `it wants a login first: ${text}`,
+      advice:
+        'Put user and password into POSTERN_SMTP_URL (smtp://user:password@host), or list this machine at the relay.',
+    }
+  if (step === 'ehlo' || /HELO|EHLO/i.test(text))
+    return {
+      why: `it refused the name in EHLO: ${text}`,
+      advice: 'Set POSTERN_SMTP_NAME to a name of this machine that DNS knows.',
+    }
+  return {
+    why: `it refused the session: ${text}`,
+    advice: 'Look into its log: it tells what it has against this machine.',
+  }
+}
+
+function loginRefused(text: string): Explanation {
+  const why = `it refused the login: ${text}`
+  if (/SmtpClientAuthentication is disabled/i.test(text))
+    return {
+      why,
+      advice:
+        'In Exchange Online, allow authenticated SMTP for the mailbox (Set-CASMailbox -SmtpClientAuthenticationDisabled $false), or use OAuth 2.',
+    }
+  if (/basic authentication is disabled/i.test(text))
+    return { why, advice: 'Exchange Online takes no passwords: log in with OAuth 2 (POSTERN_SMTP_OAUTH_TOKEN_URL).' }
+  if (/gsmtp|support\.google\.com/i.test(text))
+    return {
+      why,
+      advice: 'Google takes an app password (with 2-step verification) or OAuth 2, not the password of the account.',
+    }
+  return { why, advice: 'Check user and password in POSTERN_SMTP_URL (percent-encoded), and that the user may send.' }
+}
+
+function noMechanism({ message, offered }: NoMechanism): Explanation {
+  if (offered.length === 0)
+    return {
+      why: 'it offers no login, and POSTERN_SMTP_URL has a user',
+      advice:
+        'Take user and password out of POSTERN_SMTP_URL, or use the port for submission (587, or smtps:// and 465).',
+    }
+  const oauth = offered.some((mechanism) => mechanism === 'XOAUTH2' || mechanism === 'OAUTHBEARER')
+  return {
+    why: message,
+    advice: oauth
+      ? 'Log in with OAuth 2: set POSTERN_SMTP_OAUTH_TOKEN_URL and take the password out of POSTERN_SMTP_URL.'
+      : 'Postern knows PLAIN, LOGIN and CRAM-MD5: switch one of them on at the relay.',
+  }
+}
+
+function unreachable(code: string, said: string): Explanation {
+  switch (code) {
+    case 'ENOTFOUND':
+    case 'EAI_AGAIN':
+    case 'EAI_FAIL':
+    case 'EAI_NODATA':
+      return {
+        why: `its name cannot be resolved (${said})`,
+        advice: 'Check the host in POSTERN_SMTP_URL, and the DNS of this machine.',
+      }
+    case 'ETIMEDOUT':
+      return {
+        why: 'it cannot be reached: no answer in time',
+        advice: 'Check host and port in POSTERN_SMTP_URL, and that nothing between drops packets.',
+      }
+    default:
+      return {
+        why: `it cannot be reached (${said})`,
+        advice: 'Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.',
+      }
+  }
+}
+
+function untrusted(code: string, said: string, cause: unknown): Explanation {
+  if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
+    const names = namesOf(cause)
+    return {
+      why: `TLS failed: its certificate is for ${names.join(', ') || 'no name'} and not for the host of POSTERN_SMTP_URL`,
+      advice: `Use a name of the certificate in POSTERN_SMTP_URL, or set POSTERN_SMTP_SERVERNAME${names[0] === undefined ? '' : `=${names[0]}`}.`,
+    }
+  }
+  if (code === 'CERT_HAS_EXPIRED' || code === 'CERT_NOT_YET_VALID')
+    return {
+      why: `TLS failed: ${said}`,
+      advice: 'Have the certificate of the relay renewed, and check the clocks of both machines.',
+    }
+  if (/SELF_SIGNED|UNABLE_TO_(?:VERIFY|GET_ISSUER)|CERT_UNTRUSTED/.test(code))
+    return {
+      why: `TLS failed: ${said}`,
+      advice: 'For a private CA, or a certificate of its own, set POSTERN_SMTP_CA to a PEM file with it.',
+    }
+  if (/WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|HTTP_REQUEST/.test(code) || said === 'wrong version number')
+    return {
+      why: 'it does not speak TLS from the first byte',
+      advice: 'Use smtp:// instead of smtps:// for this port.',
+    }
+  if (/PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL/.test(code) || /unsupported protocol|protocol version/.test(said))
+    return {
+      why: `TLS failed: it speaks only versions older than TLS 1.2 (${said})`,
+      advice: 'Switch TLS 1.2 on at the relay: older versions are not used.',
+    }
+  if (/HANDSHAKE_FAILURE|CERTIFICATE_REQUIRED|BAD_CERTIFICATE|PEER_DID_NOT_RETURN/.test(code))
+    return {
+      why: `TLS failed: ${said}`,
+      advice: 'If it wants a client certificate, set POSTERN_SMTP_CERT and POSTERN_SMTP_KEY.',
+    }
+  if (code === 'ETIMEDOUT')
+    return {
+      why: 'TLS failed: no answer in time',
+      advice: 'For a port with STARTTLS use smtp:// instead of smtps://; else check what lies between.',
+    }
+  return { why: `TLS failed: ${said}`, advice: 'Check the port and the TLS settings of the relay.' }
+}
+
+/** What the system said, in one line. OpenSSL's errors are a line of code positions around a reason, which they also give alone. */
+function saidBy(cause: unknown): string {
+  if (cause instanceof AggregateError) return [...new Set(cause.errors.map(saidBy))].join('; ')
+  if (!(cause instanceof Error)) return 'unknown error'
+  const reason =
+    'library' in cause && 'reason' in cause && typeof cause.reason === 'string' ? cause.reason : cause.message
+  // Node 24 adds an advice that is not ours.
+  return reason
+    .replace(/; if the root CA is installed.*/s, '')
+    .replace(/\s+/g, ' ')
+    .trim()
+}
+
+function codeOf(cause: unknown): string {
+  if (cause instanceof AggregateError) return codeOf(cause.errors[0])
+  return cause instanceof Error && 'code' in cause ? String(cause.code) : ''
+}
+
+/** The names of a certificate that was for another host. */
+function namesOf(cause: unknown): readonly string[] {
+  const certificate: unknown = typeof cause === 'object' && cause !== null ? Reflect.get(cause, 'cert') : undefined
+  const names: unknown =
+    typeof certificate === 'object' && certificate !== null ? Reflect.get(certificate, 'subjectaltname') : ''
+  return String(names ?? '')
+    .split(', ')
+    .flatMap((name) => /^(?:DNS|IP Address):(.+)/.exec(name)?.[1] ?? [])
+}

@@ -1,0 +1,36 @@
+import { enhancedCode, type Reply } from './reply.ts'
+
+/** How far a session or a message had come. */
+export type Step =
+  'connect' | 'tls' | 'greeting' | 'ehlo' | 'starttls' | 'login' | 'mail' | 'rcpt' | 'data' | 'content' | 'dot'
+
+/** Why a relay does not take messages, or one of them: at which step, and what it or the system said. advice.ts has the words. */
+export class RelayFault extends Error {
+  readonly step: Step
+  readonly reply: Reply | undefined
+
+  constructor(step: Step, { reply, cause }: { readonly reply?: Reply; readonly cause?: unknown } = {}) {
+    super(reply?.text ?? (cause instanceof Error ? cause.message : step), { cause })
+    this.name = 'RelayFault'
+    this.step = step
+    this.reply = reply
+  }
+}
+
+// RFC 4954 §6, RFC 3207 §4, RFC 5321 §4.2.4, and 5.7.57 of Exchange: who has not logged in, or in the wrong order.
+const ABOUT_SESSION = new Set([500, 502, 503, 530, 534, 535, 538])
+const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|57)$/
+const IN_WORDS = /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host)\b/i
+
+/**
+ * Whether a refusal is about the session (its greeting, its login) and not about the message that it met: RFC 5321 leaves
+ * that to the text for most codes. Addresses in it are the message's, whatever they look like.
+ */
+export function isAboutSession(step: Step, reply: Reply): boolean {
+  if (reply.code < 500) return false
+  const enhanced = enhancedCode(reply)
+  if (ABOUT_SESSION.has(reply.code) || ABOUT_LOGIN.test(enhanced ?? '')) return true
+  if (step !== 'mail' && step !== 'rcpt') return false
+  if ((reply.code === 501 || reply.code === 504) && step === 'mail') return enhanced?.startsWith('5.1.') !== true
+  return IN_WORDS.test(reply.text.replace(/<[^>]*>|\S+@\S+/g, ''))
+}

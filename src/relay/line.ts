@@ -1,0 +1,112 @@
+import type { Session } from './session.ts'
+
+/** A message that waits for a session. */
+export interface Ticket {
+  readonly client: string
+  /** Its content still comes from the caller. */
+  readonly streamed: boolean
+  /** A session that has carried messages will not do. */
+  readonly fresh: boolean
+  give(session: Session): void
+  fail(reason: Error): void
+}
+
+// After a refusal a client is held to half of the sessions for so long: servers answer refusals slowly (tarpits), and other
+// clients would wait behind.
+const REFUSED_MS = 60_000
+
+/**
+ * Whose turn it is. Clients take turns, whatever the length of their lines. Three quarters of the sessions may be kept busy by
+ * uploads, half of them for one client, so that callers who take their time over a body keep nobody else out; and half for a
+ * client whose messages the relay has lately refused.
+ */
+export class Line {
+  readonly #uploads: number
+  readonly #half: number
+  readonly #waiting = new Map<string, Ticket[]>()
+  readonly #busy = new Map<string, number>()
+  readonly #uploading = new Map<string, number>()
+  readonly #refused = new Map<string, number>()
+  #allUploading = 0
+  #length = 0
+
+  constructor(sessions: number) {
+    this.#uploads = Math.max(1, Math.floor((sessions * 3) / 4))
+    this.#half = Math.max(1, Math.floor(sessions / 2))
+  }
+
+  get length(): number {
+    return this.#length
+  }
+
+  add(ticket: Ticket, first = false): void {
+    const line = this.#waiting.get(ticket.client)
+    if (line === undefined) this.#waiting.set(ticket.client, [ticket])
+    else if (first) line.unshift(ticket)
+    else line.push(ticket)
+    this.#length += 1
+  }
+
+  /** Takes a ticket out of the line; false where it is not in it. */
+  remove(ticket: Ticket): boolean {
+    const line = this.#waiting.get(ticket.client) ?? []
+    const at = line.indexOf(ticket)
+    if (at === -1) return false
+    line.splice(at, 1)
+    if (line.length === 0) this.#waiting.delete(ticket.client)
+    this.#length -= 1
+    return true
+  }
+
+  /** Takes the next ticket whose turn it is out of the line; its client goes to the end of the round, and is one busier until `done`. */
+  next(): Ticket | undefined {
+    for (const [client, line] of this.#waiting) {
+      const ticket = line.find(({ streamed }) => this.#admits(client, streamed))
+      if (ticket === undefined) continue
+      this.remove(ticket)
+      if (this.#waiting.delete(client)) this.#waiting.set(client, line)
+      this.#count(ticket, 1)
+      return ticket
+    }
+    return undefined
+  }
+
+  /** A ticket whose turn had come needs no session any more. */
+  done(ticket: Ticket): void {
+    this.#count(ticket, -1)
+  }
+
+  refused(client: string): void {
+    this.#refused.set(client, performance.now())
+  }
+
+  /** All tickets, taken out of the line. */
+  empty(): readonly Ticket[] {
+    const all = [...this.#waiting.values()].flat()
+    this.#waiting.clear()
+    this.#length = 0
+    return all
+  }
+
+  #admits(client: string, streamed: boolean): boolean {
+    if (streamed && (this.#allUploading >= this.#uploads || (this.#uploading.get(client) ?? 0) >= this.#half))
+      return false
+    const refused = this.#refused.get(client)
+    if (refused === undefined) return true
+    if (performance.now() - refused > REFUSED_MS) this.#refused.delete(client)
+    return (this.#busy.get(client) ?? 0) < this.#half
+  }
+
+  #count({ client, streamed }: Ticket, more: 1 | -1): void {
+    add(this.#busy, client, more)
+    if (!streamed) return
+    this.#allUploading += more
+    add(this.#uploading, client, more)
+  }
+}
+
+function add(counts: Map<string, number>, client: string, more: number): void {
+  const count = (counts.get(client) ?? 0) + more
+  if (count === 0) counts.delete(client)
+  else counts.set(client, count)
+}

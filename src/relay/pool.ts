@@ -1,0 +1,237 @@
+import { RelayFault } from './fault.ts'
+import { Line, type Ticket } from './line.ts'
+import type { Session } from './session.ts'
+
+export interface PoolOptions {
+  /** The most that there may be. */
+  readonly sessions: number
+  /** After which a session ends, ms and messages. */
+  readonly age: number
+  readonly messages: number
+  /** Opens a session. Rejects with a RelayFault. */
+  open(): Promise<Session>
+  /** The relay ended a session that was idle. */
+  lost(): void
+}
+
+/** Sessions by what they do. */
+export type SessionCounts = Readonly<Record<'opening' | 'idle' | 'busy', number>>
+
+// One session more than the relay granted lately is tried after so long, doubled each time that it is refused.
+const FIRST_PAUSE_MS = 1_000
+const LAST_PAUSE_MS = 60_000
+
+/**
+ * The sessions with one relay. How many it grants is learned from those that it refuses while others stand: then messages wait
+ * for the others, and one more is tried from time to time.
+ */
+export class Pool {
+  readonly #options: PoolOptions
+  readonly #line: Line
+  readonly #sessions = new Set<Session>()
+  readonly #leaving = new Set<Session>()
+  #idle: Session[] = []
+  /** Those whose turn has come, and who need a session that is yet to be opened. */
+  #entitled: Ticket[] = []
+  #opening = 0
+  #granted: number
+  #refusals = 0
+  /** When one more session than granted may be tried, and when one may be given up for another, by performance.now(). */
+  #growAt = 0
+  #swapAt = 0
+  #growing = false
+  #timer: NodeJS.Timeout | undefined
+  #closed: RelayFault | undefined
+  #left: (() => void) | undefined
+
+  constructor(options: PoolOptions) {
+    this.#options = options
+    this.#line = new Line(options.sessions)
+    this.#granted = options.sessions
+  }
+
+  get counts(): SessionCounts {
+    const idle = this.#idle.length
+    return { opening: this.#opening, idle, busy: this.#sessions.size - this.#leaving.size - idle }
+  }
+
+  /** Messages that wait for a session. */
+  get waiting(): number {
+    return this.#line.length + this.#entitled.length
+  }
+
+  /** Gives the ticket a session, now or later, or fails it with a RelayFault when none can be had. */
+  acquire(ticket: Ticket): void {
+    if (this.#closed !== undefined) return ticket.fail(this.#closed)
+    this.#line.add(ticket)
+    this.#serve()
+  }
+
+  /** Takes a ticket back; false where it has its session. */
+  cancel(ticket: Ticket): boolean {
+    if (this.#line.remove(ticket)) return true
+    const at = this.#entitled.indexOf(ticket)
+    if (at === -1) return false
+    this.#entitled.splice(at, 1)
+    this.#line.done(ticket)
+    return true
+  }
+
+  /** Gives a session back. One whose message was refused ends, before the relay slows it down for more of the kind. */
+  release(session: Session, ticket: Ticket, refused: boolean): void {
+    this.#line.done(ticket)
+    if (refused) this.#line.refused(ticket.client)
+    const needed = this.#entitled.length > this.#opening + this.#leaving.size
+    const over = session.spent || session.messages >= this.#options.messages || ((refused || needed) && this.#maySwap)
+    if (session.wire.open) {
+      if (over || this.#closed !== undefined) this.#leave(session)
+      else this.#rest(session)
+    }
+    this.#serve()
+  }
+
+  /** Ends idle sessions with QUIT, and the others when they are given back. */
+  refresh(): void {
+    for (const session of this.#sessions) session.spent = true
+    for (const session of this.#idle.splice(0)) this.#leave(session)
+  }
+
+  /** Ends idle sessions without a word: one of them was dead without a sign. */
+  distrust(): void {
+    for (const session of this.#idle.splice(0)) session.wire.end(new Error('another session of its age was dead'))
+  }
+
+  /** Says QUIT on idle sessions; what is still under way is cut. */
+  async close(): Promise<void> {
+    this.#closed = new RelayFault('connect', { cause: new Error('the gateway stops') })
+    clearTimeout(this.#timer)
+    this.#failAll(this.#closed)
+    this.refresh()
+    if (this.#leaving.size > 0) await new Promise<void>((resolve) => (this.#left = resolve))
+    for (const session of this.#sessions) session.wire.end(this.#closed)
+  }
+
+  /** A session that was refused lately, though it was within what is granted, is no time to give up those that stand. */
+  get #maySwap(): boolean {
+    return performance.now() >= this.#swapAt
+  }
+
+  get #room(): boolean {
+    return this.#sessions.size + this.#opening < this.#granted
+  }
+
+  #serve(): void {
+    while (this.#idle.length > 0) {
+      const ticket = this.#line.next()
+      if (ticket === undefined) break
+      const session = ticket.fresh ? undefined : this.#idle.pop()
+      if (session !== undefined) ticket.give(session)
+      else {
+        this.#entitled.push(ticket)
+        if (!this.#room && this.#maySwap) this.#leave(this.#idle.shift())
+      }
+    }
+    this.#grow()
+    while (this.#room && this.#opening < this.waiting) void this.#open()
+  }
+
+  #rest(session: Session): void {
+    session.rested = true
+    this.#idle.push(session)
+  }
+
+  #leave(session: Session | undefined): void {
+    if (session === undefined || !session.wire.open) return
+    session.spent = true
+    this.#leaving.add(session)
+    session.wire.quit()
+  }
+
+  #grow(): void {
+    if (this.waiting === 0 || this.#room || this.#granted >= this.#options.sessions) return
+    const wait = this.#growAt - performance.now()
+    if (wait <= 0) {
+      this.#granted += 1
+      this.#growAt = Infinity // until it is known what became of this one
+      this.#growing = true
+    } else if (wait < Infinity) {
+      clearTimeout(this.#timer)
+      this.#timer = setTimeout(() => this.#serve(), wait)
+      this.#timer.unref()
+    }
+  }
+
+  async #open(): Promise<void> {
+    this.#opening += 1
+    try {
+      const session = await this.#options.open()
+      if (!session.wire.open) throw new Error('it closed the connection')
+      this.#opening -= 1
+      this.#opened(session)
+    } catch (error) {
+      this.#opening -= 1
+      this.#refused(error instanceof RelayFault ? error : new RelayFault('connect', { cause: error }))
+    }
+  }
+
+  #opened(session: Session): void {
+    this.#sessions.add(session)
+    this.#granted = Math.max(this.#granted, this.#sessions.size)
+    if (this.#growing) {
+      this.#growing = false
+      this.#refusals = 0
+      this.#growAt = 0
+    }
+    // Spread, so that those that were opened together do not end together.
+    const age = setTimeout(() => this.#grownOld(session), this.#options.age * (0.9 + Math.random() / 10))
+    age.unref()
+    session.wire.onEnd = () => {
+      clearTimeout(age)
+      this.#ended(session)
+    }
+    if (this.#closed !== undefined) return session.wire.end(this.#closed)
+    const ticket = this.#entitled.shift() ?? this.#line.next()
+    if (ticket === undefined) this.#rest(session)
+    else ticket.give(session)
+    this.#serve()
+  }
+
+  #refused(fault: RelayFault): void {
+    const standing = this.#sessions.size - this.#leaving.size
+    if (standing + this.#opening === 0) {
+      this.#granted = this.#options.sessions
+      this.#growing = false
+      this.#refusals = this.#growAt = this.#swapAt = 0
+      return this.#failAll(fault)
+    }
+    const pause = Math.min(FIRST_PAUSE_MS * 2 ** this.#refusals++, LAST_PAUSE_MS)
+    if (!this.#growing) this.#swapAt = performance.now() + pause
+    this.#growing = false
+    this.#growAt = performance.now() + pause
+    this.#granted = Math.max(1, standing)
+    this.#serve()
+  }
+
+  #grownOld(session: Session): void {
+    session.spent = true
+    const at = this.#idle.indexOf(session)
+    if (at !== -1) this.#leave(this.#idle.splice(at, 1)[0])
+  }
+
+  #ended(session: Session): void {
+    this.#sessions.delete(session)
+    const left = this.#leaving.delete(session)
+    const idle = this.#idle.indexOf(session)
+    if (idle !== -1) this.#idle.splice(idle, 1)
+    if (this.#leaving.size === 0) this.#left?.()
+    if (this.#closed !== undefined) return
+    if (!left && idle !== -1) this.#options.lost()
+    this.#serve()
+  }
+
+  #failAll(fault: RelayFault): void {
+    const entitled = this.#entitled.splice(0)
+    for (const ticket of entitled) this.#line.done(ticket)
+    for (const ticket of [...entitled, ...this.#line.empty()]) ticket.fail(fault)
+  }
+}

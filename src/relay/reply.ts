@@ -1,0 +1,59 @@
+/** An SMTP reply (RFC 5321 §4.2). */
+export interface Reply {
+  readonly code: number
+  /** Its lines, each with its code, joined by LF. */
+  readonly text: string
+}
+
+// An EHLO reply has some hundred octets; what a reply holds beyond is read and dropped.
+const KEPT = 16 * 1024
+const LONGEST = 2 ** 20 // a peer that never ends a reply is cut
+/** Characters of a reply that callers and operators are shown. */
+const SHOWN = 1000
+
+/** Makes replies of the octets of a connection, however they are cut into pieces. */
+export class ReplyReader {
+  #line = ''
+  #text = ''
+  #octets = 0
+
+  /** The replies that this piece completes. Throws an Error for what is no reply, and for one without an end. */
+  push(piece: Buffer): readonly Reply[] {
+    const replies: Reply[] = []
+    this.#octets += piece.length
+    const text = this.#line + piece.toString('latin1')
+    let start = 0
+    for (let end = text.indexOf('\n'); end !== -1; end = text.indexOf('\n', start)) {
+      const line = text.slice(start, text[end - 1] === '\r' ? end - 1 : end)
+      start = end + 1
+      if (line === '') continue
+      const [, code, separator] = /^([2-5]\d\d)([ -]|$)/.exec(line) ?? []
+      if (code === undefined) throw new Error(`what it says is no SMTP reply: ${JSON.stringify(line.slice(0, 80))}`)
+      if (this.#text.length < KEPT) this.#text += this.#text === '' ? line : `\n${line}`
+      if (separator === '-') continue
+      replies.push({ code: Number(code), text: decoded(this.#text) })
+      this.#text = ''
+      this.#octets = 0
+    }
+    this.#line = text.slice(start, start + KEPT)
+    if (this.#octets > LONGEST) throw new Error('its reply has no end')
+    return replies
+  }
+}
+
+/** A reply's text as answers and logs give it. */
+export function shown({ text }: Reply): string {
+  return text.length <= SHOWN ? text : text.slice(0, SHOWN).replace(/[\uD800-\uDBFF]$/, '')
+}
+
+/** The enhanced status code (RFC 3463) of a reply. */
+export function enhancedCode({ text }: Reply): string | undefined {
+  return /^\d{3}[ -]([245]\.\d{1,3}\.\d{1,3})\b/.exec(text)?.[1]
+}
+
+/** Replies have no charset; UTF-8 where it is that, and octets as they are where not. */
+function decoded(text: string): string {
+  if (!/[\x80-\xff]/.test(text)) return text
+  const unicode = Buffer.from(text, 'latin1').toString()
+  return unicode.includes('\uFFFD') ? text : unicode
+}

@@ -1,0 +1,225 @@
+import { Problem, type RejectedRecipient } from '../errors.ts'
+import type { Envelope } from '../mail/compose.ts'
+import type { Outgoing } from '../mail/outgoing.ts'
+import { DotStuffing } from './dot-stuffing.ts'
+import { isAboutSession, RelayFault, type Step } from './fault.ts'
+import type { Offer, Opened } from './handshake.ts'
+import { enhancedCode, type Reply, shown } from './reply.ts'
+import type { Wire } from './wire.ts'
+
+/** What became of a message that was taken. */
+export interface Taken {
+  readonly reply: Reply
+  readonly accepted: readonly string[]
+  readonly rejected: readonly RejectedRecipient[]
+}
+
+/** Right before the first octet of a message's content leaves. `false`, or a rejection, and it does not leave. */
+export type Mark = () => Promise<boolean | void>
+
+/** Why a message was not taken, and what is known of it. */
+export class NotTaken extends RelayFault {
+  readonly rejected: readonly RejectedRecipient[]
+  /** All of the message had left, its last dot too: without a refusal the relay may have it. */
+  readonly complete: boolean
+
+  constructor(
+    step: Step,
+    known: { reply?: Reply; cause?: unknown; rejected?: readonly RejectedRecipient[]; complete?: boolean },
+  ) {
+    super(step, known)
+    this.rejected = known.rejected ?? []
+    this.complete = known.complete === true
+  }
+}
+
+interface Command {
+  readonly step: Step
+  readonly line: string
+  readonly recipient?: string
+}
+
+/** One session with a relay, which carries messages one after the other. Its state is its own, and says nothing of the relay. */
+export class Session {
+  readonly offer: Offer
+  readonly wire: Wire
+  /** That it has carried or begun to carry. */
+  messages = 0
+  /** It takes no further message. */
+  spent = false
+  /** It has been idle: it may be dead without a sign. */
+  rested = false
+  /** What it waits for. */
+  step: Step = 'mail'
+  /** MAIL was said, and neither the end of the content nor RSET. */
+  #begun = false
+
+  constructor({ wire, offer }: Pick<Opened, 'wire' | 'offer'>) {
+    this.wire = wire
+    this.offer = offer
+  }
+
+  /** A refusal may be because of what went before. */
+  get carried(): boolean {
+    return this.messages > 0
+  }
+
+  /**
+   * Hands a message over (RFC 5321 §3.3). The dialogue is written out here because nodemailer's SMTPConnection tells neither
+   * which reply a session broke at, nor the moment before the content, nor asks for SMTPUTF8 when only the header needs it.
+   * On a session that has carried messages every refused recipient counts against it. Throws a NotTaken, or what `mark` throws.
+   */
+  async send(outgoing: Outgoing, label: string, mark?: Mark): Promise<Taken> {
+    const recipients = await this.#sendEnvelope(outgoing.envelope, this.messages++ > 0)
+    if (mark !== undefined) await this.#marked(mark)
+    const reply = await this.#sendContent(outgoing, label)
+    this.#begun = false
+    return { reply, ...recipients }
+  }
+
+  /** Asks whether the relay is there and, `withMail`, whether it takes messages of this session. Throws a RelayFault. */
+  async probe(withMail: boolean): Promise<void> {
+    for (const line of withMail ? ['MAIL FROM:<>', 'RSET'] : ['NOOP']) {
+      const reply = await this.wire.ask(line).catch((cause: unknown) => {
+        throw new RelayFault('mail', { cause })
+      })
+      if (reply.code === 421 || (withMail && isAboutSession('mail', reply))) throw new RelayFault('mail', { reply })
+    }
+  }
+
+  /** MAIL, RCPT and DATA, in one go where the relay takes that (RFC 2920). Resolves when the content is asked for. */
+  #sendEnvelope(envelope: Envelope, used: boolean): Promise<Pick<Taken, 'accepted' | 'rejected'>> {
+    const commands = [...(this.#begun ? [RSET] : []), ...envelopeCommands(envelope, this.offer), DATA]
+    const pipelining = this.offer.has('PIPELINING')
+    const accepted: string[] = []
+    const refused: { readonly recipient: string; readonly reply: Reply }[] = []
+    let refusal: { readonly step: Step; readonly reply: Reply } | undefined
+    let at = 0
+    this.#begun = true
+    return new Promise((resolve, reject) => {
+      const rejected = (): readonly RejectedRecipient[] => refused.map(rejectedRecipient)
+      const fail = (step: Step, known: { reply?: Reply; cause?: unknown }): void => {
+        this.wire.listen(undefined)
+        reject(new NotTaken(step, { ...known, rejected: rejected() }))
+      }
+      const take = (reply: Reply): void => {
+        const { step, recipient } = commands[at] ?? DATA
+        const next = commands[++at]
+        this.step = next?.step ?? 'content'
+        if (reply.code === 421) return fail(step, { reply })
+        if (recipient === undefined) {
+          if (step === 'data' ? reply.code !== 354 : reply.code >= 300) refusal ??= { step, reply }
+        } else if (reply.code < 300) accepted.push(recipient)
+        else refused.push({ recipient, reply })
+        if (next !== undefined && pipelining) return
+        const recipientsRefused = refused.length > 0 && (used || accepted.length === 0)
+        if (recipientsRefused && refusal?.step !== 'mail' && (next ?? DATA) === DATA) {
+          const worst = refused.find(({ reply: { code } }) => code < 500) ?? refused.at(-1)
+          refusal = worst && { step: 'rcpt', reply: worst.reply }
+        }
+        if (refusal !== undefined) {
+          fail(refusal.step, refusal)
+          if (next === undefined && reply.code === 354)
+            this.wire.end(new Error('it waits for content that will not come'))
+          return
+        }
+        if (next !== undefined) return void this.wire.write(next.line)
+        this.wire.listen(undefined)
+        resolve({ accepted, rejected: rejected() })
+      }
+      this.step = 'mail'
+      this.wire.listen(take, (cause) => fail(this.step, { cause }))
+      this.wire.write(pipelining ? commands.map(({ line }) => line).join('') : (commands[0]?.line ?? ''))
+    })
+  }
+
+  async #marked(mark: Mark): Promise<void> {
+    try {
+      if ((await mark()) === false)
+        throw new Problem('store_unavailable', 'The message was claimed by another replica.')
+    } catch (error) {
+      this.wire.end(new Error('the message was taken back'))
+      throw error
+    }
+  }
+
+  #sendContent(outgoing: Outgoing, label: string): Promise<Reply> {
+    let complete = false
+    return new Promise((resolve, reject) => {
+      const fail = (known: { reply?: Reply; cause?: unknown }): void => {
+        this.wire.listen(undefined)
+        // A reply ahead of the last dot does not end the DATA phase: the session must carry nothing else.
+        if (!complete) this.wire.end(new Error('it replied before it had the whole message'))
+        reject(new NotTaken(complete ? 'dot' : 'content', { ...known, complete }))
+      }
+      this.wire.listen(
+        (reply) => {
+          if (!complete || reply.code >= 300) return fail({ reply })
+          this.wire.listen(undefined)
+          resolve(reply)
+        },
+        (cause) => fail({ cause }),
+      )
+      const features = { label, supports: (extension: string) => this.offer.has(extension) }
+      this.#pass(outgoing.open(features), () => {
+        complete = true
+        this.step = 'dot'
+      }).catch((error: unknown) => this.wire.end(new Error('the content broke off', { cause: error })))
+    })
+  }
+
+  /** Writes the content and its end, a small one at once, as fast as the relay takes it. */
+  async #pass(content: Iterable<Buffer> | AsyncIterable<Buffer>, completed: () => void): Promise<void> {
+    const { wire } = this
+    const stuffing = new DotStuffing()
+    let held: Buffer = Buffer.alloc(0)
+    if (Symbol.iterator in content) {
+      for (const piece of content) {
+        if (held.length > 0 && !wire.write(held)) await wire.drained()
+        if (!wire.open) return
+        held = stuffing.push(piece)
+      }
+    } else {
+      for await (const piece of content) {
+        if (!wire.write(stuffing.push(piece))) await wire.drained()
+        if (!wire.open) return
+      }
+    }
+    if (!wire.open) return
+    completed()
+    wire.write(Buffer.concat([held, stuffing.end()]))
+  }
+}
+
+const RSET: Command = { step: 'mail', line: 'RSET\r\n' }
+const DATA: Command = { step: 'data', line: 'DATA\r\n' }
+
+function envelopeCommands({ from, to, size, eightBit, smtpUtf8, dsn }: Envelope, offer: Offer): readonly Command[] {
+  let mail = `MAIL FROM:<${safe(from)}>`
+  if (size !== undefined && offer.has('SIZE')) mail += ` SIZE=${size}`
+  if ((eightBit === true || smtpUtf8) && offer.has('8BITMIME')) mail += ' BODY=8BITMIME'
+  if (smtpUtf8) mail += ' SMTPUTF8'
+  const withDsn = dsn !== undefined && offer.has('DSN')
+  if (withDsn && dsn.return !== undefined) mail += dsn.return === 'full' ? ' RET=FULL' : ' RET=HDRS'
+  if (withDsn && dsn.envelopeId !== undefined) mail += ` ENVID=${xtext(dsn.envelopeId)}`
+  const notify = withDsn && dsn.notify !== undefined ? ` NOTIFY=${dsn.notify.join(',').toUpperCase()}` : ''
+  return [
+    { step: 'mail', line: `${mail}\r\n` },
+    ...to.map((recipient): Command => ({ step: 'rcpt', line: `RCPT TO:<${safe(recipient)}>${notify}\r\n`, recipient })),
+  ]
+}
+
+/** Addresses were parsed long before; no slip there may become a command here. */
+function safe(address: string): string {
+  if (/[\0-\x20<>\x7f]/.test(address)) throw new Error('an address that cannot stand in a command')
+  return address
+}
+
+/** RFC 3461 §4. */
+function xtext(text: string): string {
+  return text.replace(/[^!-~]|[+=]/g, (octet) => `+${octet.charCodeAt(0).toString(16).toUpperCase().padStart(2, '0')}`)
+}
+
+function rejectedRecipient({ recipient, reply }: { recipient: string; reply: Reply }): RejectedRecipient {
+  return { email: recipient, code: reply.code, enhanced: enhancedCode(reply) ?? null, message: shown(reply) }
+}

@@ -1,0 +1,135 @@
+import type { Socket } from 'node:net'
+import { connect as connectTls, type ConnectionOptions, type TLSSocket } from 'node:tls'
+import { type Reply, ReplyReader } from './reply.ts'
+
+const LAST_WORDS_MS = 2_000 // for a relay to answer QUIT
+
+/** A connection to a relay: commands go out, replies come in, and it ends once, for one reason. */
+export class Wire {
+  /** Called when the connection is over, once, with the reason. */
+  onEnd: (reason: Error) => void = () => {}
+  #socket: Socket
+  #reader = new ReplyReader()
+  #take: ((reply: Reply) => void) | undefined
+  #lose: ((reason: Error) => void) | undefined
+  #drained: (() => void) | undefined
+  #ended: Error | undefined
+  #leaving = false
+
+  /** Takes over a socket that is connected. */
+  constructor(socket: Socket) {
+    this.#socket = socket
+    this.#listen()
+  }
+
+  get encrypted(): boolean {
+    return 'encrypted' in this.#socket
+  }
+
+  /** Whether its end has not come, and has not been asked for. */
+  get open(): boolean {
+    return this.#ended === undefined && !this.#leaving
+  }
+
+  /**
+   * Who hears the replies from now on, and of the end where that comes first. A relay that speaks while nobody listens
+   * ends the connection: that is how it says that an idle one is over.
+   */
+  listen(take: ((reply: Reply) => void) | undefined, lose?: (reason: Error) => void): void {
+    this.#take = take
+    this.#lose = lose
+    if (this.#ended !== undefined) lose?.(this.#ended)
+  }
+
+  /** Says a command, or nothing, and gives the reply. Rejects with the reason of the end. */
+  ask(line?: string): Promise<Reply> {
+    return new Promise((resolve, reject) => {
+      this.listen((reply) => {
+        this.listen(undefined)
+        resolve(reply)
+      }, reject)
+      if (line !== undefined) this.write(`${line}\r\n`)
+    })
+  }
+
+  /** Writes, and returns whether there is room for more: if not, `drained` tells when. */
+  write(data: string | Buffer): boolean {
+    return this.#ended === undefined && this.#socket.write(data)
+  }
+
+  /** Resolves when there is room again, or when the end has come. */
+  drained(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.#ended !== undefined || !this.#socket.writableNeedDrain) return resolve()
+      this.#drained = resolve
+    })
+  }
+
+  /** Goes on over TLS (RFC 8446, RFC 3207 §4.2). Rejects when no session that can be trusted comes about. */
+  encrypt(options: ConnectionOptions): Promise<void> {
+    const plain = this.#socket
+    plain.off('data', this.#hear)
+    this.#reader = new ReplyReader() // nothing that came unencrypted counts from here on
+    return new Promise((resolve, reject) => {
+      this.#lose = reject
+      const secured: TLSSocket = connectTls({ ...options, socket: plain }, () => {
+        this.listen(undefined)
+        resolve()
+      })
+      this.#socket = secured
+      this.#listen()
+    })
+  }
+
+  /** Says QUIT and waits until the relay has closed: it counts the session until then. */
+  quit(): void {
+    if (!this.open) return
+    this.#leaving = true
+    const timer = setTimeout(() => this.end(new Error('it did not answer QUIT')), LAST_WORDS_MS)
+    this.listen(
+      () => {},
+      () => clearTimeout(timer),
+    )
+    this.write('QUIT\r\n')
+  }
+
+  /** Closes at once: what has not left yet never will, apart from the last words. */
+  end(reason: Error, lastWords = ''): void {
+    if (this.#ended !== undefined) return
+    this.#ended = reason
+    if (lastWords === '') this.#socket.destroy()
+    else {
+      this.#socket.write(lastWords)
+      this.#socket.destroySoon()
+    }
+    this.#drained?.()
+    const lose = this.#lose
+    this.listen(undefined)
+    lose?.(reason)
+    this.onEnd(reason)
+  }
+
+  #listen(): void {
+    const socket = this.#socket
+    socket.on('data', this.#hear)
+    socket.on('drain', () => {
+      this.#drained?.()
+      this.#drained = undefined
+    })
+    socket.on('end', () => this.end(new Error('it closed the connection')))
+    socket.on('error', (error) => this.end(error))
+    socket.on('close', () => this.end(new Error('it closed the connection')))
+  }
+
+  readonly #hear = (piece: Buffer): void => {
+    try {
+      for (const reply of this.#reader.push(piece)) {
+        if (this.#ended !== undefined) return
+        if (this.#take === undefined) return this.end(new Error(`it ended the session: ${reply.text.slice(0, 200)}`))
+        this.#take(reply)
+      }
+    } catch (error) {
+      this.end(error instanceof Error ? error : new Error('it cannot be understood'))
+    }
+  }
+}
