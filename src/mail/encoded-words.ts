@@ -11,14 +11,14 @@ export function encodedWords(text: string): readonly string[] {
   return encodeWord(text, others * 6 > text.length ? 'B' : 'Q', MAX_WORD).split(' ')
 }
 
-// Also what only some readers take for one: with spaces in it, or within a longer word or a quoted string.
-const ENCODED_WORD = /=\?([^?\s]*)\?([qb])\?([^?]*)\?=/gi
+// Also what only some readers take for one: within a longer word or a quoted string.
+const ENCODED_WORD = /=\?([^?\s]*)\?([qb])\?([^?\s]*)\?=/gi
 // "@" may be the second octet of a letter in these. In all others it is nothing but an "@" to any reader.
 const WITH_AT_IN_LETTERS = new Set(['iso-2022-jp', 'shift_jis', 'big5'])
 
 /**
  * A text with its encoded words decoded. Throws a RangeError, as a sentence that follows the field's name, for those that
- * readers decode differently: charsets that are not the web's, broken base64, words within words.
+ * readers decode differently: charsets that are not the web's, broken base64, spaces in words, words within words.
  */
 export function decodeWords(text: string): string {
   const decoded = text.replace(ENCODED_WORD, (_, charset: string, encoding: string, content: string) =>

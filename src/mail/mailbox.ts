@@ -138,8 +138,8 @@ export function checkName(text: string, encoded: boolean): void {
   if (FORBIDDEN_IN_NAME.test(text)) throw new RangeError('has a name with an invisible or direction-changing character')
   if (!encoded) return
   if (/[@<>]/.test(text)) throw new RangeError(`has a name with "@", "<" or ">" ${ENCODED}`)
-  const unpaired = text.includes('\\') ? text : text.replace(/"[^"()]*"|\([^"()]*\)/g, '')
-  if (/["()]/.test(unpaired)) throw new RangeError(`has a name with an unpaired quote or parenthesis ${ENCODED}`)
+  const unpaired = text.includes('\\') ? text : text.replace(/"[^"()[\]]*"|\([^"()[\]]*\)|\[[^"()[\]]*\]/g, '')
+  if (/["()[\]]/.test(unpaired)) throw new RangeError(`has a name with an unpaired quote or bracket ${ENCODED}`)
 }
 
 /** Whether the address needs the SMTPUTF8 extension (RFC 6531). */

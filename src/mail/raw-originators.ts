@@ -115,11 +115,17 @@ export function parseAddressList(text: string): readonly Address[] {
 function parseParts({ words, bracketed, comment = '' }: Parts): Address {
   if (bracketed === undefined && words.length > 1)
     throw new RangeError('has words beside an address that is not in angle brackets')
-  const phrase = bracketed === undefined ? [] : words
-  const written = [...phrase, comment].map(unquoted).join(' ')
-  const name = decodeWords(written)
-  checkName(name, name !== written || phrase.some((word) => word.includes('\\')))
+  for (const written of [...(bracketed === undefined ? [] : shownApart(words)), comment]) {
+    const plain = unquoted(written)
+    const name = decodeWords(plain)
+    checkName(name, name !== plain || written.includes('\\'))
+  }
   return parseWrittenAddress(bracketed ?? words[0] ?? '')
+}
+
+/** The stretches of a phrase that are decoded by themselves: quoted strings, and what is between them. */
+function shownApart(words: readonly string[]): readonly string[] {
+  return words.join(' ').match(/"(?:[^"\\]|\\.)*"|[^"]+/g) ?? []
 }
 
 function addWord({ words, bracketed, comment }: Parts, word: string, apart: boolean): void {
@@ -132,7 +138,8 @@ function addWord({ words, bracketed, comment }: Parts, word: string, apart: bool
 function addBracketed(mailbox: Parts, token: string, apart: boolean): void {
   if (mailbox.bracketed !== undefined || mailbox.comment !== undefined || mailbox.words.some(isAddress))
     throw new RangeError('has more than one address where one is expected')
-  if (!apart && mailbox.words.at(-1)?.endsWith('.') === true) throw new RangeError('has an address that touches a dot')
+  const word = mailbox.words.at(-1) ?? ''
+  if (!apart && (word.endsWith('.') || word.endsWith('?='))) throw new RangeError('has an address that touches a name')
   mailbox.bracketed = token.slice(1, -1)
 }
 

@@ -45,13 +45,14 @@ function survey(octets: Buffer): Survey {
   let [loneBreaks, longestLine, others, equals, lineStart] = [0, 0, 0, 0, 0]
   for (let at = 0; at < octets.length; at++) {
     const octet = octets[at] ?? 0
-    if (octet === CR || octet === LF) {
+    if (octet >= SPACE && octet <= TILDE) {
+      if (octet === EQUALS) equals += 1
+    } else if (octet === CR || octet === LF) {
       longestLine = Math.max(longestLine, at - lineStart)
       if (octet === CR && octets[at + 1] === LF) at += 1
       else loneBreaks += 1
       lineStart = at + 1
-    } else if (octet === EQUALS) equals += 1
-    else if (octet > TILDE || (octet < SPACE && octet !== TAB)) others += 1
+    } else if (octet !== TAB) others += 1
   }
   return { loneBreaks, longestLine: Math.max(longestLine, octets.length - lineStart), others, equals }
 }
@@ -79,6 +80,11 @@ function quotedPrintable(octets: Buffer): Buffer {
   let [end, column] = [0, 0]
   for (let at = 0; at < octets.length; at++) {
     const octet = octets[at] ?? 0
+    if (octet > SPACE && octet <= TILDE && octet !== EQUALS && column < QP_LINE) {
+      out[end++] = octet // as most are
+      column += 1
+      continue
+    }
     if (octet === CR || octet === LF) {
       out[end++] = octet
       column = 0

@@ -287,6 +287,23 @@ t.test('200 messages at once through a pool of 10 arrive exactly once each', asy
   t.same(arrived.sort(), [...ids].sort())
 })
 
+t.test('Postfix delivers to exactly the recipients that were accepted, whatever their local parts hold', async (t) => {
+  const odd = ['%', '!', '=?', '+', '=', '-', '/', '|', '#', '{', "'", '&', '*', '$', '^', '~', '`', '.', '_', '?', 'ü']
+  const locals = odd.flatMap((letter) => [`a${letter}b`, `other.example${letter}b`, `${letter}a`])
+  const accepted: string[] = []
+  const messageId = `<locals.${randomBytes(8).toString('hex')}@corp.example>`
+  for (const local of locals) {
+    const to = `${local}@corp.example`
+    const answer = await gateway.post({ ...MESSAGE, to, message_id: messageId })
+    if (answer.status === 200) accepted.push(to)
+    else t.ok([400, 422].includes(answer.status), `${local}: ${answer.text}`)
+  }
+  t.ok(accepted.length > 30, `${accepted.length} of ${locals.length} were accepted`)
+  const delivered = await postfix.delivered(`Message-ID: ${messageId}`, accepted.length)
+  const recipients = delivered.map((message) => /^Delivered-To: (.*)$/m.exec(message.toString())?.[1] ?? '')
+  t.same(recipients.sort(), accepted.sort())
+})
+
 t.test('in the end the queue holds only what was held back, and nobody got what nobody sent', async (t) => {
   const waiting = await postfix.queue()
   t.same(
