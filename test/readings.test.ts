@@ -85,6 +85,7 @@ const AUTHORS: readonly (readonly [from: string, status: number])[] = [
   ['=?utf-8?q?J=C3=B6rg_=28Abteilung?= =?utf-8?q?_1=29?= <app@corp.example>', 200],
   ['=?utf-8?q?=5C?=<app@corp.example>', 400],
   ['=?utf-8?q?= 40?= <app@corp.example>', 400],
+  ['"ceo@other.example" =?utf-8?q?=2C?= <app@corp.example>', 400],
   ['Billing<app@corp.example>', 200],
   ['J.<app@corp.example>', 400],
   ['"ceo@other.example" <app@corp.example>', 200],

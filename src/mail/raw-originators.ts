@@ -115,11 +115,13 @@ export function parseAddressList(text: string): readonly Address[] {
 function parseParts({ words, bracketed, comment = '' }: Parts): Address {
   if (bracketed === undefined && words.length > 1)
     throw new RangeError('has words beside an address that is not in angle brackets')
-  for (const written of [...(bracketed === undefined ? [] : shownApart(words)), comment]) {
+  const parts = [...(bracketed === undefined ? [] : shownApart(words)), comment].map((written) => {
     const plain = unquoted(written)
-    const name = decodeWords(plain)
-    checkName(name, name !== plain || written.includes('\\'))
-  }
+    const text = decodeWords(plain)
+    return { text, encoded: text !== plain || written.includes('\\') }
+  })
+  for (const { text, encoded } of parts) checkName(text, encoded)
+  if (parts.some(({ encoded }) => encoded)) checkName(parts.map(({ text }) => text).join(' '), true)
   return parseWrittenAddress(bracketed ?? words[0] ?? '')
 }
 

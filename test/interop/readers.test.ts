@@ -106,6 +106,11 @@ const WRONG_BY_THEMSELVES: readonly { of: RegExp; where: (one: Accepted) => bool
     where: ({ expected }) => (expected.from?.length ?? 0) > 1,
     reason: 'tells one author at most, whatever From holds',
   },
+  {
+    of: /Ruby/,
+    where: ({ header }) => /[ ,]\S+\.\s{2,}</.test(header.toString()),
+    reason: 'takes a word that ends in a dot, and is followed by two blanks, for an address',
+  },
 ]
 
 async function compare(t: Test, accepted: readonly Accepted[]): Promise<void> {
