@@ -308,19 +308,19 @@ t.test('the envelope states the octets of the message', async (t) => {
 t.test('24 MB of what takes most room are composed in a heap of 128 MB', async (t) => {
   // In a heap of its own: past its bound the process would end, not only the thread.
   const script = `
-    const { parentPort } = require('node:worker_threads')
-    parentPort.once('message', async ({ url, pieces }) => {
-      const { composeMessage, parseMessage } = await import(url)
-      for (const piece of pieces) {
+    const { parentPort, workerData } = require('node:worker_threads')
+    import(workerData.url).then(({ composeMessage, parseMessage }) => {
+      for (const piece of workerData.pieces) {
         const text = piece.repeat(24_000_000 / Buffer.byteLength(piece))
         const input = { from: 'a@corp.example', to: 'b@corp.example', subject: 'x', text }
         parentPort.postMessage(composeMessage(parseMessage(input, 'id'), new Date(0)).envelope.size)
       }
     })`
-  const worker = new Worker(script, { eval: true, resourceLimits: { maxOldGenerationSizeMb: 128 } })
-  t.teardown(() => worker.terminate())
   const pieces = { '.\n': 36_000_000, '\r': 48_000_000, '😀': 32_842_103, '= ': 32_842_103, 'a\u00e9b  \n': 0 }
-  worker.postMessage({ url: new URL(`../src/mail/compose.${import.meta.url.slice(-2)}`, import.meta.url).href, pieces: Object.keys(pieces) })
+  const { href: url } = new URL(`../src/mail/compose.${import.meta.url.slice(-2)}`, import.meta.url)
+  const workerData = { url, pieces: Object.keys(pieces) }
+  const worker = new Worker(script, { eval: true, workerData, resourceLimits: { maxOldGenerationSizeMb: 128 } })
+  t.teardown(() => worker.terminate())
   for (const [piece, least] of Object.entries(pieces)) {
     const [size] = await once(worker, 'message')
     t.ok(size >= least, `${JSON.stringify(piece)}: ${size} octets`)
