@@ -27,7 +27,9 @@ see postern help settings. Writes a line of JSON "listening" when it is ready, a
     'the gateway with certificates and an SMTP inbox of its own, on this machine',
     `postern dev
 
-Makes certificates if there are none, starts an SMTP inbox and the gateway, and prints a curl line to paste.`,
+Makes certificates in certs/dev/ if there are none, starts an SMTP inbox and the gateway, and prints a curl line to paste.
+The page of the inbox is on the port after the gateway's (POSTERN_PORT), plain SMTP for any app on the one after that.
+Messages are kept in .postern/inbox/, the newest 500.`,
   ],
   cert: [
     'issue certificates: of a CA, a server, a client',

@@ -21,10 +21,10 @@ const LINGER_MS = 1_000
 export class BrokenRequests {
   readonly #clients: ClientSource
   readonly #log: FastifyBaseLogger
-  readonly #metrics: Pick<Metrics, 'rejections'>
+  readonly #metrics: Pick<Metrics, 'countRefusal'>
   readonly #ended = new WeakSet<Duplex>()
 
-  constructor(clients: ClientSource, log: FastifyBaseLogger, metrics: Pick<Metrics, 'rejections'>) {
+  constructor(clients: ClientSource, log: FastifyBaseLogger, metrics: Pick<Metrics, 'countRefusal'>) {
     this.#clients = clients
     this.#log = log
     this.#metrics = metrics
@@ -62,7 +62,7 @@ export class BrokenRequests {
   /** What this peer is told, which log and metrics hear of too. */
   #told(peer: Arrival, problem: Problem, requestId: string, errorCode?: string): Problem {
     const told = this.behindGate(peer, problem)
-    this.#metrics.rejections.inc({ code: told.code })
+    this.#metrics.countRefusal(told, null)
     const remote = peer.socket instanceof TLSSocket ? peer.socket.remoteAddress : undefined
     logRefusal(this.#log, told, { request_id: requestId, error_code: errorCode, remote })
     return told

@@ -21,15 +21,23 @@ const ANSWER_TIMEOUT_MS = 10_000 // from a request to the last byte of its answe
 const TIMEOUT_CHECK_MS = 1_000 // Node looks every 30 s, so long could silent peers hold every connection
 const MAX_HEAD_BYTES = 8 * 1024
 const MAX_CONNECTIONS = 256 // those who should ask need a few
+const MAX_UNREAD_BYTES = 64_000_000 // of answers on their way: those of /metrics grow with the clients
 
 /**
  * A server for small answers in plain HTTP that anybody may reach: probes, pages, challenges. A connection has one request
- * under way: 256 connections with 8 unread answers each once took 3.3 GB. Where there are too many the oldest is closed, so
- * that a probe gets through whoever holds the others.
+ * under way, and its answer `answerTimeout` ms to be taken: 256 connections with 8 unread answers each once took 3.3 GB.
+ * Where there are too many connections or unread bytes the oldest is closed, so that a probe gets through whoever holds the
+ * others.
  */
-export function plainServer(handle: PlainHandler): Server {
+export function plainServer(handle: PlainHandler, { answerTimeout = ANSWER_TIMEOUT_MS } = {}): Server {
   const open = new Set<Socket>()
-  const answering = new WeakSet<Socket>()
+  /** Bytes of the answer that is on its way, of each connection that has a request under way; the oldest first. */
+  const owed = new Map<Socket, number>()
+  const close = (socket: Socket): void => {
+    open.delete(socket)
+    owed.delete(socket)
+    socket.destroy()
+  }
   const server = createServer(
     {
       requestTimeout: REQUEST_TIMEOUT_MS,
@@ -40,27 +48,36 @@ export function plainServer(handle: PlainHandler): Server {
     },
     (request, response) => {
       const { socket } = request
-      if (answering.has(socket)) return void socket.destroy()
-      answering.add(socket)
-      const cut = setTimeout(() => socket.destroy(), ANSWER_TIMEOUT_MS).unref()
+      if (owed.has(socket)) return close(socket)
+      owed.set(socket, 0)
+      const cut = setTimeout(() => close(socket), answerTimeout).unref()
       response.once('close', () => {
         clearTimeout(cut)
-        answering.delete(socket)
+        owed.delete(socket)
       })
       request.resume()
       Promise.resolve()
         .then(() => handle(request, response))
         .catch(() => plain(500, 'This failed.'))
-        .then((answer) => (answer === undefined ? clearTimeout(cut) : send(response, answer)))
+        .then((answer) => {
+          if (answer === undefined) return clearTimeout(cut)
+          if (!owed.has(socket)) return
+          owed.set(socket, Buffer.byteLength(answer.body))
+          let unread = [...owed.values()].reduce((sum, bytes) => sum + bytes, 0)
+          for (const [oldest, bytes] of owed) {
+            if (unread <= MAX_UNREAD_BYTES || oldest === socket) break
+            unread -= bytes
+            close(oldest)
+          }
+          send(response, answer)
+        })
     },
   )
   server.on('connection', (socket: Socket) => {
     open.add(socket)
     socket.once('close', () => open.delete(socket))
     const [oldest] = open
-    if (open.size <= MAX_CONNECTIONS || oldest === undefined) return
-    open.delete(oldest)
-    oldest.destroy()
+    if (open.size > MAX_CONNECTIONS && oldest !== undefined) close(oldest)
   })
   return server
 }

@@ -16,6 +16,8 @@ export interface StatusSources {
     readonly relay: string
     readonly up: boolean
     readonly fault?: string | undefined
+    /** By their state. */
+    readonly sessions?: Readonly<Record<string, number>>
   }[]
   readonly inFlight: () => { readonly messages: number; readonly bytes: number; readonly connections: number }
   readonly files: () => readonly {

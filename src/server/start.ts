@@ -122,7 +122,11 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       history: metrics.history,
       shuttingDown: () => shuttingDown,
       relays: () =>
-        relays.status.map(({ label, up }) => ({ relay: label, up, fault: up ? undefined : faults.get(label) })),
+        relays.status.map(({ label, ...state }) => ({
+          relay: label,
+          ...state,
+          fault: state.up ? undefined : faults.get(label),
+        })),
       inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: connections.size }),
       files: () => clients.files,
       clients: () => clients.current.directory.clients.values(),
