@@ -25,7 +25,7 @@ import { checkAccept, originForm, Routes } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { rawRoute } from './routes/raw.ts'
 import { whoamiRoute } from './routes/whoami.ts'
-import { closeAtShutdown, refuseAtShutdown } from './shutdown.ts'
+import type { Shutdown } from './shutdown.ts'
 import { usageHeaders } from './usage.ts'
 
 export type TypedApp = FastifyInstance<Server, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>
@@ -41,13 +41,12 @@ export interface AppOptions {
   readonly admission: Admission
   readonly metrics: Metrics
   readonly logger: FastifyBaseLogger
-  /** Read on each request: once true, messages are refused with `shutting_down`. */
-  readonly shuttingDown: () => boolean
+  readonly shutdown: Shutdown
 }
 
 /** The gateway without a port, signals or files. */
 export function build(options: AppOptions): TypedApp {
-  const { allowances, clients, config, metrics, sender, shuttingDown } = options
+  const { allowances, clients, config, metrics, sender, shutdown } = options
   const answers = new Answers(metrics, config.log.recipients)
   const broken = new BrokenRequests(clients, options.logger, metrics)
   const app = Fastify({
@@ -87,7 +86,7 @@ export function build(options: AppOptions): TypedApp {
   })
   app.addHook('onRequest', identify(clients)) // 401, 403
   app.addHook('onRequest', checkHead) // 400
-  app.addHook('onRequest', refuseAtShutdown(shuttingDown)) // 503
+  app.addHook('onRequest', shutdown.refuse) // 503
   app.addHook('onRequest', checkAccept) // 406
   app.addHook('onRequest', routes.check) // 404, 405
   app.addHook('onRequest', admitMessages(options.admission, config.maxSize, config.requestTimeout)) // 413, 415, 503
@@ -95,7 +94,7 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('preValidation', identify(clients)) // a former client learns nothing of the schema
   app.addHook('preHandler', identify(clients)) // the last word before a message is sent
   app.addHook('onSend', lingerOverBody)
-  app.addHook('onSend', closeAtShutdown(shuttingDown))
+  app.addHook('onSend', shutdown.close)
   app.addHook('onSend', usageHeaders(allowances))
   app.addHook('onResponse', (request, reply, done) => {
     const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')

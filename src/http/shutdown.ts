@@ -8,13 +8,28 @@ import { hasBody } from './body/reader.ts'
 const BODY_MS = 500
 
 /**
- * Turns requests away once `shuttingDown` says so, and ends each connection with its next answer: a caller that keeps its
- * connection open hears of the end before the connection is gone, and comes back on a new one.
+ * Once begun, turns requests away, and ends each connection with its next answer: a caller that keeps its connection open
+ * hears of the end before the connection is gone, and comes back on a new one.
  */
-export function refuseAtShutdown(shuttingDown: () => boolean) {
-  return (request: FastifyRequest, _reply: FastifyReply, done: (error?: Error) => void): void => {
-    if (!shuttingDown() || request.is404) return done()
+export class Shutdown {
+  #begun = false
+
+  get begun(): boolean {
+    return this.#begun
+  }
+
+  begin(): void {
+    this.#begun = true
+  }
+
+  readonly refuse = (request: FastifyRequest, _reply: FastifyReply, done: (error?: Error) => void): void => {
+    if (!this.#begun || request.is404) return done()
     void bodyOf(request.raw).then(() => done(SHUTTING_DOWN))
+  }
+
+  readonly close = ({ raw }: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
+    if (this.#begun && (raw.complete || !hasBody(raw))) reply.raw.shouldKeepAlive = false // Node says "Connection: close"
+    done()
   }
 }
 
@@ -22,13 +37,6 @@ const SHUTTING_DOWN = new Problem(
   'shutting_down',
   'The gateway is shutting down: ask another replica, or this one when it is back.',
 )
-
-export function closeAtShutdown(shuttingDown: () => boolean) {
-  return ({ raw }: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
-    if (shuttingDown() && (raw.complete || !hasBody(raw))) reply.raw.shouldKeepAlive = false // Node says "Connection: close"
-    done()
-  }
-}
 
 /** Reads a short body and throws it away. Whoever waits to be asked for it (100-continue) is not asked. */
 async function bodyOf(raw: IncomingMessage): Promise<void> {

@@ -45,6 +45,14 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
     /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
 }
 
+/** The same as a validator of JSON schemas takes them. */
+export const AJV_FORMATS = Object.fromEntries(
+  Object.entries(FORMATS).map(([name, check]) => [
+    name,
+    { type: 'string' as const, validate: (text: string) => check(text) === undefined },
+  ]),
+)
+
 /** Strict base64 in one pass and without decoding: length, alphabet, padding. The empty text is zero bytes. */
 export function isBase64(text: string): boolean {
   if (text.length % 4 !== 0) return false

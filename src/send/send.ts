@@ -33,8 +33,6 @@ export interface SendRequest {
   readonly bodyHash: string | (() => Promise<string>)
   /** Checks everything but the relay, and sends nothing. */
   readonly dryRun: boolean
-  /** Held until the relay is done with the message, even where the caller has gone away meanwhile. */
-  readonly place: { retain(): void; release(): void }
   readonly departure: Departure
   /**
    * Parses, authorises and composes the message. `id` is what its message id is made of where the caller gave none. Throws
@@ -138,10 +136,9 @@ export class Sender {
     )
   }
 
-  async #handOver({ client, place, departure }: SendRequest, outgoing: Outgoing): Promise<Delivery> {
+  async #handOver({ client, departure }: SendRequest, outgoing: Outgoing): Promise<Delivery> {
     const recipients = outgoing.envelope.to.length
     const taken = await this.#options.allowances.take(client, recipients)
-    place.retain()
     try {
       const delivery = await this.#options.relays.send(outgoing, departure, { client: client.name })
       await taken.refund(delivery.rejected.length)
@@ -152,8 +149,6 @@ export class Sender {
         throw new Problem('delivery_unknown', 'The gateway failed while it handed the message over.', { cause: error })
       if (error.outcome === 'not_sent') await taken.refund(recipients)
       throw error
-    } finally {
-      place.release()
     }
   }
 }

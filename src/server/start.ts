@@ -6,6 +6,7 @@ import { acmeServer } from '../operations/acme.ts'
 import { Admission } from '../http/body/admission.ts'
 import { Allowances } from '../send/allowances.ts'
 import { build } from '../http/app.ts'
+import { Shutdown } from '../http/shutdown.ts'
 import { describeApi } from '../http/openapi/document.ts'
 import type { Config } from '../config/config.ts'
 import { Sender } from '../send/send.ts'
@@ -49,7 +50,7 @@ const FIRST_LOOK_MS = 800
 
 /** Starts the gateway. Throws a LoadError when a port cannot be had. */
 export async function start(config: Config, loaded: Loaded, logger: Logger): Promise<Gateway> {
-  let shuttingDown = false
+  const shutdown = new Shutdown()
   const metrics = new Metrics()
   const clients = new Reloader(loaded, { config, metrics, log: logger })
   const admission = new Admission(config.maxPending, config.maxInflight)
@@ -93,7 +94,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     clients,
     admission,
     logger,
-    shuttingDown: () => shuttingDown,
+    shutdown,
   })
   const connections = new Connections(app.server, {
     most: config.maxConnections,
@@ -115,12 +116,12 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     metrics,
     notReady: async () => {
       await firstLook
-      if (shuttingDown) return 'shutting down'
+      if (shutdown.begun) return 'shutting down'
       return relays.status.some(({ up }) => up) ? undefined : 'no relay is reachable'
     },
     status: statusOf({
       history: metrics.history,
-      shuttingDown: () => shuttingDown,
+      shuttingDown: () => shutdown.begun,
       relays: () =>
         relays.status.map(({ label, ...state }) => ({
           relay: label,
@@ -169,7 +170,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       relays.refresh()
     },
     async stop() {
-      shuttingDown = true
+      shutdown.begin()
       const cut = await stopGracefully({ admission, relays, server: app.server, connections }, config.shutdownGrace)
       await closeAll()
       return cut

@@ -1,6 +1,6 @@
 import type { FastifyServerOptions } from 'fastify'
 import { inconsistencies } from '../../mail/consistency.ts'
-import { FORMATS } from '../../mail/formats.ts'
+import { AJV_FORMATS } from '../../mail/formats.ts'
 
 /** Nothing is coerced, defaulted or dropped; everything wrong is reported, with the value at hand for the sentence. */
 export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {
@@ -10,12 +10,7 @@ export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {
     removeAdditional: false,
     useDefaults: false,
     verbose: true,
-    formats: Object.fromEntries(
-      Object.entries(FORMATS).map(([name, check]) => [
-        name,
-        { type: 'string' as const, validate: (text: string) => check(text) === undefined },
-      ]),
-    ),
+    formats: AJV_FORMATS,
     keywords: [{ keyword: 'x-complete', type: 'object', errors: true, validate: isComplete }],
   },
 }

@@ -11,10 +11,11 @@ import type { TypedApp } from '../app.ts'
 import type { Parts } from '../body/multipart.ts'
 import { refuseOtherThan, type Submission, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
-import { type MessageRouteOptions, sendRequest } from './send-request.ts'
+import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
 
 /** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
-export function messageRoutes(app: TypedApp, { sender, answers, clients, maxRecipients }: MessageRouteOptions): void {
+export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void {
+  const { clients, maxRecipients } = options
   app.route({
     method: 'POST',
     url: '/v1/messages',
@@ -40,8 +41,7 @@ export function messageRoutes(app: TypedApp, { sender, answers, clients, maxReci
       }
       try {
         const bodyHash = parts === undefined ? submission.bodyHash : () => parts.digest()
-        const answer = await sender.send({ ...sendRequest(request, reply), bodyHash, compose })
-        return await answers.sent(request, reply, answer)
+        return await sendAndAnswer(request, reply, options, { bodyHash, compose })
       } finally {
         parts?.stop()
       }

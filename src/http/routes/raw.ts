@@ -18,7 +18,7 @@ import type { TypedApp } from '../app.ts'
 import { BodyHash } from '../body/hash.ts'
 import { refuseOtherThan, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
-import { type MessageRouteOptions, sendRequest } from './send-request.ts'
+import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
 
 type Address = Omit<Mailbox, 'name'>
 
@@ -30,7 +30,8 @@ interface RawEnvelope {
 }
 
 /** POST /v1/messages/raw: a complete message, its header judged, its body passed on to the relay as it comes. */
-export function rawRoute(app: TypedApp, { sender, answers, clients, maxRecipients }: MessageRouteOptions): void {
+export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
+  const { clients, maxRecipients } = options
   const refuseOthers = refuseOtherThan('message/rfc822')
   app.route({
     method: 'POST',
@@ -89,8 +90,7 @@ export function rawRoute(app: TypedApp, { sender, answers, clients, maxRecipient
         }
       }
       try {
-        const answer = await sender.send({ ...sendRequest(request, reply), bodyHash, compose })
-        return await answers.sent(request, reply, answer)
+        return await sendAndAnswer(request, reply, options, { bodyHash, compose })
       } finally {
         upload.stop()
       }

@@ -15,8 +15,26 @@ export interface MessageRouteOptions {
   readonly maxRecipients: number
 }
 
-/** What a request says of its message whatever form that has. */
-export function sendRequest(
+/**
+ * Sends what a request brings, whatever form it has, and answers. The place is held until the relay is done with the message,
+ * even where the caller has gone away meanwhile.
+ */
+export async function sendAndAnswer(
+  request: FastifyRequest<{ Querystring: { dry_run?: 'true' | 'false' } }>,
+  reply: FastifyReply,
+  { sender, answers }: Pick<MessageRouteOptions, 'sender' | 'answers'>,
+  job: Pick<SendRequest, 'bodyHash' | 'compose'>,
+): Promise<FastifyReply> {
+  const { place } = submissionOf(request)
+  place.retain()
+  try {
+    return answers.sent(request, reply, await sender.send({ ...sendRequest(request, reply), ...job }))
+  } finally {
+    place.release()
+  }
+}
+
+function sendRequest(
   request: FastifyRequest<{ Querystring: { dry_run?: 'true' | 'false' } }>,
   reply: FastifyReply,
 ): Omit<SendRequest, 'bodyHash' | 'compose'> {
@@ -28,7 +46,6 @@ export function sendRequest(
     client: callerOf(request).client,
     idempotencyKey: request.headers['idempotency-key']?.toString(),
     dryRun: request.query.dry_run === 'true',
-    place: submissionOf(request).place,
     departure,
   }
 }
