@@ -23,7 +23,7 @@ import { blocks, launch, literals, PAGES, pathOf, shell, table, textOf } from '.
 import { startRelay } from './support/relay.ts'
 
 // The tests run the first three, start nginx and HAProxy with theirs, and parse what is YAML or JSON.
-const BLOCKS: readonly string[] = ['sh', 'js', 'python', 'nginx', 'haproxy', 'yaml', 'json', 'ini', 'mermaid']
+const BLOCKS: readonly string[] = ['sh', 'js', 'python', 'ts', 'nginx', 'haproxy', 'yaml', 'json', 'ini', 'mermaid']
 // Read by `postern sendmail`, on the machine of an app.
 const OF_CALLERS = new Set(['URL', 'CA', 'CERT', 'KEY', 'DOMAIN'].map((name) => `POSTERN_${name}`))
 const RELAY = 'smtp://user:password@mail.corp.example:587'
