@@ -32,6 +32,16 @@ module.exports = {
       to: { circular: true, viaOnly: { dependencyTypesNot: ['type-only'] } },
     },
     {
+      name: 'what is shipped needs only what is installed with it',
+      severity: 'error',
+      from: { path: '^src/' },
+      // `dev` reads better with pino-pretty, and does without it.
+      to: {
+        dependencyTypes: ['npm-dev', 'npm-no-pkg', 'npm-unknown', 'unknown'],
+        pathNot: 'node_modules/pino-pretty/',
+      },
+    },
+    {
       name: 'Fastify is for http alone',
       severity: 'error',
       from: { path: '^src/', pathNot: '^src/http/' },

@@ -6,13 +6,30 @@ import { type Answer, attempt, type Failure } from './attempt.ts'
 import { type Body, bodyOf, bytesBody, type MessageSource } from './body.ts'
 import { type CredentialFiles, type Credentials, CredentialStore, outOfDate } from './credentials.ts'
 import { notSent, type Outcome, PosternError, type ProblemMembers, reasonOf } from './error.ts'
-import { type Message, type MessageState, type Queued, type Receipt, toJson, type Whoami } from './message.ts'
+import {
+  type Message,
+  type MessageState,
+  type Queued,
+  type Receipt,
+  type ScheduledMessage,
+  toJson,
+  type Whoami,
+} from './message.ts'
 
 export type { MessageSource, Pieces } from './body.ts'
 export type { CredentialFiles, Pem } from './credentials.ts'
 export { PosternError } from './error.ts'
 export type { Outcome, ProblemMembers, RejectedRecipient, SmtpReply } from './error.ts'
-export type { Attachment, Mailbox, Message, MessageState, Queued, Receipt, Whoami } from './message.ts'
+export type {
+  Attachment,
+  Mailbox,
+  Message,
+  MessageState,
+  Queued,
+  Receipt,
+  ScheduledMessage,
+  Whoami,
+} from './message.ts'
 export { clientCredentials, type ClientCredentialsOptions } from './token.ts'
 
 /**
@@ -56,6 +73,9 @@ export interface MessageOptions extends CallOptions {
   /** Seconds. */
   readonly wait?: number | undefined
 }
+
+/** Options with which the answer is the relay's. */
+export type AtOnce<T> = T & { readonly prefer?: undefined }
 
 interface Call extends CallOptions {
   readonly method: 'GET' | 'POST' | 'DELETE'
@@ -113,7 +133,10 @@ export class Postern {
   }
 
   /** Sends a message. Resolves when the relay has it, or with `prefer` when the gateway has it stored. Throws a PosternError. */
-  async send(message: Message, options: SendOptions = {}): Promise<Receipt | Queued> {
+  send(message: ScheduledMessage, options?: SendOptions): Promise<Receipt | Queued>
+  send(message: Message, options?: AtOnce<SendOptions>): Promise<Receipt>
+  send(message: Message, options?: SendOptions): Promise<Receipt | Queued>
+  async send(message: Message | ScheduledMessage, options: SendOptions = {}): Promise<Receipt | Queued> {
     return this.#call({
       ...common(options),
       path: `v1/messages${options.dryRun === true ? '?dry_run=true' : ''}`,
@@ -126,6 +149,8 @@ export class Postern {
    * Sends a complete RFC 5322 message, for clients whose policy says `raw: true`. A stream is passed on as it is read, and
    * can be tried again while at most 1 MiB of it has been read; bytes, and a function that opens a stream, always can.
    */
+  sendRaw(source: MessageSource, options: AtOnce<RawOptions>): Promise<Receipt>
+  sendRaw(source: MessageSource, options: RawOptions): Promise<Receipt | Queued>
   async sendRaw(source: MessageSource, { mailFrom, rcptTo, ...options }: RawOptions): Promise<Receipt | Queued> {
     const query = new URLSearchParams({ mail_from: mailFrom, ...(options.dryRun === true && { dry_run: 'true' }) })
     for (const address of [rcptTo].flat()) query.append('rcpt_to', address)

@@ -35,8 +35,11 @@ export interface Message {
   }
   /** Into the gateway's log line, never into the message. */
   readonly tags?: Readonly<Record<string, string>>
-  /** At most 7 days ahead; needs a gateway with a queue. */
-  readonly send_at?: string | Date
+}
+
+/** A message for a gateway with a queue, that goes out at a time: at most 7 days ahead. */
+export interface ScheduledMessage extends Message {
+  readonly send_at: string | Date
 }
 
 /** The relay has it (`accepted`, `partial`), or a dry run found nothing wrong (`validated`). */
@@ -102,7 +105,7 @@ export interface Whoami {
 }
 
 /** The body of POST /v1/messages. */
-export function toJson({ attachments, ...message }: Message): Buffer {
+export function toJson({ attachments, ...message }: Message | ScheduledMessage): Buffer {
   return Buffer.from(
     JSON.stringify({
       ...message,

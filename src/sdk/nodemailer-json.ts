@@ -1,5 +1,5 @@
 import { notSent } from './error.ts'
-import type { Attachment, Mailbox, Message } from './message.ts'
+import type { Attachment, Mailbox, Message, ScheduledMessage } from './message.ts'
 
 /** What the transport reads of nodemailer's MailMessage. */
 export interface ComposedMail {
@@ -60,7 +60,7 @@ export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
 }
 
 /** The same message for POST /v1/messages. Throws a PosternError for what shows only now that it has no place there. */
-export async function sayInJson(mail: ComposedMail): Promise<Message> {
+export async function sayInJson(mail: ComposedMail): Promise<Message | ScheduledMessage> {
   const given = { ...fieldsOf(mail.data) }
   // Before nodemailer puts types of its own into the same objects.
   const types = listOf(given['attachments']).map(typeOf)

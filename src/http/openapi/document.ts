@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import { parse } from 'yaml'
+import { load } from 'js-yaml'
 import { isRecord } from '../../config/record.ts'
 import { VERSION } from '../../config/version.ts'
 import { MessageSchema, ProblemSchema, ReceiptSchema, WhoamiSchema } from '../../mail/schemas.ts'
@@ -8,7 +8,7 @@ import { problemResponses } from './problems.ts'
 /** The OpenAPI 3.1 description of the API: openapi.yaml, and what the code knows better. `port` is the gateway's own. */
 export function describeApi(port: number): object {
   const text = readFileSync(new URL('openapi.yaml', import.meta.url), 'utf8')
-  const document = parse(text.replaceAll('8443', String(port)))
+  const document = JSON.parse(JSON.stringify(load(text.replaceAll('8443', String(port)))))
   document.info.version = VERSION
   document.components.schemas = {
     Message: MessageSchema,
