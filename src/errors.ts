@@ -29,6 +29,7 @@ export const PROBLEMS = {
     title: 'A request with this idempotency key is still running',
     retryable: true,
   },
+  not_cancellable: { status: 409, title: 'The message is past being cancelled', retryable: false },
   message_too_large: { status: 413, title: 'The message is too large', retryable: false },
   too_many_recipients: { status: 413, title: 'The message has too many recipients', retryable: false },
   unsupported_media_type: { status: 415, title: 'This path does not take this media type', retryable: false },

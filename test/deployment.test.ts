@@ -168,6 +168,7 @@ t.test('the alerts ask for metrics, labels and values that there are', async (t)
     relaySessions: () => [],
     inflightBytes: () => 0,
     connections: () => 0,
+    queue: async () => undefined,
     usage: async () => [],
   })
   const known = new Map(

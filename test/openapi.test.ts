@@ -11,6 +11,7 @@ import { startRelay } from './support/relay.ts'
 type Document = Record<string, any>
 
 const RAW = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
+const ID = '0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11'
 const ALWAYS = [
   'X-Request-Id',
   'Strict-Transport-Security',
@@ -52,6 +53,8 @@ t.test('the description of the API passes the linter', async (t) => {
 t.test('every path, status and problem code is in it, with the headers that each answer carries', async (t) => {
   const operations = operationsOf(await documentOf(await startGateway(t)))
   t.same(operations.map(({ method, path }) => `${method} ${path}`).sort(), [
+    'delete /v1/messages/{id}',
+    'get /v1/messages/{id}',
     'get /v1/whoami',
     'post /v1/messages',
     'post /v1/messages/raw',
@@ -61,15 +64,18 @@ t.test('every path, status and problem code is in it, with the headers that each
     t.type(operation['summary'], 'string')
     for (const [status, { headers, content, description }] of Object.entries<Document>(operation['responses'])) {
       const name = `${method} ${path} ${status}`
-      const more = ['409', '429', '503'].includes(status) ? ['Retry-After'] : status === '405' ? ['Allow'] : []
-      const replayed = method === 'post' && ['200', '422', '504'].includes(status) ? ['Idempotency-Replayed'] : []
-      t.same(Object.keys(headers), [...ALWAYS, ...more, ...replayed], name)
+      const more = ['202', '409', '429', '503'].includes(status) ? ['Retry-After'] : status === '405' ? ['Allow'] : []
+      const kept = status === '202' ? ['Location', 'Preference-Applied'] : []
+      const replayed =
+        method === 'post' && ['200', '202', '422', '504'].includes(status) ? ['Idempotency-Replayed'] : []
+      const held = name === 'get /v1/messages/{id} 200' ? ['Preference-Applied'] : []
+      t.same(Object.keys(headers), [...ALWAYS, ...more, ...kept, ...replayed, ...held], name)
       t.notMatch(description, /Default Response/, name)
-      const type = status === '200' ? 'application/json' : 'application/problem+json'
+      const type = status < '300' ? 'application/json' : 'application/problem+json'
       t.same(Object.keys(content), [type])
       const examples = Object.entries<Document>(content[type].examples)
       t.ok(examples.length > 0, `${name} has an example`)
-      if (status === '200') continue
+      if (status < '300') continue
       for (const [code, { value }] of examples) {
         described.set(code, Number(status))
         t.match(value, { code, status: Number(status), request_id: /-/ })
@@ -148,7 +154,9 @@ t.test('every example of a request, sent as it stands, is answered with 200 as d
         ...bodyOf(type, value),
       })),
     )
-    if (bodies.length === 0) {
+    if (path === '/v1/messages/{id}')
+      t.equal((await gateway.request({ method: method.toUpperCase(), path: path.replace('{id}', ID) })).status, 404)
+    else if (bodies.length === 0) {
       const answer = await gateway.request({ method: method.toUpperCase(), path })
       t.equal(answer.status, 200)
       conforms(t, answer.json, schema, document, path)
@@ -179,11 +187,13 @@ t.test('the command that stands with each operation works when it is pasted', as
     const command = /^```sh\n(.*?)\n```$/ms.exec(operation['description'])?.[1] ?? ''
     t.match(command, `https://localhost:${port}/`, 'it names the port of this gateway')
     const answer = JSON.parse(await shell(command.replace('curl', 'curl -sS'), folder))
-    t.match(
-      answer,
-      path === '/v1/whoami' ? { client: 'billing' } : { status: 'accepted', accepted: ['user@corp.example'] },
-      path,
-    )
+    if (path === '/v1/messages/{id}') t.match(answer, { code: 'not_found', detail: /POSTERN_QUEUE is off/ })
+    else
+      t.match(
+        answer,
+        path === '/v1/whoami' ? { client: 'billing' } : { status: 'accepted', accepted: ['user@corp.example'] },
+        path,
+      )
   }
   t.equal(relay.messages.length, 2)
 })

@@ -271,6 +271,7 @@ t.test('the metrics are exactly those that there are, with their labels', async 
     relaySessions: () => [],
     inflightBytes: () => 0,
     connections: () => 0,
+    queue: async () => undefined,
     usage: async () => [],
   })
   const own = metrics.registry.getMetricsAsArray().filter(({ name }) => name.startsWith('postern_'))

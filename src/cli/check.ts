@@ -8,6 +8,8 @@ import { listingFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
 import { collect, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
+import { durabilityFindings } from '../send/queue/durability.ts'
+import { connectRedis } from '../send/redis.ts'
 import { tryRelay } from './relay-check.ts'
 import { type Io, parseCommandLine } from './usage.ts'
 
@@ -34,6 +36,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
       `${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`,
     )
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env))
+  await checkQueue(config, errors, warnings)
   const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(address, config.smtp, relayTls ?? {})))
   for (const finding of relays) {
     if ('fault' in finding) errors.push(finding.fault)
@@ -44,6 +47,23 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   const found = errors.length + warnings.length
   if (found === 0) io.print(`ok: ${summary(config, clients?.clients.size ?? 0)}`)
   return found
+}
+
+/** Whether the Redis of a queue is there, and keeps what it is given. */
+async function checkQueue({ queue, redisUrl }: Config, errors: string[], warnings: string[]): Promise<void> {
+  if (queue === undefined || redisUrl === undefined) return
+  let end = (_error?: Error): void => {}
+  const there = new Promise<Error | undefined>((resolve) => (end = resolve))
+  const redis = await connectRedis(redisUrl, (_up, reason) => end(reason))
+  try {
+    const reason = await there
+    if (reason === undefined) warnings.push(...(await durabilityFindings(redis)))
+    else errors.push(`POSTERN_REDIS_URL: no connection (${reason.message}). Check host, port, user and password.`)
+  } catch {
+    errors.push('POSTERN_REDIS_URL: Redis does not answer INFO. Check what its user may do.')
+  } finally {
+    redis.destroy()
+  }
 }
 
 /** What a handshake would find missing: without a current list of its CA no client gets in. */
@@ -86,6 +106,7 @@ function openFiles({ tls, smtp }: Config, env: Io['env']): readonly string[] {
     ['POSTERN_SMTP_KEY', smtp.key],
     ['POSTERN_SMTP_URL_FILE', env.POSTERN_SMTP_URL_FILE],
     ['POSTERN_REDIS_URL_FILE', env.POSTERN_REDIS_URL_FILE],
+    ['POSTERN_QUEUE_KEY_FILE', env.POSTERN_QUEUE_KEY_FILE],
   ]
   return files.flatMap(([name, file]) => {
     const mode = file === undefined ? 0 : modeOf(file)

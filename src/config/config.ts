@@ -47,6 +47,8 @@ export interface Config {
   readonly requestTimeout: number
   readonly shutdownGrace: number
   readonly redisUrl: string | undefined
+  /** Undefined: every message is sent while its caller waits. */
+  readonly queue: { readonly expires: number; readonly keys: readonly Buffer[] } | undefined
   readonly ops: { readonly host: string; readonly port: number }
   readonly http: {
     readonly port: number | undefined
@@ -76,6 +78,11 @@ export interface ConfigResult {
  */
 export const SLOWEST_BODY = { graceMs: 60_000, bytesPerMs: 16 } as const
 
+const DAY_MS = 86_400_000
+const LONGEST_QUEUED_MS = 7 * DAY_MS
+const CLEAR_QUEUE =
+  'POSTERN_QUEUE_KEY is not set: the content of queued messages lies in Redis in clear. Set it to the output of "openssl rand -base64 32".'
+
 const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
 const CONNECT_MS = 10_000
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
@@ -84,6 +91,11 @@ const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'
 export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
   const reader = new EnvironmentReader(env)
   const { text, secret, choice, number, parsed } = reader
+  const queue = {
+    on: choice('POSTERN_QUEUE', 'off', ['off', 'on']) === 'on',
+    expires: parsed('POSTERN_QUEUE_EXPIRES', DAY_MS, (text) => parseDuration(text, LONGEST_QUEUED_MS)),
+    keys: secret('POSTERN_QUEUE_KEY', parseQueueKeys) ?? [],
+  }
   const requestTimeout = parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration)
   const connectTimeout = parsed('POSTERN_SMTP_CONNECT_TIMEOUT', undefined, parseDuration)
   const config: Config = {
@@ -120,6 +132,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     requestTimeout,
     shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', 30_000, parseDuration),
     redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
+    queue: queue.on ? queue : undefined,
     ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },
     http: {
       port: number('POSTERN_HTTP_PORT', undefined, 0, 65_535),
@@ -153,6 +166,8 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     reader.fault('POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.')
   if ((config.smtp.cert === undefined) !== (config.smtp.key === undefined))
     reader.fault('POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.')
+  if (queue.on && config.redisUrl === undefined && !reader.failed('POSTERN_REDIS_URL'))
+    reader.fault('POSTERN_QUEUE=on needs POSTERN_REDIS_URL: the Redis that keeps queued messages.')
   reader.refuseUnknown()
   return {
     config,
@@ -161,6 +176,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       ...plaintextWarnings(config.smtp),
       ...timeoutWarnings(config.smtp, connectTimeout),
       ...sizeWarnings(config),
+      ...(queue.on && queue.keys.length === 0 && !reader.failed('POSTERN_QUEUE_KEY') ? [CLEAR_QUEUE] : []),
     ],
   }
 }
@@ -183,6 +199,15 @@ function parseIssuer(text: string): string {
   if (!URL.canParse(text) || new URL(text).protocol !== 'https:' || /[?#]/.test(text))
     throw new RangeError('should be the https:// URL of an issuer, without a query')
   return text
+}
+
+function parseQueueKeys(text: string): readonly Buffer[] {
+  return text.split(/\s+/).map((part) => {
+    const key = Buffer.from(part, 'base64')
+    if (key.length !== 32 || key.toString('base64') !== part)
+      throw new RangeError('should be 32 bytes in base64, several of them separated by spaces')
+    return key
+  })
 }
 
 function parsePublicUrl(text: string): string {

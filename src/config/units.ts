@@ -27,14 +27,17 @@ export function parseSize(text: string): number {
   return positive(Math.floor(Number(match[1]) * factor))
 }
 
-/** `30s`, `500ms`, `5m`, `1h`: milliseconds, at most a day. Throws a RangeError. */
-export function parseDuration(text: string): number {
+const DAY_MS = 86_400_000
+
+/** `30s`, `500ms`, `5m`, `1h`: milliseconds, at most a day unless `longest` says otherwise. Throws a RangeError. */
+export function parseDuration(text: string, longest = DAY_MS): number {
   const match = /^(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)$/.exec(text.trim())
   const factor = DURATIONS_MS[match?.[2] ?? '']
   if (match?.[1] === undefined || factor === undefined)
     throw new RangeError('is not a duration such as 30s, 500ms or 5m')
   const ms = positive(Math.round(Number(match[1]) * factor))
-  if (ms > 86_400_000) throw new RangeError('is longer than a day')
+  if (ms > longest)
+    throw new RangeError(longest === DAY_MS ? 'is longer than a day' : `is longer than ${longest / DAY_MS} days`)
   return ms
 }
 

@@ -5,6 +5,7 @@ import { type AuditResult, logRefusal, type RequestFacts, writeAudit } from '../
 import type { Metrics } from '../operations/metrics.ts'
 import { REPLAYED } from '../send/idempotency.ts'
 import type { SendAnswer } from '../send/send.ts'
+import { parsePreferences } from './prefer.ts'
 import { storedProblem, sendProblem } from './problems.ts'
 
 /** Writes each answer to its caller, to the log and to the metrics: once. */
@@ -23,11 +24,32 @@ export class Answers {
       this.#record(request, reply, answer.result, answer.addressed)
       return reply.type(JSON_TYPE).send(answer.body)
     }
+    if (answer.kind === 'queued') return this.#queued(request, reply, answer)
     const { status, body } = answer
     request.log.info({ client: request.caller?.client.name, status }, 'answer replayed')
     void reply.headers(REPLAYED)
     if (status === 200) return reply.type(JSON_TYPE).send(body)
     return storedProblem(status, body, request, reply)
+  }
+
+  /** The answer to a message that the queue has, or had: there each change is logged as it happens. */
+  #queued(request: FastifyRequest, reply: FastifyReply, answer: Extract<SendAnswer, { kind: 'queued' }>): FastifyReply {
+    const { fresh, id, nextAttempt, status, body } = answer
+    const seconds = nextAttempt === undefined ? RETRY_S : Math.ceil((Date.parse(nextAttempt) - Date.now()) / 1000)
+    if (status === 202 || status === 503) void reply.header('retry-after', String(Math.max(1, seconds)))
+    if (!fresh) {
+      request.log.info({ client: request.caller?.client.name, status, message: id }, 'answer replayed')
+      void reply.headers(REPLAYED)
+    }
+    if (status >= 400) return storedProblem(status, body, request, reply)
+    if (status === 202) {
+      if (fresh) this.#record(request, reply, { outcome: 'queued' }, 0)
+      const { async, waitMs } = parsePreferences(request.headers['prefer'])
+      const wait = waitMs === undefined ? '' : `, wait=${waitMs / 1000}`
+      if (async) void reply.header('preference-applied', `respond-async${wait}`)
+      void reply.header('location', `/v1/messages/${id}`)
+    }
+    return reply.code(status).type(JSON_TYPE).send(body)
   }
 
   /** The answer to anything that failed or was refused. */
@@ -57,4 +79,5 @@ export class Answers {
   }
 }
 
+const RETRY_S = 5
 const JSON_TYPE = 'application/json; charset=utf-8'

@@ -8,6 +8,7 @@ import type { ClientSource } from '../clients/gate.ts'
 import type { Config } from '../config/config.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { Allowances } from '../send/allowances.ts'
+import type { Queue } from '../send/queue/queue.ts'
 import type { Sender } from '../send/send.ts'
 import { LISTENER_OPTIONS } from '../tls/context.ts'
 import { Answers } from './answers.ts'
@@ -23,6 +24,7 @@ import { identify } from './identity.ts'
 import { SECURITY_HEADERS, toProblem } from './problems.ts'
 import { checkAccept, originForm, Routes } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
+import { queuedRoutes } from './routes/queued.ts'
 import { rawRoute } from './routes/raw.ts'
 import { whoamiRoute } from './routes/whoami.ts'
 import type { Shutdown } from './shutdown.ts'
@@ -38,6 +40,7 @@ export interface AppOptions {
   readonly clients: ClientSource
   readonly sender: Sender
   readonly allowances: Allowances
+  readonly queue: Queue | undefined
   readonly admission: Admission
   readonly metrics: Metrics
   readonly logger: FastifyBaseLogger
@@ -46,7 +49,7 @@ export interface AppOptions {
 
 /** The gateway without a port, signals or files. */
 export function build(options: AppOptions): TypedApp {
-  const { allowances, clients, config, metrics, sender, shutdown } = options
+  const { allowances, clients, config, metrics, queue, sender, shutdown } = options
   const answers = new Answers(metrics, config.log.recipients)
   const broken = new BrokenRequests(clients, options.logger, metrics)
   const app = Fastify({
@@ -102,9 +105,10 @@ export function build(options: AppOptions): TypedApp {
     done()
   })
 
-  const routeOptions = { sender, answers, clients, maxRecipients: config.maxRecipients }
+  const routeOptions = { sender, answers, clients, maxRecipients: config.maxRecipients, queues: queue !== undefined }
   messageRoutes(app, routeOptions)
   rawRoute(app, routeOptions)
+  queuedRoutes(app, queue)
   whoamiRoute(app, allowances)
   return app
 }

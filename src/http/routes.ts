@@ -3,26 +3,34 @@ import { Problem } from '../errors.ts'
 
 /** The paths that there are. A body that comes for any other is never read, whatever its media type. */
 export class Routes {
-  readonly #methods = new Map<string, Set<string>>()
+  /** By path; a parameter stands there as `{name}`. */
+  readonly #methods = new Map<string, { readonly matches: RegExp; readonly names: Set<string> }>()
 
   add({ url, method }: Pick<RouteOptions, 'url' | 'method'>): void {
-    const known = this.#methods.get(url) ?? new Set()
-    for (const name of [method].flat()) known.add(name)
-    this.#methods.set(url, known)
+    const path = url.replace(PARAMETER, '{$1}')
+    const known = this.#methods.get(path) ?? {
+      matches: new RegExp(`^${url.replaceAll('.', '\\.').replace(PARAMETER, '$2')}$`),
+      names: new Set(),
+    }
+    for (const name of [method].flat()) known.names.add(name)
+    this.#methods.set(path, known)
   }
 
   /** Throws 404 and 405 Problems. */
   readonly check = (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
     if (!request.is404) return done()
-    const allowed = this.#methods.get(request.url.split('?', 1)[0] ?? '')
-    if (allowed === undefined) {
+    const asked = request.url.split('?', 1)[0] ?? ''
+    const found = [...this.#methods.values()].find(({ matches }) => matches.test(asked))
+    if (found === undefined) {
       const paths = [...this.#methods.keys()].join(', ')
       throw new Problem('not_found', `There is nothing at this path. There is: ${paths}.`)
     }
-    const list = [...allowed].join(', ')
+    const list = [...found.names].join(', ')
     throw new Problem('method_not_allowed', `This path takes ${list}.`, { headers: { allow: list } })
   }
 }
+
+const PARAMETER = /:(\w+)\((.*?)\)/
 
 /** RFC 9112 §3.2.2: a target in absolute form means the same as its path. */
 export function originForm(target: string): string {

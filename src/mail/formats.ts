@@ -36,6 +36,11 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
     /^<[\w!#$%&'*+/=?^`{|}~.-]+@[\w!#$%&'*+/=?^`{|}~.[\]:-]+>$/.test(text)
       ? undefined
       : 'is not a message id: it should be <local@domain>',
+  rfc3339: (text) =>
+    /^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)$/.test(text) &&
+    !Number.isNaN(Date.parse(text))
+      ? undefined
+      : 'is not a time such as 2026-01-05T09:00:00Z (RFC 3339)',
   'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
   'header-name': (text) =>
     HEADER_NAME.test(text)

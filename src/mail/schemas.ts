@@ -1,5 +1,5 @@
 import { type Static, Type } from '@sinclair/typebox'
-import { PROBLEMS, type ProblemCode } from '../errors.ts'
+import { type ProblemBody, PROBLEMS, type ProblemCode } from '../errors.ts'
 import { MAX_CALENDAR, METHODS } from './calendar.ts'
 import { HEADERS_IN_WORDS } from './formats.ts'
 
@@ -123,6 +123,14 @@ export const MessageSchema = Type.Object(
         { ...closed, description: 'Delivery status notifications (RFC 3461), where the relay offers them.' },
       ),
     ),
+    send_at: Type.Optional(
+      Type.String({
+        format: 'rfc3339',
+        description:
+          'When to send it, at most 7 days ahead: answered with 202 at once. Only where the gateway has a queue (`postern help queue`).',
+        examples: ['2026-01-05T09:00:00Z'],
+      }),
+    ),
     tags: Type.Optional(
       Type.Record(Type.String(), Type.String({ format: 'one-line', maxLength: 256 }), {
         propertyNames: { format: 'tag-name', maxLength: 64 },
@@ -243,6 +251,61 @@ export const ProblemSchema = Type.Object(
   },
   { $id: 'Problem', description: 'RFC 9457.' },
 )
+
+const IsoTime = Type.String({ format: 'date-time' })
+
+/** The body of a 202: the message is kept, and will be sent when that can be done. */
+export const QueuedSchema = Type.Object(
+  {
+    id: Type.String({ description: 'The id of the request, and of the message at /v1/messages/{id}.' }),
+    message_id: Type.String(),
+    status: Type.Union([Type.Literal('queued'), Type.Literal('sending')]),
+    next_attempt: IsoTime,
+    expires: Type.String({ format: 'date-time', description: 'No attempt is made after this time.' }),
+  },
+  { $id: 'Queued' },
+)
+
+const AttemptSchema = Type.Object({
+  at: IsoTime,
+  relay: Type.String(),
+  outcome: Type.Union(
+    ['accepted' as const, 'partial' as const, 'not_sent' as const, 'unknown' as const].map((outcome) =>
+      Type.Literal(outcome),
+    ),
+  ),
+  code: Type.Optional(Type.Integer()),
+  response: Type.Optional(Type.String()),
+})
+
+/** The body of a 200 to GET and DELETE /v1/messages/{id}. */
+export const QueuedMessageSchema = Type.Object(
+  {
+    id: Type.String(),
+    message_id: Type.String(),
+    status: Type.Union(
+      [
+        'queued' as const,
+        'sending' as const,
+        'accepted' as const,
+        'partial' as const,
+        'rejected' as const,
+        'unknown' as const,
+        'expired' as const,
+        'cancelled' as const,
+      ].map((status) => Type.Literal(status)),
+    ),
+    created: IsoTime,
+    next_attempt: Type.Optional(IsoTime),
+    expires: IsoTime,
+    attempts: Type.Array(AttemptSchema),
+    receipt: Type.Optional(Type.Unsafe<Receipt>({ $ref: '#/components/schemas/Receipt' })),
+    problem: Type.Optional(Type.Unsafe<ProblemBody>({ $ref: '#/components/schemas/Problem' })),
+  },
+  { $id: 'QueuedMessage' },
+)
+
+export type QueuedMessage = Static<typeof QueuedMessageSchema>
 
 function problemCodes(): ProblemCode[] {
   return Object.keys(PROBLEMS).filter((code): code is ProblemCode => code in PROBLEMS)

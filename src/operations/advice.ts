@@ -24,6 +24,7 @@ const ADVICE: Readonly<Record<string, string>> = {
   request_timeout:
     'Look at the network between the client and here: its requests stop half-way (POSTERN_REQUEST_TIMEOUT).',
   idempotency_in_progress: `${TELL} it repeats a request before the first is over; Retry-After says when to come again.`,
+  not_cancellable: 'Nothing: the message was being sent, or settled, when it was to be cancelled.',
   idempotency_key_reused: `${TELL} it uses one Idempotency-Key for different messages.`,
   invalid_idempotency_key: `${TELL} a key is 1 to 255 visible ASCII characters.`,
   message_too_large:

@@ -1,5 +1,6 @@
 import type { BaseLogger } from 'pino'
 import type { LogRecipients } from '../config/config.ts'
+import type { QueueChange } from '../send/queue/queue.ts'
 import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
 
 const MAX_PATHS = 20 // of the faults of one request
@@ -15,7 +16,7 @@ export interface Audit {
 }
 
 export interface AuditResult {
-  readonly outcome: 'accepted' | 'partial' | 'validated' | Outcome
+  readonly outcome: 'accepted' | 'partial' | 'validated' | 'queued' | Outcome
   readonly relay?: string
   readonly code?: number
   readonly response?: string
@@ -39,6 +40,7 @@ export function writeAudit(
   audit: Audit,
   result: AuditResult,
   recipients: LogRecipients,
+  more: object = {},
 ): void {
   const shown = (email: string): string => (recipients === 'full' ? email : email.slice(email.lastIndexOf('@')))
   const { problem } = result
@@ -62,12 +64,43 @@ export function writeAudit(
         ? (result.rejected?.length ?? 0)
         : (result.rejected?.map(({ email, code }) => ({ email: shown(email), code })) ?? []),
     outcome: result.outcome,
-    status: 200,
+    status: result.outcome === 'queued' ? 202 : 200,
     duration_ms: Math.round(facts.durationMs * 10) / 10,
     tags: audit.tags ?? {},
+    ...more,
   }
   if (problem === undefined) log.info(line, 'message')
   else logRefusal(log, problem, line, recipients === 'full')
+}
+
+/** What a change of a queued message comes to. */
+export function resultOf({ status, delivery, problem }: QueueChange): AuditResult {
+  const sent = status === 'accepted' || status === 'partial' || status === 'unknown'
+  return { outcome: sent ? status : 'not_sent', ...delivery, ...(problem && { problem }) }
+}
+
+/** Writes the log line of a change of a queued message; `log` names the request that it came with. */
+export function writeTransition(
+  log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
+  change: QueueChange,
+  recipients: LogRecipients,
+): void {
+  const { client, status, content, nextAttempt, durationMs = 0 } = change
+  const line = {
+    queue: status,
+    ...(nextAttempt !== undefined && { next_attempt: new Date(nextAttempt).toISOString() }),
+  }
+  if (content === undefined) return log.info({ client, ...line }, 'queue')
+  const { envelope, messageId, tags, bytes } = content
+  const audit = { messageId, from: envelope.from, recipients: envelope.to, bytes: bytes.length, tags }
+  writeAudit(
+    log,
+    { client, fingerprint: undefined, knownBy: undefined, remote: undefined, durationMs },
+    audit,
+    resultOf(change),
+    recipients,
+    line,
+  )
 }
 
 /**

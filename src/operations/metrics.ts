@@ -1,5 +1,6 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
 import { type Problem, PROBLEMS } from '../errors.ts'
+import type { QueueStats } from '../send/queue/store.ts'
 import type { Usage } from '../send/allowances.ts'
 import type { AuditResult } from './audit.ts'
 import { History } from './history.ts'
@@ -16,6 +17,8 @@ export interface Levels {
   }[]
   readonly inflightBytes: () => number
   readonly connections: () => number
+  /** Undefined where there is no queue. */
+  readonly queue: () => Promise<QueueStats | undefined>
   /** What each listed client with a rate or a quota has left. */
   readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
 }
@@ -67,7 +70,7 @@ export class Metrics {
   }
 
   /** Adds what is measured on demand. To be called once. */
-  observe({ relayPending, relaySessions, inflightBytes, connections, usage }: Levels): void {
+  observe({ relayPending, relaySessions, inflightBytes, connections, queue, usage }: Levels): void {
     collectDefaultMetrics({ register: this.registry })
     this.#gauge('relay_pending', 'Messages waiting for a relay or being handed over.', [], relayPending)
     const sessions = new Gauge({
@@ -82,6 +85,22 @@ export class Metrics {
     })
     this.#gauge('inflight_bytes', 'Bytes of request bodies in progress.', [], inflightBytes)
     this.#gauge('connections', 'Connections that are open on the HTTPS port, handshakes included.', [], connections)
+    const queued = new Gauge({
+      name: 'postern_queue_messages',
+      help: 'Messages in the queue that all replicas share: queued or sending.',
+      labelNames: ['state'],
+      registers: [this.registry],
+      async collect() {
+        queued.reset() // nothing is known while Redis is away
+        const stats = await queue().catch(() => undefined)
+        if (stats === undefined) return
+        queued.set({ state: 'sending' }, stats.sending)
+        queued.set(
+          { state: 'queued' },
+          stats.clients.reduce((sum, client) => sum + client.queued, 0),
+        )
+      },
+    })
     const remaining = new Gauge({
       name: 'postern_client_remaining',
       help: 'What a client has left of its rate (messages) and its quota (recipients).',

@@ -1,6 +1,7 @@
 import { resolve } from 'node:path'
 import { VERSION } from '../config/version.ts'
 import type { Client } from '../clients/clients-file.ts'
+import type { QueueStats } from '../send/queue/store.ts'
 import type { Usage } from '../send/allowances.ts'
 import type { History } from './history.ts'
 
@@ -31,6 +32,8 @@ export interface StatusSources {
   readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
   /** The certificate that a client was last seen with; without a name, the listener's. */
   readonly certificate: (client?: string) => Certificate | undefined
+  /** Undefined where there is no queue. */
+  readonly queue: () => Promise<QueueStats | undefined>
   /** Whether Redis answers; undefined where there is none. */
   readonly store: () => boolean | undefined
 }
@@ -77,6 +80,7 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
       messages: { minutes: 60, outcomes: sources.history.outcomes() },
       in_flight: sources.inFlight(),
       clients,
+      queue: (await sources.queue().catch(() => undefined)) ?? null,
       refusals: sources.history.refusals(),
       certificate: { not_after: sources.certificate()?.not_after ?? null },
       clients_file: {

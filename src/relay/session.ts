@@ -15,7 +15,7 @@ export interface Taken {
 }
 
 /** Right before the first octet of a message's content leaves. `false`, or a rejection, and it does not leave. */
-export type Mark = () => Promise<boolean | void>
+export type Mark = (relay: string) => Promise<boolean | void>
 
 /** Why a message was not taken, and what is known of it. */
 export class NotTaken extends RelayFault {
@@ -71,7 +71,7 @@ export class Session {
    */
   async send(outgoing: Outgoing, label: string, mark?: Mark): Promise<Taken> {
     const recipients = await this.#sendEnvelope(outgoing.envelope, this.messages++ > 0)
-    if (mark !== undefined) await this.#marked(mark)
+    if (mark !== undefined) await this.#marked(mark, label)
     const reply = await this.#sendContent(outgoing, label)
     this.#begun = false
     return { reply, ...recipients }
@@ -133,9 +133,9 @@ export class Session {
     })
   }
 
-  async #marked(mark: Mark): Promise<void> {
+  async #marked(mark: Mark, label: string): Promise<void> {
     try {
-      if ((await mark()) === false)
+      if ((await mark(label)) === false)
         throw new Problem('store_unavailable', 'The message was claimed by another replica.')
     } catch (error) {
       this.wire.end(new Error('the message was taken back'))

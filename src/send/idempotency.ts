@@ -11,8 +11,16 @@ export interface StoredAnswer {
   readonly body: string
 }
 
+/** What a claim is in Redis: whoever knows the token holds it. */
+export interface Lock {
+  readonly name: string
+  readonly token: string
+}
+
 /** A claim on a key that this process holds until it stores an answer or frees the key. */
 export interface Claim {
+  /** Where the claim is in Redis: to be taken over by a queued message, in one step with it. */
+  readonly lock?: Lock
   /**
    * Stores the answer for what is left of the key's lifetime, and the body's hash where the claim had none. Never rejects:
    * a lost store shows in the next claim.

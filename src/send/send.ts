@@ -1,6 +1,6 @@
 import type { Client } from '../clients/clients-file.ts'
 import { Problem } from '../errors.ts'
-import type { Receipt } from '../mail/schemas.ts'
+import type { QueuedMessage, Receipt } from '../mail/schemas.ts'
 import type { AuditResult } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { Departure } from '../relay/departure.ts'
@@ -18,6 +18,8 @@ import {
   REPLAYED,
   type StoredAnswer,
 } from './idempotency.ts'
+import { bytesOf } from './queue/content.ts'
+import { MOST_BYTES, type Queue } from './queue/queue.ts'
 
 /** One message that a client asks to be sent. */
 export interface SendRequest {
@@ -34,6 +36,8 @@ export interface SendRequest {
   /** Checks everything but the relay, and sends nothing. */
   readonly dryRun: boolean
   readonly departure: Departure
+  /** Set where the message may be queued. */
+  readonly deferral?: Deferral | undefined
   /**
    * Parses, authorises and composes the message. `id` is what its message id is made of where the caller gave none. Throws
    * the Problem that refuses it.
@@ -41,16 +45,33 @@ export interface SendRequest {
   compose(id: string): Outgoing | Promise<Outgoing>
 }
 
+/** That a caller would rather have a 202 than wait (RFC 7240), or wants the message sent at a time. */
+export interface Deferral {
+  /** How long the caller waits for it all the same. */
+  readonly waitMs: number
+  /** Unix ms; then it is never sent at once. */
+  readonly sendAt: number | undefined
+  readonly tags: Readonly<Record<string, string>>
+}
+
 /** The answer to a message: new, with what the log should say of it, or as it was given before. */
 export type SendAnswer =
   | { readonly kind: 'new'; readonly body: string; readonly result: AuditResult; readonly addressed: number }
   | ({ readonly kind: 'replayed' } & StoredAnswer)
+  /** As the queue has it now; `fresh` where this request has queued it. */
+  | ({
+      readonly kind: 'queued'
+      readonly fresh: boolean
+      readonly id: string
+      readonly nextAttempt?: string
+    } & StoredAnswer)
 
 export interface SenderOptions {
   readonly relays: Pick<Relays, 'send'>
   readonly store: IdempotencyStore
   readonly allowances: Allowances
   readonly metrics: Pick<Metrics, 'idempotency'>
+  readonly queue: Queue | undefined
 }
 
 /** Takes each message the same way, whatever route it came by: idempotency key, policy, allowances, relay, stored answer. */
@@ -63,15 +84,25 @@ export class Sender {
 
   /** Throws the Problem that is the answer where the message was not sent, or may have been. */
   async send(request: SendRequest): Promise<SendAnswer> {
-    const { client, idempotencyKey, dryRun } = request
-    const key = idempotencyKey === undefined ? undefined : parseIdempotencyKey(idempotencyKey)
-    if (key === undefined || dryRun) return this.#deliver(request, request.id)
+    const { client, idempotencyKey, dryRun, deferral } = request
+    const given = idempotencyKey === undefined ? undefined : parseIdempotencyKey(idempotencyKey)
+    const queue = deferral && !dryRun ? this.#options.queue : undefined
+    // What is queued needs a key in any case: the claim on it tells whether Redis is there, and what became of a lost answer.
+    const key = given ?? (queue && ` ${request.id}`)
+    if (key === undefined || dryRun) return this.#deliver(request, await request.compose(request.id))
+    const id = given === undefined ? request.id : derivedId(client.name, given)
 
-    const claimed = await this.#claim(request, key)
-    if (claimed.state === 'finished') return { kind: 'replayed', ...claimed.answer }
+    const claimed = await this.#claim(request, key).catch((error: unknown) => {
+      if (given !== undefined || deferral?.sendAt !== undefined) throw error
+    })
+    if (claimed === undefined) return this.#deliver(request, await request.compose(id)) // Redis is away: nobody waits for it
+    if (claimed.state === 'finished') return this.#again(client.name, claimed.answer)
     const { claim } = claimed
     try {
-      const answer = await this.#deliver(request, derivedId(client.name, key))
+      const outgoing = await request.compose(id)
+      if (queue !== undefined && deferral !== undefined && isQueueable(outgoing, deferral))
+        return await this.#enqueue({ request, deferral, queue, claim, key, anonymous: given === undefined }, outgoing)
+      const answer = await this.#deliver(request, outgoing)
       await claim.finish({ status: 200, body: answer.body }, await hashOf(request))
       return answer
     } catch (error) {
@@ -80,18 +111,73 @@ export class Sender {
     }
   }
 
+  /** The answer to a key that has one: the one that was stored, or how the queued message stands now. */
+  async #again(client: string, stored: StoredAnswer): Promise<SendAnswer> {
+    return stored.status === QUEUED ? this.#queued(stored.body, client, false) : { kind: 'replayed', ...stored }
+  }
+
+  /** The answer to a message that the queue has, or had. */
+  async #queued(id: string, client: string, fresh: boolean): Promise<SendAnswer> {
+    const state = await this.#options.queue?.state(id, client)
+    if (state === undefined)
+      throw new Problem('delivery_unknown', 'The message was queued, and the queue does not know it any more.')
+    const { receipt, problem, next_attempt = new Date().toISOString() } = state
+    if (receipt !== undefined) return { kind: 'queued', fresh, id, status: 200, body: JSON.stringify(receipt) }
+    if (problem !== undefined)
+      return { kind: 'queued', fresh, id, status: problem.status, body: JSON.stringify(problem) }
+    if (state.status === 'cancelled')
+      throw new Problem(
+        'idempotency_key_reused',
+        'The message of this Idempotency-Key was cancelled: take another key.',
+      )
+    return accepted202({ ...state, next_attempt }, fresh)
+  }
+
+  async #enqueue(
+    { request, deferral, queue, claim, key, anonymous }: Enqueueing,
+    outgoing: Outgoing,
+  ): Promise<SendAnswer> {
+    const { id, client } = request
+    const { envelope, messageId } = outgoing
+    if (claim.lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
+    const content = { envelope, messageId, tags: deferral.tags, bytes: await bytesOf(outgoing) }
+    const taken = await this.#options.allowances.take({ ...client, rate: undefined }, envelope.to.length)
+    const message = { id, client: client.name, content, due: deferral.sendAt ?? 0, anonymous }
+    let times: { next_attempt: string; expires: string } | undefined
+    try {
+      times = await queue.enqueue(claim.lock, message, deferral.waitMs)
+    } catch (error) {
+      // Whoever claims the key now finds the message there, or knows that it will never be: the first claim is over.
+      await claim.free()
+      const found = await this.#options.store.claim(client.name, key, undefined).catch(() => undefined)
+      if (found?.state === 'new') await found.claim.free()
+      else if (found?.state !== 'finished' && anonymous)
+        throw new Problem('delivery_unknown', 'The store did not answer: the message may be queued.', { cause: error })
+      if (found?.state !== 'finished') {
+        await taken.refund(envelope.to.length)
+        throw error
+      }
+    }
+    void claim.free() // ends its renewal: the key is the message's
+    if (times === undefined || deferral.waitMs > 0) return this.#queued(id, client.name, true)
+    return accepted202({ id, message_id: messageId, status: 'queued', ...times }, true)
+  }
+
   /** The claim of a new request, or the answer of a finished one. Throws the Problem for a key that is taken. */
   async #claim(request: SendRequest, key: string): Promise<Extract<Claimed, { state: 'new' | 'finished' }>> {
     const { store, metrics } = this.#options
-    const { bodyHash, client } = request
+    const { bodyHash, client, idempotencyKey } = request
+    const count = (result: string): void => {
+      if (idempotencyKey !== undefined) metrics.idempotency.inc({ result })
+    }
     const hash = typeof bodyHash === 'string' ? bodyHash : undefined
     const found = await store.claim(client.name, key, hash).catch((error: unknown) => {
-      metrics.idempotency.inc({ result: 'unavailable' })
+      count('unavailable')
       throw error
     })
     const claimed: Claimed =
       found.state === 'finished' && (await isOther(request, found.bodyHash)) ? { state: 'reused' } : found
-    metrics.idempotency.inc({ result: claimed.state })
+    count(claimed.state)
     switch (claimed.state) {
       case 'new':
       case 'finished':
@@ -111,8 +197,7 @@ export class Sender {
     }
   }
 
-  async #deliver(request: SendRequest, id: string): Promise<Extract<SendAnswer, { kind: 'new' }>> {
-    const outgoing = await request.compose(id)
+  async #deliver(request: SendRequest, outgoing: Outgoing): Promise<Extract<SendAnswer, { kind: 'new' }>> {
     const { messageId, envelope } = outgoing
     if (request.dryRun) {
       await outgoing.streamed?.drain()
@@ -151,6 +236,45 @@ export class Sender {
       throw error
     }
   }
+}
+
+interface Enqueueing {
+  readonly request: SendRequest
+  readonly deferral: Deferral
+  readonly queue: Queue
+  readonly claim: Claim
+  readonly key: string
+  readonly anonymous: boolean
+}
+
+/** As what the answer of a key is stored whose message is in the queue, with the id of that. */
+const QUEUED = 202
+
+/** Whether a message can be kept. Throws a 413 Problem where it has to be. */
+function isQueueable({ streamed, envelope: { size } }: Outgoing, { sendAt }: Deferral): boolean {
+  if (streamed === undefined && size !== undefined && size <= MOST_BYTES) return true
+  if (sendAt === undefined) return false
+  throw new Problem(
+    'message_too_large',
+    `A message with send_at may have at most ${MOST_BYTES} bytes, and no streamed files: that is what the queue keeps.`,
+  )
+}
+
+/** That a message is in the queue. What was put there by this request counts as queued, wherever it is by now. */
+function accepted202(
+  {
+    id,
+    message_id,
+    status,
+    next_attempt,
+    expires,
+  }: Pick<QueuedMessage, 'id' | 'message_id' | 'status' | 'expires'> & {
+    readonly next_attempt: string
+  },
+  fresh: boolean,
+): SendAnswer {
+  const body = JSON.stringify({ id, message_id, status: fresh ? 'queued' : status, next_attempt, expires })
+  return { kind: 'queued', fresh, id, status: QUEUED, body, nextAttempt: next_attempt }
 }
 
 function answer(

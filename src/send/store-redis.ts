@@ -83,6 +83,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }, RENEW_MS)
     renewal.unref()
     return {
+      lock: { name, token },
       finish: async (answer, bodyHash = '') => {
         try {
           await askRedis(this.#finish(name, token, answer, bodyHash))

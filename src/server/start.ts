@@ -12,6 +12,7 @@ import type { Config } from '../config/config.ts'
 import { Sender } from '../send/send.ts'
 import { MemoryIdempotencyStore } from '../send/store-memory.ts'
 import { RedisIdempotencyStore } from '../send/store-redis.ts'
+import type { Queue } from '../send/queue/queue.ts'
 import { codeOf, LoadError } from '../errors.ts'
 import { Metrics } from '../operations/metrics.ts'
 import { operationsServer } from '../operations/server.ts'
@@ -21,6 +22,7 @@ import { explain } from '../relay/advice.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import { Connections } from './connections.ts'
 import { watchHandshakes } from './handshakes.ts'
+import { startQueue, warnOfLoss } from './queue.ts'
 import { stopGracefully } from './stop.ts'
 import { type InForce, Reloader } from './reload.ts'
 import { Relays } from '../relay/relays.ts'
@@ -48,6 +50,9 @@ export interface Gateway {
 // A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
 const FIRST_LOOK_MS = 800
 
+// For what became of queued messages that were cut, when everything else has ended.
+const WRITE_DOWN_MS = 2_000
+
 /** Starts the gateway. Throws a LoadError when a port cannot be had. */
 export async function start(config: Config, loaded: Loaded, logger: Logger): Promise<Gateway> {
   const shutdown = new Shutdown()
@@ -55,13 +60,16 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const clients = new Reloader(loaded, { config, metrics, log: logger })
   const admission = new Admission(config.maxPending, config.maxInflight)
   const faults = new Map<string, string | undefined>()
+  let queue: Queue | undefined = undefined
   const relays = new Relays(config.smtp, () => loaded.relayTls, {
     changed: (relay, up, reason) => {
       metrics.relayUp.set({ relay }, up ? 1 : 0)
       const fault = reason && explain(reason)
       faults.set(relay, fault && `${fault.why}. ${fault.advice}`)
-      if (up) logger.info({ relay }, 'relay is back')
-      else logger.warn({ relay, error: fault?.why, advice: fault?.advice }, 'relay is down')
+      if (up) {
+        logger.info({ relay }, 'relay is back')
+        queue?.relayIsBack()
+      } else logger.warn({ relay, error: fault?.why, advice: fault?.advice }, 'relay is down')
     },
     attempted: (relay, seconds) => metrics.relayDuration.observe({ relay }, seconds),
   })
@@ -70,8 +78,11 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     config.redisUrl === undefined
       ? undefined
       : await connectRedis(config.redisUrl, (up, reason) => {
-          if (up) logger.info('the shared store is there')
-          else
+          if (up) {
+            logger.info('the shared store is there')
+            if (config.queue !== undefined && redis !== undefined) void warnOfLoss(redis, logger).catch(() => {})
+            queue?.kick()
+          } else
             logger.error(
               { error: reason?.message },
               'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone',
@@ -79,15 +90,13 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
         })
   const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
   const allowances = new Allowances(redis)
-  const sender = new Sender({
-    relays,
-    store,
-    allowances,
-    metrics,
-  })
+  const relayUp = (): boolean => relays.status.some(({ up }) => up)
+  queue = await startQueue({ config, redis, allowances, clients, metrics, log: logger, relays, relayUp })
+  const sender = new Sender({ relays, store, allowances, metrics, queue })
   const app = build({
     sender,
     allowances,
+    queue,
     metrics,
     config,
     secureContext: loaded.secureContext,
@@ -110,6 +119,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     inflightBytes: () => admission.bytes,
     connections: () => connections.size,
     usage,
+    queue: async () => queue?.stats(),
   })
   const operations = operationsServer({
     host: config.ops.host,
@@ -117,7 +127,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     notReady: async () => {
       await firstLook
       if (shutdown.begun) return 'shutting down'
-      return relays.status.some(({ up }) => up) ? undefined : 'no relay is reachable'
+      return relayUp() ? undefined : 'no relay is reachable'
     },
     status: statusOf({
       history: metrics.history,
@@ -134,6 +144,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       usage,
       certificate: (client) => clients.certificates.status(client),
       store: () => redis?.isReady,
+      queue: async () => queue?.stats(),
     }),
     describe: () => describeApi(portOf(app.server)),
   })
@@ -147,6 +158,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       server.closeAllConnections()
     }
     await Promise.all([app.close(), relays.close()])
+    await queue?.close(WRITE_DOWN_MS)
     await store.close()
   }
   try {
@@ -160,7 +172,10 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     throw error
   }
   clients.serve(app.server, connections)
-  firstLook = Promise.race([relays.probeAll(), pause(FIRST_LOOK_MS, undefined, { ref: false })])
+  firstLook = Promise.race([
+    relays.probeAll().then(() => queue?.relayIsBack()),
+    pause(FIRST_LOOK_MS, undefined, { ref: false }),
+  ])
   const gateway: Gateway = {
     port: portOf(app.server),
     opsPort: portOf(operations),
@@ -171,7 +186,10 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     },
     async stop() {
       shutdown.begin()
-      const cut = await stopGracefully({ admission, relays, server: app.server, connections }, config.shutdownGrace)
+      const cut = await stopGracefully(
+        { admission, relays, queue, server: app.server, connections },
+        config.shutdownGrace,
+      )
       await closeAll()
       return cut
     },

@@ -2,6 +2,7 @@ import type { Server } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import type { Admission } from '../http/body/admission.ts'
+import type { Queue } from '../send/queue/queue.ts'
 import type { Relays } from '../relay/relays.ts'
 import type { Connections } from './connections.ts'
 
@@ -9,6 +10,7 @@ import type { Connections } from './connections.ts'
 export interface Stopping {
   readonly admission: Admission
   readonly relays: Pick<Relays, 'close'>
+  readonly queue: Pick<Queue, 'stop' | 'sending'> | undefined
   readonly server: Server
   readonly connections: Connections
 }
@@ -27,14 +29,16 @@ const LAST_MS = 1_000
  * message is answered with what is known of it. Resolves with the number of messages that were cut.
  */
 export async function stopGracefully(
-  { admission, relays, server, connections }: Stopping,
+  { admission, relays, queue, server, connections }: Stopping,
   grace: number,
 ): Promise<number> {
+  queue?.stop()
   const deadline = Date.now() + grace
   const until = async (done: () => boolean, end: number): Promise<void> => {
     while (!done() && Date.now() < end) await pause(POLL_MS)
   }
-  const idle = (): boolean => admission.messages === 0
+  const inProgress = (): number => admission.messages + (queue?.sending ?? 0)
+  const idle = (): boolean => inProgress() === 0
   await until(idle, deadline)
   let lastOpen = 0
   const quiet = (): boolean => {
@@ -45,7 +49,7 @@ export async function stopGracefully(
   server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
   await until(() => connections.size === 0, Math.min(deadline, Date.now() + LAST_MS))
   await until(idle, deadline)
-  const cut = admission.messages
+  const cut = inProgress()
   if (cut > 0) {
     admission.cutBodies(new Problem('shutting_down', 'The gateway stopped before the body was complete.'))
     await relays.close()

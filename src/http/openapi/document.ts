@@ -2,7 +2,14 @@ import { readFileSync } from 'node:fs'
 import { load } from 'js-yaml'
 import { isRecord } from '../../config/record.ts'
 import { VERSION } from '../../config/version.ts'
-import { MessageSchema, ProblemSchema, ReceiptSchema, WhoamiSchema } from '../../mail/schemas.ts'
+import {
+  MessageSchema,
+  ProblemSchema,
+  QueuedMessageSchema,
+  QueuedSchema,
+  ReceiptSchema,
+  WhoamiSchema,
+} from '../../mail/schemas.ts'
 import { problemResponses } from './problems.ts'
 
 /** The OpenAPI 3.1 description of the API: openapi.yaml, and what the code knows better. `port` is the gateway's own. */
@@ -13,6 +20,8 @@ export function describeApi(port: number): object {
   document.components.schemas = {
     Message: MessageSchema,
     Receipt: ReceiptSchema,
+    Queued: QueuedSchema,
+    QueuedMessage: QueuedMessageSchema,
     Whoami: WhoamiSchema,
     Problem: ProblemSchema,
   }
@@ -21,7 +30,7 @@ export function describeApi(port: number): object {
     delete operation['x-problems']
     const all = Object.entries<object>({ ...operation.responses, ...problemResponses(kind) })
     operation.responses = Object.fromEntries(
-      all.map(([status, response]) => [status, { ...response, headers: headersOf(status, kind !== 'whoami') }]),
+      all.map(([status, response]) => [status, { ...response, headers: headersOf(status, kind) }]),
     )
   }
   return JSON.parse(JSON.stringify(document, asToolsRead))
@@ -37,10 +46,13 @@ function asToolsRead(key: string, value: unknown): unknown {
 }
 
 /** The headers of an answer, each described once, in openapi.yaml. */
-function headersOf(status: string, takesMessage: boolean): object {
+function headersOf(status: string, kind: string): object {
+  const takesMessage = kind === 'message' || kind === 'raw'
   const names = ['X-Request-Id', 'Strict-Transport-Security', 'X-Content-Type-Options', 'Cache-Control']
   names.push('RateLimit', 'RateLimit-Policy')
-  if (['409', '429', '503'].includes(status)) names.push('Retry-After')
+  if (['202', '409', '429', '503'].includes(status)) names.push('Retry-After')
+  if (status === '202') names.push('Location', 'Preference-Applied', 'Idempotency-Replayed')
+  if (status === '200' && kind === 'queued') names.push('Preference-Applied')
   if (status === '405') names.push('Allow')
   if (takesMessage && ['200', '422', '504'].includes(status)) names.push('Idempotency-Replayed')
   return Object.fromEntries(names.map((name) => [name, { $ref: `#/components/headers/${name}` }]))

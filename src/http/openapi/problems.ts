@@ -11,6 +11,7 @@ const OF_MESSAGES: readonly ProblemCode[] = [
   'recipient_not_allowed',
   'raw_not_allowed',
   'idempotency_in_progress',
+  'not_cancellable',
   'message_too_large',
   'too_many_recipients',
   'unsupported_media_type',
@@ -27,10 +28,14 @@ const OF_MESSAGES: readonly ProblemCode[] = [
   'delivery_unknown',
 ]
 
+const OF_CANCELLING: readonly ProblemCode[] = ['not_cancellable', 'store_unavailable']
+
 /** The problems that the operations may answer with, by what openapi.yaml calls them in `x-problems`. */
 const CODES: Readonly<Record<string, readonly ProblemCode[]>> = {
-  message: ALL.filter((code) => code !== 'raw_not_allowed'),
-  raw: ALL.filter((code) => code !== 'malformed_json'),
+  message: ALL.filter((code) => code !== 'raw_not_allowed' && code !== 'not_cancellable'),
+  raw: ALL.filter((code) => code !== 'malformed_json' && code !== 'not_cancellable'),
+  queued: ALL.filter((code) => !OF_MESSAGES.includes(code) || code === 'store_unavailable'),
+  cancel: ALL.filter((code) => !OF_MESSAGES.includes(code) || OF_CANCELLING.includes(code)),
   whoami: ALL.filter((code) => !OF_MESSAGES.includes(code)),
 }
 

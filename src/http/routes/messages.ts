@@ -5,17 +5,20 @@ import { type ComposedMessage, composeMessage, type Message, parseMessage } from
 import { Base64Encoder } from '../../mail/base64.ts'
 import type { FilePlace } from '../../mail/mime.ts'
 import { type Outgoing, pieces, slices } from '../../mail/outgoing.ts'
-import { DryRunQuery, MessageSchema } from '../../mail/schemas.ts'
+import { DryRunQuery, type MessageInput, MessageSchema } from '../../mail/schemas.ts'
 import { StreamedContent } from '../../mail/streamed.ts'
+import { MOST_WAIT_MS } from '../../send/queue/queue.ts'
+import type { Deferral } from '../../send/send.ts'
 import type { TypedApp } from '../app.ts'
 import type { Parts } from '../body/multipart.ts'
 import { refuseOtherThan, type Submission, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
+import { parsePreferences } from '../prefer.ts'
 import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
 
 /** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
 export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void {
-  const { clients, maxRecipients } = options
+  const { clients, maxRecipients, queues } = options
   app.route({
     method: 'POST',
     url: '/v1/messages',
@@ -31,6 +34,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         audit.from = message.from.address
         audit.recipients = message.recipients.map(({ address }) => address)
         if (request.body.tags !== undefined) audit.tags = request.body.tags
+        checkSendAt(request.body, queues)
         authoriseMessage(message, client, maxRecipients)
         checkParts(message, parts)
         const composed = composeMessage(message, new Date(), submission.contents)
@@ -41,12 +45,37 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
       }
       try {
         const bodyHash = parts === undefined ? submission.bodyHash : () => parts.digest()
-        return await sendAndAnswer(request, reply, options, { bodyHash, compose })
+        const deferral = deferralOf(request.headers['prefer'], request.body)
+        return await sendAndAnswer(request, reply, options, { bodyHash, compose, deferral })
       } finally {
         parts?.stop()
       }
     },
   })
+}
+
+const [LATEST_MS, EARLIEST_MS] = [7 * 86_400_000, 60_000]
+
+/** Throws a 400 Problem. A message that is known by its key is not asked again: its time may be past by then. */
+function checkSendAt({ send_at }: MessageInput, queues: boolean): void {
+  if (send_at === undefined) return
+  const ahead = Date.parse(send_at) - Date.now()
+  const message = !queues
+    ? 'needs a queue, which this gateway does not have: its operator has to set POSTERN_QUEUE=on'
+    : ahead > LATEST_MS
+      ? 'is more than 7 days ahead'
+      : ahead < -EARLIEST_MS
+        ? 'is more than a minute in the past'
+        : undefined
+  if (message !== undefined)
+    throw new Problem('invalid_message', `/send_at ${message}.`, { errors: [{ path: '/send_at', message }] })
+}
+
+function deferralOf(prefer: string | string[] | undefined, { send_at, tags = {} }: MessageInput): Deferral | undefined {
+  const { async, waitMs = 0 } = parsePreferences(prefer)
+  if (!async && send_at === undefined) return undefined
+  const sendAt = send_at === undefined ? undefined : Date.parse(send_at)
+  return { waitMs: async ? Math.min(waitMs, MOST_WAIT_MS) : 0, sendAt, tags }
 }
 
 /** A message that is in memory. Throws a 413 Problem. */

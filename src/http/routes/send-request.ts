@@ -13,6 +13,8 @@ export interface MessageRouteOptions {
   readonly answers: Answers
   readonly clients: ClientSource
   readonly maxRecipients: number
+  /** Whether there is a queue. */
+  readonly queues: boolean
 }
 
 /**
@@ -23,7 +25,7 @@ export async function sendAndAnswer(
   request: FastifyRequest<{ Querystring: { dry_run?: 'true' | 'false' } }>,
   reply: FastifyReply,
   { sender, answers }: Pick<MessageRouteOptions, 'sender' | 'answers'>,
-  job: Pick<SendRequest, 'bodyHash' | 'compose'>,
+  job: Pick<SendRequest, 'bodyHash' | 'compose' | 'deferral'>,
 ): Promise<FastifyReply> {
   const { place } = submissionOf(request)
   place.retain()
@@ -37,7 +39,7 @@ export async function sendAndAnswer(
 function sendRequest(
   request: FastifyRequest<{ Querystring: { dry_run?: 'true' | 'false' } }>,
   reply: FastifyReply,
-): Omit<SendRequest, 'bodyHash' | 'compose'> {
+): Omit<SendRequest, 'bodyHash' | 'compose' | 'deferral'> {
   // Of a caller whose connection closes before the answer, a message that still waits for a relay is not sent.
   const departure = new Departure()
   onceOver(reply.raw, (answered) => answered || departure.leave())

@@ -1,0 +1,71 @@
+import { createCipheriv, createDecipheriv, createHash, randomBytes } from 'node:crypto'
+import type { Envelope } from '../../mail/compose.ts'
+import { type Outgoing, pieces } from '../../mail/outgoing.ts'
+
+/** What is needed to send a message later, as it lies in Redis until it is settled. */
+export interface QueuedContent {
+  readonly envelope: Envelope
+  readonly messageId: string
+  readonly tags: Readonly<Record<string, string>>
+  /** The message in wire form. */
+  readonly bytes: Buffer
+}
+
+const CIPHER = 'aes-256-gcm'
+const [ID, NONCE, TAG] = [8, 12, 16]
+const CLEAR = Buffer.alloc(ID)
+
+/** Seals contents with the first key and opens them with any; without keys they lie in clear. */
+export class Sealer {
+  readonly #keys: readonly (readonly [id: Buffer, key: Buffer])[]
+
+  constructor(keys: readonly Buffer[]) {
+    this.#keys = keys.map((key) => [createHash('sha256').update(key).digest().subarray(0, ID), key])
+  }
+
+  /** `owner` says whose message it is: what was sealed for one cannot be opened as another. */
+  seal({ bytes, ...rest }: QueuedContent, owner: string): Buffer {
+    const head = Buffer.from(JSON.stringify(rest))
+    const length = Buffer.alloc(4)
+    length.writeUInt32BE(head.length)
+    const plain = Buffer.concat([length, head, bytes])
+    const [first] = this.#keys
+    if (first === undefined) return Buffer.concat([CLEAR, plain])
+    const [id, key] = first
+    const nonce = randomBytes(NONCE)
+    const cipher = createCipheriv(CIPHER, key, nonce).setAAD(Buffer.from(owner))
+    const sealed = Buffer.concat([cipher.update(plain), cipher.final()])
+    return Buffer.concat([id, nonce, cipher.getAuthTag(), sealed])
+  }
+
+  /** Throws where none of the keys opens it. */
+  open(sealed: Buffer, owner: string): QueuedContent {
+    const plain = this.#open(sealed, owner)
+    const end = 4 + plain.readUInt32BE()
+    const head: Omit<QueuedContent, 'bytes'> = JSON.parse(plain.toString('utf8', 4, end))
+    return { ...head, bytes: plain.subarray(end) }
+  }
+
+  #open(sealed: Buffer, owner: string): Buffer {
+    const id = sealed.subarray(0, ID)
+    if (id.equals(CLEAR)) return sealed.subarray(ID)
+    const key = this.#keys.find(([known]) => known.equals(id))?.[1]
+    if (key === undefined)
+      throw new Error('none of the keys in POSTERN_QUEUE_KEY is the one that it was encrypted with')
+    const [nonce, body] = [sealed.subarray(ID, ID + NONCE), sealed.subarray(ID + NONCE + TAG)]
+    const decipher = createDecipheriv(CIPHER, key, nonce).setAAD(Buffer.from(owner))
+    decipher.setAuthTag(sealed.subarray(ID + NONCE, ID + NONCE + TAG))
+    return Buffer.concat([decipher.update(body), decipher.final()])
+  }
+}
+
+/** The whole of a message that is in memory. */
+export async function bytesOf(outgoing: Outgoing): Promise<Buffer> {
+  const all: Buffer[] = []
+  for await (const piece of outgoing.open()) all.push(piece)
+  return Buffer.concat(all)
+}
+
+export function toOutgoing({ envelope, messageId, bytes }: QueuedContent): Outgoing {
+  return { envelope, messageId, open: () => pieces([bytes]) }
+}

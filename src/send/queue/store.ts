@@ -1,0 +1,260 @@
+import { randomUUID } from 'node:crypto'
+import { Problem, type ProblemBody } from '../../errors.ts'
+import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
+import type { Lock } from '../idempotency.ts'
+import { askRedis, type RedisConnection } from '../redis.ts'
+import { CANCEL, CLAIM, ENQUEUE, HOLD, MARK, RELEASE, RENEW, type Script, SETTLE, STATS, WAKE } from './scripts.ts'
+
+/** A message that this process may send, as long as its token is the one in the record. */
+export interface Lease {
+  readonly id: string
+  readonly client: string
+  readonly token: string
+}
+
+/** A change that nobody asked for: a lease or a lifetime ran out. */
+export interface Ended {
+  readonly id: string
+  readonly client: string
+  readonly status: QueuedMessage['status']
+}
+
+export type Attempt = QueuedMessage['attempts'][number]
+
+export interface NewMessage {
+  readonly id: string
+  readonly client: string
+  readonly messageId: string
+  readonly content: Buffer
+  /** Unix ms; what is past means now. */
+  readonly due: number
+  /** Milliseconds from when it is due. */
+  readonly lifetime: number
+  /** Leases it at once. */
+  readonly token: string | undefined
+  /** Nobody but this request knows the key. */
+  readonly anonymous: boolean
+}
+
+/** What the queue holds, by client. */
+export interface QueueStats {
+  readonly sending: number
+  readonly clients: readonly {
+    readonly client: string
+    readonly queued: number
+    readonly oldest: string
+    readonly next_attempt: string
+  }[]
+}
+
+// Long enough for a second look at a claim whose answer was lost.
+const ANONYMOUS_KEY_MS = 60_000
+
+/** The queue as it lies in Redis. Every method throws a 503 Problem `store_unavailable` when Redis is away. */
+export class QueueStore {
+  readonly #redis: RedisConnection
+  readonly #asBuffers: Pick<RedisConnection, 'get'>
+  /** Of a claim whose answer has not come: what it leased nobody works on. */
+  #unheard = ''
+
+  private constructor(redis: RedisConnection, asBuffers: Pick<RedisConnection, 'get'>) {
+    this.#redis = redis
+    this.#asBuffers = asBuffers
+  }
+
+  static async over(redis: RedisConnection): Promise<QueueStore> {
+    const { RESP_TYPES } = await import('@redis/client')
+    return new QueueStore(redis, redis.withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer }))
+  }
+
+  get ready(): boolean {
+    return this.#redis.isReady
+  }
+
+  /** Throws also where the claim is no longer held: then nothing is queued. */
+  async enqueue({ name, token }: Lock, message: NewMessage): Promise<{ next_attempt: string; expires: string }> {
+    const { id, client, messageId, content, due, lifetime, anonymous } = message
+    const keep = anonymous ? String(ANONYMOUS_KEY_MS) : ''
+    const args = [token, id, client, messageId, content, String(due), String(lifetime), message.token ?? '', keep]
+    const reply = texts(await this.#run(ENQUEUE, args, [name]))
+    if (reply.length === 0) throw new Problem('store_unavailable', 'The claim on the message was lost.')
+    return { next_attempt: isoTime(reply[1]), expires: isoTime(reply[2]) }
+  }
+
+  async claim(most: number): Promise<{ leases: Lease[]; ended: Ended[]; wakeMs: number }> {
+    const token = randomUUID()
+    const unheard = this.#unheard
+    this.#unheard = token
+    const [claimed, ended, wakeMs] = list(await this.#run(CLAIM, [token, String(most), unheard]))
+    this.#unheard = ''
+    return {
+      leases: list(claimed).map((entry) => {
+        const [id = '', client = ''] = texts(entry)
+        return { id, client, token }
+      }),
+      ended: list(ended).map((entry) => {
+        const [id = '', client = '', status = ''] = texts(entry)
+        return { id, client, status: toStatus(status) }
+      }),
+      wakeMs: Number(wakeMs),
+    }
+  }
+
+  /** The sealed content of a message and how often it was tried; undefined where there is none any more. */
+  async read(id: string): Promise<{ content: Buffer; tries: number } | undefined> {
+    const [content, tries] = await Promise.all([
+      askRedis(this.#asBuffers.get(`postern:queue:c:${id}`)),
+      askRedis(this.#redis.hGet(`postern:queue:m:${id}`, 'tries')),
+    ])
+    return Buffer.isBuffer(content) ? { content, tries: Number(tries ?? 0) } : undefined
+  }
+
+  /** Whether the message is still this process's to send. */
+  async mark({ id, token }: Lease, attempt: Attempt): Promise<boolean> {
+    return (await this.#run(MARK, [id, token, JSON.stringify(attempt)])) === 1
+  }
+
+  async renew(leases: Iterable<Lease>): Promise<void> {
+    await this.#run(
+      RENEW,
+      [...leases].flatMap(({ id, token }) => [id, token]),
+    )
+  }
+
+  /** Gives the due time, or `expired`, or undefined where the lease was lost. */
+  async release(
+    { id, client, token }: Lease,
+    delayMs: number,
+    { attempt, problem, away = false }: { attempt?: Attempt; problem?: ProblemBody; away?: boolean } = {},
+  ): Promise<number | 'expired' | undefined> {
+    const told = [attempt, problem].map((value) => (value === undefined ? '' : JSON.stringify(value)))
+    const [status, due] = texts(
+      await this.#run(RELEASE, [id, client, token, String(delayMs), ...told, away ? 'away' : '']),
+    )
+    return status === 'queued' ? Number(due) : status === 'expired' ? status : undefined
+  }
+
+  /** Whether the lease was still held. */
+  async settle(
+    { id, client, token }: Lease,
+    status: QueuedMessage['status'],
+    attempt: Attempt | undefined,
+    result: Receipt | ProblemBody,
+  ): Promise<boolean> {
+    const told = attempt === undefined ? '' : JSON.stringify(attempt)
+    return (await this.#run(SETTLE, [id, client, token, status, told, JSON.stringify(result)])) === 1
+  }
+
+  async cancel(id: string, client: string): Promise<QueuedMessage['status'] | undefined> {
+    const status = await this.#run(CANCEL, [id, client])
+    return typeof status === 'string' ? toStatus(status) : undefined
+  }
+
+  async hold(client: string, ms: number): Promise<void> {
+    await this.#run(HOLD, [client, String(Math.ceil(ms))])
+  }
+
+  async wake(): Promise<void> {
+    await this.#run(WAKE, [])
+  }
+
+  /** What a client can know of its message; undefined where it has none with this id. */
+  async state(id: string, owner: string): Promise<QueuedMessage | undefined> {
+    const {
+      client,
+      message_id = '',
+      status = '',
+      created,
+      due,
+      expires,
+      attempts,
+      result = '',
+    } = await this.#fields(id)
+    if (client === undefined || client !== owner) return undefined
+    const state: QueuedMessage = {
+      id,
+      message_id,
+      status: toStatus(status),
+      created: isoTime(created),
+      ...(status === 'queued' && { next_attempt: isoTime(due) }),
+      expires: isoTime(expires),
+      attempts: JSON.parse(`[${attempts ?? ''}]`),
+    }
+    if (status === 'accepted' || status === 'partial') return { ...state, receipt: JSON.parse(result) }
+    if (status === 'queued' || status === 'sending') return state
+    const problem = result.startsWith('{') ? JSON.parse(result) : unsaid(state, result)?.toBody(id)
+    return problem === undefined ? state : { ...state, problem }
+  }
+
+  async status(id: string): Promise<string | null> {
+    return askRedis(this.#redis.hGet(`postern:queue:m:${id}`, 'status'))
+  }
+
+  async stats(): Promise<QueueStats> {
+    const [sending, clients] = list(await this.#run(STATS, []))
+    return {
+      sending: Number(sending),
+      clients: list(clients).map((entry) => {
+        const [client = '', queued, oldest, due] = list(entry).map(String)
+        return { client, queued: Number(queued), oldest: isoTime(oldest), next_attempt: isoTime(due) }
+      }),
+    }
+  }
+
+  async #fields(id: string): Promise<Record<string, string | undefined>> {
+    return { ...(await askRedis(this.#redis.hGetAll(`postern:queue:m:${id}`))) }
+  }
+
+  async #run({ text, sha }: Script, args: (string | Buffer)[], keys: string[] = []): Promise<unknown> {
+    const options = { keys, arguments: args }
+    // A command on a closed connection throws before there is a promise.
+    const evaluate = async (): Promise<unknown> => {
+      try {
+        return await this.#redis.evalSha(sha, options)
+      } catch (error) {
+        if (!(error instanceof Error) || !error.message.startsWith('NOSCRIPT')) throw error
+        return this.#redis.eval(text, options)
+      }
+    }
+    return askRedis(evaluate())
+  }
+}
+
+/** What is known of a message that ended without a verdict. */
+function unsaid({ status }: QueuedMessage, result: string): Problem | undefined {
+  switch (status) {
+    case 'unknown':
+      return new Problem(
+        'delivery_unknown',
+        'The gateway that handed this message over was lost: it may have been delivered.',
+      )
+    case 'expired':
+      return new Problem('relay_unavailable', 'No relay took the message before it expired.')
+    case 'cancelled':
+      return result === ''
+        ? undefined
+        : new Problem('internal', 'Each gateway that took this message was lost before it could hand it over.')
+    default:
+      return undefined
+  }
+}
+
+const STATUSES = ['queued', 'sending', 'accepted', 'partial', 'rejected', 'unknown', 'expired', 'cancelled'] as const
+
+function toStatus(text: string): QueuedMessage['status'] {
+  const status = STATUSES.find((known) => known === text)
+  if (status === undefined) throw new Problem('store_unavailable', 'The shared store does not answer as it should.')
+  return status
+}
+
+function isoTime(ms: string | undefined): string {
+  return new Date(Math.floor(Number(ms))).toISOString()
+}
+
+function list(reply: unknown): readonly unknown[] {
+  return Array.isArray(reply) ? reply : []
+}
+
+function texts(reply: unknown): readonly string[] {
+  return list(reply).map(String)
+}
