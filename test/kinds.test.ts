@@ -260,7 +260,7 @@ const KINDS: Readonly<Record<string, string>> = {
       '=?ISO-2022-JP?B?GyRCOzNFRBsoQg==?= <billing@corp.example>',
       '=?gb2312?B?zfU=?= =?gb2312?B?zuU=?= <billing@corp.example>',
       '=?euc-kr?Q?=B1=E8?= <billing@corp.example>',
-      '=?UTF-8?B?66+8?=\r\n =?UTF-8?Q?=EC=88?= =?UTF-8?Q?=98?= <billing@corp.example>',
+      '=?UTF-8?B?66+8?=\r\n =?UTF-8?Q?=EC=88=98?= <billing@corp.example>',
       '"=?utf-8?Q?J=C3=B6rg?=" <billing@corp.example>',
       '"" <billing@corp.example>',
       "O'Neil & Sons <billing@corp.example>",
@@ -357,6 +357,10 @@ const REFUSED: Readonly<Record<string, readonly [message: string, reason: RegExp
   'a name in UTF-7': [lines('From: =?utf-7?Q?J+APY-rg?= <billing@corp.example>', '', 'x'), /From has an encoded word/],
   'a name in ISO-2022-KR': [
     lines('From: =?iso-2022-kr?B?GyQpQw4xaA8=?= <billing@corp.example>', '', 'x'),
+    /From has an encoded word/,
+  ],
+  'a letter that is cut between two encoded words': [
+    lines('From: =?UTF-8?Q?=EC=88?= =?UTF-8?Q?=98?= <billing@corp.example>', '', 'x'),
     /From has an encoded word/,
   ],
   'an encoded word with spaces': [

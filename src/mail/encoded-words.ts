@@ -13,8 +13,8 @@ export function encodedWords(text: string): readonly string[] {
 
 // Also what only some readers take for one: within a longer word or a quoted string.
 const ENCODED_WORD = /=\?([^?\s]*)\?([qb])\?([^?\s]*)\?=/gi
-// "@" may be the second octet of a letter in these. In all others it is nothing but an "@" to any reader.
-const WITH_AT_IN_LETTERS = new Set(['iso-2022-jp', 'shift_jis', 'big5'])
+// Octets of letters may be "@", "<" and ">" in these. In all others they are nothing else to any reader.
+const WITH_OTHER_LETTERS = new Set(['iso-2022-jp', 'shift_jis', 'big5'])
 
 /**
  * A text with its encoded words decoded. Throws a RangeError, as a sentence that follows the field's name, for those that
@@ -29,14 +29,10 @@ export function decodeWords(text: string): string {
 }
 
 function decodeWord(charset: string, octets: Buffer): string {
-  const decoder = decoderOf(charset)
-  const hidden = !WITH_AT_IN_LETTERS.has(decoder.encoding) && /[@<>]/.test(octets.toString('latin1'))
-  return decoder.decode(octets) + (hidden ? '@' : '')
-}
-
-function decoderOf(charset: string): TextDecoder {
   try {
-    return new TextDecoder(charset)
+    const decoder = new TextDecoder(charset, { fatal: true })
+    const address = WITH_OTHER_LETTERS.has(decoder.encoding) ? /@[\w-]+\./ : /[@<>]/ // for readers that know no charset
+    return decoder.decode(octets) + (address.test(octets.toString('latin1')) ? '@' : '')
   } catch {
     throw notUnderstood()
   }

@@ -105,9 +105,16 @@ export function parseDomain(text: string): string {
   if (!/^[\w.\u0080-\u{10ffff}-]+$/u.test(text) || FORBIDDEN_IN_ADDRESS.test(text)) {
     throw new RangeError('has a domain that is not valid')
   }
-  const domain = ascii ? text.toLowerCase() : domainToASCII(text)
+  const lower = text.toLowerCase()
+  const domain = ascii && !lower.includes('xn--') ? lower : domainToASCII(lower)
   const labels = domain.split('.')
-  if (domain === '' || !labels.every((label) => LABEL.test(label)) || /^\d+$/.test(labels.at(-1) ?? '')) {
+  // An A-label has to be the one of its U-label: readers show that.
+  if (
+    domain === '' ||
+    (ascii && domain !== lower) ||
+    !labels.every((label) => LABEL.test(label)) ||
+    /^\d+$/.test(labels.at(-1) ?? '')
+  ) {
     throw new RangeError('has a domain that is not valid')
   }
   if (domain.length > MAX_DOMAIN) throw new RangeError(`has a domain of more than ${MAX_DOMAIN} octets`)
@@ -138,8 +145,9 @@ export function checkName(text: string, encoded: boolean): void {
   if (FORBIDDEN_IN_NAME.test(text)) throw new RangeError('has a name with an invisible or direction-changing character')
   if (!encoded) return
   if (/[@<>]/.test(text)) throw new RangeError(`has a name with "@", "<" or ">" ${ENCODED}`)
-  const unpaired = text.includes('\\') ? text : text.replace(/"[^"()[\]]*"|\([^"()[\]]*\)|\[[^"()[\]]*\]/g, '')
-  if (/["()[\]]/.test(unpaired)) throw new RangeError(`has a name with an unpaired quote or bracket ${ENCODED}`)
+  const unpaired = text.replace(/"[^"()[\]]*"|\([^"()[\]]*\)|\[[^"()[\]]*\]/g, '')
+  if (/["()[\]]/.test(unpaired) || /\\["()[\]]/.test(text))
+    throw new RangeError(`has a name with an unpaired quote or bracket ${ENCODED}`)
 }
 
 /** Whether the address needs the SMTPUTF8 extension (RFC 6531). */
