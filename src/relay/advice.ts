@@ -15,7 +15,7 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
   const code = codeOf(cause)
   switch (step) {
     case 'connect':
-      return unreachable(code, said)
+      return unreachable(code)
     case 'tls':
       return untrusted(code, said, cause)
     case 'starttls':
@@ -120,27 +120,18 @@ function noMechanism({ message, offered }: NoMechanism): Explanation {
   }
 }
 
-function unreachable(code: string, said: string): Explanation {
-  switch (code) {
-    case 'ENOTFOUND':
-    case 'EAI_AGAIN':
-    case 'EAI_FAIL':
-    case 'EAI_NODATA':
-      return {
-        why: `its name cannot be resolved (${said})`,
-        advice: 'Check the host in POSTERN_SMTP_URL, and the DNS of this machine.',
-      }
-    case 'ETIMEDOUT':
-      return {
-        why: 'it cannot be reached: no answer in time',
-        advice: 'Check host and port in POSTERN_SMTP_URL, and that nothing between drops packets.',
-      }
-    default:
-      return {
-        why: `it cannot be reached (${said})`,
-        advice: 'Check host and port in POSTERN_SMTP_URL, and that nothing between blocks it.',
-      }
-  }
+// Callers are told too: no address of the inside stands in it, and nothing of what the system said.
+function unreachable(code: string): Explanation {
+  const place = 'Check host and port in POSTERN_SMTP_URL, and that nothing between drops or blocks packets.'
+  if (/^(?:ENOTFOUND|EAI_)/.test(code))
+    return {
+      why: 'its name cannot be resolved',
+      advice: 'Check the host in POSTERN_SMTP_URL, and the DNS of this machine.',
+    }
+  if (code === 'ECONNREFUSED') return { why: 'it cannot be reached: nothing listens at its port', advice: place }
+  if (code === 'ETIMEDOUT') return { why: 'it cannot be reached: no answer in time', advice: place }
+  if (/UNREACH/.test(code)) return { why: 'it cannot be reached: there is no way to it', advice: place }
+  return { why: 'it cannot be reached', advice: place }
 }
 
 function untrusted(code: string, said: string, cause: unknown): Explanation {
