@@ -51,7 +51,7 @@ export const PROBLEMS = {
 
 export type ProblemCode = keyof typeof PROBLEMS
 
-/** Seconds a caller should wait where the cause itself does not say: every 409, 429 and 503 names some. */
+/** Seconds for Retry-After where the cause gives none: every 409, 429 and 503 has the header. */
 const DEFAULT_RETRY_AFTER_S = 5
 
 /** One fault of the input: a JSON pointer (RFC 6901) and a sentence. */
@@ -60,7 +60,7 @@ export interface Fault {
   readonly message: string
 }
 
-/** The most faults that one answer names: the rest is noise. */
+/** The most faults that one answer names. Nobody reads more. */
 const MAX_FAULTS = 100
 const MAX_NAME = 100 // characters of a field's name
 
@@ -171,7 +171,7 @@ export class LoadError extends Error {
   }
 }
 
-/** The system's error code (`ENOENT`, …) for a sentence: messages of the system hold paths, codes do not. */
+/** The system's error code (`ENOENT`, …) for a sentence. The system's messages hold paths; its codes do not. */
 export function codeOf(error: unknown): string {
   return error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
 }

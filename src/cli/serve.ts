@@ -11,9 +11,9 @@ import { digestsOf } from '../server/reload.ts'
 import type { Gateway, Loaded } from '../server/start.ts'
 import { handleSignals } from './signals.ts'
 
-// V8 takes note, once and for all, of which objects outlive the collections of the first moments, when its nursery is small:
-// under load those of messages in progress do. Made among the old ones from then on, they stay until a full collection, and
-// keep what they refer to: a fifth of the CPU time of a message (`npm run bench`).
+// V8 decides in its first collections, when its nursery is small, which objects live long. Under load those of messages in
+// progress do; V8 then makes all of them among the old objects, where they stay until a full collection, with everything
+// that they refer to. That costs a fifth of the CPU time of a message (`npm run bench`).
 setFlagsFromString('--no-allocation-site-pretenuring')
 
 const LAST_LINES_MS = 500 // for a reader of the log that is slow; one that has stopped holds nothing up

@@ -65,7 +65,7 @@ export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabR
       const accepted = (): void => settle(true, `works: ${agreed?.words}`)
       clearTimeout(timer)
       timer = setTimeout(accepted, SETTLE_MS)
-      socket.once('data', accepted) // whoever talks has let us in
+      socket.once('data', accepted) // a server that sends data has let us in
     })
     socket.on('error', (error) => end(explain(error, reached)))
     socket.once('close', () => end(NO_ALERT))

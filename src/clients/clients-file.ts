@@ -108,7 +108,7 @@ const POLICY_KEYS = ['role', 'disabled', 'from', 'to', 'rate', 'quota', 'max_rec
 const KEYS: readonly string[] = [...IDENTITY_KEYS, ...POLICY_KEYS]
 type Key = (typeof IDENTITY_KEYS)[number] | (typeof POLICY_KEYS)[number]
 
-/** A file that is broken as a whole has thousands of faults, and the first ones tell. */
+/** A file that is broken as a whole has thousands of faults. The first ones tell why. */
 const MAX_FAULTS = 100
 const LONGEST_REASON = 400
 
@@ -284,7 +284,7 @@ class Reader {
     }
   }
 
-  /** A reason that is dear to find is found for those alone that are told. */
+  /** A reason that costs time to find is found only for faults that are told. */
   #fault(place: Place, reason: string | (() => string)): undefined {
     if (this.faults.length === MAX_FAULTS) this.more += 1
     else this.faults.push({ place, reason: typeof reason === 'string' ? reason : reason() })

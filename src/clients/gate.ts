@@ -76,7 +76,7 @@ export function standing(socket: unknown, { directory, trust }: Listing, now: nu
   }
   const { peer } = state
   checkDates(peer, now)
-  if (!directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // whose chain is nobody's concern
+  if (!directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // a stranger's chain is not climbed
   let verdict = state.judged?.trust === trust ? state.judged.verdict : undefined
   if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
     const [leaf, ...others] = presented ?? presentedBy(socket)

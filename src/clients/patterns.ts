@@ -52,7 +52,7 @@ export class PatternList {
   }
 }
 
-/** The mailboxes that the patterns do not allow. No patterns at all (`undefined`) allow everyone. */
+/** The mailboxes that the patterns do not allow. Without patterns (`undefined`) everyone is allowed. */
 export function refused(patterns: PatternList | undefined, mailboxes: readonly Mailbox[]): readonly Mailbox[] {
   return patterns === undefined ? [] : mailboxes.filter((mailbox) => !patterns.allows(mailbox))
 }

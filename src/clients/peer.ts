@@ -19,7 +19,7 @@ export interface Peer extends CertificateIdentity {
   readonly notAfter: Date
 }
 
-// Longer than real chains are.
+// Certificates: longer than real chains are.
 const MAX_CHAIN = 10
 
 /** What a leaf certificate says; whether it may be believed is for others to decide. */

@@ -8,7 +8,7 @@ import type { SendAnswer } from '../send/send.ts'
 import { parsePreferences } from './prefer.ts'
 import { storedProblem, sendProblem } from './problems.ts'
 
-/** Writes each answer to its caller, to the log and to the metrics: once. */
+/** Sends each answer, writes its one log line and counts it. */
 export class Answers {
   readonly #metrics: Metrics
   readonly #recipients: LogRecipients

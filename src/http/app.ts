@@ -47,7 +47,7 @@ export interface AppOptions {
   readonly shutdown: Shutdown
 }
 
-/** The gateway without a port, signals or files. */
+/** The gateway as a Fastify app. It opens no port, reads no file and handles no signal. */
 export function build(options: AppOptions): TypedApp {
   const { allowances, clients, config, metrics, queue, sender, shutdown } = options
   const answers = new Answers(metrics, config.log.recipients)
@@ -72,7 +72,7 @@ export function build(options: AppOptions): TypedApp {
     frameworkErrors: (error, request, reply) =>
       void answers.refused(request, reply, broken.behindGate(request.raw, toProblem(error, request))),
   }).withTypeProvider<TypeBoxTypeProvider>()
-  // Answers are small and made by our own code: a serializer compiled for each status of each route only makes the start longer.
+  // Answers are small and made by our own code. A compiled serializer for each status of each route would only slow the start.
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
   app.setErrorHandler((error: unknown, request, reply) => answers.refused(request, reply, toProblem(error, request)))
   app.decorateRequest('caller', null)
@@ -94,7 +94,7 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('onRequest', routes.check) // 404, 405
   app.addHook('onRequest', admitMessages(options.admission, config.maxSize, config.requestTimeout)) // 413, 415, 503
   parseBodies(app, config.maxRecipients) // 400, 408, 413
-  app.addHook('preValidation', identify(clients)) // a former client learns nothing of the schema
+  app.addHook('preValidation', identify(clients)) // a client removed while its body came learns nothing of the schema
   app.addHook('preHandler', identify(clients)) // the last word before a message is sent
   app.addHook('onSend', lingerOverBody)
   app.addHook('onSend', shutdown.close)
@@ -113,9 +113,9 @@ export function build(options: AppOptions): TypedApp {
   return app
 }
 
-// Longer than the idle time of usual proxies and clients, so that it is they who close.
+// Longer than the idle time of usual proxies and clients (60 s): they close first, and no request meets a closed socket.
 const KEEP_ALIVE_MS = 75_000
-// How late a timeout of a request's head may be noticed; Node's default is 30 s.
+// Node looks for requests whose head is late once in this time; by default every 30 s.
 const TIMEOUT_CHECK_MS = 1_000
 const MAX_HEAD_BYTES = 16 * 1024
 

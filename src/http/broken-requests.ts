@@ -11,7 +11,7 @@ import { brokenOff, stopBody } from './body/reader.ts'
 import { lingeringClose, unanswered } from './connections.ts'
 import { problemAnswer, rawProblem } from './problems.ts'
 
-// After the last answer input is read on for so long: closing under unread bytes resets the connection and the answer.
+// Input is read on for this long after the last answer. Closing under unread bytes would reset the connection and lose it.
 const LINGER_MS = 1_000
 
 /**
@@ -112,10 +112,10 @@ function bodyProblem(errorCode: string | undefined): Problem {
     : new Problem('invalid_header', 'The body is not framed as HTTP/1.1 asks for (RFC 9112 §7.1).')
 }
 
-// More than any client or proxy sends; all of them together are bounded in bytes. Node is told to drop none in silence.
+// Header fields: more than any client or proxy sends. Node is told to drop none in silence; their bytes are bounded too.
 const MAX_HEADER_FIELDS = 500
 
-/** What Node would not ask of the head of a request, or would answer by itself, ahead of the gate. */
+/** The checks of a request's head that Node leaves out, or would answer by itself ahead of the gate. */
 export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: () => void): void {
   const { rawHeaders, httpVersion } = raw
   if (rawHeaders.length > 2 * MAX_HEADER_FIELDS)

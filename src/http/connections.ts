@@ -3,7 +3,7 @@ import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { Problem } from '../errors.ts'
 
-/** Told once of the end of an answer: it is out, or its connection is gone. */
+/** Is called once when an answer has ended: it is out, or its connection is gone. */
 type Over = (answered: boolean) => void
 
 /** What a connection still owes its peer. */
@@ -70,7 +70,7 @@ export function unanswered(socket: Duplex): readonly ServerResponse[] {
   return [...(connections.get(socket)?.answers.keys() ?? [])]
 }
 
-/** Calls back once: when the answer is out, or when its connection is gone. At once where that has been. */
+/** Calls back once: when the answer is out, or when its connection is gone. At once if that has happened already. */
 export function onceOver(answer: ServerResponse, over: Over): void {
   const waiting = connections.get(answer.req.socket)?.answers.get(answer)
   if (waiting === undefined) over(answer.writableFinished)

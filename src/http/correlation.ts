@@ -1,6 +1,6 @@
 import type { IncomingHttpHeaders } from 'node:http'
 
-/** What a caller calls its own request by. Only what is well-formed is taken over; the rest is passed over in silence. */
+/** The caller's own ids of its request. One that is not well-formed is ignored. */
 export interface Correlation {
   /** Of `traceparent` (W3C Trace Context §3.2): 32 lower-case hex digits. */
   readonly trace_id?: string

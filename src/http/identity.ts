@@ -16,7 +16,7 @@ declare module 'fastify' {
  * 404s and every other answer are behind them.
  */
 export function identify(clients: ClientSource) {
-  // With a callback: a promise for each gate of each request would be the dearest part of it.
+  // With a callback: a promise for each gate of each request would cost more than the gate.
   return (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
     request.caller = admit(request.raw, clients.current)
     done()

@@ -18,7 +18,7 @@ export interface ProblemAnswer {
   readonly body: Buffer
 }
 
-/** Every problem becomes an answer here: one thrown, one stored, one of a request that nobody could read. */
+/** Every problem becomes an answer here: one that was thrown, a stored one, and one for bytes that are no request. */
 export function problemAnswer(problem: Problem, requestId: string): ProblemAnswer {
   return asAnswer(problem.status, problem.headers, JSON.stringify(problem.toBody(requestId)), requestId)
 }

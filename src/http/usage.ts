@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { Allowances, Usage } from '../send/allowances.ts'
 
-/** Says what a client has left with each answer to one that has a rate or a quota (draft-ietf-httpapi-ratelimit-headers). */
+/** Puts what a client with a rate or a quota has left into each answer (draft-ietf-httpapi-ratelimit-headers). */
 export function usageHeaders(allowances: Pick<Allowances, 'remaining'>) {
   return ({ caller }: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
     if (caller === null || (caller.client.rate === undefined && caller.client.quota === undefined)) return done()

@@ -58,7 +58,7 @@ export class Base64Encoder {
   }
 }
 
-/** Text with a CRLF between every 76 octets, and before the first where `continued`. */
+/** Text with a CRLF after every 76 octets, and one before the first where `continued` is set. */
 function wrapLines(text: Buffer, continued = false): Buffer {
   const lines = Math.ceil(text.length / BASE64_LINE)
   const wrapped = Buffer.allocUnsafe(text.length + (lines - (continued ? 0 : 1)) * CRLF.length)

@@ -2,7 +2,7 @@ const WINDOW_MS = 60_000
 const LINES_PER_KEY = 60 // a client that retries every second is told each time
 const LINES = 600 // a window, for peers that come from many addresses
 
-/** Bounds how much strangers can make the gateway write: so many lines a minute for each key, and in all. */
+/** Bounds how much strangers can make the gateway log: 60 lines a minute for each key, 600 in all. */
 export class LogLimit {
   readonly #lines = new Map<string, number>()
   readonly #summarize: (suppressed: number) => void

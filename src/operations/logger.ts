@@ -3,7 +3,7 @@ import { type DestinationStream, type Logger, pino } from 'pino'
 import type { Config } from '../config/config.ts'
 import { codeOf } from '../errors.ts'
 
-// What waits while nobody reads standard output. Beyond it lines are lost, and counted, rather than memory or mail.
+// Bytes of lines that may wait while nobody reads standard output. Further lines are lost and counted; mail goes on.
 const MAX_WAITING_BYTES = 16 * 1024 * 1024
 const FULL_PIPE_MS = 10 // a pipe of 64 KB that is read at once carries 6 MB/s so
 const FAILED_MS = 1_000 // until a full disk is tried again

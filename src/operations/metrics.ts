@@ -5,10 +5,10 @@ import type { Usage } from '../send/allowances.ts'
 import type { AuditResult } from './audit.ts'
 import { History } from './history.ts'
 
-// From a hand-over on the same machine to a relay that takes its time.
+// Seconds: from a hand-over on the same machine to a slow relay.
 const SECONDS_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
-/** Numbers that are read when they are asked for. */
+/** Numbers that are read at each scrape. */
 export interface Levels {
   readonly relayPending: () => number
   readonly relaySessions: () => readonly {

@@ -47,7 +47,7 @@ export interface Gateway {
   reload(): void
 }
 
-// A probe that comes before the relays were looked at for the first time waits for that, within the second that kubelets wait.
+// A probe that comes before the first look at the relays waits for it; kubelets wait one second.
 const FIRST_LOOK_MS = 800
 
 // For what became of queued messages that were cut, when everything else has ended.

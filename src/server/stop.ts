@@ -16,8 +16,8 @@ export interface Stopping {
 }
 
 const POLL_MS = 10
-// For callers that keep connections open: each is told with its next answer to come back on a new one. Whoever is silent
-// for so long is closed.
+// For callers that keep connections open: the next answer on each says "Connection: close". A connection that is silent for
+// this long is closed.
 const FAREWELL_MS = 1_000
 // Then it listens on for a moment: a load balancer may not have noticed yet, and a new connection still gets an answer.
 const QUIET_MS = 200
@@ -46,7 +46,7 @@ export async function stopGracefully(
     return Date.now() - lastOpen >= QUIET_MS
   }
   await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
-  server.close() // whoever is silent with it; not who is in the middle of a handshake or a request
+  server.close() // closes silent connections too, but none in the middle of a handshake or a request
   await until(() => connections.size === 0, Math.min(deadline, Date.now() + LAST_MS))
   await until(idle, deadline)
   const cut = inProgress()

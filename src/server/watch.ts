@@ -3,7 +3,7 @@ import { codeOf } from '../errors.ts'
 
 // A change is in force after two looks, well within the 2 seconds that are promised. A look at five files costs 0.2 ms of CPU.
 const LOOK_MS = 300
-// A file that somebody keeps writing to is read all the same after so long.
+// A file that is written to without a pause is read all the same after this time.
 const MAX_UNSETTLED_MS = 1_200
 
 /**
@@ -48,7 +48,7 @@ export class FileWatch {
     this.#unsettledSince ??= Date.now()
     if (!settled && Date.now() - this.#unsettledSince < MAX_UNSETTLED_MS) return
     this.#unsettledSince = undefined
-    this.#told = settled ? now : '' // what was read in motion is read again at rest
+    this.#told = settled ? now : '' // a file that was read while it changed is read again when it rests
     this.#changed()
   }
 }

@@ -47,7 +47,7 @@ export interface SigningRequest {
 const DAY_MS = 86_400_000
 const CLOCK_SKEW_MS = 5 * 60_000 // a peer whose clock is a little behind takes a new certificate at once
 const AUTHORITY_DAYS = 3650 // replacing a private CA means touching every client
-const LEAF_DAYS = 397 // the longest that browsers take from public CAs: a year, and time to renew
+const LEAF_DAYS = 397 // a year, and a month in which to renew
 const REVOCATION_LIST_DAYS = 30 // an expired list locks everyone out, so it should outlast a holiday
 const P256 = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }
 

@@ -18,7 +18,7 @@ export function clientNames(certificate: X509Certificate): readonly string[] {
       return tag === URI ? [`URI:${name}`] : tag === DNS_NAME ? [`DNS:${asciiLower(name)}`] : []
     })
   } catch (error) {
-    if (error instanceof RangeError) return [] // what cannot be read names nobody
+    if (error instanceof RangeError) return [] // a certificate whose names cannot be read has none
     throw error
   }
 }

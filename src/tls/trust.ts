@@ -19,7 +19,7 @@ export function rootOf(verdict: Verdict): Fingerprint | undefined {
   return root && fingerprintOf(root)
 }
 
-// More than any real chain has; what a peer presents beyond it is not looked at.
+// Certificates of a chain: more than any real one has. Further ones that a peer presents are not looked at.
 const MAX_PRESENTED = 8
 // Proofs to remember, of about 2 KB each; only certificates that the CA issued have one.
 const MAX_PROVEN = 10_000

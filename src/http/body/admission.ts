@@ -1,6 +1,6 @@
 import { Problem } from '../../errors.ts'
 
-/** A place among the messages in progress, held by everyone who still needs it: the connection and the hand-over. */
+/** A place among the messages in progress. The connection and the hand-over each hold it until they are done. */
 export interface Place {
   /** Takes room for this many bytes more. Throws a 503 Problem when there is none. */
   grow(bytes: number): void
@@ -10,7 +10,7 @@ export interface Place {
    */
   reading(cut: (problem: Problem) => boolean): void
   retain(): void
-  /** To be called once for `enter` and once for each `retain`; the last call frees the place. */
+  /** Call it once for `enter` and once for each `retain`. The last call frees the place. */
   release(): void
 }
 
@@ -30,8 +30,8 @@ interface Reading {
 const RETRY_S = 1
 
 /**
- * Keeps what is in progress within bounds, whatever clients send. When everything is taken, a client that
- * holds more than another loses places whose body is still to come: whoever only sends slowly cannot keep others out.
+ * Bounds the messages and the bytes of bodies in progress. When all places are taken, the client that holds most loses the
+ * oldest one whose body is still coming: slow bodies of one client keep no other out.
  */
 export class Admission {
   readonly #maxMessages: number

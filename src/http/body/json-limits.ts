@@ -2,9 +2,9 @@ import { Problem } from '../../errors.ts'
 import { isRecord } from '../../config/record.ts'
 
 const MAX_DEPTH = 64
-// JSON.parse makes so many values in some 30 ms; a few megabytes of `[[[` or `{},{},` would hold everybody up for seconds.
+// JSON.parse makes this many values in 30 ms. A few megabytes of `[[[` or `{},{},` would hold up every client for seconds.
 const MAX_PARSED = 500_000
-// Everything of a message but its recipients is far below this many values: each may cost the schema a sentence.
+// A message has far fewer values than this beside its recipients. Each may cost the schema a sentence.
 const MAX_VALUES = 10_000
 const RECIPIENT_FIELDS = ['to', 'cc', 'bcc']
 

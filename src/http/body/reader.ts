@@ -3,7 +3,7 @@ import { type SizeLimit, tooLarge } from '../../clients/authorise.ts'
 import { SLOWEST_BODY } from '../../config/config.ts'
 import { Problem } from '../../errors.ts'
 
-// What one turn of the way to the relay is worth: Node 20 gathers no more than 16 KB on its own.
+// Bytes to gather before a piece goes on to the relay. Node 20 gathers no more than 16 KB on its own.
 const PIECE_BYTES = 64 * 1024
 
 export interface BodyLimits {

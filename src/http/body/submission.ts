@@ -82,8 +82,8 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
 }
 
 /**
- * Calls back once, when the answer has been handed to the socket, whether the peer reads it or not, or its connection is
- * gone. A place that waited for the reader was held by eight connections that read nothing, for everybody.
+ * Calls back once: when the answer has been handed to the socket, or when the connection is gone. It does not wait for the
+ * peer to read: eight connections that read nothing would hold all 256 MB in progress.
  */
 function whenAnswered({ raw }: FastifyReply, free: () => void): void {
   let held = true

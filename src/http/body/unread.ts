@@ -1,7 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { discard, hasBody } from './reader.ts'
 
-// A refused body is read on for so long and thrown away: closing at once would reset the connection under the answer.
+// A refused body is read and thrown away for this long. Closing at once would reset the connection and lose the answer.
 const LINGER_MS = 2_000
 
 /**
