@@ -1,5 +1,6 @@
 import t, { type Test } from 'tap'
-import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
+import { type FaultRelay, type Script, startFaultRelay } from '../support/fault-relay.ts'
+import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
@@ -11,10 +12,13 @@ interface Setting {
   readonly gateway: TestGateway
 }
 
-async function setUp(
-  t: Test,
-  { relay, clients, env }: { relay?: TestRelay; clients?: string; env?: Record<string, string> } = {},
-): Promise<Setting> {
+interface Wishes {
+  readonly relay?: TestRelay
+  readonly clients?: string
+  readonly env?: Record<string, string>
+}
+
+async function setUp(t: Test, { relay, clients, env }: Wishes = {}): Promise<Setting> {
   const redis = await startRedis(t)
   const smtp = relay ?? (await startRelay(t))
   const gateway = await startGateway(t, {
@@ -26,8 +30,26 @@ async function setUp(
   return { redis, relay: smtp, gateway }
 }
 
+/** The same in front of a relay that follows a script. */
+async function setUpFaulty(t: Test, { env = {} }: Wishes = {}): Promise<{ gateway: TestGateway; relay: FaultRelay }> {
+  const relay = await startFaultRelay(t)
+  const { gateway } = await setUp(t, { env: { POSTERN_SMTP_URL: relay.url, ...env } })
+  return { gateway, relay }
+}
+
 async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
   while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, 20))
+}
+
+/** Has the relay do something else from now on. */
+function follow(relay: FaultRelay, script: Script): void {
+  relay.script = script
+  relay.hangUp('FIN')
+}
+
+/** A relay that takes so long for each message. */
+function slowRelay(t: Test, ms: number): Promise<TestRelay> {
+  return startRelay(t, { onMailFrom: (_address, _session, done) => void setTimeout(done, ms) })
 }
 
 /** The state of a message once it is another than those. */
@@ -62,4 +84,280 @@ t.test('a message is answered with 202 and sent', async (t) => {
     },
   })
   t.equal(relay.messages.length, 1)
+})
+
+t.test('with wait=N the answer is the final one where there is one in time', async (t) => {
+  const { gateway, relay } = await setUpFaulty(t)
+  const wait = (seconds: number, key: string) => ({
+    headers: { prefer: `respond-async, wait=${seconds}`, 'idempotency-key': key },
+  })
+  const sent = await gateway.post(MESSAGE, wait(10, 'a'))
+  t.match(sent, { status: 200, json: { status: 'accepted', id: sent.headers['x-request-id'] } })
+  t.notOk(sent.headers['preference-applied'])
+  t.match(await gateway.request({ path: `/v1/messages/${sent.json['id']}` }), { json: { receipt: sent.json } })
+
+  follow(relay, { stage: 'RCPT 1', fault: '550' })
+  const refused = await gateway.post(MESSAGE, wait(10, 'b'))
+  const rejected = { code: 'rejected_by_relay', request_id: refused.headers['x-request-id'], smtp: { code: 550 } }
+  t.match(refused, { status: 422, headers: { 'content-type': 'application/problem+json' }, json: rejected })
+  const again = await gateway.post(MESSAGE, wait(10, 'b'))
+  t.match(again, { status: 422, headers: { 'idempotency-replayed': 'true' } })
+  t.same(again.json, refused.json)
+
+  follow(relay, { stage: 'RCPT 1', fault: '451' })
+  const putOff = await gateway.post(MESSAGE, wait(10, 'c'))
+  t.match(putOff, {
+    status: 202,
+    headers: { 'preference-applied': 'respond-async, wait=10', 'retry-after': /^[56]\d$/ },
+  })
+  t.match(await gateway.request({ path: `/v1/messages/${putOff.json['id']}` }), {
+    json: { status: 'queued', attempts: [{ outcome: 'not_sent', code: 451, response: /^451/ }] },
+  })
+
+  follow(relay, { stage: 'RCPT 1', fault: 'hang' })
+  const begun = performance.now()
+  t.match(await gateway.post(MESSAGE, wait(1, 'd')), { status: 202, json: { status: 'queued' } })
+  t.ok(performance.now() - begun > 900, 'it waited')
+})
+
+t.test('a key shows how its message stands, at any time and however it is asked', async (t) => {
+  const { gateway, relay } = await setUpFaulty(t)
+  await relay.stop()
+  const key = { 'idempotency-key': 'k' }
+  const first = await gateway.post(MESSAGE, { headers: { ...ASYNC.headers, ...key } })
+  const same = (answer: TestAnswer, status: number): void => {
+    t.equal(answer.status, status, answer.text)
+    t.equal(answer.json['id'], first.json['id'])
+    t.equal(answer.headers['idempotency-replayed'], 'true')
+  }
+  same(await gateway.post(MESSAGE, { headers: { ...ASYNC.headers, ...key } }), 202)
+  const synchronous = await gateway.post(MESSAGE, { headers: key })
+  same(synchronous, 202)
+  t.equal(synchronous.headers['location'], `/v1/messages/${first.json['id']}`)
+  t.notOk(synchronous.headers['preference-applied'], 'nothing was preferred')
+  t.match(await gateway.post({ ...MESSAGE, text: 'Other.' }, { headers: { ...ASYNC.headers, ...key } }), {
+    status: 422,
+    json: { code: 'idempotency_key_reused' },
+  })
+  await relay.listen()
+  await stateAfter(gateway, first.json['id'], 'queued', 'sending')
+  for (const headers of [key, { ...ASYNC.headers, ...key }]) {
+    const answer = await gateway.post(MESSAGE, { headers })
+    same(answer, 200)
+    t.equal(answer.json['status'], 'accepted')
+  }
+  t.equal(relay.accepted.length, 1)
+  t.match((relay.accepted[0] ?? '').toString(), new RegExp(`^Message-ID: ${first.json['message_id']}`, 'm'))
+
+  const before = await gateway.post(MESSAGE, { headers: { 'idempotency-key': 'sync' } })
+  const after = await gateway.post(MESSAGE, { headers: { ...ASYNC.headers, 'idempotency-key': 'sync' } })
+  t.same([after.status, after.text], [200, before.text], 'what was sent at once is not queued')
+})
+
+t.test('a message is seen and cancelled by its own client alone, while it is queued', async (t) => {
+  const { gateway, relay } = await setUp(t, {
+    clients:
+      'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] }, other: { san: ["DNS:other"], from: ["*"] } }',
+  })
+  const other = await gateway.pki.client('other')
+  const send_at = new Date(Date.now() + 3_600_000).toISOString()
+  const key = { headers: { 'idempotency-key': 'k' } }
+  const { json } = await gateway.post({ ...MESSAGE, send_at }, key)
+  const path = `/v1/messages/${json['id']}`
+  t.equal(json['next_attempt'], send_at)
+  t.match(await gateway.request({ path, as: other }), { status: 404, json: { code: 'not_found' } })
+  t.match(await gateway.request({ method: 'DELETE', path, as: other }), { status: 404, json: { code: 'not_found' } })
+  t.match(await gateway.request({ path }), {
+    status: 200,
+    json: { status: 'queued', next_attempt: send_at, attempts: [] },
+  })
+  const cancelled = await gateway.request({ method: 'DELETE', path, headers: { 'content-type': 'application/json' } })
+  t.match(cancelled, { status: 200, json: { id: json['id'], status: 'cancelled' } })
+  t.notOk('next_attempt' in cancelled.json)
+  t.match(await gateway.request({ method: 'DELETE', path }), {
+    status: 409,
+    headers: { 'retry-after': /\d/ },
+    json: { code: 'not_cancellable', retryable: false, outcome: 'not_sent', detail: /cancelled/ },
+  })
+  t.match(await gateway.post({ ...MESSAGE, send_at }, key), {
+    status: 422,
+    json: { code: 'idempotency_key_reused', detail: /was cancelled/ },
+  })
+  t.equal(relay.messages.length, 0)
+})
+
+t.test('a message with send_at goes out at its time', async (t) => {
+  const { gateway, relay } = await setUp(t)
+  const at = (ms: number) => ({ ...MESSAGE, send_at: new Date(Date.now() + ms).toISOString() })
+  const soon = at(1500)
+  const answer = await gateway.post(soon)
+  t.match(answer, { status: 202, json: { next_attempt: soon.send_at } })
+  t.notOk(answer.headers['preference-applied'])
+  t.equal(relay.messages.length, 0)
+  const state = await stateAfter(gateway, answer.json['id'], 'queued', 'sending')
+  t.ok(Date.parse(state['attempts'][0].at) >= Date.parse(soon.send_at), 'not before')
+  t.equal(Date.parse(state['expires']) - Date.parse(soon.send_at), 86_400_000)
+
+  const past = at(-30_000)
+  t.equal((await gateway.post(past, { headers: { 'idempotency-key': 'past' } })).status, 202)
+  for (const [ms, why] of [
+    [-61_000, /past/],
+    [7 * 86_400_000 + 60_000, /7 days/],
+  ] as const)
+    t.match(await gateway.post(at(ms)), { status: 400, json: { errors: [{ path: '/send_at', message: why }] } })
+  const large = { ...at(0), text: 'x'.repeat(1_100_000) }
+  t.match(await gateway.post(large), { status: 413, json: { code: 'message_too_large', detail: /send_at/ } })
+  t.match(await gateway.post(at(60_000), { path: '/v1/messages?dry_run=true' }), { json: { status: 'validated' } })
+})
+
+t.test('what is too large for the queue is sent at once', async (t) => {
+  const { gateway, relay } = await setUp(t)
+  const answer = await gateway.post({ ...MESSAGE, text: 'x\n'.repeat(600_000) }, ASYNC)
+  t.match(answer, { status: 200, json: { status: 'accepted' } })
+  t.notOk(answer.headers['preference-applied'])
+  t.equal(relay.messages.length, 1)
+})
+
+t.test('a relay that is away is asked by a probe, and everything goes out when it is back', async (t) => {
+  const { gateway, relay } = await setUpFaulty(t)
+  await relay.stop()
+  const first = await gateway.post(MESSAGE, ASYNC)
+  await until(() => gateway.logText().includes('relay is down'))
+  const others = await Promise.all(Array.from({ length: 30 }, () => gateway.post(MESSAGE, ASYNC)))
+  t.ok(others.every(({ status }) => status === 202))
+  const states = await Promise.all(others.map(({ json }) => gateway.request({ path: `/v1/messages/${json['id']}` })))
+  t.ok(
+    states.every(({ json }) => json['status'] === 'queued' && json['attempts'].length === 0),
+    'none of them has tried what is known to fail',
+  )
+  t.match(await gateway.request({ path: `/v1/messages/${first.json['id']}` }), {
+    json: { status: 'queued', attempts: [{ outcome: 'not_sent' }] },
+  })
+  await relay.listen()
+  for (const { json } of [first, ...others])
+    t.equal((await stateAfter(gateway, json['id'], 'queued', 'sending'))['status'], 'accepted')
+  t.equal(relay.accepted.length, 31)
+})
+
+t.test('a rate holds messages back instead of refusing them, a quota is taken at the 202', async (t) => {
+  const { gateway, relay } = await setUp(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: 2/second, quota: 5/day } }',
+  })
+  const answers = await Promise.all(Array.from({ length: 6 }, () => gateway.post(MESSAGE, ASYNC)))
+  t.same(answers.map(({ status }) => status).sort(), [202, 202, 202, 202, 202, 429])
+  t.match(
+    answers.find(({ status }) => status === 429),
+    { json: { code: 'quota_exceeded' } },
+  )
+  const times: number[] = []
+  for (const { json } of answers.filter(({ status }) => status === 202)) {
+    const state = await stateAfter(gateway, json['id'], 'queued', 'sending')
+    t.equal(state['status'], 'accepted')
+    t.equal(state['attempts'].length, 1, 'to wait is no attempt')
+    times.push(Date.parse(state['attempts'][0].at))
+  }
+  t.ok(Math.max(...times) - Math.min(...times) > 1500, 'five of them took more than two seconds')
+  t.equal(relay.messages.length, 5)
+})
+
+t.test('one client with many messages does not keep another waiting', async (t) => {
+  const { gateway, relay } = await setUp(t, {
+    clients:
+      'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"] }, other: { san: ["DNS:other"], from: ["*"] } }',
+    env: { POSTERN_SMTP_CONNECTIONS: '2' },
+    relay: await slowRelay(t, 20),
+  })
+  const other = await gateway.pki.client('other')
+  const agent = oneConnection(t)
+  for (let n = 0; n < 60; n++) await gateway.post(MESSAGE, { ...ASYNC, agent })
+  const one = await gateway.post({ ...MESSAGE, subject: 'Me too' }, { ...ASYNC, as: other })
+  const before = relay.messages.length
+  for (let status = 'queued'; status !== 'accepted';) {
+    const { json } = await gateway.request({ path: `/v1/messages/${one.json['id']}`, as: other })
+    status = json['status']
+  }
+  const place = relay.messages.findIndex(({ raw }) => raw.includes('Me too'))
+  t.ok(place <= before + 6, `its place was ${place}, when ${before} had gone out`)
+  await until(() => relay.messages.length === 61)
+})
+
+t.test('while Redis is away what need not wait is sent at once', async (t) => {
+  const { gateway, redis, relay } = await setUp(t)
+  await redis.stop()
+  await until(() => gateway.logText().includes('the shared store is away'))
+  const answer = await gateway.post(MESSAGE, ASYNC)
+  t.match(answer, { status: 200, json: { status: 'accepted' } })
+  t.notOk(answer.headers['preference-applied'])
+  const away = { status: 503, json: { code: 'store_unavailable', outcome: 'not_sent', retryable: true } }
+  t.match(await gateway.post(MESSAGE, { headers: { ...ASYNC.headers, 'idempotency-key': 'k' } }), away)
+  t.match(await gateway.post({ ...MESSAGE, send_at: new Date().toISOString() }), away)
+  t.match(await gateway.request({ path: '/v1/messages/0d4f7a52-6f0c-4f0e-9a57-2f6f4d1c9b11' }), away)
+  t.equal(relay.messages.length, 1)
+})
+
+t.test('with a key no content lies in Redis, and none of it once the message is settled', async (t) => {
+  const key = Buffer.alloc(32, 3).toString('base64')
+  const { gateway, redis } = await setUp(t, { env: { POSTERN_QUEUE_KEY: key } })
+  const send_at = new Date(Date.now() + 60_000).toISOString()
+  const secret = { ...MESSAGE, send_at, text: 'XYZZY', subject: 'XYZZY', to: 'xyzzy@corp.example' }
+  const { json } = await gateway.post(secret)
+  const all = await redis.dump()
+  t.ok(all.some((value) => value.includes(json['id'])))
+  t.notMatch(all.join('\n'), /xyzzy/i)
+  t.ok((await redis.keys()).includes(`postern:queue:c:${json['id']}`))
+  await gateway.request({ method: 'DELETE', path: `/v1/messages/${json['id']}` })
+  const left = await redis.keys()
+  t.notOk(left.includes(`postern:queue:c:${json['id']}`))
+  t.notOk(
+    left.some((name) => /queue:[do]:/.test(name)),
+    'nor a place in any list',
+  )
+})
+
+t.test('what no relay takes in time expires, what is on its way does not', async (t) => {
+  const { gateway, relay } = await setUpFaulty(t, { env: { POSTERN_QUEUE_EXPIRES: '2s' } })
+  follow(relay, { stage: 'MAIL', fault: '451' })
+  const putOff = await gateway.post(MESSAGE, { headers: { ...ASYNC.headers, 'idempotency-key': 'k' } })
+  const state = await stateAfter(gateway, putOff.json['id'], 'queued', 'sending')
+  t.match(state, {
+    status: 'expired',
+    problem: { code: 'deferred_by_relay', outcome: 'not_sent' },
+    attempts: [{ code: 451 }],
+  })
+  t.match(await gateway.post(MESSAGE, { headers: { 'idempotency-key': 'k' } }), {
+    status: 503,
+    headers: { 'retry-after': /\d/, 'idempotency-replayed': 'true' },
+    json: { code: 'deferred_by_relay' },
+  })
+  await relay.stop()
+  const away = await gateway.post(MESSAGE, ASYNC)
+  t.equal((await stateAfter(gateway, away.json['id'], 'queued', 'sending'))['status'], 'expired')
+})
+
+t.test('expiry while it is being sent waits for what the relay says', async (t) => {
+  const { gateway } = await setUp(t, { relay: await slowRelay(t, 1_500), env: { POSTERN_QUEUE_EXPIRES: '1s' } })
+  const { json } = await gateway.post(MESSAGE, ASYNC)
+  t.equal((await stateAfter(gateway, json['id'], 'queued', 'sending'))['status'], 'accepted')
+})
+
+t.test('the metrics, the status and the log show the queue', async (t) => {
+  const { gateway, relay } = await setUpFaulty(t)
+  follow(relay, { stage: 'MAIL', fault: '451' })
+  const { json } = await gateway.post({ ...MESSAGE, tags: { job: 'nightly' } }, ASYNC)
+  await until(() => gateway.logText().includes('"queue":"queued"'))
+  const ops = async (path: string) => (await fetch(`http://127.0.0.1:${gateway.gateway.opsPort}${path}`)).text()
+  const metrics = await ops('/metrics')
+  t.match(metrics, /^postern_queue_messages\{state="queued"\} 1$/m)
+  t.match(metrics, /^postern_queue_messages\{state="sending"\} 0$/m)
+  t.match(metrics, /^postern_messages_total\{client="billing",outcome="queued"\} 1$/m)
+  t.match(JSON.parse(await ops('/status.json')), {
+    queue: { sending: 0, clients: [{ client: 'billing', queued: 1, oldest: /^20/, next_attempt: /^20/ }] },
+  })
+  await gateway.request({ method: 'DELETE', path: `/v1/messages/${json['id']}` })
+  const lines = gateway.log.filter((line) => line['request_id'] === json['id'])
+  t.same(
+    lines.map((line) => line['queue'] ?? line['outcome']),
+    ['queued', 'sending', 'queued', 'cancelled'],
+  )
+  t.match(lines[2], { code: 'deferred_by_relay', client: 'billing', tags: { job: 'nightly' }, next_attempt: /^20/ })
 })

@@ -38,6 +38,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
 
   app.removeAllContentTypeParsers()
   app.addContentTypeParser('application/json', async (request: FastifyRequest, _payload: IncomingMessage) => {
+    if (request.submission === null) return undefined // no method but POST has a body that is read
     const submission = submissionOf(request)
     const reader = submission.read()
     const declared = declaredLength(request)
@@ -56,6 +57,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     return parseMessage(request, submission, body)
   })
   app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, _payload: IncomingMessage) => {
+    if (request.submission === null) return undefined // no method but POST has a body that is read
     const submission = submissionOf(request)
     const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
     const parts = new Parts(submission.read(), boundaryOf(request.headers['content-type']), hash)
