@@ -4,7 +4,6 @@ import type { Caller } from './gate.ts'
 import type { ClientDirectory } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { checkDates, checkEnabled, known, type Peer, peerFrom, stranger } from './peer.ts'
-import { authenticatesClients } from '../tls/purpose.ts'
 import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
 
 /** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
@@ -58,7 +57,6 @@ export class ForwardedCertificates {
     const peer = peerFrom(leaf)
     const verdict = this.#trust.judge(leaf, [], now)
     if (verdict.problem !== undefined) throw verdict.problem
-    if (!authenticatesClients(verdict.chain)) throw refusal('The forwarded certificate is not one for TLS clients.')
     const judged = { peer, verdict, until: verdict.until }
     listed(judged, directory, now) // only what is listed is remembered: others could crowd it out
     return judged

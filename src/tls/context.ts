@@ -101,13 +101,22 @@ export function parseCertificates(pem: string): X509Certificate[] {
   )
 }
 
-/** `validTo` of a certificate as a date; Node 20 has it only as a text. */
-export function notAfter(certificate: X509Certificate): Date {
-  return new Date(certificate.validTo)
+/** When a certificate ends; for a date that cannot be read, long ago. Node 20 has it only as a text. */
+export function notAfter({ validTo }: Pick<X509Certificate, 'validTo'>): Date {
+  return dateOf(validTo, 0)
 }
 
-export function notBefore(certificate: X509Certificate): Date {
-  return new Date(certificate.validFrom)
+/** When a certificate begins; for a date that cannot be read, in the far future. */
+export function notBefore({ validFrom }: Pick<X509Certificate, 'validFrom'>): Date {
+  return dateOf(validFrom, END_OF_TIME_MS)
+}
+
+const END_OF_TIME_MS = 8.64e15 // the last moment of a Date
+
+/** NaN compares false with everything, so that a certificate without an end would be valid for ever. */
+function dateOf(text: string, otherwise: number): Date {
+  const date = new Date(text)
+  return Number.isNaN(date.getTime()) ? new Date(otherwise) : date
 }
 
 /** The certificates of a file, at least one, or none with what is wrong with the file added to the faults. */

@@ -9,6 +9,7 @@ export interface Element {
 export const TAG = {
   boolean: 0x01,
   integer: 0x02,
+  objectIdentifier: 0x06,
   utcTime: 0x17,
   generalizedTime: 0x18,
   sequence: 0x30,
@@ -61,12 +62,15 @@ export function extensionsOf({ raw }: { readonly raw: Buffer }): Extension[] {
   return explicit === undefined ? [] : readExtensions(explicit.content)
 }
 
-/** A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC. Throws a RangeError. */
+/** A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC, a day that there is. Throws a RangeError. */
 export function readTime({ tag, content }: Element): Date {
   const text = content.toString('latin1')
-  const digits = tag === TAG.utcTime ? `${Number(text.slice(0, 2)) >= 50 ? '19' : '20'}${text}` : text
-  const date = new Date(digits.replace(/^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/, '$1-$2-$3T$4:$5:$6Z'))
-  if (Number.isNaN(date.getTime())) throw new RangeError('is not a time of X.509')
+  const century = tag !== TAG.utcTime ? '' : Number(text.slice(0, 2)) >= 50 ? '19' : '20'
+  const [, ...parts] = /^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/.exec(century + text) ?? []
+  const [year, month, day, hour, minute, second] = parts
+  const iso = `${year}-${month}-${day}T${hour}:${minute}:${second}.000Z`
+  const date = new Date(iso)
+  if (Number.isNaN(date.getTime()) || date.toISOString() !== iso) throw new RangeError('is not a time of X.509')
   return date
 }
 

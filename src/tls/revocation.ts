@@ -1,18 +1,16 @@
-import { constants, type KeyObject, verify, type X509Certificate } from 'node:crypto'
-import { elements, readExtensions, readTime, TAG, within } from './der.ts'
+import { type Certificate, EXTENSION, firstBits, isAuthority, keyIdentifier } from './certificate.ts'
+import { type Element, elements, type Extension, readExtensions, readTime, TAG, within } from './der.ts'
+import { isSame, readName, type Rdn } from './distinguished-name.ts'
+import { isSigned } from './signature.ts'
 
-// Object identifiers of RFC 5758, RFC 8017 and RFC 8410, and the digest each stands for.
-const DIGESTS: Readonly<Record<string, string>> = {
-  '2a8648ce3d040302': 'sha256',
-  '2a8648ce3d040303': 'sha384',
-  '2a8648ce3d040304': 'sha512',
-  '2a864886f70d01010b': 'sha256',
-  '2a864886f70d01010c': 'sha384',
-  '2a864886f70d01010d': 'sha512',
-}
-const EDWARDS = ['2b6570', '2b6571']
-const RSA_PSS = '2a864886f70d01010a'
 const ISSUING_DISTRIBUTION_POINT = '551d1c'
+const DELTA = '551d1b'
+const CRL_SIGN = 0b0000_0010
+// Context tags of an IssuingDistributionPoint (RFC 5280 §5.2.5) and of a DistributionPoint (§4.2.1.13).
+const POINT_NAME = 0xa0
+const ONLY_USERS = 0x81
+const ONLY_AUTHORITIES = 0x82
+const REASONS = 0x81
 
 /**
  * A certificate revocation list (RFC 5280 §5). OpenSSL reads it for each handshake; this is for what OpenSSL is not
@@ -22,9 +20,12 @@ export class RevocationList {
   readonly thisUpdate: Date
   /** Absent: the list does not expire. */
   readonly nextUpdate: Date | undefined
+  readonly #issuer: readonly Rdn[]
+  readonly #authorityKey: Buffer | undefined
+  readonly #scope: readonly Element[]
   readonly #serials = new Set<string>()
   readonly #signed: Buffer
-  readonly #algorithm: string
+  readonly #algorithm: Element
   readonly #signature: Buffer
 
   /** Reads `-----BEGIN X509 CRL-----`. Throws a RangeError for what is none, and for a part of a list or an unknown kind. */
@@ -34,49 +35,92 @@ export class RevocationList {
     if (list === undefined || algorithm === undefined || signature === undefined)
       throw new RangeError('is not a revocation list')
     this.#signed = list.whole
-    this.#algorithm = [...elements(algorithm.content)][0]?.content.toString('hex') ?? ''
+    this.#algorithm = algorithm
     this.#signature = signature.content.subarray(1) // the first octet of a BIT STRING counts its unused bits
     const fields = [...elements(list.content)].filter(({ tag }, index) => index > 0 || tag !== TAG.integer)
-    const [, , thisUpdate, ...rest] = fields
-    if (thisUpdate === undefined) throw new RangeError('is not a revocation list')
+    const [inner, issuer, thisUpdate, ...rest] = fields
+    if (inner === undefined || issuer === undefined || thisUpdate === undefined || !inner.whole.equals(algorithm.whole))
+      throw new RangeError('is not a revocation list')
+    this.#issuer = readName(issuer.whole)
     this.thisUpdate = readTime(thisUpdate)
     const next = rest.find(({ tag }) => tag === TAG.utcTime || tag === TAG.generalizedTime)
     this.nextUpdate = next && readTime(next)
     for (const { content } of elements(rest.find(({ tag }) => tag === TAG.sequence)?.content ?? Buffer.alloc(0))) {
-      const [serial] = elements(content)
+      const [serial, , extensions] = elements(content)
       if (serial !== undefined) this.#serials.add(plainSerial(serial.content.toString('hex')))
+      // An entry may be about another issuer's certificate, in an indirect list.
+      if (extensions !== undefined && readExtensions(extensions.whole).some(({ critical }) => critical))
+        throw new RangeError('has an entry with a critical extension')
     }
-    // A delta list, or one of a kind yet unknown, does not say by silence that a certificate is good.
-    const strange = readExtensions(rest.find(({ tag }) => tag === TAG.explicit0)?.content ?? Buffer.from('3000', 'hex'))
-    if (strange.some(({ id, critical }) => critical && id !== ISSUING_DISTRIBUTION_POINT)) {
-      throw new RangeError('is a delta list or has a critical extension that is not known here')
-    }
+    const explicit = rest.find(({ tag }) => tag === TAG.explicit0)
+    const extensions = new Map<string, Extension>(
+      (explicit === undefined ? [] : readExtensions(explicit.content)).map((extension) => [extension.id, extension]),
+    )
+    this.#authorityKey = keyIdentifier(extensions, 'authorityKeyId')
+    const point = extensions.get(ISSUING_DISTRIBUTION_POINT)
+    this.#scope = point === undefined ? [] : within(point.value)
+    // A delta list, an indirect one, one for some reasons or attribute certificates only, or one of a kind yet unknown, does
+    // not say by silence that a certificate is good.
+    const known = [POINT_NAME, ONLY_USERS, ONLY_AUTHORITIES]
+    if (
+      extensions.has(DELTA) ||
+      [...extensions.values()].some(({ id, critical }) => critical && id !== ISSUING_DISTRIBUTION_POINT) ||
+      this.#scope.some(({ tag }) => !known.includes(tag)) ||
+      (this.#has(ONLY_USERS) && this.#has(ONLY_AUTHORITIES))
+    )
+      throw new RangeError('is no complete list of one CA, or has a critical extension that is not known here')
   }
 
   isCurrent(now: number): boolean {
-    return this.thisUpdate.getTime() <= now && (this.nextUpdate === undefined || now <= this.nextUpdate.getTime())
+    return this.thisUpdate.getTime() <= now && (this.nextUpdate === undefined || now < this.nextUpdate.getTime())
   }
 
-  revokes(certificate: X509Certificate): boolean {
-    return this.#serials.has(plainSerial(certificate.serialNumber))
+  /** Whether it goes by the name of a CA, and not by another key of it. */
+  isOf({ subject, extensions }: Certificate): boolean {
+    const own = keyIdentifier(extensions, 'subjectKeyId')
+    return (
+      isSame(subject, this.#issuer) &&
+      (own === undefined || this.#authorityKey === undefined || own.equals(this.#authorityKey))
+    )
+  }
+
+  /** Whether silence about a certificate of its CA says that it is good: RFC 5280 §6.3.3 (b). */
+  covers(certificate: Certificate): boolean {
+    if (this.#has(isAuthority(certificate) ? ONLY_USERS : ONLY_AUTHORITIES)) return false
+    const extension = certificate.extensions.get(EXTENSION.distributionPoints)
+    const points = extension === undefined ? [] : within(extension.value).map(({ content }) => [...elements(content)])
+    if (points.some((fields) => fields.some(({ tag }) => tag === REASONS))) return false
+    const own = this.#scope.find(({ tag }) => tag === POINT_NAME)
+    if (own === undefined) return true
+    const names = fullNames(own)
+    return points
+      .filter((fields) => fields.length === 1) // another issuer than the CA would be named beside the point's name
+      .some(([point]) => point?.tag === POINT_NAME && fullNames(point).some((name) => names.includes(name)))
+  }
+
+  revokes({ serial }: Pick<Certificate, 'serial'>): boolean {
+    return this.#serials.has(plainSerial(serial))
   }
 
   /** Hashes the whole list: to be asked once for each issuer. */
-  isSignedBy(key: KeyObject): boolean {
-    try {
-      if (EDWARDS.includes(this.#algorithm)) return verify(null, this.#signed, key, this.#signature)
-      if (this.#algorithm === RSA_PSS) {
-        const padded = { key, padding: constants.RSA_PKCS1_PSS_PADDING }
-        return ['sha256', 'sha384', 'sha512'].some((digest) => verify(digest, this.#signed, padded, this.#signature))
-      }
-      const digest = DIGESTS[this.#algorithm]
-      return digest !== undefined && verify(digest, this.#signed, key, this.#signature)
-    } catch {
-      return false // a key of another kind
-    }
+  isSignedBy({ x509, extensions }: Certificate): boolean {
+    const usage = extensions.get(EXTENSION.keyUsage)
+    if (usage !== undefined && (firstBits(usage.value) & CRL_SIGN) === 0) return false
+    return isSigned(this.#signed, this.#algorithm, this.#signature, x509.publicKey)
+  }
+
+  /** A flag of its scope; what is not there is false. */
+  #has(flag: number): boolean {
+    return this.#scope.some(({ tag, content }) => tag === flag && content[0] !== 0)
   }
 }
 
+/** The GeneralNames of a DistributionPointName; none where it is relative to the CA's own name. */
+function fullNames({ content }: Element): string[] {
+  const [choice] = elements(content)
+  return choice?.tag === 0xa0 ? [...elements(choice.content)].map(({ whole }) => whole.toString('hex')) : []
+}
+
 function plainSerial(hex: string): string {
-  return hex.toLowerCase().replace(/^0+(?=.)/, '')
+  return hex.replace(/^(?:00)+(?=.)/, '')
 }

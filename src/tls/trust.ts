@@ -1,8 +1,10 @@
 import { X509Certificate } from 'node:crypto'
 import { Problem } from '../errors.ts'
 import { type Fingerprint, fingerprintOf } from './fingerprint.ts'
+import { type Certificate, readCertificate } from './certificate.ts'
+import type { SecureContext } from './context.ts'
+import { authenticatesClients } from './path.ts'
 import { RevocationList } from './revocation.ts'
-import { notAfter, notBefore, type SecureContext } from './context.ts'
 
 /** What the client CA says of a certificate: a refusal, or the chain up to a root, good until a moment (Unix ms). */
 export type Verdict = { readonly problem: Problem } | Proof
@@ -21,34 +23,39 @@ export function rootOf(verdict: Verdict): Fingerprint | undefined {
 
 // Certificates of a chain: more than any real one has. Further ones that a peer presents are not looked at.
 const MAX_PRESENTED = 8
+// Ways up that are tried for one certificate, and those that end at a root.
+const MAX_STEPS = 100
+const MAX_PATHS = 8
 // Proofs to remember, of about 2 KB each; only certificates that the CA issued have one.
 const MAX_PROVEN = 10_000
 
 /**
  * The client CA bundle and its revocation lists, as they are in force now. OpenSSL asks the same of each handshake; this
- * is asked where no handshake takes place: on connections that are open already, and of forwarded certificates.
+ * is asked where no handshake takes place: on connections that are open already, and of forwarded certificates. It is as
+ * strict: OpenSSL takes one of several ways up, and here all that end at a root have to be good.
  */
 export class ClientTrust {
-  readonly #bundle: readonly X509Certificate[]
+  readonly #bundle: readonly Certificate[]
   readonly #lists: readonly RevocationList[]
   readonly #checksRevocation: boolean
   readonly #listsByIssuer = new Map<string, readonly RevocationList[]>()
   readonly #proven = new Map<string, Proof>()
 
   constructor({ ca, crl }: Pick<SecureContext, 'ca' | 'crl'>) {
-    this.#bundle = ca.map((pem) => new X509Certificate(pem))
+    this.#bundle = readable(ca.map((pem) => () => readCertificate(new X509Certificate(pem))))
     this.#checksRevocation = crl !== undefined
-    this.#lists = (crl ?? []).flatMap((pem) => readList(pem))
+    // A list that cannot be judged is no list: where one is asked for, its CA's certificates are refused.
+    this.#lists = readable((crl ?? []).map((pem) => () => new RevocationList(pem)))
   }
 
   /** How many roots the bundle has: self-signed certificates, in which chains end. */
   get roots(): number {
-    return this.#bundle.filter((authority) => authority.checkIssued(authority)).length
+    return this.#bundle.filter(({ x509 }) => x509.checkIssued(x509)).length
   }
 
   /**
-   * The leaf's own dates are not looked at: they are part of its identity. `presented` may hold anything. What has been
-   * proven of a leaf stays proven while these lists are in force, whatever comes with it the next time.
+   * Whether the leaf's dates have passed is not looked at: they are part of its identity. `presented` may hold anything. What
+   * has been proven of a leaf stays proven while these lists are in force, whatever comes with it the next time.
    */
   judge(leaf: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
     const proven = this.#proven.get(leaf.fingerprint256)
@@ -64,98 +71,113 @@ export class ClientTrust {
   warnings(now: number): string[] {
     if (!this.#checksRevocation) return []
     return this.#bundle
-      .filter((authority) => this.#listOf(authority, now) === undefined)
+      .filter((authority) => !this.#listsOf(authority).some((list) => list.isCurrent(now)))
       .map((authority) => {
         const newest = this.#listsOf(authority)[0]?.nextUpdate
         const why =
-          newest !== undefined && newest.getTime() < now
+          newest !== undefined && newest.getTime() <= now
             ? `the revocation list has expired on ${newest.toISOString()}`
             : 'there is no current revocation list'
-        return `${why} for the client CA "${authority.subject.replaceAll('\n', ', ')}": every certificate that it issued is refused`
+        return `${why} for the client CA "${authority.x509.subject.replaceAll('\n', ', ')}": every certificate that it issued is refused`
       })
   }
 
-  #prove(leaf: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
-    const chain = this.#climb(leaf, presented.slice(0, MAX_PRESENTED), now, new Set())
-    if (chain === undefined) {
-      return {
-        problem: new Problem(
-          'unknown_certificate',
-          'The client certificate was not issued by a client CA that is in force.',
-        ),
-      }
-    }
-    const ends = chain.slice(1).map((authority) => notAfter(authority).getTime())
-    if (this.#checksRevocation) {
-      for (const [index, certificate] of chain.entries()) {
-        const list = this.#listOf(chain[index + 1] ?? certificate, now)
-        if (list === undefined) {
-          return {
-            problem: new Problem(
-              'unknown_certificate',
-              'Whether the client certificate is revoked cannot be told: there is no current revocation list of its issuer.',
-            ),
-          }
-        }
-        if (list.revokes(certificate))
+  #prove(x509: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
+    const [leaf] = readable([() => readCertificate(x509)])
+    if (leaf === undefined) return refusal('The client certificate is not as RFC 5280 has it.')
+    const others = readable(presented.slice(0, MAX_PRESENTED).map((other) => () => readCertificate(other)))
+    const paths = this.#pathsFrom(leaf, others, now)
+    const [path] = paths
+    if (path === undefined) return refusal('The client certificate was not issued by a client CA that is in force.')
+    const ends: number[] = []
+    for (const way of paths) {
+      if (!isReadable(() => authenticatesClients(way)))
+        return refusal('The client certificate is not one for TLS clients, or a CA above it may not have issued it.')
+      ends.push(...way.slice(1).map(({ notAfter }) => notAfter))
+      for (const [index, certificate] of this.#checksRevocation ? way.entries() : []) {
+        const lists = this.#covering(certificate, way[index + 1] ?? certificate, now)
+        if (lists.length === 0)
+          return refusal(
+            'Whether the client certificate is revoked cannot be told: there is no current revocation list of its issuer.',
+          )
+        if (lists.some((list) => list.revokes(certificate)))
           return {
             problem: new Problem(
               'certificate_revoked',
               'The client certificate, or a CA above it, is on the revocation list.',
             ),
           }
-        if (list.nextUpdate !== undefined) ends.push(list.nextUpdate.getTime())
+        ends.push(...lists.flatMap(({ nextUpdate }) => nextUpdate?.getTime() ?? []))
       }
     }
-    return { problem: undefined, chain, until: Math.min(...ends) }
+    return { problem: undefined, chain: path.map(({ x509: one }) => one), until: Math.min(...ends) - 1 }
   }
 
-  /** From a certificate up to a self-signed one of the bundle. Each certificate is climbed from once, whatever was presented. */
-  #climb(
-    certificate: X509Certificate,
-    presented: readonly X509Certificate[],
-    now: number,
-    climbed: Set<string>,
-  ): X509Certificate[] | undefined {
-    if (climbed.has(certificate.fingerprint256)) return undefined
-    climbed.add(certificate.fingerprint256)
-    if (
-      this.#bundle.some((root) => root.fingerprint256 === certificate.fingerprint256) &&
-      certificate.checkIssued(certificate)
-    )
-      return [certificate]
-    for (const issuer of [...this.#bundle, ...presented]) {
-      const current = notBefore(issuer).getTime() <= now && now <= notAfter(issuer).getTime()
-      if (!issuer.ca || !current || !certificate.checkIssued(issuer) || !certificate.verify(issuer.publicKey)) continue
-      const above = this.#climb(issuer, presented, now, climbed)
-      if (above !== undefined) return [certificate, ...above]
+  /** Every way from a certificate up to a self-signed one of the bundle over signatures that hold and CAs that are current. */
+  #pathsFrom(leaf: Certificate, presented: readonly Certificate[], now: number): Certificate[][] {
+    const paths: Certificate[][] = []
+    const roots = new Set(this.#bundle.map(({ x509 }) => x509.fingerprint256))
+    let steps = 0
+    const climb = (path: readonly Certificate[], certificate: Certificate): void => {
+      const way = [...path, certificate]
+      const { x509 } = certificate
+      if (roots.has(x509.fingerprint256) && x509.checkIssued(x509)) return void paths.push(way)
+      for (const issuer of new Set([...this.#bundle, ...presented])) {
+        if (way.some((below) => below.x509.fingerprint256 === issuer.x509.fingerprint256)) continue
+        if (!(issuer.notBefore <= now && now < issuer.notAfter) || !x509.checkIssued(issuer.x509)) continue
+        steps += 1
+        if (steps > MAX_STEPS || paths.length > MAX_PATHS) return
+        if (isSignedBy(x509, issuer.x509)) climb(way, issuer)
+      }
     }
-    return undefined
+    climb([], leaf)
+    return steps > MAX_STEPS || paths.length > MAX_PATHS ? [] : paths
   }
 
-  #listOf(issuer: X509Certificate, now: number): RevocationList | undefined {
-    return this.#listsOf(issuer).find((list) => list.isCurrent(now))
+  /** The current lists in whose scope a certificate is: several are one list in parts. None where one is not its issuer's. */
+  #covering(certificate: Certificate, issuer: Certificate, now: number): RevocationList[] {
+    const lists = this.#lists.filter(
+      (list) => list.isOf(issuer) && list.isCurrent(now) && isReadable(() => list.covers(certificate)),
+    )
+    const own = this.#listsOf(issuer)
+    return lists.every((list) => own.includes(list)) ? lists : []
   }
 
   /** Newest first. Remembered by issuer, of which there are only as many as there are CAs under the roots. */
-  #listsOf(issuer: X509Certificate): readonly RevocationList[] {
-    const known = this.#listsByIssuer.get(issuer.fingerprint256)
+  #listsOf(issuer: Certificate): readonly RevocationList[] {
+    const known = this.#listsByIssuer.get(issuer.x509.fingerprint256)
     if (known !== undefined) return known
-    const key = issuer.publicKey
     const lists = this.#lists
-      .filter((list) => list.isSignedBy(key))
+      .filter((list) => list.isOf(issuer) && list.isSignedBy(issuer))
       .sort((a, b) => b.thisUpdate.getTime() - a.thisUpdate.getTime())
-    this.#listsByIssuer.set(issuer.fingerprint256, lists)
+    this.#listsByIssuer.set(issuer.x509.fingerprint256, lists)
     return lists
   }
 }
 
-/** A list that cannot be judged is no list: where one is asked for, its CA's certificates are refused. */
-function readList(pem: string): RevocationList[] {
+function refusal(detail: string): { readonly problem: Problem } {
+  return { problem: new Problem('unknown_certificate', detail) }
+}
+
+function isSignedBy(certificate: X509Certificate, issuer: X509Certificate): boolean {
   try {
-    return [new RevocationList(pem)]
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error
-    return []
+    return certificate.verify(issuer.publicKey)
+  } catch {
+    return false // a key of a kind that is not known here
   }
+}
+
+function isReadable(judge: () => boolean): boolean {
+  return readable([judge])[0] === true
+}
+
+/** What can be read of several things. Whatever else OpenSSL makes of a key is no reason to let anybody in. */
+function readable<T>(readers: readonly (() => T)[]): T[] {
+  return readers.flatMap((read) => {
+    try {
+      return [read()]
+    } catch {
+      return []
+    }
+  })
 }
