@@ -6,7 +6,7 @@ import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
-import { collect, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
+import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
@@ -30,6 +30,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
   const clients = collect(() => loadClients(config, secureContext), errors)
   const relayTls = collect(() => loadRelayTls(config), errors)
+  collect(() => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca), errors)
   collect(() => checkWebroot(config.http.webroot), errors)
   if (clients?.clients.size === 0)
     errors.push(

@@ -6,7 +6,7 @@ import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
 import { createLogger } from '../operations/logger.ts'
-import { collect, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
+import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
 import { digestsOf } from '../server/reload.ts'
 import type { Gateway, Loaded } from '../server/start.ts'
 import { handleSignals } from './signals.ts'
@@ -43,10 +43,11 @@ export function loadAll({ config, faults, warnings }: ConfigResult): {
   const secureContext = collect(() => loadSecureContext(config), all)
   const clients = collect(() => loadClients(config, secureContext), all)
   const relayTls = collect(() => loadRelayTls(config), all)
+  const oauthCa = collect(() => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca), all)
   collect(() => checkWebroot(config.http.webroot), all)
   if (secureContext === undefined || clients === undefined || relayTls === undefined || all.length > 0)
     throw new LoadError(all)
-  return { config, loaded: { secureContext, clients, relayTls, digests }, warnings }
+  return { config, loaded: { secureContext, clients, relayTls, oauthCa, digests }, warnings }
 }
 
 /**

@@ -16,6 +16,8 @@ export interface Client {
   readonly ca: Fingerprint | undefined
   /** The OAuth client_id that its token has to have. */
   readonly token: string | undefined
+  /** Whether it is known by its certificate; with a token too, both have to agree. */
+  readonly certificate: boolean
   readonly from: PatternList
   /** Absent: anyone. */
   readonly to: PatternList | undefined
@@ -210,6 +212,7 @@ class Reader {
       disabled: read('disabled', parseFlag) ?? false,
       ca: read('ca', parseFingerprint),
       token: read('token', parseClientId),
+      certificate: values.has('fingerprints') || values.has('san'),
       from: patterns('from') ?? new PatternList([]),
       to: patterns('to'),
       rate: read('rate', parseAllowance),

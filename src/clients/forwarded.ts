@@ -1,7 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Caller } from './gate.ts'
-import type { ClientDirectory } from './clients-file.ts'
+import type { Holder, Listing } from './gate.ts'
 import { Problem } from '../errors.ts'
 import { checkDates, checkEnabled, known, type Peer, peerFrom, stranger } from './peer.ts'
 import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
@@ -33,42 +32,46 @@ export class ForwardedCertificates {
     this.#trust = trust
   }
 
-  /** The client that a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
-  callerOf(headers: IncomingHttpHeaders, { directory }: { readonly directory: ClientDirectory }, now: number): Caller {
+  /** Whom a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
+  holderOf(headers: IncomingHttpHeaders, listing: Pick<Listing, 'directory' | 'tokens'>, now: number): Holder {
     const { name, value } = forwardedHeader(headers)
     const key = `${name}:${value}`
     let judged = this.#judged.get(key)
     if (judged !== undefined) this.#judged.delete(key)
-    if (judged === undefined || judged.until < now) judged = this.#judge(name, value, directory, now)
+    if (judged === undefined || judged.until < now) judged = this.#judge(name, value, listing, now)
     // Put in anew each time, so that the first one is the one that was not asked for the longest.
     this.#judged.set(key, judged)
     for (const oldest of this.#judged.keys()) {
       if (this.#judged.size <= MAX_REMEMBERED) break
       this.#judged.delete(oldest)
     }
-    const found = listed(judged, directory, now)
-    if (found.client.role === 'proxy')
+    const holder = holderOf(judged, listing, now)
+    if (holder.known?.client.role === 'proxy')
       throw refusal('The forwarded certificate is that of a proxy, which sends nothing itself.')
-    return found
+    return holder
   }
 
-  #judge(name: string, value: string, directory: ClientDirectory, now: number): Judged {
+  #judge(name: string, value: string, listing: Pick<Listing, 'directory' | 'tokens'>, now: number): Judged {
     const leaf = name === 'client-cert' ? fromByteSequence(value) : fromEscapedPem(value)
     const peer = peerFrom(leaf)
     const verdict = this.#trust.judge(leaf, [], now)
     if (verdict.problem !== undefined) throw verdict.problem
     const judged = { peer, verdict, until: verdict.until }
-    listed(judged, directory, now) // only what is listed is remembered: others could crowd it out
+    holderOf(judged, listing, now) // only what is listed is remembered: others could crowd it out
     return judged
   }
 }
 
-function listed({ peer, verdict }: Judged, directory: ClientDirectory, now: number): Caller {
+function holderOf(
+  { peer, verdict }: Judged,
+  { directory, tokens }: Pick<Listing, 'directory' | 'tokens'>,
+  now: number,
+): Holder {
   checkDates(peer, now)
   const found = known(peer, directory, () => rootOf(verdict))
-  if (found === undefined) throw stranger(peer)
-  checkEnabled(found.client)
-  return { peer, ...found }
+  if (found === undefined && tokens === undefined) throw stranger(peer)
+  if (found !== undefined) checkEnabled(found.client)
+  return { peer, known: found }
 }
 
 /** The one header that names the client. Node joins repeated ones with a comma, which no form of a certificate has. */

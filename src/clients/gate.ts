@@ -17,6 +17,7 @@ export interface Listing {
   readonly directory: ClientDirectory
   readonly trust: ClientTrust
   readonly forwarded: ForwardedCertificates
+  readonly tokens?: TokenCheck | undefined
   /** Told of every caller that is let in. */
   seen(caller: Caller): void
 }
@@ -30,25 +31,64 @@ export interface ClientSource {
 export interface Arrival {
   readonly socket: unknown
   readonly headers?: IncomingHttpHeaders
+  readonly rawHeaders?: readonly string[]
 }
 
-/** The caller on a connection, by the headers it sent. Throws a 401 or 403 Problem. */
-export function admit({ socket, headers }: Arrival, listing: Listing, now = Date.now()): Caller {
-  const connected = standing(socket, listing, now)
-  listing.seen(connected)
-  if (headers === undefined) return connected
-  if (connected.client.role === 'proxy') {
-    const forwarded = listing.forwarded.callerOf(headers, listing, now)
-    listing.seen(forwarded)
-    return forwarded
+/** A certificate that the client CA vouches for, and the client that is listed with it, if there is one. */
+export interface Holder {
+  readonly peer: Peer
+  readonly known: Known | undefined
+}
+
+/** Where the metadata of a protected resource is (RFC 9728 §3). */
+export const METADATA_PATH = '/.well-known/oauth-protected-resource'
+
+/** Says by its token who holds a certificate; absent where tokens are not taken. */
+export interface TokenCheck {
+  callerOf(holder: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller
+  readonly metadata: Readonly<Record<string, unknown>>
+}
+
+/** A token whose signature is yet to be verified, which takes a moment; then the caller is asked for again. */
+export class UnverifiedToken extends Problem {
+  readonly verify: () => Promise<void>
+  constructor(verify: () => Promise<void>) {
+    super('keys_unavailable', 'The access token has not been verified.')
+    this.verify = verify
   }
-  const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
-  if (header !== undefined)
-    throw new Problem(
-      'unknown_certificate',
-      `${connected.client.name} is no proxy and may not send the header ${header}.`,
-    )
-  return connected
+}
+
+/** The caller on a connection, by the headers it sent. Throws a Problem: 401, 403, 400 or 503, or UnverifiedToken. */
+export function admit({ socket, headers, rawHeaders = [] }: Arrival, listing: Listing, now = Date.now()): Caller {
+  let holder = holderOf(socket, listing, now)
+  const { known: connected } = holder
+  if (headers !== undefined) {
+    const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
+    if (connected?.client.role === 'proxy') {
+      listing.seen({ peer: holder.peer, ...connected })
+      holder = listing.forwarded.holderOf(headers, listing, now)
+    } else if (header !== undefined) {
+      const who = connected?.client.name ?? 'Who is not listed'
+      throw new Problem('unknown_certificate', `${who} is no proxy and may not send the header ${header}.`)
+    }
+  }
+  const caller =
+    listing.tokens === undefined || headers === undefined
+      ? listed(holder)
+      : listing.tokens.callerOf(holder, valuesOf(rawHeaders, 'authorization'), listing.directory, now)
+  listing.seen(caller)
+  return caller
+}
+
+/** The client of a certificate that is listed. Throws a 403 Problem. */
+function listed({ peer, known: found }: Holder): Caller {
+  if (found === undefined) throw stranger(peer)
+  return { peer, ...found }
+}
+
+/** All of them: Node keeps the first of several Authorization headers in silence. */
+function valuesOf(rawHeaders: readonly string[], name: string): string[] {
+  return rawHeaders.filter((_, index) => index % 2 === 1 && rawHeaders[index - 1]?.toLowerCase() === name)
 }
 
 /** What is known of a connection: its certificate, what a ClientTrust last said of it, whom a directory knows by it. */
@@ -65,7 +105,12 @@ const standings = new WeakMap<object, Standing>()
  * certificate is read once for each connection, the chain climbed and names looked up once for each reload; otherwise this
  * is a look-up, for strangers too. Throws a 401 or 403 Problem.
  */
-export function standing(socket: unknown, { directory, trust }: Listing, now: number): Caller {
+export function standing(socket: unknown, listing: Listing, now: number): Caller {
+  return listed(holderOf(socket, listing, now))
+}
+
+/** The same where the certificate may be one that nobody is listed with, because a token says whose it is. */
+export function holderOf(socket: unknown, { directory, trust, tokens }: Listing, now: number): Holder {
   if (typeof socket !== 'object' || socket === null) throw noCertificate()
   let presented: ReturnType<typeof presentedBy> | undefined
   let state = standings.get(socket)
@@ -76,7 +121,7 @@ export function standing(socket: unknown, { directory, trust }: Listing, now: nu
   }
   const { peer } = state
   checkDates(peer, now)
-  if (!directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // a stranger's chain is not climbed
+  if (tokens === undefined && !directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // a stranger's chain is not climbed
   let verdict = state.judged?.trust === trust ? state.judged.verdict : undefined
   if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
     const [leaf, ...others] = presented ?? presentedBy(socket)
@@ -87,7 +132,7 @@ export function standing(socket: unknown, { directory, trust }: Listing, now: nu
     state.found = { directory, verdict, known: known(peer, directory, () => rootOf(verdict)) }
   const found = state.found.known
   if (verdict.problem !== undefined) throw verdict.problem
-  if (found === undefined) throw stranger(peer)
-  checkEnabled(found.client)
-  return { peer, ...found }
+  if (found === undefined && tokens === undefined) throw stranger(peer)
+  if (found !== undefined) checkEnabled(found.client)
+  return { peer, known: found }
 }

@@ -108,7 +108,8 @@ export function checkEnabled({ name, disabled }: Client): void {
   if (disabled) throw new Problem('client_disabled', `${name} is disabled in the clients file.`)
 }
 
-function describe({ fingerprint256, subject, issuer }: Peer): Record<string, string> {
+/** For the log: who it was. */
+export function describe({ fingerprint256, subject, issuer }: Peer): Record<string, string> {
   const oneLine = (name: string): string => name.replaceAll('\n', ', ')
   return { fingerprint: fingerprint256, subject: oneLine(subject), issuer: oneLine(issuer) }
 }

@@ -26,6 +26,7 @@ import { checkAccept, originForm, Routes } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { queuedRoutes } from './routes/queued.ts'
 import { rawRoute } from './routes/raw.ts'
+import { tokenMetadataRoute } from './routes/token-metadata.ts'
 import { whoamiRoute } from './routes/whoami.ts'
 import type { Shutdown } from './shutdown.ts'
 import { usageHeaders } from './usage.ts'
@@ -110,6 +111,7 @@ export function build(options: AppOptions): TypedApp {
   rawRoute(app, routeOptions)
   queuedRoutes(app, queue)
   whoamiRoute(app, allowances)
+  tokenMetadataRoute(app, clients)
   return app
 }
 

@@ -1,11 +1,15 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { admit, type Caller, type ClientSource } from '../clients/gate.ts'
+import { admit, type Caller, type ClientSource, holderOf, UnverifiedToken } from '../clients/gate.ts'
 import { noCertificate } from '../clients/peer.ts'
 
 declare module 'fastify' {
   interface FastifyRequest {
     /** Set by the first gate; a request without it has no business anywhere. */
     caller: Caller | null
+  }
+  interface FastifyContextConfig {
+    /** Whether a route answers every certificate that the client CA vouches for, listed or not. */
+    anyCertificate?: boolean
   }
 }
 
@@ -17,8 +21,21 @@ declare module 'fastify' {
  */
 export function identify(clients: ClientSource) {
   // With a callback: a promise for each gate of each request would cost more than the gate.
-  return (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
-    request.caller = admit(request.raw, clients.current)
+  return (request: FastifyRequest, _reply: FastifyReply, done: (error?: Error) => void): void => {
+    if (request.routeOptions.config.anyCertificate === true) {
+      holderOf(request.raw.socket, clients.current, Date.now())
+      return done()
+    }
+    const ask = (): void => void (request.caller = admit(request.raw, clients.current))
+    try {
+      ask()
+    } catch (error) {
+      if (!(error instanceof UnverifiedToken)) throw error
+      return void error
+        .verify()
+        .then(ask)
+        .then(() => done(), done)
+    }
     done()
   }
 }

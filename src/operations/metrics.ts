@@ -115,6 +115,12 @@ export class Metrics {
     })
   }
 
+  /** Where tokens are taken. `fetchedAt` is Unix time in seconds, 0 before the first answer. */
+  observeIssuer(fetchedAt: () => number): void {
+    const help = 'When the keys of the token issuer were last fetched, as a Unix time.'
+    this.#gauge('issuer_keys_timestamp_seconds', help, [], fetchedAt)
+  }
+
   /** Counts a message that got its answer, and its recipients where a relay had a say. `addressed` is how many it had. */
   countMessage(client: string, result: AuditResult, addressed: number): void {
     this.messages.inc({ client, outcome: result.outcome })

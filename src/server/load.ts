@@ -40,6 +40,16 @@ export function loadClients(
   return directory
 }
 
+/** Reads a bundle of CA certificates, where there is one. Throws a LoadError. */
+export function loadBundle(name: string, path: string | undefined): string | undefined {
+  if (path === undefined) return undefined
+  const faults: string[] = []
+  const pem = readFile(name, path, faults)
+  if (faults.length === 0) readCertificates(pem, `${name} ${path}:`, faults)
+  if (faults.length > 0) throw new LoadError(faults)
+  return pem
+}
+
 /** What relays are trusted by, and what is shown to them. Throws a LoadError. */
 export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
   const faults: string[] = []

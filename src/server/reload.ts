@@ -9,7 +9,7 @@ import type { Connections } from './connections.ts'
 import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
 import type { Metrics } from '../operations/metrics.ts'
-import { type ClientSource, type Listing, standing } from '../clients/gate.ts'
+import { type ClientSource, type Listing, standing, type TokenCheck } from '../clients/gate.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { readWatched } from './load.ts'
@@ -32,6 +32,7 @@ export interface ReloaderOptions {
   readonly config: Pick<Config, 'tls' | 'clients' | 'oauth'>
   readonly metrics: Pick<Metrics, 'reloads' | 'certificateExpiry'>
   readonly log: Logger
+  readonly tokens?: TokenCheck | undefined
 }
 
 // Dates pass without anybody touching a file: a certificate or a revocation list ends within a connection's life.
@@ -72,6 +73,7 @@ export class Reloader implements ClientSource {
       directory: inForce.clients,
       trust,
       forwarded: new ForwardedCertificates(trust),
+      tokens: options.tokens,
       seen: (caller) => this.#expiry.seen(caller),
     }
     this.#expiry.serves(inForce.secureContext.cert)

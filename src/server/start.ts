@@ -30,6 +30,7 @@ import { Relays } from '../relay/relays.ts'
 /** What was read from the files that the configuration names. */
 export interface Loaded extends InForce {
   readonly relayTls: RelayTls
+  readonly oauthCa?: string | undefined
 }
 
 /** A gateway that listens. */
@@ -57,7 +58,8 @@ const WRITE_DOWN_MS = 2_000
 export async function start(config: Config, loaded: Loaded, logger: Logger): Promise<Gateway> {
   const shutdown = new Shutdown()
   const metrics = new Metrics()
-  const clients = new Reloader(loaded, { config, metrics, log: logger })
+  const tokens = await takeTokens(config, loaded.oauthCa, metrics, logger)
+  const clients = new Reloader(loaded, { config, metrics, log: logger, tokens })
   const admission = new Admission(config.maxPending, config.maxInflight)
   const faults = new Map<string, string | undefined>()
   let queue: Queue | undefined = undefined
@@ -153,6 +155,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const closeAll = async (): Promise<void> => {
     clients.close()
     connections.close()
+    tokens?.close()
     for (const server of [operations, plain]) {
       server.close()
       server.closeAllConnections()
@@ -226,4 +229,27 @@ async function listen(server: NetServer, name: string, host: string, port: numbe
 function portOf(server: NetServer): number {
   const address: AddressInfo | string | null = server.address()
   return typeof address === 'object' && address !== null ? address.port : 0
+}
+
+/** Loads what tokens take, where there is an issuer of them, and begins to fetch its keys. */
+async function takeTokens({ oauth, http }: Config, ca: string | undefined, metrics: Metrics, logger: Logger) {
+  const { issuer: url, audience } = oauth
+  if (url === undefined || audience === undefined) return undefined
+  const [{ Issuer }, { Tokens }] = await Promise.all([import('../clients/issuer.ts'), import('../clients/tokens.ts')])
+  let [away, fetchedAt] = [false, 0]
+  metrics.observeIssuer(() => fetchedAt)
+  const issuer = new Issuer(url, ca, (fault) => {
+    if (fault === undefined) fetchedAt = Date.now() / 1000
+    if (away !== (fault !== undefined)) {
+      if (fault === undefined) logger.info({ issuer: url }, 'the keys of the token issuer are there')
+      else
+        logger.error(
+          { issuer: url, error: fault },
+          'the keys of the token issuer cannot be fetched: the last ones serve for a day',
+        )
+    }
+    away = fault !== undefined
+  })
+  issuer.start()
+  return new Tokens({ issuer: url, audience, publicUrl: http.publicUrl }, issuer)
 }

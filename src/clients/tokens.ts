@@ -1,0 +1,228 @@
+import { createHash } from 'node:crypto'
+import { decodeProtectedHeader, errors, jwtVerify, type JWTPayload } from 'jose'
+import { Problem, type ProblemCode } from '../errors.ts'
+import type { ClientDirectory } from './clients-file.ts'
+import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedToken } from './gate.ts'
+import type { Issuer, KeySet } from './issuer.ts'
+import { checkEnabled, describe } from './peer.ts'
+
+export interface TokenOptions {
+  readonly issuer: string
+  /** One of the token's `aud` has to be it. */
+  readonly audience: string
+  /** Where callers find this gateway. */
+  readonly publicUrl: string | undefined
+}
+
+/** What was verified of a token, whose expiry and binding are asked again each time. */
+interface Claims {
+  readonly clientId: string
+  readonly scope: unknown
+  /** RFC 8705 §3.1: SHA-256 of the certificate that it is bound to, in base64url. */
+  readonly thumbprint: unknown
+  /** Unix ms. */
+  readonly from: number
+  readonly until: number
+}
+
+const ALGORITHMS = ['ES256', 'RS256', 'PS256', 'EdDSA']
+const SCOPE = 'mail:send'
+const MAX_HEADER_CHARS = 8 * 1024
+const SKEW_S = 30
+const LONGEST_LIFE_S = 24 * 3600
+const MAX_VERIFIED = 10_000 // of some 300 bytes
+
+/**
+ * OAuth 2 access tokens (RFC 9068) that are bound to the client's certificate (RFC 8705 §3). One signature costs as much CPU time
+ * as a message: what was verified is remembered as long as the keys are the same.
+ */
+export class Tokens implements TokenCheck {
+  readonly #options: TokenOptions
+  readonly #issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>
+  #verified = new Map<string, Claims>()
+  #verifiedWith: KeySet | undefined
+
+  constructor(options: TokenOptions, issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>) {
+    this.#options = options
+    this.#issuer = issuer
+  }
+
+  close(): void {
+    this.#issuer.close()
+  }
+
+  /** What this resource takes (RFC 9728 §2). */
+  get metadata(): Readonly<Record<string, unknown>> {
+    return {
+      resource: this.#options.audience,
+      authorization_servers: [this.#options.issuer],
+      scopes_supported: [SCOPE],
+      bearer_methods_supported: ['header'],
+      tls_client_certificate_bound_access_tokens: true,
+      resource_name: 'Postern',
+    }
+  }
+
+  /** The caller by its certificate and its token. Throws a Problem, or UnverifiedToken for one whose signature was not seen before. */
+  callerOf({ peer, known }: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller {
+    if (known !== undefined && known.client.token === undefined) {
+      if (authorization.some((value) => /^bearer\b/i.test(value)))
+        throw this.#refusal(
+          'token_client_mismatch',
+          `${known.client.name} is known by its certificate: it sends no token.`,
+        )
+      return { peer, ...known }
+    }
+    const token = this.#tokenIn(authorization, { peer, known })
+    const claims = this.#claimsOf(token, now)
+    if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
+    if (now > claims.until + SKEW_S * 1000) throw this.#invalid('has expired')
+    if (now < claims.from - SKEW_S * 1000) throw this.#invalid('is not valid yet')
+    const named = directory.withToken(claims.clientId)
+    if (named === undefined || (named.client.certificate ? named.client !== known?.client : known !== undefined))
+      throw this.#refusal(
+        'token_client_mismatch',
+        `The client_id ${JSON.stringify(claims.clientId.slice(0, 100))} of the access token is not that of a client that may come with the certificate ${peer.fingerprint256}.`,
+        describe(peer),
+      )
+    if (typeof claims.scope !== 'string' || !claims.scope.split(' ').includes(SCOPE))
+      throw this.#refusal('insufficient_scope', `The access token does not have the scope ${SCOPE}.`)
+    if (claims.thumbprint !== Buffer.from(peer.fingerprint, 'hex').toString('base64url'))
+      throw this.#invalid('is not bound to this certificate: its cnf["x5t#S256"] has to be the certificate\'s')
+    checkEnabled(named.client)
+    return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
+  }
+
+  /** The one token of a request (RFC 6750 §2.1). */
+  #tokenIn(authorization: readonly string[], { peer, known }: Holder): string {
+    const [value, ...others] = authorization
+    if (others.length > 0)
+      throw this.#refusal('invalid_token_request', 'The request has more than one Authorization header.')
+    if (value === undefined || !/^bearer\b/i.test(value)) {
+      const who =
+        known === undefined
+          ? `No client is listed with the certificate ${peer.fingerprint256}`
+          : `${known.client.name} sends a token with each request`
+      throw this.#refusal('token_required', `${who}: send Authorization: Bearer with an access token.`, describe(peer))
+    }
+    if (value.length > MAX_HEADER_CHARS)
+      throw this.#refusal('invalid_token_request', 'The Authorization header is larger than 8 KB.')
+    const token = /^bearer +([\w.~+/-]+=*)$/i.exec(value)?.[1]
+    if (token === undefined)
+      throw this.#refusal('invalid_token_request', 'The Authorization header is not "Bearer" and one token.')
+    return token
+  }
+
+  #claimsOf(token: string, now: number): Claims | undefined {
+    const keys = this.#issuer.keys(now)
+    if (keys !== this.#verifiedWith) {
+      this.#verified = new Map()
+      this.#verifiedWith = keys
+    }
+    return this.#verified.get(digestOf(token))
+  }
+
+  /** Verifies and remembers a token. Throws a Problem. */
+  async #verify(token: string): Promise<void> {
+    checkHeader(token, (why) => this.#invalid(why))
+    let keys = this.#issuer.keys(Date.now())
+    let claims = keys && (await this.#claims(token, keys))
+    if (claims === undefined) {
+      const retryAfter = await this.#issuer.refresh()
+      keys = this.#issuer.keys(Date.now())
+      if (keys === undefined || retryAfter > 0)
+        throw new Problem(
+          'keys_unavailable',
+          'The key of the access token is not known yet: the keys of its issuer are fetched again soon.',
+          {
+            retryAfter,
+          },
+        )
+      claims = await this.#claims(token, keys)
+    }
+    if (claims === undefined) throw this.#invalid('is signed with a key that its issuer does not have')
+    if (this.#claimsOf(token, Date.now()) !== undefined || this.#verifiedWith !== keys) return
+    for (const oldest of this.#verified.keys()) {
+      if (this.#verified.size < MAX_VERIFIED) break
+      this.#verified.delete(oldest)
+    }
+    this.#verified.set(digestOf(token), claims)
+  }
+
+  /** Undefined where the key of the token is not among these. */
+  async #claims(token: string, { keyFor }: KeySet): Promise<Claims | undefined> {
+    const { issuer, audience } = this.#options
+    let payload: JWTPayload
+    try {
+      const checks = { algorithms: ALGORITHMS, issuer, audience, clockTolerance: SKEW_S, maxTokenAge: LONGEST_LIFE_S }
+      payload = (await jwtVerify(token, keyFor, { ...checks, requiredClaims: ['exp'] })).payload
+    } catch (error) {
+      if (error instanceof errors.JWKSNoMatchingKey) return undefined
+      throw this.#invalid(reasonOf(error), error)
+    }
+    const { exp = 0, iat = 0, nbf = iat, client_id: clientId, scope, cnf } = payload
+    if (exp - iat > LONGEST_LIFE_S) throw this.#invalid('is valid for more than 24 hours')
+    if (typeof clientId !== 'string' || clientId === '') throw this.#invalid('has no client_id')
+    const thumbprint = typeof cnf === 'object' && cnf !== null && 'x5t#S256' in cnf ? cnf['x5t#S256'] : undefined
+    return { clientId, scope, thumbprint, from: nbf * 1000, until: exp * 1000 }
+  }
+
+  #invalid(why: string, cause?: unknown): Problem {
+    return this.#refusal('invalid_token', `The access token ${why}.`, undefined, cause)
+  }
+
+  /** RFC 6750 §3, RFC 9728 §5.1. */
+  #refusal(code: ProblemCode, detail: string, log?: Readonly<Record<string, string>>, cause?: unknown): Problem {
+    const { publicUrl } = this.#options
+    const error = CHALLENGES[code]
+    const parameters = [
+      ...(error === undefined
+        ? []
+        : [`error="${error}"`, `error_description="${detail.replace(/[^ !#-[\]-~]/g, "'")}"`]),
+      ...(code === 'insufficient_scope' ? [`scope="${SCOPE}"`] : []),
+      ...(publicUrl === undefined ? [] : [`resource_metadata="${new URL(METADATA_PATH, publicUrl)}"`]),
+    ]
+    return new Problem(code, detail, {
+      headers: { 'www-authenticate': ['Bearer', parameters.join(', ')].join(' ').trim() },
+      ...(log && { log }),
+      cause,
+    })
+  }
+}
+
+/** `error` of the challenge; a request without a token gets none. */
+const CHALLENGES: Readonly<Partial<Record<ProblemCode, string>>> = {
+  invalid_token_request: 'invalid_request',
+  invalid_token: 'invalid_token',
+  token_client_mismatch: 'invalid_token',
+  insufficient_scope: 'insufficient_scope',
+}
+
+/** What is asked of the header of a token (RFC 7515 §4, RFC 9068 §4) before its key is looked for. */
+function checkHeader(token: string, invalid: (why: string) => Problem): void {
+  let header: ReturnType<typeof decodeProtectedHeader>
+  try {
+    if (token.split('.').length !== 3) throw new TypeError('not three parts')
+    header = decodeProtectedHeader(token)
+  } catch (cause) {
+    if (!(cause instanceof TypeError)) throw cause
+    throw invalid('is no signed JWT')
+  }
+  const { typ, alg, kid, crit } = header
+  if (typeof typ !== 'string' || !/^(?:application\/)?at\+jwt$/i.test(typ)) throw invalid('is not of the type at+jwt')
+  if (typeof alg !== 'string' || !ALGORITHMS.includes(alg))
+    throw invalid(`is not signed with one of ${ALGORITHMS.join(', ')}`)
+  if (crit !== undefined) throw invalid('has a critical extension, of which none is known')
+  if (typeof kid !== 'string' || kid === '') throw invalid('does not name its key (kid)')
+}
+
+function reasonOf(error: unknown): string {
+  if (error instanceof errors.JWTExpired) return 'has expired'
+  if (error instanceof errors.JWTClaimValidationFailed) return `has a claim that does not fit here: ${error.claim}`
+  if (error instanceof errors.JWSSignatureVerificationFailed) return 'has a signature that does not verify'
+  return 'is no signed JWT that can be verified'
+}
+
+function digestOf(token: string): string {
+  return createHash('sha256').update(token).digest('base64')
+}
