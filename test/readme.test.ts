@@ -267,7 +267,7 @@ t.test('the commands are exactly those that the program has', async (t) => {
 t.test('the clients file of the README is one that Postern takes', async (t) => {
   const [block] = blocks('clients', 'yaml')
   const { clients } = parseClients(block?.text ?? '', 'clients.md')
-  t.same([...clients.keys()], ['billing', 'edge'])
+  t.same([...clients.keys()], ['billing', 'reports', 'old', 'edge'])
   t.match(clients.get('billing'), { raw: true, maxRecipients: 50, maxSize: 10_000_000 })
   t.equal(clients.get('edge')?.role, 'proxy')
 })

@@ -1,6 +1,7 @@
 import { createHmac, generateKeyPairSync, X509Certificate } from 'node:crypto'
 import { CompactEncrypt, exportJWK, exportSPKI, generateKeyPair, SignJWT } from 'jose'
 import t, { type Test } from 'tap'
+import { parseClients } from '../src/clients/clients-file.ts'
 import { readConfig } from '../src/config/config.ts'
 import { Issuer } from '../src/clients/issuer.ts'
 import { formatFingerprint } from '../src/tls/fingerprint.ts'
@@ -16,6 +17,7 @@ import {
   thumbprintOf,
 } from './support/issuer.ts'
 import { type Leaf, makePki } from './support/pki.ts'
+import { blocks } from './support/readme.ts'
 
 const pki = await makePki()
 const CLIENTS = `clients:
@@ -294,6 +296,24 @@ t.test('a client with a token is refused at the start where tokens are off', asy
   t.match(readConfig({ POSTERN_OAUTH_ISSUER: 'https://x.example' }).faults.join(), /needs POSTERN_OAUTH_AUDIENCE/)
   const { audience } = readConfig({ POSTERN_PUBLIC_URL: 'https://mail.corp.example' }).config.oauth
   t.equal(audience, 'https://mail.corp.example')
+})
+
+t.test('the settings and the clients file of the page are right', async (t) => {
+  const [settings, use] = blocks('tokens', 'sh', 'Set it up').map(({ text }) => text)
+  const lines = [...(settings ?? '').matchAll(/^(POSTERN_\w+)=(\S+)/gm)].map(([, name = '', value = '']) => [
+    name,
+    value,
+  ])
+  const { config, faults } = readConfig({ POSTERN_SMTP_URL: 'smtp://localhost', ...Object.fromEntries(lines) })
+  t.same(faults, [])
+  t.match(config.oauth, { issuer: /^https/, audience: /^https/, ca: 'certs/login-ca.crt' })
+  t.match(use, 'scope=mail:send')
+  const directory = parseClients(blocks('tokens', 'yaml', 'Set it up')[0]?.text ?? '', 'tokens.md')
+  directory.check({ roots: 1, tokens: true })
+  t.same(
+    [...directory.clients.values()].map(({ token }) => token),
+    ['batch-prod', 'billing-prod'],
+  )
 })
 
 t.test('a thousand unknown keys cost no fetch: 503 until the issuer may be asked again, then 401', async (t) => {
