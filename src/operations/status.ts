@@ -16,7 +16,7 @@ export interface StatusSources {
   readonly relays: () => readonly {
     readonly relay: string
     readonly up: boolean
-    readonly fault?: string | undefined
+    readonly fault?: { readonly why: string; readonly advice: string } | undefined
     /** By their state. */
     readonly sessions?: Readonly<Record<string, number>>
   }[]
@@ -76,7 +76,10 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
       now: new Date().toISOString(),
       version: VERSION,
       started,
-      relays: sources.relays(),
+      relays: sources.relays().map(({ fault, ...relay }) => ({
+        ...relay,
+        ...(fault && { fault: withoutAddresses(fault.why), advice: fault.advice }),
+      })),
       messages: { minutes: 60, outcomes: sources.history.outcomes() },
       in_flight: sources.inFlight(),
       clients,
@@ -102,7 +105,12 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
 
 function* ofTheGateway(
   { shuttingDown, store, clients }: StatusSources,
-  relays: ReturnType<StatusSources['relays']>,
+  relays: readonly {
+    readonly relay: string
+    readonly up: boolean
+    readonly fault?: string
+    readonly advice?: string
+  }[],
 ): Generator<Concern> {
   if (shuttingDown())
     yield {
@@ -111,12 +119,13 @@ function* ofTheGateway(
       advice: 'Nothing: it ends when what is in flight is over.',
     }
   const away = relays.filter(({ up }) => !up)
-  for (const { relay, fault } of away) {
+  for (const { relay, fault, advice = '' } of away) {
     const all = away.length === relays.length
     yield {
       severity: all ? 'down' : 'warning',
       what: `${relay} is down${fault === undefined ? '' : `: ${fault}`}.`,
-      advice: `${all ? 'Nothing is sent until a relay is back.' : 'The other relays carry its load.'} Run postern check where the gateway runs: it says what to mend.`,
+      advice:
+        `${advice} ${all ? 'Nothing is sent until a relay is back' : 'The other relays carry its load'}; postern check tries them all.`.trim(),
     }
   }
   if (store() === false)
@@ -169,4 +178,9 @@ function* ofCertificates(
     if (days >= RENEW_DAYS) continue
     yield { severity: 'warning', what: `${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice }
   }
+}
+
+/** A relay's reply may name whom a message is from or to. */
+function withoutAddresses(text: string): string {
+  return text.replace(/[^\s<>]+@[^\s<>]+/g, '…')
 }

@@ -61,13 +61,13 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const tokens = await takeTokens(config, loaded.oauthCa, metrics, logger)
   const clients = new Reloader(loaded, { config, metrics, log: logger, tokens })
   const admission = new Admission(config.maxPending, config.maxInflight)
-  const faults = new Map<string, string | undefined>()
+  const faults = new Map<string, ReturnType<typeof explain> | undefined>()
   let queue: Queue | undefined = undefined
   const relays = new Relays(config.smtp, () => loaded.relayTls, {
     changed: (relay, up, reason) => {
       metrics.relayUp.set({ relay }, up ? 1 : 0)
       const fault = reason && explain(reason)
-      faults.set(relay, fault && `${fault.why}. ${fault.advice}`)
+      faults.set(relay, fault)
       if (up) {
         logger.info({ relay }, 'relay is back')
         queue?.relayIsBack()

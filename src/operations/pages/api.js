@@ -108,7 +108,11 @@ function curl({ path, method, query, media, example }, places) {
 function tryIt(api, path, method, operation, places) {
   const { parameters = [], requestBody = { content: {} } } = operation
   const required = parameters.map((parameter) => resolved(api, parameter)).filter((parameter) => parameter.required)
-  const given = required.flatMap(({ name, example }) => [example].flat().map((value) => [name, value]))
+  const inPath = required.filter((parameter) => parameter.in === 'path')
+  const place = inPath.reduce((text, { name, example }) => text.replace(`{${name}}`, example), path)
+  const given = required
+    .filter((parameter) => parameter.in === 'query')
+    .flatMap(({ name, example }) => [example].flat().map((value) => [name, value]))
   const query =
     given.length === 0
       ? ''
@@ -121,7 +125,7 @@ function tryIt(api, path, method, operation, places) {
   select.setAttribute('aria-label', 'Example')
   const copy = make('button', { type: 'button', textContent: 'Copy' })
   const draw = () => {
-    text.textContent = curl({ path, method, query, ...choices[Number(select.value)] }, places)
+    text.textContent = curl({ path: place, method, query, ...choices[Number(select.value)] }, places)
     copy.textContent = 'Copy'
   }
   select.addEventListener('change', draw)
@@ -170,7 +174,9 @@ function placesCard(api) {
 
 function operationCard(api, path, method, operation, places) {
   const { operationId, summary, description, parameters = [], requestBody, responses } = operation
-  const [[, success], ...problems] = Object.entries(responses)
+  const answers = Object.entries(responses)
+  const successes = answers.filter(([status]) => status < 300)
+  const problems = answers.filter(([status]) => status >= 300)
   const bodies = Object.entries(requestBody?.content ?? {}).map(([media, { schema }]) =>
     folded(['Body as ', code(media)], ...prose(resolved(api, schema).description), fieldTable(api, schema)),
   )
@@ -181,7 +187,6 @@ function operationCard(api, path, method, operation, places) {
       make('span', { className: 'quiet', textContent: `${place}, ${typeOf(api, schema)}` }),
       [required ? make('strong', { textContent: 'Required. ' }) : '', ...inline(text)],
     ])
-  const { schema, examples } = success.content['application/json']
   const problemRows = problems.flatMap(([status, { content }]) =>
     Object.entries(content['application/problem+json'].examples).map(([name, { summary: title, value }]) => [
       status,
@@ -204,16 +209,17 @@ function operationCard(api, path, method, operation, places) {
     tryIt(api, path, method, operation, places),
     folded('Parameters', table(['Name', 'Where and type', ''], parameterRows)),
     ...bodies,
-    folded(
-      ['Answer ', code('200')],
-      ...prose(success.description),
-      fieldTable(api, schema),
-      ...Object.values(examples).map(({ summary: title, value }) =>
-        make('div', {}, make('p', { textContent: title }), block(value)),
-      ),
-    ),
+    ...successes.map(([status, answer]) => successOf(api, status, answer)),
     folded(`Problems (${problemRows.length})`, table(['Status', 'Code', '', 'Again?'], problemRows)),
   )
+}
+
+function successOf(api, status, { description, content }) {
+  const { schema, examples } = content['application/json']
+  const shown = Object.values(examples).map(({ summary, value }) =>
+    make('div', {}, make('p', { textContent: summary }), block(value)),
+  )
+  return folded(['Answer ', code(status)], ...prose(description), fieldTable(api, schema), ...shown)
 }
 
 function headersCard({ components: { headers } }) {

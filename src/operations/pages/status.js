@@ -135,16 +135,38 @@ function messages({ messages: { minutes, outcomes } }) {
 }
 
 function relays({ relays: all }) {
-  const states = [...new Set(all.flatMap(({ sessions = {} }) => Object.keys(sessions)))]
+  const sessionsOf = (sessions) =>
+    Object.entries(sessions)
+      .filter(([, number]) => number > 0)
+      .map(([state, number]) => `${count(number)} ${state}`)
+      .join(', ')
   return table(
-    [['Relay', 'name'], ['State'], ...states.map((state) => [`Sessions ${state}`, 'number'])],
+    [['Relay', 'name'], ['State'], ['Sessions']],
     all.map(({ relay, up, sessions = {} }) => [
       relay,
       make('span', { className: up ? 'up' : 'away', textContent: up ? 'up' : 'down' }),
-      ...states.map((state) => count(sessions[state] ?? 0)),
+      sessionsOf(sessions) || make('span', { className: 'quiet', textContent: 'none' }),
     ]),
     'None.',
   )
+}
+
+function queue({ queue: held, now }) {
+  get('queue-card').hidden = held === null
+  if (held === null) return []
+  return [
+    make('p', { textContent: `${count(held.sending)} being sent.` }),
+    ...table(
+      [['Client', 'name'], ['Waiting', 'number'], ['Since'], ['Next attempt']],
+      held.clients.map(({ client, queued, oldest, next_attempt: next }) => [
+        client,
+        count(queued),
+        when(oldest, now),
+        when(next, now),
+      ]),
+      'Nothing waits.',
+    ),
+  ]
 }
 
 function flight({ in_flight: { messages: number, bytes, connections } }) {
@@ -190,7 +212,7 @@ function clients({ clients: all, now }) {
     [
       ['Client', 'name'],
       ['Last seen'],
-      ['Known by', 'name'],
+      ['Known by'],
       ['Rate (messages)'],
       ['Quota (recipients)'],
       ['Certificate ends'],
@@ -231,7 +253,7 @@ function files({ files: all, now }) {
   )
 }
 
-const SECTIONS = { concerns, messages, relays, flight, clients, refusals, files }
+const SECTIONS = { concerns, messages, relays, flight, queue, clients, refusals, files }
 
 function show(status) {
   const { state, version, started, now } = status
