@@ -22,11 +22,16 @@ export interface Claim {
   /** Where the claim is in Redis: to be taken over by a queued message, in one step with it. */
   readonly lock?: Lock
   /**
+   * To be called right before the first octet of the content goes to a relay: from then on a claim that is lost leaves an unknown
+   * outcome. False where the claim is no longer this process's. Throws a 503 Problem `store_unavailable`.
+   */
+  mark(): Promise<boolean>
+  /**
    * Stores the answer for what is left of the key's lifetime, and the body's hash where the claim had none. Never rejects:
    * a lost store shows in the next claim.
    */
   finish(answer: StoredAnswer, bodyHash?: string): Promise<void>
-  /** Frees the key: nothing was sent, the next request may try. Never rejects. */
+  /** Frees the key, later where the store is away: nothing was sent, the next request may try. Never rejects. */
   free(): Promise<void>
 }
 

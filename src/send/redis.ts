@@ -8,32 +8,67 @@ const CONNECT_MS = 3_000
 const MAX_RECONNECT_MS = 2_000
 const MAX_WAITING_COMMANDS = 10_000
 
+// What a server says that is there and is not, or no longer, the one that keeps the data: behind its address there may be another.
+const WRONG_SERVER = /^(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|MISCONF|NOREPLICAS)\b/
+const LOOK_MS = 1_000
+
 /**
- * A connection to Redis that comes back by itself. While it is away commands fail at once instead of piling up, and one
- * that hangs is given up after some seconds. `onChange` hears of every loss and return.
+ * A connection to Redis that comes back by itself, to another server where the present one takes no writes. While it is away
+ * commands fail at once instead of piling up, and one that hangs is given up after some seconds. `onChange` hears of every
+ * loss and return.
  */
 export async function connectRedis(url: string, onChange: (up: boolean, reason?: Error) => void) {
   const { createClient } = await import('@redis/client') // a good part of the start, for those who use it
+  const pause = (retries: number): number => Math.min(50 * 2 ** retries, MAX_RECONNECT_MS) * (0.5 + Math.random() / 2)
   const client = createClient({
     url,
     disableOfflineQueue: true,
     commandsQueueMaxLength: MAX_WAITING_COMMANDS,
     pingInterval: ANSWER_MS / 2,
-    socket: {
-      connectTimeout: CONNECT_MS,
-      socketTimeout: ANSWER_MS,
-      reconnectStrategy: (retries) => Math.min(50 * 2 ** retries, MAX_RECONNECT_MS) * (0.5 + Math.random() / 2),
-    },
+    socket: { connectTimeout: CONNECT_MS, socketTimeout: ANSWER_MS, reconnectStrategy: pause },
   })
   let up: boolean | undefined
+  let closed = false
+  let wrong = 0
   const change = (now: boolean, reason?: Error): void => {
     if (up === now) return
     up = now
     onChange(now, reason)
   }
+  const connect = (): void => {
+    if (!closed) client.connect().catch((error: Error) => change(false, error))
+  }
+  // A server tells only to who writes that it takes no writes.
+  const look = async (): Promise<void> => {
+    try {
+      await client.set('postern:alive', '1', { expiration: { type: 'PX', value: LOOK_MS } })
+      wrong = 0
+      change(true)
+    } catch (error) {
+      if (!(error instanceof Error) || !WRONG_SERVER.test(error.message)) return
+      change(false, error)
+      leaving = true
+      client.destroy()
+      leaving = false
+      setTimeout(connect, pause(wrong++)).unref()
+    }
+  }
+  let leaving = false
+  let looking = false // what is written restarts the time after which a silent server is given up
+  const looks = setInterval(() => {
+    if (looking || !client.isReady) return
+    looking = true
+    void look().finally(() => (looking = false))
+  }, LOOK_MS)
+  looks.unref()
   client.on('error', (error: Error) => change(false, error))
-  client.on('ready', () => change(true))
-  client.connect().catch((error: Error) => change(false, error))
+  client.on('ready', () => void look())
+  client.on('end', () => {
+    if (leaving) return
+    closed = true
+    clearInterval(looks)
+  })
+  connect()
   return client
 }
 

@@ -102,7 +102,7 @@ export class Sender {
       const outgoing = await request.compose(id)
       if (queue !== undefined && deferral !== undefined && isQueueable(outgoing, deferral))
         return await this.#enqueue({ request, deferral, queue, claim, key, anonymous: given === undefined }, outgoing)
-      const answer = await this.#deliver(request, outgoing)
+      const answer = await this.#deliver(request, outgoing, claim)
       await claim.finish({ status: 200, body: answer.body }, await hashOf(request))
       return answer
     } catch (error) {
@@ -197,14 +197,18 @@ export class Sender {
     }
   }
 
-  async #deliver(request: SendRequest, outgoing: Outgoing): Promise<Extract<SendAnswer, { kind: 'new' }>> {
+  async #deliver(
+    request: SendRequest,
+    outgoing: Outgoing,
+    claim?: Claim,
+  ): Promise<Extract<SendAnswer, { kind: 'new' }>> {
     const { messageId, envelope } = outgoing
     if (request.dryRun) {
       await outgoing.streamed?.drain()
       const receipt = { message_id: messageId, status: 'validated' as const, accepted: [], rejected: [] }
       return answer(request, receipt, { outcome: 'validated' }, 0)
     }
-    const delivery = await this.#handOver(request, outgoing)
+    const delivery = await this.#handOver(request, outgoing, claim)
     const { relay, code, response, accepted, rejected } = delivery
     const status = rejected.length > 0 ? 'partial' : 'accepted'
     return answer(
@@ -221,11 +225,14 @@ export class Sender {
     )
   }
 
-  async #handOver({ client, departure }: SendRequest, outgoing: Outgoing): Promise<Delivery> {
+  async #handOver({ client, departure }: SendRequest, outgoing: Outgoing, claim?: Claim): Promise<Delivery> {
     const recipients = outgoing.envelope.to.length
     const taken = await this.#options.allowances.take(client, recipients)
     try {
-      const delivery = await this.#options.relays.send(outgoing, departure, { client: client.name })
+      const delivery = await this.#options.relays.send(outgoing, departure, {
+        client: client.name,
+        ...(claim && { onMark: () => claim.mark() }),
+      })
       await taken.refund(delivery.rejected.length)
       return delivery
     } catch (error) {

@@ -69,6 +69,7 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
 
   #claim(scope: string, shelf: Shelf, entry: Entry): Claim {
     return {
+      mark: async () => true, // a process that dies takes its keys with it
       finish: async (answer, bodyHash = entry.bodyHash) => {
         if (!shelf.has(entry)) return
         const more = memoryOf(answer) + bodyHash.length - entry.bodyHash.length

@@ -1,31 +1,40 @@
 import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
-import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
+import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS } from './idempotency.ts'
 import { askRedis, type RedisConnection } from './redis.ts'
 
 // A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
 const LEASE_MS = 15_000
 const RENEW_MS = 5_000
 const RETRY_MS = 1_000
-const FINISH_TRIES = 5
+// What could not be written while the store was away is written when it is back, within an hour.
+const LATER_TRIES = 3_600
 const ABANDON_TRIES = 60
 const ABANDON_MISSES = 3
 
 // Redis runs a script as one step, and its own clock is the only one that all replicas share.
 const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)`
 
+// Where the lease of an unfinished claim has run out without a mark, nothing was handed over: the key is free again.
 const CLAIM = `${NOW}
-local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body')
-if not known[1] then
+local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body', 'begun')
+local running = known[1] and not known[4] and tonumber(known[3]) > now
+if not known[1] or not (running or known[4] or known[6]) then
+  redis.call('DEL', KEYS[1])
   redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'token', ARGV[2], 'lease', now + ARGV[3])
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
   return {'new'}
 end
 if known[1] ~= '' and ARGV[1] ~= '' and known[1] ~= ARGV[1] then return {'reused'} end
 if known[4] then return {'finished', known[4], known[5], known[1]} end
-if tonumber(known[3]) > now then return {'running'} end
+if running then return {'running'} end
 return {'lost'}`
+
+const MARK = `${NOW}
+if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'begun', 1, 'lease', now + ARGV[2])
+return 1`
 
 const RENEW = `${NOW}
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
@@ -44,11 +53,13 @@ if redis.call('HEXISTS', KEYS[1], 'status') == 1 then return 0 end
 return redis.call('DEL', KEYS[1])`
 
 /**
- * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone,
- * the key answers `lost` for the rest of its life, and the message is never sent again without the caller knowing.
+ * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone, the key
+ * is free where nothing had been handed over. Where that had begun it answers `lost` for the rest of its life, and the message is
+ * never sent again without the caller knowing.
  */
 export class RedisIdempotencyStore implements IdempotencyStore {
   readonly #redis: RedisConnection
+  #closed = false
 
   constructor(redis: RedisConnection) {
     this.#redis = redis
@@ -74,6 +85,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
   }
 
   async close(): Promise<void> {
+    this.#closed = true
     this.#redis.destroy()
   }
 
@@ -82,21 +94,21 @@ export class RedisIdempotencyStore implements IdempotencyStore {
       this.#run(RENEW, name, token, String(LEASE_MS)).catch(() => {})
     }, RENEW_MS)
     renewal.unref()
+    // Until it is written the lease is renewed: the key says `running`, and neither `lost` nor that it is free.
+    const settle = async (write: () => Promise<unknown>): Promise<void> => {
+      try {
+        await askRedis(write())
+        clearInterval(renewal)
+      } catch {
+        void this.#later(write).finally(() => clearInterval(renewal))
+      }
+    }
     return {
       lock: { name, token },
-      finish: async (answer, bodyHash = '') => {
-        try {
-          await askRedis(this.#finish(name, token, answer, bodyHash))
-          clearInterval(renewal)
-        } catch {
-          // The caller gets its answer now; the lease is renewed meanwhile, so the key says `running` and not `lost`.
-          void this.#finishLater(name, token, answer, bodyHash).finally(() => clearInterval(renewal))
-        }
-      },
-      free: async () => {
-        clearInterval(renewal)
-        await askRedis(this.#run(FREE, name, token)).catch(() => {})
-      },
+      mark: async () => (await askRedis(this.#run(MARK, name, token, String(LEASE_MS)))) === 1,
+      finish: ({ status, body }, bodyHash = '') =>
+        settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash)),
+      free: () => settle(() => this.#run(FREE, name, token)),
     }
   }
 
@@ -115,18 +127,15 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }
   }
 
-  async #finishLater(name: string, token: string, answer: StoredAnswer, bodyHash: string): Promise<void> {
-    for (let attempt = 0; attempt < FINISH_TRIES; attempt++) {
+  async #later(write: () => Promise<unknown>): Promise<void> {
+    for (let attempt = 0; attempt < LATER_TRIES && !this.#closed; attempt++) {
       await pause(RETRY_MS, undefined, { ref: false })
+      if (!this.#redis.isReady) continue
       try {
-        await askRedis(this.#finish(name, token, answer, bodyHash))
+        await askRedis(write())
         return
       } catch {}
     }
-  }
-
-  #finish(name: string, token: string, { status, body }: StoredAnswer, bodyHash: string): Promise<unknown> {
-    return this.#run(FINISH, name, token, String(status), body, bodyHash)
   }
 
   // A command on a closed connection throws before there is a promise.

@@ -1,7 +1,8 @@
+import { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
-import { MESSAGE, startGateway, type TestGateway } from '../support/gateway.ts'
+import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
-import { serve } from '../support/process.ts'
+import { run, serve } from '../support/process.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
 const key = (name: string): { headers: Record<string, string> } => ({ headers: { 'idempotency-key': name } })
@@ -111,30 +112,90 @@ t.test('a store that hangs is given up within seconds, and a claim it made late 
   t.equal(relay.messages.length, 2)
 })
 
-t.test('a replica that is killed in the middle leaves its key unknown, never sent again', async (t) => {
+/** A gateway is killed while its relay keeps it waiting at this step; what the key says to the other, when the lease has run out. */
+async function killedAt(
+  t: Test,
+  step: 'onMailFrom' | 'onData',
+): Promise<{ answer: TestAnswer; b: TestGateway; relay: TestRelay }> {
   const redis = await startRedis(t)
-  const held: (() => void)[] = []
-  const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void held.push(done) })
+  let holding = true
+  let held = 0
+  const relay = await startRelay(t, {
+    [step]: (content: unknown, _session: unknown, done: () => void) => {
+      if (content instanceof Readable) content.resume()
+      if (holding) held += 1
+      else done()
+    },
+  })
   const a = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_REDIS_URL: redis.url })
   const b = await startGateway(t, { relay, env: { POSTERN_REDIS_URL: redis.url } })
   await until(
     async () =>
       a.log.some(({ msg }) => msg === 'the shared store is there') && b.logText().includes('the shared store is there'),
   )
-  const broken = a.post(MESSAGE, { 'idempotency-key': 'k' })
-  const lost = t.rejects(broken, 'the caller of the killed replica gets no answer')
-  await until(async () => held.length > 0)
+  const lost = t.rejects(a.post(MESSAGE, { 'idempotency-key': 'k' }), 'the caller of the killed replica gets no answer')
+  await until(async () => held > 0)
   t.match(await b.post(MESSAGE, key('k')), { status: 409, json: { code: 'idempotency_in_progress' } })
   a.child.kill('SIGKILL')
   await lost
+  holding = false
   let answer = await b.post(MESSAGE, key('k'))
-  for (
-    const deadline = Date.now() + 30_000;
-    answer.status === 409 && Date.now() < deadline;
+  for (const deadline = Date.now() + 30_000; answer.status === 409 && Date.now() < deadline; await pause(500))
     answer = await b.post(MESSAGE, key('k'))
-  )
-    await pause(500)
+  return { answer, b, relay }
+}
+
+t.test('a replica that is killed after the content went out leaves its key unknown, never sent again', async (t) => {
+  const { answer, b } = await killedAt(t, 'onData')
   t.match(answer, { status: 504, json: { code: 'delivery_unknown', outcome: 'unknown', retryable: false } })
   t.match(await b.post(MESSAGE, key('k')), { status: 504, json: { code: 'delivery_unknown' } }, 'and stays so')
-  t.equal(relay.messages.length, 0, 'nothing was sent in its name')
 })
+
+t.test('a replica that is killed before any content went out leaves its key free', async (t) => {
+  const { answer, relay } = await killedAt(t, 'onMailFrom')
+  t.match(answer, { status: 200 })
+  t.equal(relay.messages.length, 1)
+})
+
+t.test('a key whose message was put off while the store was away is free when the store is back', async (t) => {
+  const redis = await startRedis(t)
+  let putOff = true
+  const relay = await startRelay(t, {
+    onRcptTo: (_address, _session, done) => {
+      if (!putOff) return done()
+      redis.freeze()
+      done(Object.assign(new Error('later'), { responseCode: 451 }))
+    },
+  })
+  const gateway = await startGateway(t, { relay, env: { POSTERN_REDIS_URL: redis.url } })
+  await until(async () => gateway.logText().includes('the shared store is there'))
+  t.match(await gateway.post(MESSAGE, key('k')), { status: 503, json: { code: 'deferred_by_relay' } })
+  putOff = false
+  redis.thaw()
+  let answer = await gateway.post(MESSAGE, key('k'))
+  for (const deadline = Date.now() + 15_000; answer.status !== 200 && Date.now() < deadline; await pause(200)) {
+    t.not(answer.status, 504)
+    answer = await gateway.post(MESSAGE, key('k'))
+  }
+  t.equal(answer.status, 200)
+  t.equal(relay.messages.length, 1)
+})
+
+t.test(
+  'a server that takes no writes any more is left for the one that now has its address, with one line in the log',
+  async (t) => {
+    const { redis, a, relay } = await replicas(t)
+    const port = new URL(redis.url).port
+    const said = (): number => a.log.filter(({ msg }) => String(msg).startsWith('the shared store is away')).length
+    await run('redis-cli', ['-p', port, 'replicaof', '127.0.0.1', '1'])
+    for (let n = 0; n < 10; n++)
+      t.match(await a.post(MESSAGE, key(`k${n}`)), { status: 503, json: { code: 'store_unavailable' } })
+    await until(async () => said() > 0)
+    await pause(3_000) // connections to the same server, each with the same end
+    t.equal(said(), 1)
+    await run('redis-cli', ['-p', port, 'replicaof', 'no', 'one'])
+    await until(async () => (await a.post(MESSAGE, key('k'))).status === 200)
+    t.equal(relay.messages.length, 1)
+    t.match(a.logText(), /READONLY/)
+  },
+)
