@@ -61,7 +61,7 @@ export interface Fault {
 }
 
 /** The most faults that one answer names. Nobody reads more. */
-const MAX_FAULTS = 100
+export const MAX_FAULTS = 100
 const MAX_NAME = 100 // characters of a field's name
 
 /** A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and log. */

@@ -1,4 +1,3 @@
-import { didYouMean } from '../config/suggest.ts'
 import { parseAddress, parseMailbox, parseName } from './mailbox.ts'
 import { parameterFault } from './media-type.ts'
 import { mayBeBase64 } from './mime.ts'
@@ -43,9 +42,7 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
       : 'is not a time such as 2026-01-05T09:00:00Z (RFC 3339)',
   'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
   'header-name': (text) =>
-    HEADER_NAME.test(text)
-      ? undefined
-      : `is not an allowed header field${didYouMean(text, ALLOWED_HEADERS)}: ${HEADERS_IN_WORDS} are`,
+    HEADER_NAME.test(text) ? undefined : `is not an allowed header field: ${HEADERS_IN_WORDS} are`,
   'tag-name': (text) =>
     /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
 }

@@ -1,6 +1,6 @@
 import type { FastifySchemaValidationError } from 'fastify'
 import { didYouMean } from '../../config/suggest.ts'
-import { below, type Fault } from '../../errors.ts'
+import { below, type Fault, MAX_FAULTS } from '../../errors.ts'
 import { FORMATS } from '../../mail/formats.ts'
 import { isRecord } from '../../config/record.ts'
 
@@ -20,7 +20,8 @@ export function toFaults(errors: readonly FastifySchemaValidationError[]): reado
     const branch = branchOf(error)
     if (error.keyword === 'propertyNames' || (branch !== undefined && wrongBranches.has(branch))) continue
     if (error.keyword === 'anyOf' && !everyBranchIsWrong(error, wrongBranches)) continue
-    const fault = toFault(error)
+    // A suggestion costs more than the rest of a fault, and past these nobody reads one.
+    const fault = toFault(faults.size < MAX_FAULTS ? error : { ...error, known: [] })
     faults.set(`${fault.path} ${fault.message}`, fault)
   }
   return [...faults.values()]
