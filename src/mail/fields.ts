@@ -79,11 +79,15 @@ export function contentType(type: string, filename: string): readonly string[] {
 /** Content-Disposition of a file (RFC 2183) as tokens, its name as RFC 2231 has it where it is not plain. */
 export function contentDisposition(disposition: string, filename: string): readonly string[] {
   if (isPlain(filename)) return separated([disposition, `filename="${filename}"`])
+  const characters = Array.from(filename, (character) =>
+    encodeURIComponent(character).replace(/[!~*'()]/, (mark) => `%${mark.charCodeAt(0).toString(16)}`),
+  )
+  // At most ten of them: some readers take segment 10 for the second.
+  const most = Math.max(LINE - 18, Math.ceil(characters.join('').length / 9))
   const segments = ["utf-8''"]
-  for (const character of filename) {
-    const octets = encodeURIComponent(character).replace(/[!~*'()]/, (mark) => `%${mark.charCodeAt(0).toString(16)}`)
+  for (const octets of characters) {
     const last = segments.at(-1) ?? ''
-    if (last.length + octets.length > LINE - 18) segments.push(octets)
+    if (last.length + octets.length > most) segments.push(octets)
     else segments.splice(-1, 1, last + octets)
   }
   const [whole] = segments

@@ -8,7 +8,7 @@ import PostalMime, { type Address, decodeWords } from 'postal-mime'
 import t, { type Test } from 'tap'
 import { type MailboxInput, parseMailbox } from '../../src/mail/mailbox.ts'
 import { parseAddressList } from '../../src/mail/raw-originators.ts'
-import { oneConnection, startGateway } from '../support/gateway.ts'
+import { MESSAGE, oneConnection, startGateway } from '../support/gateway.ts'
 import { postRaw } from '../support/uploads.ts'
 
 // Messages are drawn from pieces that parsers trip over, the same ones at each run. What Postern accepts is read by parsers
@@ -31,11 +31,14 @@ interface Reading {
   readonly reading: string
   readonly found?: Found
   readonly error?: string
+  /** Of a file. */
+  readonly name?: string
 }
 
+const PYTHON = '/usr/bin/python3' // Debian's, to which its GMime belongs
 const PROGRAMS = [
-  ['python3', 'python.py'],
-  ['python3', 'gmime.py'],
+  [PYTHON, 'python.py'],
+  [PYTHON, 'gmime.py'],
   ['perl', 'perl.pl'],
   ['php', 'php.php'],
   ['ruby', 'ruby.rb'],
@@ -92,6 +95,46 @@ t.test('every reader finds the authors of raw messages that the policy allowed, 
     })
   }
   await compare(t, accepted)
+})
+
+const NAMES = [
+  ...[
+    'report.pdf',
+    'Überweisung Müller.pdf',
+    '청구서 2041호.pdf',
+    `${'한'.repeat(100)}.pdf`,
+    `${'é'.repeat(250)}`,
+    '👩‍👩‍👧‍👦.png',
+  ],
+  ...[
+    'a*b.txt',
+    'a;b.txt',
+    'a"b.txt',
+    'a\\b.txt',
+    `${'x'.repeat(120)}.pdf`,
+    "utf-8''%41.txt",
+    '100%25.txt',
+    "o'brien (1).txt",
+  ],
+  ...['a,b=c.txt', 'Müller; x="y".pdf', '../../etc/passwd', '=?x'],
+]
+
+t.test('every reader finds the names of files', async (t) => {
+  const gateway = await startGateway(t)
+  for (const filename of NAMES) {
+    const answer = await gateway.post({ ...MESSAGE, attachments: [{ filename, content: 'aGk=' }] })
+    t.equal(answer.status, 200, shown(filename))
+  }
+  const messages = gateway.relay.messages.map(({ raw }) => raw)
+  for (const [command, script] of [
+    [PYTHON, 'files.py'],
+    ['ruby', 'files.rb'],
+  ] as const) {
+    const readings = await run(command, [script], messages)
+    t.ok(readings.length >= messages.length)
+    for (const { message, reading, name } of readings)
+      t.equal(name, NAMES[message], shown(`${reading}: ${NAMES[message]}`))
+  }
 })
 
 // Where a reader is wrong by itself, in mail that has to be accepted.
@@ -206,17 +249,21 @@ function headerOf(raw: Buffer | undefined): Buffer {
   return raw?.subarray(0, raw.indexOf('\r\n\r\n') + 4) ?? Buffer.alloc(0)
 }
 
-async function read(
-  command: string,
-  args: readonly string[],
-  accepted: readonly Accepted[],
-): Promise<readonly Reading[]> {
+function read(command: string, args: readonly string[], accepted: readonly Accepted[]): Promise<readonly Reading[]> {
+  return run(
+    command,
+    args,
+    accepted.map(({ header }) => header),
+  )
+}
+
+/** What one of the programs in readers/ prints about these texts. */
+async function run(command: string, args: readonly string[], texts: readonly Buffer[]): Promise<readonly Reading[]> {
   const child = spawn(command, args, {
     cwd: join(import.meta.dirname, 'readers'),
     stdio: ['pipe', 'pipe', 'inherit'],
-    env: { ...process.env, PYENV_VERSION: 'system' },
   })
-  child.stdin.end(accepted.map(({ header }) => `${header.toString('base64')}\n`).join(''))
+  child.stdin.end(texts.map((one) => `${one.toString('base64')}\n`).join(''))
   const lines = (await text(child.stdout)).split('\n').filter((line) => line !== '')
   return lines.map((line): Reading => JSON.parse(line))
 }
