@@ -8,15 +8,16 @@ import { codeOf, LoadError, Problem } from '../errors.ts'
 import type { Connections } from './connections.ts'
 import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
+import type { RelayTls } from '../relay/relay.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { type ClientSource, type Listing, standing, type TokenCheck } from '../clients/gate.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
-import { readWatched } from './load.ts'
+import { loadRelayTls, readWatched } from './load.ts'
 import { FileWatch } from './watch.ts'
 
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
-export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients'
+export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients' | 'relay_tls'
 
 /** Of each part the SHA-256 of its files in hex, separated by spaces; of one that cannot be read, the reason's code. */
 export type Digests = ReadonlyMap<Part, string>
@@ -24,15 +25,18 @@ export type Digests = ReadonlyMap<Part, string>
 export interface InForce {
   readonly secureContext: SecureContext
   readonly clients: ClientDirectory
+  readonly relayTls: RelayTls
   /** From before the above were read, so that a change since then is found. Absent: from now. */
   readonly digests?: Digests
 }
 
 export interface ReloaderOptions {
-  readonly config: Pick<Config, 'tls' | 'clients' | 'oauth'>
+  readonly config: Pick<Config, 'tls' | 'clients' | 'oauth' | 'smtp'>
   readonly metrics: Pick<Metrics, 'reloads' | 'certificateExpiry'>
   readonly log: Logger
   readonly tokens?: TokenCheck | undefined
+  /** Told when relays are to be trusted by, or shown, something else. */
+  readonly relayTlsChanged: () => void
 }
 
 // Dates pass without anybody touching a file: a certificate or a revocation list ends within a connection's life.
@@ -48,6 +52,8 @@ const MAX_NAMES = 100
  */
 export class Reloader implements ClientSource {
   current: Listing
+  /** What relays are trusted by, and what is shown to them. */
+  relayTls: RelayTls
   readonly #options: ReloaderOptions
   readonly #expiry: ExpiryWatch
   /** What is not in force, and whether the same files may be good at another time. */
@@ -65,6 +71,7 @@ export class Reloader implements ClientSource {
   constructor(inForce: InForce, options: ReloaderOptions) {
     this.#options = options
     this.#expiry = new ExpiryWatch(options.metrics, options.log)
+    this.relayTls = inForce.relayTls
     this.#secureContext = inForce.secureContext
     this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
     for (const [part, digest] of this.#tried) this.#inForce.set(part, { digest, readAt: new Date() })
@@ -181,6 +188,11 @@ export class Reloader implements ClientSource {
       this.#expiry.keepListed(directory)
       return changesOf(before, directory)
     }
+    if (part === 'relay_tls') {
+      this.relayTls = loadRelayTls(this.#options.config)
+      this.#options.relayTlsChanged()
+      return undefined
+    }
     const { ca, crl, ...others } = this.#secureContext
     const good = { ...others, clientCa: ca.join('\n'), crl: crl?.join('\n') }
     const now = new Date()
@@ -266,13 +278,15 @@ function readAll(paths: readonly string[]): Content {
   return { digest: digests.join(' '), texts, unreadable }
 }
 
-function partsOf({ tls, clients }: ReloaderOptions['config']): [Part, readonly string[]][] {
+function partsOf({ tls, clients, smtp }: ReloaderOptions['config']): [Part, readonly string[]][] {
+  const relayTls = [smtp.ca, smtp.cert, smtp.key].filter((path) => path !== undefined)
   return [
     ['certificate', [tls.cert, tls.key]],
     // Before the bundle: one with a second root needs a clients file that says which of them counts.
     ['clients', [clients]],
     ['client_ca', [tls.clientCa]],
     ...(tls.crl === undefined ? [] : [['crl', [tls.crl]] satisfies [Part, string[]]]),
+    ...(relayTls.length === 0 ? [] : [['relay_tls', relayTls] satisfies [Part, string[]]]),
   ]
 }
 

@@ -19,7 +19,6 @@ import { operationsServer } from '../operations/server.ts'
 import { statusOf } from '../operations/status.ts'
 import { connectRedis } from '../send/redis.ts'
 import { explain } from '../relay/advice.ts'
-import type { RelayTls } from '../relay/relay.ts'
 import { Connections } from './connections.ts'
 import { watchHandshakes } from './handshakes.ts'
 import { startQueue, warnOfLoss } from './queue.ts'
@@ -29,7 +28,6 @@ import { Relays } from '../relay/relays.ts'
 
 /** What was read from the files that the configuration names. */
 export interface Loaded extends InForce {
-  readonly relayTls: RelayTls
   readonly oauthCa?: string | undefined
 }
 
@@ -59,11 +57,17 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const shutdown = new Shutdown()
   const metrics = new Metrics()
   const tokens = await takeTokens(config, loaded.oauthCa, metrics, logger)
-  const clients = new Reloader(loaded, { config, metrics, log: logger, tokens })
+  const clients = new Reloader(loaded, {
+    config,
+    metrics,
+    log: logger,
+    tokens,
+    relayTlsChanged: () => relays.refresh(),
+  })
   const admission = new Admission(config.maxPending, config.maxInflight)
   const faults = new Map<string, ReturnType<typeof explain> | undefined>()
   let queue: Queue | undefined = undefined
-  const relays = new Relays(config.smtp, () => loaded.relayTls, {
+  const relays = new Relays(config.smtp, () => clients.relayTls, {
     changed: (relay, up, reason) => {
       metrics.relayUp.set({ relay }, up ? 1 : 0)
       const fault = reason && explain(reason)

@@ -236,3 +236,26 @@ t.test('a reload names the clients that it adds, removes and changes', async (t)
   t.match(await reloaded(billing, entry('b', other('b')), entry('a', other('c'))), { added: ['b'], changed: ['a'] })
   t.match(await reloaded(billing, entry('a', other('c'), '*@a.example')), { removed: ['b'], changed: ['a'] })
 })
+
+t.test('what relays are trusted by is watched, and a bad file keeps the last good one', async (t) => {
+  const relay = await startRelay(t)
+  const pki = await makePki()
+  const { directory } = await makeFiles(t)
+  const path = join(directory, 'relays.crt')
+  writeFileSync(path, pki.otherCa.certificate)
+  const { child, log, post } = await serve(t, { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_CA: path })
+  const line = async (level: string, text: string): Promise<unknown> => {
+    const from = log.length
+    writeFileSync(path, text)
+    for (;;) {
+      const found = log.slice(from).find((entry) => entry['file'] === 'relay_tls' && entry['level'] === level)
+      if (found !== undefined) return found
+      await once(child.stdout ?? child, 'data')
+    }
+  }
+  t.equal((await post(MESSAGE)).status, 503)
+  await line('info', pki.ca.certificate)
+  t.equal((await post(MESSAGE)).status, 200)
+  t.match(await line('error', pki.ca.certificate.slice(0, 300)), { reasons: [/POSTERN_SMTP_CA .*cut off/] })
+  t.equal((await post(MESSAGE)).status, 200)
+})
