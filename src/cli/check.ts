@@ -10,19 +10,23 @@ import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext } fro
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
+import { parseMailbox } from '../mail/mailbox.ts'
+import { gatewayStatus, type Status } from './gateway.ts'
 import { tryRelay } from './relay-check.ts'
-import { type Io, parseCommandLine } from './usage.ts'
+import { type Io, parseCommandLine, UsageError } from './usage.ts'
 
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
 const OPEN_TO_OTHERS = 0o027
+const DAY_MS = 86_400_000
+const SOON_DAYS = 30 // as for other certificates
 
 /**
- * `postern check`: reads the whole configuration as `serve` would and tries each relay. Prints a line for everything that
+ * `postern check [--from A --to B] [--send B]`: reads the whole configuration as `serve` would and tries each relay. Prints a line for everything that
  * is wrong, with how to mend it, and resolves with the number of them. An error keeps the gateway or the mail from
  * working, a warning does not; both count.
  */
 export async function check(args: readonly string[], io: Io): Promise<number> {
-  parseCommandLine({ args: [...args], options: {} })
+  const asked = readAsked(args)
   const { config, faults: configFaults, warnings: configWarnings } = readConfig(io.env)
   const errors = [...configFaults]
   const warnings = [...configWarnings]
@@ -30,24 +34,94 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
   const clients = collect(() => loadClients(config, secureContext), errors)
   const relayTls = collect(() => loadRelayTls(config), errors)
-  collect(() => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca), errors)
+  const oauthCa = collect(() => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca), errors)
   collect(() => checkWebroot(config.http.webroot), errors)
   if (clients?.clients.size === 0)
     errors.push(
-      `${config.clients} lists nobody: add clients with "postern cert client NAME --register --from PATTERN".`,
+      `${config.clients} lists nobody: list a client with "postern client add NAME --cert FILE --from PATTERN".`,
     )
-  warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env))
+  const running = await gatewayStatus(io.env)
+  warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env), ...seenFindings(running))
   await checkQueue(config, errors, warnings)
-  const relays = await Promise.all(config.smtp.relays.map((address) => tryRelay(address, config.smtp, relayTls ?? {})))
-  for (const finding of relays) {
-    if ('fault' in finding) errors.push(finding.fault)
-    else io.print(`ok: ${finding.success}`)
+  await checkIssuer(config, oauthCa, errors)
+  const from = asked.to === undefined ? undefined : (asked.from ?? plainSender(clients))
+  if (asked.to !== undefined && from === undefined)
+    errors.push(`${config.clients} has no plain address to send from: add --from ADDRESS.`)
+  const trial = {
+    pair: asked.to === undefined || from === undefined ? undefined : { from, to: asked.to, send: asked.send },
+    // A gateway that runs here has sessions of its own: the relay would grant fewer than it does.
+    sessions: running === undefined ? config.smtp.connections : 1,
+  }
+  const relays = await Promise.all(config.smtp.relays.map((one) => tryRelay(one, config, relayTls ?? {}, trial)))
+  for (const { good, warnings: odd, faults } of relays) {
+    for (const line of good) io.print(`ok: ${line}`)
+    warnings.push(...odd)
+    errors.push(...faults)
   }
   for (const warning of warnings) io.print(`warning: ${warning}`)
   for (const error of errors) io.print(`error: ${error}`)
   const found = errors.length + warnings.length
   if (found === 0) io.print(`ok: ${summary(config, clients?.clients.size ?? 0)}`)
   return found
+}
+
+function readAsked(args: readonly string[]) {
+  const one = { type: 'string' } as const
+  const { values } = parseCommandLine({ args: [...args], options: { from: one, to: one, send: one } })
+  const { from, to, send } = values
+  if (to !== undefined && send !== undefined) throw new UsageError('--to asks and --send sends: take one of them.')
+  if (from !== undefined && to === undefined && send === undefined)
+    throw new UsageError('--from goes with --to ADDRESS, or with --send ADDRESS.')
+  const [sender, recipient] = [from, to ?? send].map((text) => text && addressIn(text))
+  return { from: sender, to: recipient, send: send !== undefined }
+}
+
+function addressIn(text: string): string {
+  try {
+    return parseMailbox(text).address
+  } catch (cause) {
+    if (!(cause instanceof RangeError)) throw cause
+    throw new UsageError(`"${text}" ${cause.message}.`, { cause })
+  }
+}
+
+/** The first address that some client may send from. */
+function plainSender(clients: ClientDirectory | undefined): string | undefined {
+  return [...(clients?.clients.values() ?? [])]
+    .flatMap(({ from }) => from.patterns)
+    .find((pattern) => !pattern.includes('*'))
+}
+
+/** Clients that a gateway which has run for a day has not seen, and those whose certificate ends soon. */
+function seenFindings(running: Status | undefined): readonly string[] {
+  if (running === undefined) return []
+  const { clients, started } = running
+  const unseen = clients
+    .filter(({ last_seen, disabled }) => last_seen === null && !disabled)
+    .map(({ client }) => client)
+  const findings = clients.flatMap(({ client, certificate_expires: end }) => {
+    const days = end === null ? Infinity : Math.floor((Date.parse(end) - Date.now()) / DAY_MS)
+    if (days >= SOON_DAYS) return []
+    return [
+      `The certificate of ${client} ends in ${days} days: renew it, and list the new one with "postern client rotate ${client}".`,
+    ]
+  })
+  if (unseen.length > 0 && Date.now() - Date.parse(started) > DAY_MS)
+    findings.push(
+      `Not seen since the gateway was started on ${started.slice(0, 10)}: ${unseen.join(', ')}. Disable or remove who is gone.`,
+    )
+  return findings
+}
+
+/** Whether the issuer of access tokens tells its keys. */
+async function checkIssuer({ oauth }: Config, ca: string | undefined, errors: string[]): Promise<void> {
+  if (oauth.issuer === undefined) return
+  const { Issuer } = await import('../clients/issuer.ts')
+  const issuer = new Issuer(oauth.issuer, ca, (fault) => {
+    if (fault !== undefined) errors.push(`POSTERN_OAUTH_ISSUER ${oauth.issuer}: its keys cannot be had (${fault}).`)
+  })
+  await issuer.refresh()
+  issuer.close()
 }
 
 /** Whether the Redis of a queue is there, and keeps what it is given. */

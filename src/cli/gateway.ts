@@ -5,16 +5,18 @@ import { readConfig } from '../config/config.ts'
 import type { Io } from './usage.ts'
 
 /** What a command asks of the gateway that runs on this machine: its `/status.json`. */
-interface Status {
+export interface Status {
   readonly path: string
   /** Of the content of the clients file in force, in hex. */
   readonly sha256: string
+  readonly started: string
   readonly clients: readonly SeenClient[]
   readonly faults: readonly string[]
 }
 
 interface SeenClient {
   readonly client: string
+  readonly disabled: boolean
   readonly last_seen: string | null
   readonly fingerprint: string | null
   readonly certificate_expires: string | null
@@ -49,9 +51,11 @@ export async function gatewayStatus(env: Io['env']): Promise<Status | undefined>
   return {
     path: String(path),
     sha256: String(sha256),
+    started: String(status['started']),
     faults: Array.isArray(faults) ? faults.map(String) : [],
     clients: clients.map((seen) => ({
       client: String(seen['client']),
+      disabled: seen['disabled'] === true,
       last_seen: text(seen['last_seen']),
       fingerprint: text(seen['fingerprint']),
       certificate_expires: text(seen['certificate_expires']),

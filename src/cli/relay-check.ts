@@ -1,30 +1,109 @@
+import { randomUUID } from 'node:crypto'
 import type { Config, RelayAddress } from '../config/config.ts'
+import { composeMessage, parseMessage } from '../mail/compose.ts'
+import { slices } from '../mail/outgoing.ts'
 import { explain } from '../relay/advice.ts'
 import { RelayFault } from '../relay/fault.ts'
-import { openSession } from '../relay/handshake.ts'
+import { type Opened, openSession } from '../relay/handshake.ts'
 import { type RelayTls, sessionOptions } from '../relay/relay.ts'
 import { Session } from '../relay/session.ts'
 
-/** What trying a relay showed, as a sentence that names it. */
-export type RelayFinding = { readonly success: string } | { readonly fault: string }
+/** What is asked of a relay beside a session. */
+export interface Trial {
+  /** Whether it takes mail from one address to the other; with `send` by a real message. */
+  readonly pair?: { readonly from: string; readonly to: string; readonly send: boolean } | undefined
+  /** Whether it grants so many sessions at once. */
+  readonly sessions: number
+}
+
+/** What trying a relay showed, as sentences that name it. */
+export interface RelayFindings {
+  readonly good: readonly string[]
+  readonly warnings: readonly string[]
+  readonly faults: readonly string[]
+}
 
 /** Opens a session as a message would, and asks MAIL where a login is offered that the settings do not have. */
-export async function tryRelay(address: RelayAddress, smtp: Config['smtp'], tls: RelayTls): Promise<RelayFinding> {
+export async function tryRelay(
+  address: RelayAddress,
+  { smtp, maxSize }: Pick<Config, 'smtp' | 'maxSize'>,
+  tls: RelayTls,
+  { pair, sessions }: Trial,
+): Promise<RelayFindings> {
   const name = `relay ${address.label}`
+  const good: string[] = []
+  const warnings: string[] = []
   try {
     const opened = await openSession(sessionOptions(address, smtp, tls))
-    const session = new Session(opened)
+    const { wire, offer, loggedIn } = opened
     try {
-      if (!opened.loggedIn && opened.offer.mechanisms.length > 0) await session.probe(true)
+      const session = new Session(opened)
+      if (!loggedIn && offer.mechanisms.length > 0) await session.probe(true)
+      const encrypted = wire.encrypted ? 'encrypted' : 'not encrypted'
+      good.push(`${name}: ${encrypted}${loggedIn ? ', logged in' : ''}, offers ${offer.keywords.join(' ')}`)
+      if (offer.size < maxSize)
+        warnings.push(
+          `${name}: it takes messages of at most ${offer.size} bytes, fewer than POSTERN_MAX_SIZE: larger ones will be refused. Set POSTERN_MAX_SIZE=${offer.size}B, or raise its limit.`,
+        )
+      const granted = 1 + (await grantedBeside(address, smtp, tls, sessions - 1))
+      if (granted < sessions)
+        warnings.push(
+          `${name}: it grants ${granted} sessions of the ${sessions} of POSTERN_SMTP_CONNECTIONS: messages will wait for those. Set POSTERN_SMTP_CONNECTIONS=${granted}, or raise its limit.`,
+        )
+      if (pair !== undefined)
+        good.push(`${name}: ${await (pair.send ? sendTest(session, pair) : askPair(opened, pair))}`)
     } finally {
-      session.wire.quit()
+      wire.quit()
     }
-    const login = opened.loggedIn ? ', logged in' : ''
-    const offers = opened.offer.keywords.join(' ')
-    return { success: `${name}: ${opened.wire.encrypted ? 'encrypted' : 'not encrypted'}${login}, offers ${offers}` }
+    return { good, warnings, faults: [] }
   } catch (error) {
     if (!(error instanceof RelayFault)) throw error
     const { why, advice } = explain(error)
-    return { fault: `${name}: ${why}. ${advice}` }
+    return { good, warnings, faults: [`${name}: ${why}. ${advice}`] }
   }
+}
+
+async function grantedBeside(
+  address: RelayAddress,
+  smtp: Config['smtp'],
+  tls: RelayTls,
+  more: number,
+): Promise<number> {
+  const opened = await Promise.allSettled(
+    Array.from({ length: more }, () => openSession(sessionOptions(address, smtp, tls))),
+  )
+  const granted = opened.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
+  for (const { wire } of granted) wire.quit()
+  return granted.length
+}
+
+/** RFC 5321 §3.3 without the message. */
+async function askPair(
+  { wire }: Opened,
+  { from, to }: { readonly from: string; readonly to: string },
+): Promise<string> {
+  for (const [step, line] of [
+    ['mail', `MAIL FROM:<${from}>`],
+    ['rcpt', `RCPT TO:<${to}>`],
+  ] as const) {
+    const reply = await wire.ask(line).catch((cause: unknown) => {
+      throw new RelayFault(step, { cause })
+    })
+    if (reply.code >= 300) throw new RelayFault(step, { reply })
+  }
+  await wire.ask('RSET')
+  return `takes mail from ${from} to ${to} (nothing was sent)`
+}
+
+async function sendTest(
+  session: Session,
+  { from, to }: { readonly from: string; readonly to: string },
+): Promise<string> {
+  const text = 'This is a test message of "postern check --send": mail passes from the gateway to the SMTP server.\n'
+  const { envelope, messageId, content } = composeMessage(
+    parseMessage({ from, to, subject: 'Test message of postern check', text }, randomUUID()),
+    new Date(),
+  )
+  const { reply } = await session.send({ envelope, messageId, open: () => slices(content) }, '')
+  return `took a test message from ${from} to ${to}, ${messageId}: ${reply.text}`
 }
