@@ -118,11 +118,15 @@ function dearChain(length: number): { cert: string; key: string } {
   }
 }
 
-function shake({ port, pki }: TestGateway, credentials: { cert: string; key: string }): Promise<string> {
+function shake(
+  { port, pki }: TestGateway,
+  credentials: { cert: string; key: string },
+  localAddress = ELSEWHERE,
+): Promise<string> {
   const socket = connect({
     host: '127.0.0.1',
     port,
-    localAddress: ELSEWHERE,
+    localAddress,
     servername: 'localhost',
     ca: pki.ca.certificate,
     ciphers: 'DEFAULT:@SECLEVEL=0',
@@ -154,6 +158,13 @@ t.test('a chain that is dear to refuse is the last one from its address for a wh
   t.ok(times.filter((ms) => ms > 250).length <= 1, `${times.map(Math.round)}`)
   t.equal((await gateway.post(MESSAGE)).status, 200, 'other addresses come in')
   mine.destroy()
+})
+
+t.test('behind an address that clients share with strangers, a dear chain keeps no client out', async (t) => {
+  const gateway = await startGateway(t)
+  t.equal((await gateway.post(MESSAGE)).status, 200)
+  t.equal(await shake(gateway, dearChain(60), '127.0.0.1'), '')
+  t.equal((await gateway.post(MESSAGE)).status, 200, 'on a new connection from the same address')
 })
 
 t.test('a real chain that is refused earns its address nothing', async (t) => {

@@ -34,6 +34,9 @@ const DESCRIPTOR_SHARE = 0.5
 const MAX_HANDSHAKES = 256
 // At a time from one address. All that these cost may come in one turn of the event loop, before any of them can be judged.
 const MAX_HANDSHAKES_OF_ADDRESS = 8
+// From one that listed clients come from: behind a proxy or a port that is forwarded, all peers may have the same address.
+const MAX_HANDSHAKES_OF_CLIENTS = 64
+const MAX_CLIENT_ADDRESSES = 10_000
 const SLOW_HANDSHAKE_MS = 2_000 // then it loses its place to another of its address that waits for one
 const MAX_WAIT_MS = 10_000 // for its turn; a handshake itself takes no longer either
 // A chain of 4 RSA-4096 certificates, a post-quantum key share and all else of a handshake are 10 KB. A chain of 70 made-up
@@ -62,6 +65,8 @@ export class Connections {
   readonly #shaking = new Set<Connection>()
   /** Until when (Unix ms) an address, or a certificate by its fingerprint, gets no new connection. */
   readonly #paused = new Map<string, number>()
+  /** Addresses from which a listed client came: they are never paused, or a stranger behind the same one keeps clients out. */
+  readonly #ofClients = new Set<string>()
   readonly #begin: (transport: Socket) => void
   readonly #timer: NodeJS.Timeout
   #turn: NodeJS.Immediate | undefined
@@ -80,7 +85,7 @@ export class Connections {
       const connection = this.#of(socket)
       if (connection === undefined) return
       connection.asked = true
-      connection.client ??= options.clientOf(socket) // listed only after the handshake
+      this.#passes(connection, socket) // listed only after the handshake, perhaps
     })
     this.#timer = setInterval(this.#look, LOOK_MS).unref()
   }
@@ -154,9 +159,9 @@ export class Connections {
     const taken = new Map<string, number>()
     for (const { address } of this.#shaking) taken.set(address, (taken.get(address) ?? 0) + 1)
     // The newest first: a flood of handshakes that nobody ends is older than whoever comes now.
-    const connection = [...this.#waiting].findLast(
-      ({ address }) => (taken.get(address) ?? 0) < MAX_HANDSHAKES_OF_ADDRESS,
-    )
+    const most = (address: string): number =>
+      this.#ofClients.has(address) ? MAX_HANDSHAKES_OF_CLIENTS : MAX_HANDSHAKES_OF_ADDRESS
+    const connection = [...this.#waiting].findLast(({ address }) => (taken.get(address) ?? 0) < most(address))
     if (connection === undefined) return
     this.#waiting.delete(connection)
     if (this.#shaking.size >= MAX_HANDSHAKES) biggest(this.#shaking, ({ address }) => address)[0]?.transport.destroy()
@@ -189,8 +194,7 @@ export class Connections {
     connection.tls = tls
     connection.handshakeBytes = connection.transport.bytesRead
     if (this.#isPaused(certificateOf(tls))) return void tls.destroy()
-    connection.client = this.#options.clientOf(tls)
-    if (connection.client !== undefined) return
+    if (this.#passes(connection, tls)) return
     const timer = setTimeout(() => {
       if (!connection.asked && this.#options.clientOf(tls) === undefined) tls.destroy()
     }, STRANGER_MS)
@@ -229,7 +233,17 @@ export class Connections {
     return transport && this.#open.get(transport)
   }
 
+  /** Whether a listed client is on the connection, which is noted, and its address too. */
+  #passes(connection: Connection, tls: TLSSocket): boolean {
+    connection.client ??= this.#options.clientOf(tls)
+    if (connection.client === undefined) return false
+    if (this.#ofClients.size >= MAX_CLIENT_ADDRESSES) this.#ofClients.clear()
+    this.#ofClients.add(connection.address)
+    return true
+  }
+
   #pauseAddress({ address, transport }: Connection): void {
+    if (this.#ofClients.has(address)) return void transport.destroy()
     this.#pause(address)
     this.#options.log.warn(
       { remote: address, bytes: transport.bytesRead, pause_ms: PAUSE_MS },
