@@ -47,7 +47,6 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
     let stage: Stage = 'unconnected'
     let answering = false
     let timer: NodeJS.Timeout | undefined
-    let writing: Promise<void> = Promise.resolve()
     const request = httpsRequest(url, { ...rest, ...credentials, rejectUnauthorized: true, signal })
 
     const failed = (error: Error): void => {
@@ -55,11 +54,7 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
       request.destroy()
       const { socket } = request
       const untrusted = stage === 'unconnected' && socket instanceof TLSSocket && Boolean(socket.authorizationError)
-      const end = (): void => resolve({ error, stage, untrusted })
-      // What is being read of a stream right now belongs to the next try, which must not begin before it is there.
-      void writing.then(end)
-      if (signal.aborted) end()
-      else signal.addEventListener('abort', end, { once: true })
+      resolve({ error, stage, untrusted })
     }
     const send = (): void => {
       clearTimeout(timer)
@@ -70,13 +65,10 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
         return
       }
       stage = 'sending'
-      writing = write(request, body).then(
-        (complete) => void (stage = complete ? 'sent' : stage),
-        (error: unknown) => {
-          request.destroy()
-          reject(notSent('content_unreadable', 'The message could not be read to its end.', error))
-        },
-      )
+      write(request, body, () => (stage = 'sent')).catch((error: unknown) => {
+        request.destroy()
+        reject(notSent('content_unreadable', 'The message could not be read to its end.', error))
+      })
     }
     const connected = (): void => {
       clearTimeout(timer)
@@ -107,15 +99,15 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
   })
 }
 
-/** Resolves with true when everything was written, and with false when nobody takes it any more. */
-async function write(request: ClientRequest, body: Body): Promise<boolean> {
+/** Ends when everything is written, `sent` called before the end of it, or when nobody takes it any more. */
+async function write(request: ClientRequest, body: Body, sent: () => void): Promise<void> {
   for await (const piece of body.open()) {
-    if (request.destroyed) return false
+    if (request.destroyed) return
     if (!request.write(piece)) await drained(request)
   }
-  if (request.destroyed) return false
+  if (request.destroyed) return
+  sent()
   request.end()
-  return true
 }
 
 function drained(request: ClientRequest): Promise<void> {

@@ -46,11 +46,15 @@ class OpenedBody implements Body {
   release(): void {}
 }
 
+/** Pieces are numbered, so that a try that was given up and the one that follows it can wait for the same piece. */
 class StreamBody implements Body {
   readonly #source: Pieces
   readonly #pieces: AsyncIterator<string | Uint8Array>
   #kept: (string | Uint8Array)[] | undefined = []
   #bytes = 0
+  #count = 0
+  #last: string | Uint8Array = ''
+  #reading: Promise<boolean> | undefined
 
   constructor(source: Pieces) {
     this.#source = source
@@ -62,15 +66,25 @@ class StreamBody implements Body {
   }
 
   async *open(): Pieces {
-    yield* this.#kept ?? []
-    for (;;) {
-      const next = await this.#pieces.next()
-      if (next.done === true) return
-      this.#bytes += next.value.length
-      if (this.#bytes > KEPT_BYTES) this.#kept = undefined
-      this.#kept?.push(next.value)
-      yield next.value
+    const kept = this.#kept
+    if (kept === undefined) throw new Error('the stream has been read too far to be read again')
+    for (let number = 0; ; number++) {
+      while (number >= this.#count) if (!(await (this.#reading ??= this.#read()))) return
+      const piece = kept[number] ?? this.#last
+      yield piece
     }
+  }
+
+  async #read(): Promise<boolean> {
+    const next = await this.#pieces.next()
+    if (next.done === true) return false // for whoever asks again, too
+    this.#last = next.value
+    this.#count += 1
+    this.#bytes += next.value.length
+    this.#kept?.push(next.value)
+    if (this.#bytes > KEPT_BYTES) this.#kept = undefined
+    this.#reading = undefined
+    return true
   }
 
   release(): void {

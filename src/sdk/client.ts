@@ -227,7 +227,13 @@ export class Postern {
       }
       if (!(found instanceof PosternError)) return found
 
-      if (TOKEN_REFUSALS.includes(found.code) && typeof this.#token === 'function' && refused === undefined) {
+      const possible = call.body?.repeatable !== false
+      if (
+        TOKEN_REFUSALS.includes(found.code) &&
+        typeof this.#token === 'function' &&
+        refused === undefined &&
+        possible
+      ) {
         refused = String(token)
         continue
       }
@@ -236,9 +242,8 @@ export class Postern {
       const seconds = found.retryAfter ?? Math.min(FIRST_PAUSE_S * 2 ** tries, LONGEST_PAUSE_S)
       const wait = seconds * 1_000 * (1 + Math.random() * JITTER)
       const again = found.retryable || (found.outcome === 'unknown' && REPEATED.includes(found.code))
-      const possible = call.once !== true && call.body?.repeatable !== false
       const late = performance.now() - started + wait > Math.min(timeout, this.#retryFor)
-      if (!again || !possible || late) throw error
+      if (!again || !possible || call.once === true || late) throw error
       await pause(wait, undefined, { signal: end }).catch(() => {
         throw described(stopped(end, 'not_sent'), mayBeSent, call.key)
       })

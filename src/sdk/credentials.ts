@@ -1,5 +1,5 @@
 import { X509Certificate } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { createSecureContext } from 'node:tls'
 import { notSent, reasonOf } from './error.ts'
 
@@ -20,13 +20,11 @@ export interface Credentials {
   readonly key: string
 }
 
-const LOOK_MS = 1_000 // a renewed file is in use for the next call after so long
-
 /** Certificate, key and CA, read again when their files are renewed. */
 export class CredentialStore {
   readonly #files: CredentialFiles
   #current: Credentials | undefined
-  #looked = -Infinity
+  #stamp = ''
 
   constructor(files: CredentialFiles) {
     this.#files = files
@@ -37,18 +35,18 @@ export class CredentialStore {
    * until it is whole. Throws a PosternError `credentials_unreadable` where nothing could be used yet.
    */
   async current(): Promise<Credentials> {
-    if (this.#current !== undefined && performance.now() - this.#looked < LOOK_MS) return this.#current
-    this.#looked = performance.now()
     const { ca, cert, key } = this.#files
     try {
+      const stamp = (await Promise.all([ca, cert, key].map(stampOf))).join()
+      if (this.#current !== undefined && stamp === this.#stamp) return this.#current
       const read = {
         ...(ca !== undefined && { ca: await pem(ca) }),
         cert: await pem(cert),
         key: await pem(key),
       }
-      if (JSON.stringify(read) === JSON.stringify(this.#current)) return this.#current ?? read
       createSecureContext(read) // throws when key and certificate are no pair
       this.#current = read
+      this.#stamp = stamp
     } catch (error) {
       if (this.#current === undefined)
         throw notSent('credentials_unreadable', `The certificate cannot be used: ${reasonOf(error)}.`, error)
@@ -66,6 +64,16 @@ export function outOfDate({ cert }: Credentials, now = Date.now()): string | und
 }
 
 async function pem(source: Pem): Promise<string> {
-  const text = typeof source === 'string' ? source : Buffer.from(source).toString()
-  return text.includes('-----BEGIN ') ? text : readFile(text, 'utf8')
+  return isFile(source) ? readFile(source, 'utf8') : Buffer.from(source).toString()
+}
+
+/** Tells one state of a file from another. */
+async function stampOf(source: Pem | undefined): Promise<string> {
+  if (source === undefined || !isFile(source)) return ''
+  const { ino, size, mtimeMs } = await stat(source)
+  return [ino, size, mtimeMs].join(' ')
+}
+
+function isFile(source: Pem): source is string {
+  return typeof source === 'string' && !source.includes('-----BEGIN ')
 }
