@@ -92,6 +92,25 @@ t.test('a gateway that is restarted meanwhile is found again', async (t) => {
   t.same(await books(second), ['after', 'before', 'during'])
 })
 
+t.test('a gateway that forgot its keys in between calls a message unknown, and does not send it twice', async (t) => {
+  const first = await startGateway(t, { env: GRACE })
+  const whole = await cuttingProxy(t, first.port)
+  await clientOf(t, first, whole).send({ ...MESSAGE, subject: 'whole' })
+  // The answer is cut, when the relay has the message. The gateway's keys go with it.
+  const cut = { direction: 'answer', after: whole.passed.answer - 100 } as const
+  const proxy = await cuttingProxy(t, first.port, cut)
+  const sending = failure(clientOf(t, first, proxy).send({ ...MESSAGE, subject: 'once' }))
+  while (first.relay.messages.length < 2) await pause(5)
+  await first.gateway.stop()
+  const second = await startGateway(t, {
+    env: { ...GRACE, POSTERN_PORT: String(first.port) },
+    relay: first.relay,
+    clients: `clients: { billing: { fingerprints: ["${first.client.fingerprint}"], from: ["*"] } }`,
+  })
+  t.match(await sending, { code: 'delivery_unknown', status: 504, outcome: 'unknown', retryable: false })
+  t.same(await books(second), ['once'])
+})
+
 t.test('what the relay puts off is tried again after Retry-After, and given up where that is too long', async (t) => {
   let refusals = 1
   const relay = await startRelay(t, {

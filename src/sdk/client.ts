@@ -211,16 +211,24 @@ export class Postern {
 
   async #tries<T>(call: Call, timeout: number, end: AbortSignal): Promise<T> {
     const started = performance.now()
-    let mayBeSent = false
+    let lostAt: number | undefined // when the first try began that may have sent the message
     let silent = 0
     let refused: string | undefined
     for (let tries = 0; ; tries++) {
       const credentials = await this.#credentials.current()
       const token = await this.#bearer(refused, end)
+      const begun = performance.now()
       let found: T | PosternError
       if (token instanceof PosternError) found = token
       else {
-        const result = await this.#attempt(call, credentials, token, timeout, end)
+        const lost = lostAt === undefined ? {} : { 'idempotency-lost': Math.ceil(performance.now() - lostAt) }
+        const result = await this.#attempt(
+          { ...call, headers: { ...call.headers, ...lost } },
+          credentials,
+          token,
+          timeout,
+          end,
+        )
         if ('status' in result) this.#heard = credentials
         else silent = result.stage === 'expecting' ? silent + 1 : 0
         found = 'status' in result ? readAnswer<T>(result) : failureOf(result, silent, credentials, end)
@@ -237,15 +245,16 @@ export class Postern {
         refused = String(token)
         continue
       }
-      if (found.outcome === 'unknown' || settles(found)) mayBeSent = found.outcome === 'unknown'
-      const error = described(found, mayBeSent, call.key)
+      if (found.outcome === 'unknown') lostAt ??= begun
+      else if (settles(found)) lostAt = undefined
+      const error = described(found, lostAt !== undefined, call.key)
       const seconds = found.retryAfter ?? Math.min(FIRST_PAUSE_S * 2 ** tries, LONGEST_PAUSE_S)
-      const wait = seconds * 1_000 * (1 + Math.random() * JITTER)
+      const wait = Math.max(seconds, FIRST_PAUSE_S) * 1_000 * (1 + Math.random() * JITTER)
       const again = found.retryable || (found.outcome === 'unknown' && REPEATED.includes(found.code))
       const late = performance.now() - started + wait > Math.min(timeout, this.#retryFor)
       if (!again || !possible || call.once === true || late) throw error
       await pause(wait, undefined, { signal: end }).catch(() => {
-        throw described(stopped(end, 'not_sent'), mayBeSent, call.key)
+        throw described(stopped(end, 'not_sent'), lostAt !== undefined, call.key)
       })
     }
   }

@@ -49,9 +49,10 @@ export interface IdempotencyStore {
   /**
    * Claims a key for a request, atomically. `scope` is the client's name, `key` the key as parsed, `bodyHash` tells one
    * request from another; a body that is yet to be streamed has none: then the caller compares the hashes of a finished
-   * request itself, once it has read its own body, and never hears `reused`. Throws a 503 Problem `store_unavailable`; then nothing is claimed.
+   * request itself, once it has read its own body, and never hears `reused`. Of a key that was tried `lostMs` ago, before a
+   * store that forgets was there, nobody knows what became: `lost`. Throws a 503 Problem `store_unavailable`; then nothing is claimed.
    */
-  claim(scope: string, key: string, bodyHash: string | undefined): Promise<Claimed>
+  claim(scope: string, key: string, bodyHash: string | undefined, lostMs?: number): Promise<Claimed>
   close(): Promise<void>
 }
 

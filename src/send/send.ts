@@ -28,6 +28,8 @@ export interface SendRequest {
   readonly client: Client
   /** The header as it came. */
   readonly idempotencyKey: string | undefined
+  /** How long ago, in ms, the caller began a try with this key whose answer was lost; 0 where there was none. */
+  readonly lostMs: number
   /**
    * Tells this body from another under the same idempotency key. That of a streamed body is known at its end: the function
    * reads what is left of it, and throws the Problem of a body that breaks off.
@@ -166,12 +168,12 @@ export class Sender {
   /** The claim of a new request, or the answer of a finished one. Throws the Problem for a key that is taken. */
   async #claim(request: SendRequest, key: string): Promise<Extract<Claimed, { state: 'new' | 'finished' }>> {
     const { store, metrics } = this.#options
-    const { bodyHash, client, idempotencyKey } = request
+    const { bodyHash, client, idempotencyKey, lostMs } = request
     const count = (result: string): void => {
       if (idempotencyKey !== undefined) metrics.idempotency.inc({ result })
     }
     const hash = typeof bodyHash === 'string' ? bodyHash : undefined
-    const found = await store.claim(client.name, key, hash).catch((error: unknown) => {
+    const found = await store.claim(client.name, key, hash, lostMs).catch((error: unknown) => {
       count('unavailable')
       throw error
     })

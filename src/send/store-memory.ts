@@ -20,6 +20,7 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
   readonly #shelves = new Map<string, Shelf>()
   readonly #limits: MemoryLimits
   readonly #sweeper: NodeJS.Timeout
+  readonly #since = performance.now()
   #keys = 0
   #bytes = 0
 
@@ -35,7 +36,7 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
     return { keys: this.#keys, bytes: this.#bytes }
   }
 
-  async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
+  async claim(scope: string, key: string, bodyHash = '', lostMs = 0): Promise<Claimed> {
     const shelf = this.#shelves.get(scope) ?? new Shelf()
     this.#dropExpired(scope, shelf)
     const known = shelf.get(key)
@@ -45,6 +46,7 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
         ? { state: 'running' }
         : { state: 'finished', answer: known.answer, bodyHash: known.bodyHash }
     }
+    if (lostMs > performance.now() - this.#since) return { state: 'lost' }
     const size = OVERHEAD + key.length + bodyHash.length
     const entry: Entry = {
       key,

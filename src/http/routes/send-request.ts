@@ -47,6 +47,7 @@ function sendRequest(
     id: request.id,
     client: callerOf(request).client,
     idempotencyKey: request.headers['idempotency-key']?.toString(),
+    lostMs: Number(/^\d{1,12}$/.exec(request.headers['idempotency-lost']?.toString() ?? '')?.[0] ?? 0),
     dryRun: request.query.dry_run === 'true',
     departure,
   }
