@@ -345,7 +345,8 @@ t.test('the status says what is well, what is not, and what to do', async (t) =>
   const { fingerprint } = (await gateway.request()).json
   await gateway.post({ ...MESSAGE, subject: 'SECRET-SUBJECT', to: 'secret-recipient@corp.example' })
   await gateway.post({ ...MESSAGE, from: 'secret-sender@corp.example' })
-  await gateway.request({ as: await gateway.pki.client('stranger') })
+  const stranger = await gateway.pki.client('stranger')
+  await gateway.request({ as: stranger })
   await relay.stop()
   t.equal((await gateway.post(MESSAGE)).status, 503)
   const after = await status()
@@ -365,7 +366,12 @@ t.test('the status says what is well, what is not, and what to do', async (t) =>
     ],
     refusals: [
       { code: 'relay_unavailable', client: 'billing', count: 1, advice: /postern check/ },
-      { code: 'unknown_certificate', client: null, count: 1, advice: /postern client add/ },
+      {
+        code: 'unknown_certificate',
+        client: null,
+        count: 1,
+        advice: `--fingerprint ${stranger.fingerprint.replace(/..(?=.)/g, '$&:').toUpperCase()}`,
+      },
       { code: 'sender_not_allowed', client: 'billing', count: 1, advice: /clients file/ },
     ],
   })

@@ -1,4 +1,4 @@
-import { access } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { readConfig } from '../config/config.ts'
 import { codeOf } from '../errors.ts'
@@ -101,8 +101,7 @@ async function makeCertificates(io: Io): Promise<void> {
     ],
   ] as const
   for (const [files, args] of wanted) {
-    const found = await Promise.all(files.map((file) => exists(join(CERTS, file))))
-    if (!found.includes(false)) continue
+    if (files.every((file) => existsSync(join(CERTS, file)))) continue
     await cert([...args, '--dir', CERTS], { ...io, print: () => {} }) // which names a half that is in the way
     io.print(`Made ${files.map((file) => join(CERTS, file)).join(' and ')}.`)
   }
@@ -140,11 +139,4 @@ function line({ number, receivedAt, from, to, cc, bcc, subject }: Entry, url: st
   return `${time} mail ${number}: ${from} to ${first}${more}: ${subject}`
     .replace(/[\p{Cc}\p{Cf}]/gu, '\ufffd')
     .concat(`  ${url}#/${number}`)
-}
-
-async function exists(file: string): Promise<boolean> {
-  return access(file).then(
-    () => true,
-    () => false,
-  )
 }

@@ -1,18 +1,25 @@
-import type { ProblemCode } from '../errors.ts'
+import type { Problem, ProblemCode } from '../errors.ts'
 import { adviceFor } from './advice.ts'
 
 const MINUTES = 60
 const MINUTE_MS = 60_000
 const MAX_REFUSALS = 500 // pairs of code and client in a minute; those beyond are counted without their client
 
+/** A kind of refusal: times in Unix ms. */
+interface Refused {
+  readonly code: ProblemCode
+  readonly client: string | null
+  readonly count: number
+  readonly last: number
+  /** Of the last one. */
+  readonly advice: string
+}
+
 interface Minute {
   /** Unix minutes. */
   readonly at: number
   readonly outcomes: Map<string, number>
-  readonly refusals: Map<
-    string,
-    { readonly code: ProblemCode; readonly client: string | null; count: number; last: number }
-  >
+  readonly refusals: Map<string, Refused>
 }
 
 /** What the last hour's status shows of a kind of refusal. */
@@ -34,12 +41,12 @@ export class History {
     outcomes.set(outcome, (outcomes.get(outcome) ?? 0) + 1)
   }
 
-  refusal(code: ProblemCode, client: string | null): void {
+  refusal({ code, log }: Pick<Problem, 'code' | 'log'>, client: string | null): void {
     const { refusals } = this.#current()
     const name = refusals.size < MAX_REFUSALS ? client : null
     const key = `${code} ${name ?? ''}`
-    const known = refusals.get(key) ?? { code, client: name, count: 0, last: 0 }
-    refusals.set(key, Object.assign(known, { count: known.count + 1, last: Date.now() }))
+    const count = (refusals.get(key)?.count ?? 0) + 1
+    refusals.set(key, { code, client: name, count, last: Date.now(), advice: log?.['advice'] ?? adviceFor(code) })
   }
 
   /** For each outcome that there was, its numbers in each of the last 60 minutes, the current one last. */
@@ -57,15 +64,15 @@ export class History {
 
   /** The latest first. */
   refusals(): readonly Refusals[] {
-    const all = new Map<string, { code: ProblemCode; client: string | null; count: number; last: number }>()
+    const all = new Map<string, Refused>()
     for (const { at, refusals } of this.#minutes) {
       if (at <= minuteNow() - MINUTES) continue
-      for (const [key, { code, client, count, last }] of refusals)
-        all.set(key, { code, client, count: count + (all.get(key)?.count ?? 0), last })
+      for (const [key, refused] of refusals)
+        all.set(key, { ...refused, count: refused.count + (all.get(key)?.count ?? 0) })
     }
     return [...all.values()]
       .sort((a, b) => b.last - a.last)
-      .map((refusal) => ({ ...refusal, last: new Date(refusal.last).toISOString(), advice: adviceFor(refusal.code) }))
+      .map((refused) => ({ ...refused, last: new Date(refused.last).toISOString() }))
   }
 
   #current(): Minute {

@@ -135,9 +135,9 @@ export class Metrics {
   }
 
   /** Counts an answer that is a problem; `client` is null for strangers. */
-  countRefusal({ code }: Problem, client: string | null): void {
-    this.rejections.inc({ code })
-    this.history.refusal(code, client)
+  countRefusal(problem: Problem, client: string | null): void {
+    this.rejections.inc({ code: problem.code })
+    this.history.refusal(problem, client)
   }
 
   #countRecipients(client: string, result: RecipientResult, count: number): void {

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
-import type { Socket } from 'node:net'
+import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
 
 /** One answer of a plain HTTP port. */
 export interface PlainAnswer {
@@ -132,4 +132,10 @@ export function pageFile(name: string, folder: URL): PlainAnswer {
 export function namesAddress(host: string | undefined, { loopbackOnly }: { readonly loopbackOnly: boolean }): boolean {
   if (host === undefined || /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d+)?$/i.test(host)) return true
   return !loopbackOnly && /^(?:\d{1,3}(?:\.\d{1,3}){3}|\[[\da-f:.]+\])(?::\d+)?$/i.test(host)
+}
+
+/** The port that a server listens on; 0 where it does not. */
+export function portOf(server: NetServer): number {
+  const address: AddressInfo | string | null = server.address()
+  return typeof address === 'object' && address !== null ? address.port : 0
 }

@@ -1,5 +1,5 @@
 import { once } from 'node:events'
-import type { AddressInfo, Server as NetServer } from 'node:net'
+import type { Server as NetServer } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { acmeServer } from '../operations/acme.ts'
@@ -15,6 +15,7 @@ import { RedisIdempotencyStore } from '../send/store-redis.ts'
 import type { Queue } from '../send/queue/queue.ts'
 import { codeOf, LoadError } from '../errors.ts'
 import { Metrics } from '../operations/metrics.ts'
+import { portOf } from '../operations/plain-http.ts'
 import { operationsServer } from '../operations/server.ts'
 import { statusOf } from '../operations/status.ts'
 import { connectRedis } from '../send/redis.ts'
@@ -228,11 +229,6 @@ async function listen(server: NetServer, name: string, host: string, port: numbe
           : `cannot be bound (${code})`
     throw new LoadError([`${name}: ${host}:${port} ${why}.`])
   }
-}
-
-function portOf(server: NetServer): number {
-  const address: AddressInfo | string | null = server.address()
-  return typeof address === 'object' && address !== null ? address.port : 0
 }
 
 /** Loads what tokens take, where there is an issuer of them, and begins to fetch its keys. */

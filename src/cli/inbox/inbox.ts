@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
-import type { AddressInfo } from 'node:net'
 import { SMTPServer } from 'smtp-server'
+import { portOf } from '../../operations/plain-http.ts'
 import type { Entry, Mailbox } from './mailbox.ts'
 
 export interface InboxOptions {
@@ -57,9 +57,8 @@ export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOp
     server.server.once('error', reject)
     server.listen(port, '127.0.0.1', resolve)
   })
-  const address: AddressInfo | string | null = server.server.address()
   return {
-    port: typeof address === 'object' && address !== null ? address.port : 0,
+    port: portOf(server.server),
     close: () => new Promise((resolve) => server.close(() => resolve())),
   }
 }

@@ -1,6 +1,5 @@
 import { once } from 'node:events'
 import type { ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
 import PostalMime, { type Attachment } from 'postal-mime'
 import {
   COMMON_HEADERS,
@@ -10,6 +9,7 @@ import {
   plain,
   type PlainAnswer,
   plainServer,
+  portOf,
 } from '../../operations/plain-http.ts'
 import type { Entry, Mailbox } from './mailbox.ts'
 import { bytesOf, detailsOf, inert, nameOf } from './view.ts'
@@ -63,9 +63,8 @@ export async function openInboxPage(port: number, mailbox: Mailbox, ways: () => 
   })
   server.listen(port, '127.0.0.1')
   await once(server, 'listening')
-  const address: AddressInfo | string | null = server.address()
   return {
-    url: `http://127.0.0.1:${typeof address === 'object' && address !== null ? address.port : 0}/`,
+    url: `http://127.0.0.1:${portOf(server)}/`,
     changed,
     close: () => {
       server.close()

@@ -239,7 +239,7 @@ function refusals({ refusals: all, now }) {
       client ?? make('span', { className: 'quiet', textContent: 'a stranger' }),
       count(times),
       when(last, now),
-      advice,
+      advice[0].toUpperCase() + advice.slice(1),
     ]),
     'Nothing was refused.',
   )
