@@ -16,6 +16,7 @@ function button(textContent, pressed) {
 }
 
 const time = (iso) => new Date(iso).toLocaleTimeString([], { hour: '2-digit', minute: '2-digit', second: '2-digit' })
+const shortly = (mailbox) => mailbox.replace(/ <[^<>]*>$/, '') // the name, where there is one
 const subjectOf = ({ subject }) => (subject === '' ? '(no subject)' : subject)
 
 function size(bytes) {
@@ -44,7 +45,7 @@ function row({ number, from, to, recipients, subject, receivedAt, attachments })
     make('span', { className: 'from', textContent: from }),
     make('time', { dateTime: receivedAt, title: new Date(receivedAt).toLocaleString(), textContent: time(receivedAt) }),
     make('span', { className: 'subject', textContent: subjectOf({ subject }) }),
-    make('span', { className: 'to', textContent: `to ${to}${more}${attached}` }),
+    make('span', { className: 'to', title: to, textContent: `to ${shortly(to)}${more}${attached}` }),
   )
   link.dataset.number = number
   return make('li', {}, link)
