@@ -9,6 +9,7 @@ import t, { type Test } from 'tap'
 import { clientCredentials, Postern, PosternError, type PosternOptions } from '../src/sdk/client.ts'
 import { type Cut, cuttingProxy } from './support/cutting-proxy.ts'
 import { ANYTHING, MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
+import { AUDIENCE, startIssuer } from './support/issuer.ts'
 import { makePki } from './support/pki.ts'
 import { freePort } from './support/process.ts'
 import { startRelay } from './support/relay.ts'
@@ -376,6 +377,36 @@ t.test('a token is fetched over mutual TLS, kept, and renewed once when it is re
   t.equal(forms[0], 'grant_type=client_credentials&client_id=batch-prod&scope=mail%3Asend')
   const stubborn = new Postern({ url, token: () => 't1', ...credentials })
   t.match(await failure(stubborn.whoami()), { code: 'invalid_token' })
+})
+
+t.test('a token that expired in use is renewed once and sent again, to a gateway that checks it', async (t) => {
+  const issuer = await startIssuer(t)
+  const pki = await makePki()
+  const leaf = await pki.client('job 7')
+  const gateway = await startGateway(t, {
+    clients: 'clients: { batch: { token: batch-prod, from: ["*"] } }',
+    env: { POSTERN_OAUTH_ISSUER: issuer.url, POSTERN_OAUTH_AUDIENCE: AUDIENCE },
+  })
+  const seconds = Math.floor(Date.now() / 1_000)
+  const lives = [{ iat: seconds - 200, exp: seconds - 100 }, {}]
+  let asked = 0
+  const tls = { cert: pki.server.certificate, key: pki.server.key, ca: pki.ca.certificate, requestCert: true }
+  const endpoint = createHttpsServer(tls, (request, response) => {
+    request.resume().once('end', async () => {
+      asked += 1
+      const access_token = await issuer.token(leaf.certificate, lives.shift() ?? {})
+      response.end(JSON.stringify({ access_token, token_type: 'Bearer', expires_in: 300 }))
+    })
+  })
+  const credentials = { ca: pki.ca.certificate, cert: leaf.certificate, key: leaf.key }
+  const tokenUrl = `https://localhost:${await listen(t, endpoint)}/token`
+  const token = clientCredentials({ tokenUrl, clientId: 'batch-prod', ...credentials })
+  const client = clientOf(t, gateway, { token, ...credentials })
+  t.match(await client.send(MESSAGE), { status: 'accepted' })
+  t.match(await client.whoami(), { client: 'batch' })
+  t.equal(asked, 2)
+  t.match(await failure(clientOf(t, gateway, credentials).send(MESSAGE)), { code: 'token_required', status: 401 })
+  t.equal(gateway.relay.messages.length, 1)
 })
 
 function clientOf(t: Test, gateway: TestGateway, { url, ...options }: Partial<PosternOptions> = {}): Postern {
