@@ -1,5 +1,5 @@
 // The commands.
-import '../cert-command.test.ts'
-import '../client-command.test.ts'
-import '../check-command.test.ts'
-import '../fingerprint-command.test.ts'
+import '../cli-cert.test.ts'
+import '../cli-client.test.ts'
+import '../cli-check.test.ts'
+import '../cli-fingerprint.test.ts'

@@ -1,4 +1,4 @@
 // What newcomers meet first.
-import '../dev-command.test.ts'
-import '../inbox-page.test.ts'
-import '../readme.test.ts'
+import '../cli-dev.test.ts'
+import '../cli-inbox.test.ts'
+import '../docs.test.ts'

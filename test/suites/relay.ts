@@ -1,5 +1,4 @@
 // The way to the SMTP server.
-import '../failover.test.ts'
 import '../outcome.test.ts'
 import '../relay.test.ts'
 import '../line.test.ts'

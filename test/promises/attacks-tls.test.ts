@@ -4,9 +4,9 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
-import { makePki } from './support/pki.ts'
-import { dial, dialTcp, parseAnswer, rest, speak } from './support/sockets.ts'
+import { MESSAGE, startGateway, type TestGateway } from '../support/gateway.ts'
+import { makePki } from '../support/pki.ts'
+import { dial, dialTcp, parseAnswer, rest, speak } from '../support/sockets.ts'
 
 const run = promisify(execFile)
 const WHOAMI = 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n'

@@ -2,9 +2,9 @@ import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import PostalMime from 'postal-mime'
 import t, { type Test } from 'tap'
-import { MESSAGE, startGateway } from './support/gateway.ts'
-import { startRelay, type TestRelay } from './support/relay.ts'
-import { formData, MULTIPART, openUpload, postForm, postRaw, RAW, rawPath } from './support/uploads.ts'
+import { MESSAGE, startGateway } from '../support/gateway.ts'
+import { startRelay, type TestRelay } from '../support/relay.ts'
+import { formData, MULTIPART, openUpload, postForm, postRaw, RAW, rawPath } from '../support/uploads.ts'
 
 const TOP =
   'From: Billing <billing@corp.example>\r\nTo: user@corp.example\r\nSubject: x\r\nDate: Sun, 01 Mar 2026 12:00:00 +0900\r\nMessage-ID: <1@corp.example>\r\nMIME-Version: 1.0\r\n'

@@ -6,9 +6,9 @@ import { join } from 'node:path'
 import type { TLSSocket } from 'node:tls'
 import { promisify } from 'node:util'
 import t from 'tap'
-import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
-import { dial, firstAnswer, parseAnswer, parseAnswers, rest } from './support/sockets.ts'
-import { startRelay } from './support/relay.ts'
+import { MESSAGE, startGateway, type TestGateway } from '../support/gateway.ts'
+import { dial, firstAnswer, parseAnswer, parseAnswers, rest } from '../support/sockets.ts'
+import { startRelay } from '../support/relay.ts'
 
 const run = promisify(execFile)
 const BODY = JSON.stringify(MESSAGE)

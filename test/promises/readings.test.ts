@@ -1,6 +1,6 @@
 import t from 'tap'
-import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from './support/gateway.ts'
-import { postRaw, rawPath } from './support/uploads.ts'
+import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
+import { postRaw, rawPath } from '../support/uploads.ts'
 
 // Each of these was read differently by two servers or mail programs: Postfix, Python, GMime, PHP, Outlook and others.
 const POLICY =

@@ -1,5 +1,5 @@
 import t from 'tap'
-import { BODY_STAGES, matrix } from './support/outcome.ts'
+import { BODY_STAGES, matrix } from '../support/outcome.ts'
 
 for (const pipelining of [false, true]) {
   t.test(

@@ -2,17 +2,17 @@ import { generateKeyPairSync, randomInt, sign, X509Certificate } from 'node:cryp
 import { once } from 'node:events'
 import { connect, createServer, type TLSSocket } from 'node:tls'
 import t from 'tap'
-import { checkDates, peerFrom } from '../src/clients/peer.ts'
-import { LISTENER_OPTIONS, secureContextOptions } from '../src/tls/context.ts'
-import { within } from '../src/tls/der.ts'
-import { ClientTrust } from '../src/tls/trust.ts'
-import { makePki } from './support/pki.ts'
-import { portOf } from './support/sockets.ts'
+import { checkDates, peerFrom } from '../../src/clients/peer.ts'
+import { LISTENER_OPTIONS, secureContextOptions } from '../../src/tls/context.ts'
+import { within } from '../../src/tls/der.ts'
+import { ClientTrust } from '../../src/tls/trust.ts'
+import { makePki } from '../support/pki.ts'
+import { portOf } from '../support/sockets.ts'
 import {
   altNames, ANY_USAGE, basicConstraints, bits, certificate, type CertificateSpec, CLIENT_AUTH, daysFromNow, ecKey, type Entity, type Ext,
   explicit, extKeyUsage, general, implicit, int, issuingPoint, keyUsage, type ListSpec, name, nameConstraints, octets, oid, pem, type Pair,
   revocationList, rsaKey, seq, SERVER_AUTH, time, utf8,
-} from './support/x509.ts' // prettier-ignore
+} from '../support/x509.ts' // prettier-ignore
 
 /**
  * Each certificate is shown to OpenSSL in a real handshake against the listener's own secure context, and to ClientTrust,

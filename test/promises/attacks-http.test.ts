@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import { request as httpRequest } from 'node:http'
 import t from 'tap'
-import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
+import { MESSAGE, startGateway, type TestGateway } from '../support/gateway.ts'
 import {
   type Dial,
   dial,
@@ -11,7 +11,7 @@ import {
   type RawAnswer,
   rest,
   speak,
-} from './support/sockets.ts'
+} from '../support/sockets.ts'
 
 const BODY = JSON.stringify(MESSAGE)
 const HEAD = 'POST /v1/messages HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n'

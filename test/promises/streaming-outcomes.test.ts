@@ -1,7 +1,7 @@
 import t from 'tap'
-import { type Script, startFaultRelay } from './support/fault-relay.ts'
-import { FORMS, LINES, open, send, start, watchedRelay, whole } from './support/streaming.ts'
-import { RAW } from './support/uploads.ts'
+import { type Script, startFaultRelay } from '../support/fault-relay.ts'
+import { FORMS, LINES, open, send, start, watchedRelay, whole } from '../support/streaming.ts'
+import { RAW } from '../support/uploads.ts'
 
 for (const form of FORMS) {
   t.test(

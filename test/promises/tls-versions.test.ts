@@ -7,12 +7,12 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createServer, type TlsOptions } from 'node:tls'
 import t, { type Test } from 'tap'
-import { alertOf } from '../src/tls/alerts.ts'
-import { tls } from '../src/cli/tls.ts'
-import type { Issued } from '../src/tls/issue.ts'
-import { startGateway } from './support/gateway.ts'
-import { makePki } from './support/pki.ts'
-import { listen } from './support/sockets.ts'
+import { alertOf } from '../../src/tls/alerts.ts'
+import { tls } from '../../src/cli/tls.ts'
+import type { Issued } from '../../src/tls/issue.ts'
+import { startGateway } from '../support/gateway.ts'
+import { makePki } from '../support/pki.ts'
+import { listen } from '../support/sockets.ts'
 
 t.test('the lab shows what the gateway makes of each version, with and without a certificate', async (t) => {
   const { port, pki, client } = await startGateway(t)

@@ -1,7 +1,7 @@
 import type { TLSSocket } from 'node:tls'
 import t from 'tap'
-import { MESSAGE, startGateway } from './support/gateway.ts'
-import { dial } from './support/sockets.ts'
+import { MESSAGE, startGateway } from '../support/gateway.ts'
+import { dial } from '../support/sockets.ts'
 
 const GET = 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n'
 

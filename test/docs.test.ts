@@ -170,6 +170,14 @@ t.test('the first page names every other page', (t) => {
   t.end()
 })
 
+t.test('the tests that are named are there', (t) => {
+  for (const [, name = ''] of textOf('testing')
+    .split('## What holds')[1]
+    ?.matchAll(/`((?:promises\/|interop\/)?[a-z-]+)`/g) ?? [])
+    if (!['not_sent', 'unknown', 'chaos'].includes(name)) t.ok(existsSync(`test/${name}.test.ts`), name)
+  t.end()
+})
+
 t.test('every link leads to a file, and every anchor to a heading', (t) => {
   for (const page of PAGES) {
     for (const [, target = ''] of prose(page).matchAll(/\]\(([^)\s]+)\)/g)) {

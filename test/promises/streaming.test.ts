@@ -1,11 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import t from 'tap'
-import { startFaultRelay } from './support/fault-relay.ts'
-import { listing, startOnFiles } from './support/motion.ts'
-import { startRelay } from './support/relay.ts'
-import { FORMS, HEADER, LINES, open, send, start, watchedRelay, whole } from './support/streaming.ts'
-import { openUpload, type OpenUpload, rawPath } from './support/uploads.ts'
+import { startFaultRelay } from '../support/fault-relay.ts'
+import { listing, startOnFiles } from '../support/motion.ts'
+import { startRelay } from '../support/relay.ts'
+import { FORMS, HEADER, LINES, open, send, start, watchedRelay, whole } from '../support/streaming.ts'
+import { openUpload, type OpenUpload, rawPath } from '../support/uploads.ts'
 
 const WAYS: Readonly<Record<string, (upload: OpenUpload) => void>> = {
   'destroys its connection': ({ outgoing }) => void outgoing.destroy(),

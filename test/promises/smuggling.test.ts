@@ -1,7 +1,7 @@
 import t, { type Test } from 'tap'
-import { type FaultRelay, startFaultRelay } from './support/fault-relay.ts'
-import { startGateway, type TestGateway } from './support/gateway.ts'
-import { openUpload, postRaw, RAW, rawPath } from './support/uploads.ts'
+import { type FaultRelay, startFaultRelay } from '../support/fault-relay.ts'
+import { startGateway, type TestGateway } from '../support/gateway.ts'
+import { openUpload, postRaw, RAW, rawPath } from '../support/uploads.ts'
 
 const HEADER =
   'From: billing@corp.example\r\nTo: user@corp.example\r\nDate: Sun, 01 Mar 2026 12:00:00 +0900\r\nMessage-ID: <1@corp.example>\r\n\r\n'

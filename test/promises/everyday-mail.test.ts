@@ -1,6 +1,6 @@
 import t from 'tap'
-import { oneConnection, startGateway } from './support/gateway.ts'
-import { postRaw, RAW, rawPath } from './support/uploads.ts'
+import { oneConnection, startGateway } from '../support/gateway.ts'
+import { postRaw, RAW, rawPath } from '../support/uploads.ts'
 
 // Messages of the kinds that public archives hold, one character for each octet. `lines` joins their lines.
 const lines = (...all: readonly string[]): string => all.map((line) => `${line}\r\n`).join('')

@@ -1,12 +1,12 @@
 import { once } from 'node:events'
 import { createServer } from 'node:net'
 import t, { type Test } from 'tap'
-import { Departure } from '../src/relay/departure.ts'
-import { Relays } from '../src/relay/relays.ts'
-import { type Script, startFaultRelay } from './support/fault-relay.ts'
-import { testConfig } from './support/gateway.ts'
-import { LARGE, outcomeOf, outgoing, relaysFor, SMALL } from './support/outcome.ts'
-import { makePki } from './support/pki.ts'
+import { Departure } from '../../src/relay/departure.ts'
+import { Relays } from '../../src/relay/relays.ts'
+import { type Script, startFaultRelay } from '../support/fault-relay.ts'
+import { testConfig } from '../support/gateway.ts'
+import { LARGE, outcomeOf, outgoing, relaysFor, SMALL } from '../support/outcome.ts'
+import { makePki } from '../support/pki.ts'
 
 const MOVES_ON: readonly Script[] = [
   { stage: 'greeting', fault: 'close' },

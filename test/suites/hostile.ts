@@ -1,2 +1,0 @@
-// By itself: it measures memory, and its tests run side by side.
-import '../hostile-clients.test.ts'

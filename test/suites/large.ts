@@ -1,2 +1,0 @@
-// By itself: several messages of 10 MB at a time are in memory.
-import '../outcome-large.test.ts'

@@ -1,2 +1,0 @@
-// By itself: it measures memory.
-import '../streaming.test.ts'
