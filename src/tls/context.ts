@@ -40,7 +40,7 @@ const CIPHERS = [
 
 // Key exchange by curves alone. OpenSSL would add finite fields, of which ffdhe8192 costs 127 ms a handshake instead of 1 ms.
 // The post-quantum hybrid exists from OpenSSL 3.5 on (Node 24).
-const GROUPS = `${known('X25519MLKEM768:')}X25519:P-256:P-384`
+const GROUPS = `${hasHybrid() ? 'X25519MLKEM768:' : ''}X25519:P-256:P-384`
 
 // A resumed session skips the check of the certificate's dates and of the CRL; renegotiation is work for nothing.
 const SECURE_OPTIONS =
@@ -165,13 +165,9 @@ function validityFaults(certificate: X509Certificate, what: string, now: Date): 
 }
 
 /** The group, where this runtime has it. */
-function known(group: string): string {
-  try {
-    createSecureContext({ ecdhCurve: `${group}X25519` })
-    return group
-  } catch {
-    return ''
-  }
+function hasHybrid(): boolean {
+  const [major = 0, minor = 0] = process.versions.openssl.split('.').map(Number)
+  return major > 3 || (major === 3 && minor >= 5)
 }
 
 function contextFaults(options: SecureContextOptions): string[] {

@@ -172,7 +172,9 @@ t.test('a clients file that has become empty keeps the last good one, and {} doe
   const from = log.length
   writeFileSync(join(directory, 'clients.yaml'), 'clients: {}\n')
   t.match(await line(from), { level: 'info', file: 'clients', added: [], removed: ['billing'], changed: [] })
-  t.equal((await post(MESSAGE)).status, 403)
+  // The connection that is open may be closed in the very moment in which it is used again.
+  const answer = await post(MESSAGE).catch(() => post(MESSAGE))
+  t.equal(answer.status, 403)
 })
 
 t.test('no option or variable of the runtime loosens the door', async (t) => {
