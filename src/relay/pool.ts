@@ -34,6 +34,7 @@ export class Pool {
   /** Those whose turn has come, and who need a session that is yet to be opened. */
   #entitled: Ticket[] = []
   #opening = 0
+  #busy = 0
   #granted: number
   #refusals = 0
   /** When one more session than granted may be tried, and when one may be given up for another, by performance.now(). */
@@ -51,8 +52,7 @@ export class Pool {
   }
 
   get counts(): SessionCounts {
-    const idle = this.#idle.length
-    return { opening: this.#opening, idle, busy: this.#sessions.size - this.#leaving.size - idle }
+    return { opening: this.#opening, idle: this.#idle.length, busy: this.#busy }
   }
 
   /** Messages that wait for a session. */
@@ -79,6 +79,7 @@ export class Pool {
 
   /** Gives a session back. One whose message was refused ends, before the relay slows it down for more of the kind. */
   release(session: Session, ticket: Ticket, refused: boolean): void {
+    this.#busy -= 1
     this.#line.done(ticket)
     if (refused) this.#line.refused(ticket.client)
     const needed = this.#entitled.length > this.#opening + this.#leaving.size
@@ -125,7 +126,7 @@ export class Pool {
       const ticket = this.#line.next()
       if (ticket === undefined) break
       const session = ticket.fresh ? undefined : this.#idle.pop()
-      if (session !== undefined) ticket.give(session)
+      if (session !== undefined) this.#give(ticket, session)
       else {
         this.#entitled.push(ticket)
         if (!this.#room && this.#maySwap) this.#leave(this.#idle.shift())
@@ -133,6 +134,11 @@ export class Pool {
     }
     this.#grow()
     while (this.#room && this.#opening < this.waiting) void this.#open()
+  }
+
+  #give(ticket: Ticket, session: Session): void {
+    this.#busy += 1
+    ticket.give(session)
   }
 
   #rest(session: Session): void {
@@ -192,7 +198,7 @@ export class Pool {
     if (this.#closed !== undefined) return session.wire.end(this.#closed)
     const ticket = this.#entitled.shift() ?? this.#line.next()
     if (ticket === undefined) this.#rest(session)
-    else ticket.give(session)
+    else this.#give(ticket, session)
     this.#serve()
   }
 

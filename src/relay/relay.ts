@@ -139,10 +139,12 @@ export class Relay {
     this.#looking = true
     this.#looked = performance.now()
     try {
-      if (this.#pool.counts.busy === 0) await this.#probe(this.#withMail)
-      this.#withMail = false
-      this.#works()
-      this.#schedule(LOOK_MS)
+      if (this.#pool.counts.busy === 0) {
+        await this.#probe(this.#withMail)
+        this.#withMail = false
+        this.#works()
+      }
+      this.#schedule(this.#withMail ? DOUBT_MS : LOOK_MS)
     } catch (error) {
       this.#fails(error instanceof RelayFault ? error : new RelayFault('connect', { cause: error }))
       this.#schedule(this.#retryMs * (0.5 + Math.random() / 2))

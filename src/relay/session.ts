@@ -119,8 +119,7 @@ export class Session {
         }
         if (refusal !== undefined) {
           fail(refusal.step, refusal)
-          if (next === undefined && reply.code === 354)
-            this.wire.end(new Error('it waits for content that will not come'))
+          if (next === undefined && reply.code === 354) this.wire.hangUp() // it waits for content
           return
         }
         if (next !== undefined) return void this.wire.write(next.line)
@@ -138,7 +137,7 @@ export class Session {
       if ((await mark(label)) === false)
         throw new Problem('store_unavailable', 'The message was claimed by another replica.')
     } catch (error) {
-      this.wire.end(new Error('the message was taken back'))
+      this.wire.hangUp()
       throw error
     }
   }

@@ -83,14 +83,12 @@ export class Wire {
 
   /** Says QUIT and waits until the relay has closed: it counts the session until then. */
   quit(): void {
-    if (!this.open) return
-    this.#leaving = true
-    const timer = setTimeout(() => this.end(new Error('it did not answer QUIT')), LAST_WORDS_MS)
-    this.listen(
-      () => {},
-      () => clearTimeout(timer),
-    )
-    this.write('QUIT\r\n')
+    if (this.#leave()) this.write('QUIT\r\n')
+  }
+
+  /** Closes this side, and waits for the other as `quit` does: for where a command would be taken for content. */
+  hangUp(): void {
+    if (this.#leave()) this.#socket.end()
   }
 
   /** Closes at once: what has not left yet never will, apart from the last words. */
@@ -107,6 +105,17 @@ export class Wire {
     this.listen(undefined)
     lose?.(reason)
     this.onEnd(reason)
+  }
+
+  #leave(): boolean {
+    if (!this.open) return false
+    this.#leaving = true
+    const timer = setTimeout(() => this.end(new Error('it does not close the connection')), LAST_WORDS_MS)
+    this.listen(
+      () => {},
+      () => clearTimeout(timer),
+    )
+    return true
   }
 
   #listen(): void {

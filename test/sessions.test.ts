@@ -1,0 +1,403 @@
+import t, { type Test } from 'tap'
+import type { Problem } from '../src/errors.ts'
+import { Relays } from '../src/relay/relays.ts'
+import { testConfig } from './support/gateway.ts'
+import { outgoing, SMALL } from './support/outcome.ts'
+import { type Says, type ScriptedRelay, startScripted } from './support/scripted-relay.ts'
+
+// Whose state is it? A session's is not the relay's, and the relay's is not the message's.
+
+const GOOD = ['a@corp.example']
+const DEAD = ['b@corp.example']
+const BOTH = [...GOOD, ...DEAD]
+
+interface Bench {
+  readonly relays: Relays
+  /** What happened to the relays, in order. */
+  readonly changes: string[]
+  /** The code of a message, 200 for one that was taken. */
+  send(options?: {
+    client?: string
+    content?: Buffer
+    utf8?: boolean
+    to?: readonly string[]
+  }): Promise<string | number>
+  /** The Problem of the last message that was not taken. */
+  problem: Problem | undefined
+}
+
+async function bench(t: Test, scripted: readonly ScriptedRelay[], env: Record<string, string> = {}): Promise<Bench> {
+  const config = testConfig({
+    POSTERN_SMTP_URL: scripted.map(({ url }) => url).join(' '),
+    POSTERN_SMTP_TLS: 'off',
+    POSTERN_SMTP_TIMEOUT: '5s',
+    ...env,
+  })
+  const changes: string[] = []
+  const relays = new Relays(config.smtp, () => ({}), {
+    changed: (relay, up) => void changes.push(`${relay} ${up ? 'up' : 'down'}`),
+  })
+  t.teardown(() => relays.close())
+  const made: Bench = {
+    relays,
+    changes,
+    problem: undefined,
+    async send({ client = 'a', content = SMALL, utf8 = false, to = BOTH } = {}) {
+      try {
+        const message = outgoing(content, utf8)
+        const addressed = { ...message, envelope: { ...message.envelope, to } }
+        const { code } = await relays.send(addressed, undefined, { client })
+        return code === 250 ? 200 : code
+      } catch (error) {
+        if (!(error instanceof Error && 'outcome' in error)) throw error
+        made.problem = error as Problem
+        return made.problem.code
+      }
+    },
+  }
+  return made
+}
+
+const all = (count: number, send: () => Promise<string | number>): Promise<(string | number)[]> =>
+  Promise.all(Array.from({ length: count }, send))
+const only = (answers: readonly (string | number)[]): (string | number)[] => [...new Set(answers)]
+const until = async (condition: () => boolean): Promise<void> => {
+  while (!condition()) await new Promise((resolve) => setTimeout(resolve, 10))
+}
+
+t.test(
+  'a message over the SIZE of every relay is a 413 that says whose limit it is; one with room takes it',
+  async (t) => {
+    const [small, large] = [await startScripted(t), await startScripted(t)]
+    small.offers = ['PIPELINING', 'SIZE 1000']
+    large.offers = ['PIPELINING', 'SIZE 100000']
+    const alone = await bench(t, [small])
+    t.equal(await alone.send(), 'message_too_large')
+    t.match(alone.problem, { status: 413, outcome: 'not_sent', message: new RegExp(`${small.label} takes 1000`) })
+    t.same(alone.changes, [], 'the relay stays up')
+    const both = await bench(t, [small, large])
+    t.equal(await both.send(), 200)
+    t.equal(large.messages.length, 1)
+    const byReply = await startScripted(t, (command) => (command.startsWith('MAIL') ? '552 5.3.4 too big' : undefined))
+    t.equal(await (await bench(t, [byReply])).send(), 'message_too_large', 'or by its reply')
+    t.equal(await (await bench(t, [byReply, large])).send(), 200)
+  },
+)
+
+t.test('a relay that takes so many messages a session gets a new session, and nobody notices', async (t) => {
+  const after: readonly [string, Says][] = [
+    [
+      '452 to MAIL, session open',
+      (command, { messages }) => (command.startsWith('MAIL') && messages >= 3 ? '452 4.3.0 too many' : undefined),
+    ],
+    [
+      '421 to DATA, session open',
+      (command, { messages }) => (command === 'DATA' && messages >= 3 ? '421 4.7.0 enough' : undefined),
+    ],
+    [
+      '421 to RCPT and a close',
+      (command, { messages }) => (command.startsWith('RCPT') && messages >= 3 ? '421 4.7.0 enough!' : undefined),
+    ],
+    [
+      '550 to RCPT',
+      (command, { messages }) => (command.startsWith('RCPT') && messages >= 3 ? '550 5.7.1 enough' : undefined),
+    ],
+    [
+      '500 to MAIL',
+      (command, { messages }) => (command.startsWith('MAIL') && messages >= 3 ? '500 5.5.1 what' : undefined),
+    ],
+  ]
+  for (const [name, says] of after)
+    for (const pipelining of [true, false]) {
+      const relay = await startScripted(t, says)
+      if (!pipelining) relay.offers = ['8BITMIME']
+      const { send, changes } = await bench(t, [relay])
+      t.same(only(await all(40, send)), [200], name)
+      for (let n = 0; n < 10; n++) t.equal(await send(), 200, name)
+      t.equal(relay.messages.length, 50)
+      t.same(changes, [])
+      t.ok(relay.most <= 10)
+    }
+})
+
+t.test('sessions end after so many messages, and after an age, idle or not', async (t) => {
+  const relay = await startScripted(t)
+  const { send } = await bench(t, [relay], {
+    POSTERN_SMTP_SESSION_MESSAGES: '5',
+    POSTERN_SMTP_SESSION_AGE: '300ms',
+    POSTERN_SMTP_CONNECTIONS: '1',
+  })
+  for (let n = 0; n < 11; n++) t.equal(await send(), 200)
+  t.same(
+    relay.talks.map(({ messages }) => messages),
+    [5, 5, 1],
+  )
+  await until(() => relay.open === 0)
+  t.equal(relay.talks.at(-1)?.commands.at(-1), 'QUIT', 'the idle one was ended with QUIT')
+  t.equal(relay.most, 1)
+})
+
+t.test(
+  'a refusal on a session that has carried messages counts when a fresh one says the same, and is asked once more',
+  async (t) => {
+    for (const [at, reply, code] of [
+      ['RCPT', '550 5.1.1 nobody', 'rejected_by_relay'],
+      ['RCPT', '450 4.2.0 greylisted', 'deferred_by_relay'],
+      ['MAIL', '550 5.1.0 no', 'rejected_by_relay'],
+      ['DATA', '451 4.3.0 later', 'deferred_by_relay'],
+    ] as const) {
+      const relay = await startScripted(t)
+      const { send } = await bench(t, [relay])
+      t.equal(await send(), 200)
+      relay.says = (command) => (command.startsWith(at) ? reply : undefined)
+      t.equal(await send(), code, `${reply} to ${at}`)
+      t.equal(relay.talks.length, 2)
+      const asked = relay.talks.flatMap(({ commands }) => commands).filter((command) => command.startsWith('MAIL'))
+      t.equal(asked.length, 3)
+      t.equal(relay.messages.length, 1)
+    }
+  },
+)
+
+t.test(
+  'a refused recipient of several on a session that has carried messages is asked again, and none is sent twice',
+  async (t) => {
+    const relay = await startScripted(t, (command, { messages }) =>
+      command === 'RCPT TO:<b@corp.example>' && messages > 0 ? '450 4.2.0 greylisted' : undefined,
+    )
+    const { send, relays } = await bench(t, [relay])
+    t.equal(await send(), 200)
+    t.match(await relays.send(outgoing(SMALL)), { accepted: ['a@corp.example', 'b@corp.example'], rejected: [] })
+    t.equal(relay.messages.length, 2)
+  },
+)
+
+t.test('a relay that grants fewer sessions than are wanted has every message, however it says so', async (t) => {
+  const ways: Record<string, (n: number) => string> = {
+    '421': () => '421 4.7.0 too many connections!',
+    '554': () => '554 5.7.0 too many connections!',
+    'a close': () => '!',
+  }
+  for (const [name, way] of Object.entries(ways)) {
+    const relay: ScriptedRelay = await startScripted(t, (command) =>
+      command === 'greeting' && relay.open > 5 ? way(0) : undefined,
+    )
+    const { send, changes } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '20' })
+    t.same(only(await all(40, send)), [200], name)
+    t.same(only(await all(40, send)), [200], name)
+    t.same(changes, [], `${name}: it never was down`)
+    t.equal(relay.messages.length, 80)
+    t.ok(relay.talks.length < 40, `${relay.talks.length} sessions were tried`)
+  }
+})
+
+t.test('refusals do not give away the few sessions that a relay grants', async (t) => {
+  let closed = false
+  const relay: ScriptedRelay = await startScripted(t, (command, { messages }) => {
+    if (command === 'greeting' && (closed || relay.open > 3)) return '421 4.7.0 too many connections!'
+    return command.startsWith('RCPT TO:<b@') && messages > 0 && closed ? '550 5.1.1 nobody' : undefined
+  })
+  const { send, changes } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '6', POSTERN_SMTP_TIMEOUT: '3s' })
+  t.same(only(await all(12, send)), [200])
+  closed = true
+  const answers = await all(4, () => send({ client: 'dead', to: DEAD }))
+  t.notOk(answers.includes(200))
+  closed = false
+  t.equal(await send({ client: 'b' }), 200)
+  t.same(changes, [])
+})
+
+t.test('with exactly as many slots as sessions the relay stays up, whatever looks at it', async (t) => {
+  const relay: ScriptedRelay = await startScripted(t, (command) =>
+    command === 'greeting' && relay.open > 2 ? null : undefined,
+  )
+  const { send, relays, changes } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '2' })
+  await all(6, send)
+  for (let n = 0; n < 3; n++) await relays.probeAll()
+  t.equal(relay.most, 2)
+  t.same(changes, [])
+  t.ok(
+    relay.talks.flatMap(({ commands }) => commands).includes('NOOP'),
+    'a look is a NOOP over a session that is there',
+  )
+})
+
+t.test('sessions that died without a sign are left for new ones within the time to set one up', async (t) => {
+  const relay = await startScripted(t)
+  const { send, changes } = await bench(t, [relay], {
+    POSTERN_SMTP_CONNECT_TIMEOUT: '300ms',
+    POSTERN_SMTP_CONNECTIONS: '3',
+  })
+  await all(6, send)
+  const dead = relay.talks.length
+  relay.says = (_command, { number }) => (number < dead ? null : undefined)
+  const begun = performance.now()
+  for (let n = 0; n < 3; n++) t.equal(await send(), 200)
+  const ms = performance.now() - begun
+  t.ok(ms < 900, `${Math.round(ms)} ms: once, and not for each of them`)
+  t.same(changes, [])
+})
+
+t.test('a refusal about session or login is the relay\u2019s: 503, and the next relay', async (t) => {
+  const replies = [
+    ['MAIL', '530 5.7.0 Authentication required'],
+    ['MAIL', '503 5.5.1 bad sequence of commands'],
+    ['MAIL', '550 5.7.57 Client was not authenticated to send anonymous mail'],
+    ['MAIL', '535 5.7.8 no'],
+    ['MAIL', '502 5.5.2 no'],
+    ['RCPT', '504 5.5.2 <gw>: Helo command rejected: need fully-qualified hostname'],
+    ['RCPT', '530 5.7.1 Authentication required'],
+    ['EHLO', '550 5.7.1 no'],
+    ['greeting', '454 4.7.0 later'],
+  ] as const
+  for (const [at, reply] of replies) {
+    const first = await startScripted(t, (command) => (command.startsWith(at) ? reply : undefined))
+    const second = await startScripted(t)
+    const alone = await bench(t, [first])
+    t.equal(await alone.send(), 'relay_unavailable', `${reply} to ${at}`)
+    t.match(alone.problem, { status: 503, outcome: 'not_sent', smtp: { code: Number(reply.slice(0, 3)) } })
+    if (at !== 'RCPT') {
+      await until(() => alone.changes.length > 0)
+      t.same(alone.changes, [`${first.label} down`], 'the operator is told')
+    }
+    t.equal(await (await bench(t, [first, second])).send(), 200, 'the next relay has it')
+  }
+})
+
+t.test('an address that looks like a word about logins does not make its refusal the relay\u2019s', async (t) => {
+  const relay = await startScripted(t, (command) =>
+    command.startsWith('RCPT') ? '550 5.1.1 <ehlo.authentication.required@corp.example>: user unknown' : undefined,
+  )
+  const { send, changes } = await bench(t, [relay])
+  t.equal(await send(), 'rejected_by_relay')
+  t.same(changes, [])
+})
+
+t.test('credentials are not left unused where the relay offers no login', async (t) => {
+  const relay = await startScripted(t)
+  const { send, problem } = await bench(t, [], { POSTERN_SMTP_URL: relay.url.replace('//', '//user:secret@') })
+  t.equal(await send(), 'relay_unavailable')
+  t.equal(problem, undefined)
+  t.equal(relay.messages.length, 0)
+})
+
+t.test('every way to log in that a relay may offer', async (t) => {
+  for (const [mechanism, said] of [
+    ['PLAIN', ['AUTH PLAIN AHVzZXIAc2VjcmV0']],
+    ['LOGIN', ['AUTH LOGIN', 'dXNlcg==', 'c2VjcmV0']],
+    ['CRAM-MD5', ['AUTH CRAM-MD5', /^dXNlciA/]],
+  ] as const) {
+    const relay = await startScripted(t, (command, { commands }) => {
+      if (command === 'AUTH LOGIN' || command === 'AUTH CRAM-MD5') return '334 VXNlcm5hbWU6'
+      if (commands.at(-2) === 'AUTH LOGIN') return '334 UGFzc3dvcmQ6'
+      return commands.at(-3) === 'AUTH LOGIN' || commands.at(-2) === 'AUTH CRAM-MD5' ? '235 2.7.0 ok' : undefined
+    })
+    relay.offers = [`AUTH ${mechanism}`]
+    const { send } = await bench(t, [], { POSTERN_SMTP_URL: relay.url.replace('//', '//user:secret@') })
+    t.equal(await send(), 200, mechanism)
+    t.match(relay.talks[0]?.commands.slice(1, 1 + said.length), said)
+  }
+})
+
+t.test('the relay that has SMTPUTF8 gets what needs it, and one that has not is asked once', async (t) => {
+  const [without, with8] = [await startScripted(t), await startScripted(t)]
+  with8.offers = ['PIPELINING', '8BITMIME', 'SMTPUTF8']
+  const alone = await bench(t, [without], { POSTERN_SMTP_CONNECTIONS: '2' })
+  t.same(only(await all(40, () => alone.send({ utf8: true }))), ['smtputf8_unsupported'])
+  t.ok(without.talks.length <= 2, `${without.talks.length} sessions`)
+  const both = await bench(t, [without, with8])
+  t.equal(await both.send({ utf8: true }), 200)
+  t.match(with8.talks[0]?.commands, [/^EHLO/, /^MAIL FROM:<.*> BODY=8BITMIME SMTPUTF8$/])
+  const away = await startScripted(t, (command) => (command === 'greeting' ? '554 no!' : undefined))
+  for (const order of [
+    [without, away],
+    [away, without],
+  ])
+    t.equal(await (await bench(t, order)).send({ utf8: true }), 'relay_unavailable', 'who is away may have it')
+})
+
+t.test('a reply of 200 KB is told with 1,000 characters, and one without an end is no reply', async (t) => {
+  const long = Array.from({ length: 2000 }, (_, n) => `550-5.7.1 line ${n} ${'x'.repeat(90)}`).join('\r\n')
+  const relay = await startScripted(t, (command) => (command === 'dot' ? `${long}\r\n550 5.7.1 end` : undefined))
+  const { send, problem: _, ...rest } = await bench(t, [relay])
+  t.equal(await send(), 'rejected_by_relay')
+  const one = await startScripted(t, (command) =>
+    command.startsWith('MAIL') ? `550 5.1.1 ${'y'.repeat(200_000)}` : undefined,
+  )
+  const second = await bench(t, [one])
+  t.equal(await second.send(), 'rejected_by_relay')
+  t.equal(second.problem?.smtp?.response?.length, 1000)
+  const endless = await startScripted(t, (command) => (command.startsWith('MAIL') ? long.repeat(8) : undefined))
+  t.equal(await (await bench(t, [endless])).send(), 'relay_unavailable')
+  await rest.relays.close()
+})
+
+t.test('a 421 at the dot for one message puts that one off, and the relay stays up', async (t) => {
+  let refuse = true
+  const relay = await startScripted(t, (command) =>
+    command === 'dot' && refuse ? '421 4.3.0 not this one!' : undefined,
+  )
+  const { send, changes } = await bench(t, [relay])
+  t.equal(await send(), 'deferred_by_relay')
+  refuse = false
+  t.equal(await send(), 200)
+  t.same(changes, [])
+})
+
+t.test('a message that breaks every session it comes to does not take the relay away from others', async (t) => {
+  const relay = await startScripted(t, (command) => (command.startsWith('RCPT TO:<b@') ? '!' : undefined))
+  const { send, relays, changes } = await bench(t, [relay])
+  t.equal(await send(), 'relay_unavailable')
+  const good = outgoing(SMALL)
+  const other = { ...good, envelope: { ...good.envelope, to: ['a@corp.example'] } }
+  for (let n = 0; n < 5; n++) t.match(await relays.send(other), { code: 250 })
+  t.same(changes, [])
+})
+
+t.test('dead addresses of one client do not make another wait, though the relay is slow to refuse', async (t) => {
+  const relay = await startScripted(t)
+  relay.says = (command, { socket }) => {
+    if (!command.startsWith('RCPT TO:<b@')) return undefined
+    setTimeout(() => socket.write('550 5.1.1 nobody\r\n'), 400)
+    return null
+  }
+  relay.offers = ['8BITMIME']
+  const { send } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '4' })
+  t.equal(await send({ client: 'dead', to: DEAD }), 'rejected_by_relay')
+  const dead = all(12, () => send({ client: 'dead', to: DEAD }))
+  const times: number[] = []
+  for (let n = 0; n < 20; n++) {
+    const begun = performance.now()
+    await send({ client: 'good', to: GOOD })
+    times.push(performance.now() - begun)
+  }
+  t.ok(Math.max(...times) < 200, `${times.map(Math.round).join(' ')} ms`)
+  await dead
+})
+
+t.test('what reloads has idle sessions replaced, and busy ones after their message', async (t) => {
+  const relay = await startScripted(t)
+  const { send, relays } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '1' })
+  await send()
+  relays.refresh()
+  t.equal(await send(), 200)
+  t.equal(relay.talks.length, 2)
+  t.equal(relay.most, 1)
+})
+
+t.test('a mark comes right before the content, and what it refuses is not sent', async (t) => {
+  const relay = await startScripted(t)
+  const { relays } = await bench(t, [relay])
+  const seen: string[][] = []
+  const marked = { onMark: async () => void seen.push([...(relay.talks.at(-1)?.commands ?? [])]) }
+  t.match(await relays.send(outgoing(SMALL), undefined, marked), { code: 250 })
+  t.equal(seen[0]?.at(-1), 'DATA')
+  await t.rejects(relays.send(outgoing(SMALL), undefined, { onMark: async () => false }), { code: 'store_unavailable' })
+  await t.rejects(relays.send(outgoing(SMALL), undefined, { onMark: () => Promise.reject(new Error('no')) }), {
+    message: 'no',
+  })
+  t.equal(relay.messages.length, 1)
+  relay.says = (command) => (command.startsWith('RCPT') ? '550 5.1.1 no' : undefined)
+  await t.rejects(relays.send(outgoing(SMALL), undefined, marked), { code: 'rejected_by_relay' })
+  t.equal(seen.length, 1, 'what is refused before is not marked')
+})
