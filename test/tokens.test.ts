@@ -1,5 +1,9 @@
 import { createHmac, generateKeyPairSync, X509Certificate } from 'node:crypto'
 import { CompactEncrypt, exportJWK, exportSPKI, generateKeyPair, SignJWT } from 'jose'
+import { once } from 'node:events'
+import { writeFileSync } from 'node:fs'
+import { setTimeout as pause } from 'node:timers/promises'
+import { connect } from 'node:tls'
 import t, { type Test } from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { readConfig } from '../src/config/config.ts'
@@ -16,6 +20,7 @@ import {
   type TestIssuer,
   thumbprintOf,
 } from './support/issuer.ts'
+import { startOnFiles } from './support/motion.ts'
 import { type Leaf, makePki } from './support/pki.ts'
 import { blocks } from './support/readme.ts'
 
@@ -255,6 +260,37 @@ t.test('behind a proxy the token is bound to the forwarded certificate, not to t
   })
   t.match(smuggled, { status: 403, json: { code: 'unknown_certificate' } }, 'who is no proxy forwards nothing')
 })
+
+t.test(
+  'a connection waits some seconds for its first token, and is closed when its certificate no longer passes',
+  async (t) => {
+    const issuer = await startIssuer(t)
+    const leaf = await pki.client('job 7')
+    const gateway = await startOnFiles(t, {
+      clients: CLIENTS,
+      prepare: (dir) => writeFileSync(`${dir}/issuer-ca.crt`, pki.ca.certificate),
+      env: {
+        POSTERN_OAUTH_ISSUER: issuer.url,
+        POSTERN_OAUTH_AUDIENCE: AUDIENCE,
+        POSTERN_OAUTH_CA: 'DIR/issuer-ca.crt',
+      },
+    })
+    const socket = connect({
+      ...{ host: '127.0.0.1', port: gateway.port, servername: 'localhost' },
+      ...{ ca: pki.ca.certificate, cert: leaf.certificate, key: leaf.key },
+    })
+    t.teardown(() => socket.destroy())
+    await once(socket, 'secureConnect')
+    await pause(1_500) // longer than a stranger has where no token can tell who it is
+    const token = await issuer.token(leaf.certificate)
+    socket.write(`GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${token}\r\n\r\n`)
+    t.match(String((await once(socket, 'data'))[0]), /^HTTP\/1\.1 200 /)
+    const closed = once(socket, 'close')
+    socket.resume()
+    await gateway.reloaded('client_ca', () => gateway.write('ca.crt', pki.otherCa.certificate))
+    await closed
+  },
+)
 
 t.test(
   'the metadata says how to get a token, to every certificate of the CA and only where tokens are taken',

@@ -7,8 +7,10 @@ import { answersOwed, onceOver, unanswered } from '../http/connections.ts'
 export interface ConnectionOptions {
   /** POSTERN_MAX_CONNECTIONS */
   readonly most: number
-  /** The client that may go on asking on a connection; nothing for a stranger. */
-  readonly clientOf: (socket: TLSSocket) => string | undefined
+  /** The client that may go on asking on a connection, which may have `asked` before; nothing for a stranger. */
+  readonly clientOf: (socket: TLSSocket, asked: boolean) => string | undefined
+  /** How long a stranger has for its request, ms: to be told so, or to show a token. */
+  readonly strangerMs: number
   readonly log: Pick<Logger, 'warn'>
 }
 
@@ -46,8 +48,8 @@ const MAX_HANDSHAKE_BYTES = 12 * 1024
 const ALERT_BYTES = 16 // all that somebody gets who does not speak TLS
 const PAUSE_MS = 5 * 60_000
 const MAX_PAUSED = 10_000
-// For the request of somebody who is not listed, to be told so. It comes with the end of the handshake, or with the next packet.
-const STRANGER_MS = 1_000
+// Connections whose certificate is not listed and whose request is yet to come. One of a client with a token waits as well.
+const MAX_STRANGERS = 256
 const LOOK_MS = 250
 // What records may weigh beyond their content before a connection is cut. A record takes 29 bytes more than it carries, so that
 // a client that sends 30 bytes at a time comes through. A KeyUpdate is 27 bytes without any, and costs 10 µs.
@@ -63,6 +65,7 @@ export class Connections {
   readonly #open = new Map<Socket, Connection>()
   readonly #waiting = new Set<Connection>()
   readonly #shaking = new Set<Connection>()
+  readonly #strangers = new Set<TLSSocket>()
   /** Until when (Unix ms) an address, or a certificate by its fingerprint, gets no new connection. */
   readonly #paused = new Map<string, number>()
   /** Addresses from which a listed client came: they are never paused, or a stranger behind the same one keeps clients out. */
@@ -103,7 +106,7 @@ export class Connections {
   sweep(): void {
     for (const connection of this.#open.values()) {
       const { tls, client } = connection
-      if (tls === undefined || client === undefined || this.#options.clientOf(tls) !== undefined) continue
+      if (tls === undefined || client === undefined || this.#options.clientOf(tls, true) !== undefined) continue
       connection.client = undefined // closed once
       closeAfterAnswers(tls)
     }
@@ -195,10 +198,20 @@ export class Connections {
     connection.handshakeBytes = connection.transport.bytesRead
     if (this.#isPaused(certificateOf(tls))) return void tls.destroy()
     if (this.#passes(connection, tls)) return
+    this.#strangers.add(tls)
+    for (const first of this.#strangers) {
+      if (this.#strangers.size <= MAX_STRANGERS) break
+      this.#strangers.delete(first)
+      first.destroy()
+    }
     const timer = setTimeout(() => {
-      if (!connection.asked && this.#options.clientOf(tls) === undefined) tls.destroy()
-    }, STRANGER_MS)
-    tls.once('close', () => clearTimeout(timer))
+      this.#strangers.delete(tls)
+      if (!connection.asked && this.#options.clientOf(tls, false) === undefined) tls.destroy()
+    }, this.#options.strangerMs)
+    tls.once('close', () => {
+      clearTimeout(timer)
+      this.#strangers.delete(tls)
+    })
   }
 
   /** Cuts connections that bring bytes and neither requests nor bodies: KeyUpdates (RFC 8446 §4.6.3), empty records. */
@@ -235,7 +248,7 @@ export class Connections {
 
   /** Whether a listed client is on the connection, which is noted, and its address too. */
   #passes(connection: Connection, tls: TLSSocket): boolean {
-    connection.client ??= this.#options.clientOf(tls)
+    connection.client ??= this.#options.clientOf(tls, connection.asked)
     if (connection.client === undefined) return false
     if (this.#ofClients.size >= MAX_CLIENT_ADDRESSES) this.#ofClients.clear()
     this.#ofClients.add(connection.address)

@@ -10,7 +10,7 @@ import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import type { Metrics } from '../operations/metrics.ts'
-import { type ClientSource, type Listing, standing, type TokenCheck } from '../clients/gate.ts'
+import { type ClientSource, holderOf, type Listing, type TokenCheck } from '../clients/gate.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { loadRelayTls, readWatched } from './load.ts'
@@ -104,11 +104,13 @@ export class Reloader implements ClientSource {
 
   /**
    * The client that may go on asking on a connection, by all that is in force now; nothing for a stranger. Who is disabled is
-   * told so, with each request on a connection that is open too.
+   * told so, with each request on a connection that is open too. Where tokens are taken, whoever has sent a request counts by its
+   * certificate: the token of a request says nothing of the next one.
    */
-  readonly clientOf = (socket: unknown): string | undefined => {
+  readonly clientOf = (socket: unknown, asked: boolean): string | undefined => {
     try {
-      return standing(socket, this.current, Date.now()).client.name
+      const { peer, known } = holderOf(socket, this.current, Date.now())
+      return known?.client.name ?? (asked ? peer.fingerprint256 : undefined)
     } catch (error) {
       return error instanceof Problem && error.code === 'client_disabled' ? 'disabled' : undefined
     }

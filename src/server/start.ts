@@ -47,6 +47,10 @@ export interface Gateway {
   reload(): void
 }
 
+// The request of somebody who is not listed comes with the end of the handshake, or with the next packet; it is told so.
+const STRANGER_MS = 1_000
+// One that brings a token may have to get it first.
+const TOKEN_MS = 5_000
 // A probe that comes before the first look at the relays waits for it; kubelets wait one second.
 const FIRST_LOOK_MS = 800
 
@@ -115,6 +119,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const connections = new Connections(app.server, {
     most: config.maxConnections,
     clientOf: clients.clientOf,
+    strangerMs: tokens === undefined ? STRANGER_MS : TOKEN_MS,
     log: logger,
   })
   watchHandshakes(app.server, metrics, logger, (transport) => connections.failed(transport))
