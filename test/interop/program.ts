@@ -27,7 +27,8 @@ export async function startProgram(
   }
 }
 
-function listens(port: number): Promise<boolean> {
+/** Whether something listens on a loopback port. */
+export function listens(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(port, '127.0.0.1')
     socket.once('connect', () => {
