@@ -1,10 +1,12 @@
+import { randomBytes } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { connect as connectTcp, type Socket } from 'node:net'
 import { createInterface } from 'node:readline'
-import { connect, type TLSSocket } from 'node:tls'
+import { connect, type ConnectionOptions, type TLSSocket } from 'node:tls'
+import { certificate, dearCertificate, name, rsaKey } from '../support/x509.ts'
 
 /*
- * A hostile client with a certificate that is listed, in a process of its own: `{ attack, seconds }` runs one attack for so
+ * A hostile client with a certificate that is listed, or a stranger, in a process of its own: `{ attack, seconds }` runs one attack for so
  * long and tells how much of it there was. Connections that the gateway closes are opened again, up to a bound.
  */
 const { LOAD_PORT = '', LOAD_CA = '', LOAD_CERT = '', LOAD_KEY = '' } = process.env
@@ -25,6 +27,7 @@ const FLOOD_PAUSE_MS = 10 // 6 MB/s on each connection: without a bound an attac
 const DRIP_MS = 500
 const DIALS = 50 // handshakes at a time: more of them only wait on this side
 const RAMP_S = 1
+const FFDHE8192 = 0x0104
 
 const withLength = (body: string): string => `${HEAD}Content-Length: ${Buffer.byteLength(body)}\r\n\r\n${body}`
 const message = (fields: string): string =>
@@ -36,6 +39,8 @@ interface Attack {
   readonly connections: number
   /** Without TLS. */
   readonly silent?: true
+  /** From another address, without a certificate that is listed; with this chain where there is one. */
+  readonly stranger?: { readonly cert: string; readonly key: string } | true
   /** What it takes until all of them stand, s. */
   readonly ramp?: number
   /** Pause between two rounds of one connection, ms. */
@@ -58,6 +63,9 @@ const ATTACKS: Readonly<Record<string, Attack>> = {
   'slow bodies': { connections: 200, opening: `${HEAD}Content-Length: 100000\r\n\r\n{`, round: ' ', pause: DRIP_MS },
   'idle connections': { connections: 2000, ramp: 20, opening: 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n' },
   'silent handshakes': { connections: 1000, silent: true },
+  'chains of 60 dear certificates': { connections: 3, stranger: dearChain(60) },
+  'ffdhe8192 key shares': { connections: 20, silent: true, stranger: true, opening: clientHello(FFDHE8192, 1024) },
+  'ClientHellos without an end': { connections: 3000, silent: true, stranger: true, ramp: 5, opening: endlessHello() },
   'endless chunked bodies': {
     connections: 4,
     opening: `${HEAD}Transfer-Encoding: chunked\r\n\r\n`,
@@ -103,8 +111,55 @@ const ATTACKS: Readonly<Record<string, Attack>> = {
   },
 }
 
+/** A ClientHello of TLS 1.3 (RFC 8446 §4.1.2) with one key share, of random octets. */
+function clientHello(group: number, size: number): Buffer {
+  const u16 = (value: number): Buffer => Buffer.from([value >> 8, value & 255])
+  const sized = (...parts: readonly Buffer[]): Buffer => {
+    const content = Buffer.concat(parts)
+    return Buffer.concat([u16(content.length), content])
+  }
+  const extensions = sized(
+    Buffer.concat([u16(43), sized(Buffer.from([2, 3, 4]))]),
+    Buffer.concat([u16(10), sized(sized(u16(group)))]),
+    Buffer.concat([u16(13), sized(sized(u16(0x0403), u16(0x0804)))]),
+    Buffer.concat([u16(51), sized(sized(u16(group), sized(randomBytes(size))))]),
+  )
+  const hello = Buffer.concat([
+    u16(0x0303),
+    randomBytes(32),
+    Buffer.from([0]),
+    sized(u16(0x1301)),
+    Buffer.from([1, 0]),
+    extensions,
+  ])
+  const handshake = Buffer.concat([Buffer.from([1, 0]), u16(hello.length), hello])
+  return Buffer.concat([Buffer.from([0x16, 3, 1]), sized(handshake)])
+}
+
+/** All but the end of the longest ClientHello that OpenSSL waits for. */
+function endlessHello(): Buffer {
+  const hello = Buffer.concat([Buffer.from([1, 1, 0xff, 0xf0, 3, 3]), Buffer.alloc(130_000, 1)])
+  const records: Buffer[] = []
+  for (let start = 0; start < hello.length; start += 16_384) {
+    const piece = hello.subarray(start, start + 16_384)
+    records.push(Buffer.from([0x16, 3, 1, piece.length >> 8, piece.length & 255]), piece)
+  }
+  return Buffer.concat(records)
+}
+
+/** A chain that nobody issued, with exponents as long as their keys, and a leaf that has its key. */
+function dearChain(length: number): { cert: string; key: string } {
+  const leaf = rsaKey()
+  const issuer = { ...rsaKey(), name: name('dear 0'), algorithm: 'rsa-sha256' } as const
+  const above = Array.from({ length: length - 1 }, (_, n) => dearCertificate(`dear ${n}`, `dear ${n + 1}`))
+  return {
+    cert: [certificate({ subject: name('leaf'), key: leaf, issuer }), ...above].join(''),
+    key: leaf.privateKey.export({ type: 'pkcs8', format: 'pem' }).toString(),
+  }
+}
+
 async function run(
-  { connections, silent, pause = 1000, opening, round, answered }: Attack,
+  { connections, silent, stranger, pause = 1000, opening, round, answered }: Attack,
   seconds: number,
 ): Promise<object> {
   const end = performance.now() + seconds * 1000
@@ -124,7 +179,7 @@ async function run(
   let refused = 0
   const start = async (): Promise<void> => {
     await turn()
-    const socket = await dial(silent).finally(next)
+    const socket = await dial(silent, stranger).finally(next)
     if (socket === undefined) return
     opened += 1
     open.add(socket)
@@ -161,9 +216,13 @@ async function run(
   return { opened, standing, rounds, closed: refused - standing }
 }
 
-function dial(silent: true | undefined): Promise<TLSSocket | Socket | undefined> {
+function dial(silent: true | undefined, stranger: Attack['stranger']): Promise<TLSSocket | Socket | undefined> {
+  const from = { localAddress: stranger === undefined ? '127.0.0.1' : '127.0.0.2' }
+  const shown = typeof stranger === 'object' ? { ...stranger, ciphers: 'DEFAULT:@SECLEVEL=0' } : {}
   return new Promise((resolve) => {
-    const socket = silent ? connectTcp(port, '127.0.0.1', () => resolve(socket)) : connect(tls, () => resolve(socket))
+    const socket = silent
+      ? connectTcp({ port, host: '127.0.0.1', ...from }, () => resolve(socket))
+      : connect({ ...tls, ...shown, ...from } as ConnectionOptions, () => resolve(socket))
     socket.on('error', () => {
       socket.destroy()
       resolve(undefined)

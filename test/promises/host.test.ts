@@ -57,6 +57,35 @@ function begin(t: Test, directory: string, stdio: StdioOptions, env: Record<stri
   return child
 }
 
+t.test('silent strangers do not use up the descriptors of the process', async (t) => {
+  const relay = await startRelay(t)
+  const { directory, client } = await makeFiles(t)
+  const port = await freePort()
+  const [command, args] = postern('serve')
+  const child = spawn('sh', ['-c', 'ulimit -n 256 && exec "$0" "$@"', command, ...args], {
+    stdio: 'ignore',
+    env: {
+      ...settings(directory),
+      POSTERN_HOST: '127.0.0.1',
+      POSTERN_PORT: String(port),
+      POSTERN_OPS_PORT: '0',
+      POSTERN_SMTP_URL: relay.url,
+      PATH: process.env['PATH'],
+    },
+  })
+  t.teardown(() => child.kill('SIGKILL'))
+  while (!(await isOpen(port))) await pause(20)
+  const post = await poster(t, port, client)
+  t.equal((await post(MESSAGE)).status, 200)
+  const silent = Array.from({ length: 600 }, () => connect({ port, host: '127.0.0.1', localAddress: '127.0.0.2' }))
+  for (const socket of silent) socket.on('error', () => {})
+  await pause(500) // as many as come stand by now, and the gateway has made room
+  for (let n = 0; n < 20; n++) t.equal((await post(MESSAGE)).status, 200)
+  const fresh = await poster(t, port, client)
+  t.equal((await fresh(MESSAGE)).status, 200, 'on a new connection')
+  for (const socket of silent) socket.destroy()
+})
+
 function isOpen(port: number): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(port, '127.0.0.1')
