@@ -125,28 +125,30 @@ function sizeOf(content: readonly Segment[]): number | undefined {
 
 function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<string, Buffer>): Entity {
   const boundary = boundaries()
-  const files = (input.attachments ?? []).map((attachment, index): File => {
-    return {
-      make: attachmentEntity(attachment, index, contents),
-      inline: input.html !== undefined && attachment.content_id !== undefined,
-      streamed: attachment.part !== undefined,
-    }
-  })
+  const files = (input.attachments ?? []).map((attachment, index): File => ({
+    make: attachmentEntity(attachment, index, contents),
+    inline: input.html !== undefined && attachment.content_id !== undefined,
+    streamed: attachment.part !== undefined,
+  }))
   const ordered = inOrder(files)
-  const inline = ordered ? files.filter((file) => file.inline).map(({ make }) => make) : []
-  const attached = ordered
-    ? files.filter((file) => !file.inline).map(({ make }) => make)
-    : files.map(({ make }) => make)
+  const makersOf = (inline: boolean): EntityMaker[] =>
+    files.filter((file) => (ordered && file.inline) === inline).map(({ make }) => make)
+  const attached = makersOf(false)
 
   // The outermost entity carries the message's own fields: which one that is depends on what there is to carry.
-  const wrap = (entities: readonly EntityMaker[], subtype: string, params: readonly string[] = []): EntityMaker => {
-    const [only] = entities
-    if (entities.length === 1 && only !== undefined) return only
+  const wrap = (
+    subtype: string,
+    makers: readonly EntityMaker[],
+    params: readonly string[] = [],
+    least = 2,
+  ): EntityMaker => {
+    const [only] = makers
+    if (only !== undefined && makers.length < least) return only
     return (headers) =>
       multipart(
         subtype,
         boundary(),
-        entities.map((make) => make('')),
+        makers.map((make) => make('')),
         params,
         headers,
       )
@@ -156,24 +158,17 @@ function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<str
   if (text !== undefined) bodies.push((headers) => textEntity('text/plain; charset=utf-8', text, headers))
   if (html !== undefined) {
     const page: EntityMaker = (headers) => textEntity('text/html; charset=utf-8', html, headers)
-    bodies.push(wrap([page, ...inline], 'related', ['type="text/html"']))
+    bodies.push(wrap('related', [page, ...makersOf(true)], ['type="text/html"']))
   }
   if (calendar !== undefined) {
-    bodies.push((headers) =>
-      textEntity(`text/calendar; charset=utf-8; method=${calendar.method}`, calendar.content, headers),
-    )
+    const type = `text/calendar; charset=utf-8; method=${calendar.method}`
+    bodies.push((headers) => textEntity(type, calendar.content, headers))
   }
-  const readable = bodies.length > 0 ? [wrap(bodies, 'alternative')] : []
-  const parts = [...readable, ...attached]
-  if (attached.length === 0) return wrap(parts, 'mixed')(fields)
-  const type = bodies.length > 1 ? 'multipart/alternative' : 'text/html'
-  return multipart(
-    ordered ? 'mixed' : 'related',
-    boundary(),
-    parts.map((make) => make('')),
-    ordered ? [] : [`type="${type}"`],
-    fields,
-  )
+  const parts = [...(bodies.length > 0 ? [wrap('alternative', bodies)] : []), ...attached]
+  const whole = ordered
+    ? wrap('mixed', parts, [], attached.length > 0 ? 0 : 2)
+    : wrap('related', parts, [`type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`])
+  return whole(fields)
 }
 
 type EntityMaker = (headers: string) => Entity
