@@ -72,7 +72,7 @@ t.test('nobody listens: not sent, and said at once without a key', async (t) => 
   const error = await failure(clientOf(t, gateway, { url }).send(MESSAGE, { idempotencyKey: false }))
   t.match(error, { code: 'connection_failed', outcome: 'not_sent', retryable: true })
   const begun = performance.now()
-  const patient = await failure(clientOf(t, gateway, { url, timeout: 1_500 }).send(MESSAGE, { idempotencyKey: 'k' }))
+  const patient = await failure(clientOf(t, gateway, { url, retryFor: 1_500 }).send(MESSAGE, { idempotencyKey: 'k' }))
   t.match(patient, { code: 'connection_failed', outcome: 'not_sent', idempotencyKey: 'k' })
   t.ok(performance.now() - begun > 500, 'it was tried again')
 })
@@ -126,7 +126,7 @@ t.test('what the relay puts off is tried again after Retry-After, and given up w
   t.match(await client.send(MESSAGE), { status: 'accepted' })
   t.ok(performance.now() - begun > 1_000, 'it waited')
   refusals = Infinity
-  const error = await failure(client.send(MESSAGE, { timeout: 2_000 }))
+  const error = await failure(clientOf(t, gateway, { retryFor: 2_000 }).send(MESSAGE))
   t.match(error, { code: 'deferred_by_relay', status: 503, outcome: 'not_sent', retryable: true, smtp: { code: 451 } })
   t.ok(Number(error.retryAfter) >= 1)
   t.match(error.idempotencyKey, /^[\w-]{36}$/)
@@ -336,8 +336,9 @@ t.test('an answer that is not the gateway’s is no answer about the message', a
     response.writeHead(status, { 'content-type': 'text/html' }).end('<h1>Oh no</h1>')
   })
   const url = `https://localhost:${await listen(t, proxy)}`
-  const client = clientOf(t, gateway, { url, timeout: 1_000 })
+  const client = clientOf(t, gateway, { url, retryFor: 500 })
   t.match(await failure(client.send(MESSAGE)), { code: 'unexpected_answer', status: 502, outcome: 'unknown' })
+  t.match(await failure(client.whoami()), { code: 'unexpected_answer', outcome: 'not_sent', retryable: true })
   status = 404
   t.match(await failure(client.send(MESSAGE)), { code: 'unexpected_answer', status: 404, outcome: 'not_sent' })
 })

@@ -229,7 +229,7 @@ t.test('refusals come as nodemailer has them, with what the gateway knows', asyn
       done(code === undefined ? null : Object.assign(new Error(`no ${address}`), { responseCode: Number(code) }))
     },
   })
-  const { transport } = await setUp(t, RAW.replace('"*"', '"*@corp.example"'), { timeout: 2_000 }, relay)
+  const { transport } = await setUp(t, RAW.replace('"*"', '"*@corp.example"'), { retryFor: 2_000 }, relay)
   const partial = await transport.sendMail({ ...PLAIN, to: 'user@corp.example, 550@corp.example' })
   t.match(partial, { accepted: ['user@corp.example'], rejected: ['550@corp.example'], status: 'partial' })
   t.match(partial['rejectedErrors'], [{ responseCode: 550, recipient: '550@corp.example' }])
@@ -267,7 +267,7 @@ t.test('verify, close and callbacks are as nodemailer has them', async (t) => {
   t.match(await failure(transport.sendMail(PLAIN)), { problem: 'closed' })
 
   const url = `https://localhost:${await freePort()}`
-  const { transport: lost } = await setUp(t, ANYTHING, { url, timeout: 500 })
+  const { transport: lost } = await setUp(t, ANYTHING, { url, retryFor: 500 })
   t.match(await failure(lost.verify()), {
     code: 'ECONNECTION',
     outcome: 'not_sent',

@@ -234,6 +234,9 @@ export class Postern {
         found = 'status' in result ? readAnswer<T>(result) : failureOf(result, silent, credentials, end)
       }
       if (!(found instanceof PosternError)) return found
+      // A question sends nothing.
+      if (call.method === 'GET' && found.outcome === 'unknown')
+        found = new PosternError({ ...found, outcome: 'not_sent', retryable: true }, found)
 
       const possible = call.body?.repeatable !== false
       if (
