@@ -165,6 +165,7 @@ for (const [mode, shown, hidden] of [
     t.equal((await gateway.post(to('ok', 'bad'))).status, 503)
     t.equal(lines(gateway).length, 9)
     t.match(gateway.logText(), shown)
+    t.match(gateway.logText(), /5\d\d .*: no such user/, 'the rest of a reply stays')
     if (mode !== 'full') t.notMatch(gateway.logText(), hidden)
   })
 }

@@ -5,6 +5,7 @@ import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
 
 const MAX_PATHS = 20 // of the faults of one request
 const MAX_PATH_CHARS = 200
+const ADDRESS = /[^\s<>"(),:;]*@[^\s<>"(),:;]*/g // as replies of relays name them
 
 /** The facts of one message that reach the log. Never its content, its headers or a secret. */
 export interface Audit {
@@ -42,8 +43,10 @@ export function writeAudit(
   recipients: LogRecipients,
   more: object = {},
 ): void {
-  const shown = (email: string): string => (recipients === 'full' ? email : email.slice(email.lastIndexOf('@')))
+  const shown = (email: string): string =>
+    recipients === 'full' ? email : recipients === 'none' ? '…' : email.slice(email.lastIndexOf('@'))
   const { problem } = result
+  const reply = result.response ?? problem?.smtp?.response
   const line = {
     client: facts.client ?? null,
     fingerprint: facts.fingerprint ?? null,
@@ -55,10 +58,7 @@ export function writeAudit(
     recipient_count: audit.recipients?.length ?? null,
     bytes: audit.bytes ?? null,
     relay: result.relay ?? problem?.smtp?.relay ?? null,
-    reply:
-      recipients === 'full'
-        ? (result.response ?? problem?.smtp?.response ?? null)
-        : (result.code ?? problem?.smtp?.code ?? null),
+    reply: reply?.replace(ADDRESS, shown) ?? null,
     rejected:
       recipients === 'none'
         ? (result.rejected?.length ?? 0)
