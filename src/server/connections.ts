@@ -52,7 +52,8 @@ const MAX_PAUSED = 10_000
 const MAX_STRANGERS = 256
 const LOOK_MS = 250
 // What records may weigh beyond their content before a connection is cut. A record takes 29 bytes more than it carries, so that
-// a client that sends 30 bytes at a time comes through. A KeyUpdate is 27 bytes without any, and costs 10 µs.
+// a client comes through that sends byte by byte. A KeyUpdate is 27 bytes without any, and costs 10 µs.
+const MOST_PER_BYTE = 32
 const MAX_IDLE_BYTES = 64 * 1024
 
 /**
@@ -217,7 +218,8 @@ export class Connections {
   /** Cuts connections that bring bytes and neither requests nor bodies: KeyUpdates (RFC 8446 §4.6.3), empty records. */
   #cutFloods(): void {
     for (const { transport, tls, handshakeBytes, client } of this.#open.values()) {
-      if (tls === undefined || transport.bytesRead - handshakeBytes <= 2 * tls.bytesRead + MAX_IDLE_BYTES) continue
+      if (tls === undefined || transport.bytesRead - handshakeBytes <= MOST_PER_BYTE * tls.bytesRead + MAX_IDLE_BYTES)
+        continue
       const fingerprint = certificateOf(tls)
       this.#pause(fingerprint)
       this.#options.log.warn(
