@@ -3,7 +3,10 @@ import type { Agent } from 'node:https'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connect } from 'node:tls'
 import t, { type Test } from 'tap'
+import { parseClients } from '../src/clients/clients-file.ts'
+import { ForwardedCertificates } from '../src/clients/forwarded.ts'
 import { createRevocationList } from '../src/tls/issue.ts'
+import { ClientTrust } from '../src/tls/trust.ts'
 import { formatFingerprint } from '../src/tls/fingerprint.ts'
 import { oneConnection } from './support/gateway.ts'
 import { type MovingGateway, type MovingOptions, startOnFiles, type WhoamiAnswer } from './support/motion.ts'
@@ -183,4 +186,21 @@ t.test('what is no request, over the connection of a proxy, is answered as that'
   let text = ''
   for await (const piece of socket) text += String(piece)
   t.match(text, /^HTTP\/1\.1 400 .*"code":"invalid_header"/s)
+})
+
+t.test('what was found good of a forwarded certificate lasts as long as the list that said so', async (t) => {
+  const client = await pki.client('billing')
+  const now = Date.now()
+  const crl = [await createRevocationList(pki.ca, [], { nextUpdate: new Date(now + 3_600_000) })]
+  const forwarded = new ForwardedCertificates(new ClientTrust({ ca: [pki.ca.certificate], crl }))
+  const directory = parseClients(
+    `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"] } }`,
+    'clients.yaml',
+  )
+  const ask = (at: number): unknown =>
+    forwarded.holderOf({ 'client-cert': byteSequence(client) }, { directory, tokens: undefined }, at)
+  t.ok(ask(now))
+  t.ok(ask(now + 3_590_000))
+  t.throws(() => ask(now + 3_601_000), { code: 'unknown_certificate', message: /cannot be told/ })
+  t.ok(ask(now), 'it may be asked again')
 })
