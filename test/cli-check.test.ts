@@ -130,6 +130,11 @@ t.test('the certificate of the server or of a CA listed as a client is told by w
     lines.join('\n'),
     /warning: clients\.billing lists the CA certificate "CN=Postern CA .*" instead of a client's/,
   )
+  const foreign = `clients: { a: { san: "DNS:a.example", ca: "${'ab'.repeat(32)}", from: ["*"] } }`
+  t.match(
+    (await run(t, { files: { 'clients.yaml': foreign } })).lines.join('\n'),
+    /warning: clients\.a names a "ca" that is not in/,
+  )
 })
 
 t.test('a relay that fails at any step is told by that step', async (t) => {

@@ -23,7 +23,7 @@ function documents(_t: Test, text: string): readonly Document[] {
 
 /** What the gateway makes of an environment; files that are named are not here. */
 function faultsOf(env: Record<string, string>): readonly string[] {
-  return readConfig(env).faults.filter((fault) => !/_FILE .* cannot be read/.test(fault))
+  return readConfig(env).faults.filter((fault) => !/_FILE .* (?:cannot be read|does not exist)/.test(fault))
 }
 
 /** The place of a file in the image, under the folder that is mounted. */

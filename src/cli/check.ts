@@ -4,7 +4,7 @@ import { checkWebroot } from '../operations/acme.ts'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
-import { listingFindings } from '../clients/listing.ts'
+import { listingFindings, rootFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
 import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
@@ -163,7 +163,7 @@ function certificateFindings({ tls }: Config, clients: ClientDirectory | undefin
     if (!known.has(entry[1].fingerprint256)) strangers.push(entry)
     known.add(entry[1].fingerprint256)
   }
-  return [...findings, ...listingFindings(clients, strangers)]
+  return [...findings, ...listingFindings(clients, strangers), ...rootFindings(clients, bundle)]
 }
 
 function certificatesIn(file: string): readonly X509Certificate[] {

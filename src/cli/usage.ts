@@ -1,4 +1,5 @@
 import { getSystemErrorMap, parseArgs, type ParseArgsConfig } from 'node:util'
+import { whoMay } from '../config/unreadable.ts'
 import { nearest } from '../config/suggest.ts'
 
 /** A command cannot do what was asked. Each line of the message is a plain sentence for the person who asked. */
@@ -29,6 +30,8 @@ export function refusal(what: string): (error: unknown) => never {
     const errno = isSystemError(error) ? error.errno : undefined
     const reason = errno === undefined ? undefined : getSystemErrorMap().get(errno)?.[1]
     if (reason === undefined) throw error
+    if (isSystemError(error) && error.code === 'EACCES' && error.path !== undefined && error.syscall === 'open')
+      throw new UsageError(`${what}: ${whoMay(error.path)}.`, { cause: error })
     throw new UsageError(`${what}: ${reason}.`, { cause: error })
   }
 }

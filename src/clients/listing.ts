@@ -16,3 +16,13 @@ export function listingFindings(
     ]
   })
 }
+
+/** Clients whose names count under a root that is not in the bundle: nobody gets in by them. */
+export function rootFindings({ clients }: ClientDirectory, bundle: readonly X509Certificate[]): string[] {
+  const roots = new Set(bundle.map(fingerprintOf))
+  return [...clients.values()].flatMap(({ name, ca }) =>
+    ca === undefined || roots.has(ca)
+      ? []
+      : [`clients.${name} names a "ca" that is not in POSTERN_TLS_CLIENT_CA: its names let nobody in.`],
+  )
+}

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
-import { codeOf } from '../errors.ts'
 import { nearest } from './suggest.ts'
+import { unreadable } from './unreadable.ts'
 
 /**
  * Reads `POSTERN_*` variables one by one and collects what is wrong with them, a plain sentence each. A value that cannot
@@ -103,6 +103,6 @@ function readSecret(file: string): string {
   try {
     return readFileSync(file, 'utf8').trim()
   } catch (error) {
-    throw new RangeError(`cannot be read (${codeOf(error)})`)
+    throw new RangeError(unreadable(file, error))
   }
 }

@@ -1,8 +1,9 @@
-import { closeSync, constants, fstatSync, openSync, readSync, statSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { createSecureContext } from 'node:tls'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
-import { codeOf, LoadError } from '../errors.ts'
+import { unreadable } from '../config/unreadable.ts'
+import { LoadError } from '../errors.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import { readCertificates, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
@@ -97,21 +98,9 @@ export function readWatched(path: string): Buffer {
     if (length > MAX_FILE_BYTES) throw new RangeError('is larger than 16 MiB')
     return content.subarray(0, length)
   } catch (error) {
-    throw error instanceof RangeError ? error : new RangeError(whyUnreadable(path, codeOf(error)))
+    throw error instanceof RangeError ? error : new RangeError(unreadable(path, error))
   } finally {
     if (fd !== undefined) closeSync(fd)
-  }
-}
-
-function whyUnreadable(path: string, code: string): string {
-  if (code === 'ENOENT') return 'does not exist'
-  if (code !== 'EACCES' || process.geteuid === undefined) return `cannot be read (${code})`
-  const me = `${process.geteuid()}:${process.getegid?.()}`
-  try {
-    const { uid, gid, mode } = statSync(path)
-    return `cannot be read (EACCES): Postern runs as ${me}, and the file is of ${uid}:${gid} with mode ${(mode & 0o777).toString(8)} (chown ${me} ${path})`
-  } catch {
-    return `cannot be read (EACCES): Postern runs as ${me}, which may not enter its folder`
   }
 }
 
