@@ -19,7 +19,7 @@ export interface Listing {
   readonly forwarded: ForwardedCertificates
   readonly tokens?: TokenCheck | undefined
   /** Told of every caller that is let in. */
-  seen(caller: Caller): void
+  readonly seen: (caller: Caller) => void
 }
 
 /** The listing in force. A reload swaps `current`; every look-up reads it anew. */
@@ -59,13 +59,18 @@ export class UnverifiedToken extends Problem {
 }
 
 /** The caller on a connection, by the headers it sent. Throws a Problem: 401, 403, 400 or 503, or UnverifiedToken. */
-export function admit({ socket, headers, rawHeaders = [] }: Arrival, listing: Listing, now = Date.now()): Caller {
+export function admit(
+  { socket, headers, rawHeaders = [] }: Arrival,
+  listing: Listing,
+  now = Date.now(),
+  seen = listing.seen,
+): Caller {
   let holder = holderOf(socket, listing, now)
   const { known: connected } = holder
   if (headers !== undefined) {
     const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
     if (connected?.client.role === 'proxy') {
-      listing.seen({ peer: holder.peer, ...connected })
+      seen({ peer: holder.peer, ...connected })
       holder = listing.forwarded.holderOf(headers, listing, now)
     } else if (header !== undefined) {
       const who = connected?.client.name ?? 'Who is not listed'
@@ -76,7 +81,7 @@ export function admit({ socket, headers, rawHeaders = [] }: Arrival, listing: Li
     listing.tokens === undefined || headers === undefined
       ? listed(holder)
       : listing.tokens.callerOf(holder, valuesOf(rawHeaders, 'authorization'), listing.directory, now)
-  listing.seen(caller)
+  seen(caller)
   return caller
 }
 

@@ -95,8 +95,8 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('onRequest', routes.check) // 404, 405
   app.addHook('onRequest', admitMessages(options.admission, config.maxSize, config.requestTimeout)) // 413, 415, 503
   parseBodies(app, config.maxRecipients) // 400, 408, 413
-  app.addHook('preValidation', identify(clients)) // a client removed while its body came learns nothing of the schema
-  app.addHook('preHandler', identify(clients)) // the last word before a message is sent
+  app.addHook('preValidation', identify(clients, { again: true })) // a client removed while its body came learns nothing of the schema
+  app.addHook('preHandler', identify(clients, { again: true })) // the last word before a message is sent
   app.addHook('onSend', lingerOverBody)
   app.addHook('onSend', shutdown.close)
   app.addHook('onSend', usageHeaders(allowances))

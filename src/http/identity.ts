@@ -19,14 +19,15 @@ declare module 'fastify' {
  * nothing of the schema, and in `preHandler`, which has the last word before a message is sent. The hooks sit at the root:
  * 404s and every other answer are behind them.
  */
-export function identify(clients: ClientSource) {
+export function identify(clients: ClientSource, { again = false } = {}) {
+  const seen = again ? (): void => {} : undefined
   // With a callback: a promise for each gate of each request would cost more than the gate.
   return (request: FastifyRequest, _reply: FastifyReply, done: (error?: Error) => void): void => {
     if (request.routeOptions.config.anyCertificate === true) {
       holderOf(request.raw.socket, clients.current, Date.now())
       return done()
     }
-    const ask = (): void => void (request.caller = admit(request.raw, clients.current))
+    const ask = (): void => void (request.caller = admit(request.raw, clients.current, Date.now(), seen))
     try {
       ask()
     } catch (error) {

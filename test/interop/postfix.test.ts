@@ -216,12 +216,12 @@ t.test('a 4yz reply is a 503 that says when to come back', async (t) => {
   t.match(answer.headers['retry-after'], /^[1-9]\d*$/)
 })
 
-t.test('a message that Postfix finds too large only when it has it is a 422 with 5.3.4', async (t) => {
+t.test('a message that Postfix finds too large only when it has it is a 413 with 5.3.4', async (t) => {
   const { post } = await serve(t, { POSTERN_SMTP_URL: postfix.urlWithoutSize })
   const content = randomBytes((MESSAGE_SIZE_LIMIT * 3) / 4).toString('base64')
   const answer = await post({ ...MESSAGE, attachments: [{ filename: 'large.bin', content }] })
-  t.equal(answer.status, 422, answer.text)
-  t.match(answer.json, { code: 'rejected_by_relay', outcome: 'not_sent', smtp: { code: 552, enhanced: '5.3.4' } })
+  t.equal(answer.status, 413, answer.text)
+  t.match(answer.json, { code: 'message_too_large', outcome: 'not_sent', smtp: { code: 552, enhanced: '5.3.4' } })
 })
 
 t.test('10 MB arrive byte for byte', async (t) => {
