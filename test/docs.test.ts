@@ -17,6 +17,8 @@ import t, { type Test } from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { readConfig } from '../src/config/config.ts'
 import { PROBLEMS } from '../src/errors.ts'
+import { HEADERS_IN_WORDS } from '../src/mail/formats.ts'
+import { MessageSchema } from '../src/mail/schemas.ts'
 import { Metrics } from '../src/operations/metrics.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
 import { blocks, launch, literals, PAGES, pathOf, shell, table, textOf } from './support/readme.ts'
@@ -229,6 +231,13 @@ t.test('the settings are exactly those that are read, with the defaults that hol
     [],
     'no other setting is mentioned',
   )
+})
+
+t.test('the fields of a message are exactly those of its schema, and its headers those that are allowed', async (t) => {
+  const rows = table('README', 'Fields of a message')
+  t.same(rows.flatMap(([names = '']) => literals(names)).sort(), Object.keys(MessageSchema.properties).sort())
+  const headers = literals(rows.find(([name]) => name === '`headers`')?.[2] ?? '')
+  t.equal(headers.join(', '), HEADERS_IN_WORDS)
 })
 
 t.test('the errors are exactly those that are answered', async (t) => {
