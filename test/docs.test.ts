@@ -139,6 +139,23 @@ t.test('every command and example of the README runs as it stands', async (t) =>
   })
 })
 
+t.test('the settings for kinds of SMTP servers can be read as they are', (t) => {
+  const given = blocks('relays', 'ini')
+  for (const { section, text } of given) {
+    const env = Object.fromEntries(
+      text.split('\n').map((line) => [line.split('=')[0], line.slice(line.indexOf('=') + 1)]),
+    )
+    const missing = /POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE .* cannot be read/
+    t.same(
+      readConfig(env).faults.filter((fault) => !missing.test(fault)),
+      [],
+      section,
+    )
+  }
+  t.ok(given.length > 3)
+  t.end()
+})
+
 t.test('every block of every page is of a kind that a test runs or reads, and a test asks for it', (t) => {
   const tests = readdirSync('test', { recursive: true, encoding: 'utf8' })
     .filter((file) => file.endsWith('.test.ts') && !file.startsWith('.'))

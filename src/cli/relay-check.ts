@@ -6,6 +6,7 @@ import { explain } from '../relay/advice.ts'
 import { RelayFault } from '../relay/fault.ts'
 import { type Opened, openSession } from '../relay/handshake.ts'
 import { type RelayTls, sessionOptions } from '../relay/relay.ts'
+import { tokenSource } from '../relay/oauth.ts'
 import { Session } from '../relay/session.ts'
 
 /** What is asked of a relay beside a session. */
@@ -34,7 +35,14 @@ export async function tryRelay(
   const good: string[] = []
   const warnings: string[] = []
   try {
-    const opened = await openSession(sessionOptions(address, smtp, tls))
+    const opened = await openSession(
+      sessionOptions(
+        address,
+        smtp,
+        tls,
+        tokenSource(smtp, () => tls),
+      ),
+    )
     const { wire, offer, loggedIn } = opened
     try {
       const session = new Session(opened)
@@ -70,7 +78,16 @@ async function grantedBeside(
   more: number,
 ): Promise<number> {
   const opened = await Promise.allSettled(
-    Array.from({ length: more }, () => openSession(sessionOptions(address, smtp, tls))),
+    Array.from({ length: more }, () =>
+      openSession(
+        sessionOptions(
+          address,
+          smtp,
+          tls,
+          tokenSource(smtp, () => tls),
+        ),
+      ),
+    ),
   )
   const granted = opened.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
   for (const { wire } of granted) wire.quit()

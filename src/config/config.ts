@@ -8,6 +8,16 @@ import { parseDuration, parseSize } from './units.ts'
 export type { RelayAddress }
 
 export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'
+export interface SmtpOAuth {
+  /** Undefined where relays are not logged in to in this way. */
+  readonly tokenUrl: string | undefined
+  readonly clientId: string | undefined
+  /** Without it the relay certificate is shown (RFC 8705 §2). */
+  readonly secret: (() => string) | undefined
+  readonly scope: string | undefined
+  /** PEM file. */
+  readonly ca: string | undefined
+}
 export type LogRecipients = 'full' | 'domain' | 'none'
 
 /** The whole configuration as the environment states it. Sizes are bytes, times milliseconds. */
@@ -32,6 +42,8 @@ export interface Config {
     /** Files of what Postern shows to relays. */
     readonly cert: string | undefined
     readonly key: string | undefined
+    /** How to get a token to log in with, as the user of each relay that has no password. */
+    readonly oauth: SmtpOAuth
     readonly connections: number
     readonly sessionAge: number
     readonly sessionMessages: number
@@ -97,6 +109,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     keys: secret('POSTERN_QUEUE_KEY', parseQueueKeys) ?? [],
   }
   const requestTimeout = parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration)
+  const oauth = smtpOAuth(reader)
   const connectTimeout = parsed('POSTERN_SMTP_CONNECT_TIMEOUT', undefined, parseDuration)
   const config: Config = {
     host: text('POSTERN_HOST', '0.0.0.0'),
@@ -111,12 +124,13 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     },
     clients: text('POSTERN_CLIENTS', 'certs/clients.yaml'),
     smtp: {
-      relays: secret('POSTERN_SMTP_URL', parseRelays) ?? [],
+      relays: secret('POSTERN_SMTP_URL', (urls) => parseRelays(urls, oauth.tokenUrl !== undefined)) ?? [],
       tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
       ca: text('POSTERN_SMTP_CA', undefined),
       servername: parsed('POSTERN_SMTP_SERVERNAME', undefined, parseHostName),
       cert: text('POSTERN_SMTP_CERT', undefined),
       key: text('POSTERN_SMTP_KEY', undefined),
+      oauth,
       connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
       sessionAge: parsed('POSTERN_SMTP_SESSION_AGE', 300_000, parseDuration),
       sessionMessages: number('POSTERN_SMTP_SESSION_MESSAGES', 100, 1, 1_000_000),
@@ -164,6 +178,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   }
   if (config.oauth.issuer !== undefined && config.oauth.audience === undefined)
     reader.fault('POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.')
+  for (const fault of oauthFaults(config.smtp, reader)) reader.fault(fault)
   if ((config.smtp.cert === undefined) !== (config.smtp.key === undefined))
     reader.fault('POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.')
   if (queue.on && config.redisUrl === undefined && !reader.failed('POSTERN_REDIS_URL'))
@@ -218,6 +233,29 @@ function parsePublicUrl(text: string): string {
 function parseEhloName(text: string): string {
   if (!/^[A-Za-z0-9.:[\]_-]{1,255}$/.test(text)) throw new RangeError('is not a host name or [address]')
   return text
+}
+
+function smtpOAuth(reader: EnvironmentReader): SmtpOAuth {
+  return {
+    tokenUrl: reader.parsed('POSTERN_SMTP_OAUTH_TOKEN_URL', undefined, parsePublicUrl),
+    clientId: reader.text('POSTERN_SMTP_OAUTH_CLIENT_ID', undefined),
+    secret: reader.fresh('POSTERN_SMTP_OAUTH_CLIENT_SECRET'),
+    scope: reader.text('POSTERN_SMTP_OAUTH_SCOPE', undefined),
+    ca: reader.text('POSTERN_SMTP_OAUTH_CA', undefined),
+  }
+}
+
+function oauthFaults({ oauth, cert }: Config['smtp'], reader: EnvironmentReader): readonly string[] {
+  const { tokenUrl, clientId, secret } = oauth
+  if (['TOKEN_URL', 'CLIENT_SECRET'].some((name) => reader.failed(`POSTERN_SMTP_OAUTH_${name}`))) return []
+  if (tokenUrl === undefined || clientId === undefined)
+    return Object.values(oauth).every((value) => value === undefined)
+      ? []
+      : ['POSTERN_SMTP_OAUTH_TOKEN_URL and POSTERN_SMTP_OAUTH_CLIENT_ID belong together: set both.']
+  if (secret !== undefined || cert !== undefined) return []
+  return [
+    'POSTERN_SMTP_OAUTH_CLIENT_SECRET is not set, and no POSTERN_SMTP_CERT to show in its place: set one of them.',
+  ]
 }
 
 function parseHostName(text: string): string {

@@ -70,6 +70,14 @@ export class EnvironmentReader {
     return this.#attempt(name, '', () => parse(value))
   }
 
+  /** A secret that is read again each time that it is wanted, where it is in a file. The function throws a RangeError. */
+  fresh = (name: string): (() => string) | undefined => {
+    const value = this.secret(name, (text) => text)
+    const file = this.text(`${name}_FILE`, undefined)
+    if (value === undefined) return undefined
+    return file === undefined ? () => value : () => readSecret(file)
+  }
+
   refuseUnknown(): void {
     for (const name of Object.keys(this.#env)) {
       if (!name.startsWith('POSTERN_') || this.#known.has(name)) continue

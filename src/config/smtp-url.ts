@@ -12,14 +12,17 @@ export interface RelayAddress {
 }
 
 /**
- * Reads one or several smtp:// and smtps:// URLs, separated by white space. Throws a RangeError with a sentence that follows
+ * Reads one or several smtp:// and smtps:// URLs, separated by white space. A user `withTokens` needs no password. Throws a RangeError with a sentence that follows
  * the setting's name and quotes nothing of the URL: it holds a password.
  */
-export function parseRelays(text: string): readonly RelayAddress[] {
-  return text.split(/\s+/).filter(Boolean).map(parseRelay)
+export function parseRelays(text: string, withTokens = false): readonly RelayAddress[] {
+  return text
+    .split(/\s+/)
+    .filter(Boolean)
+    .map((url) => parseRelay(url, withTokens))
 }
 
-function parseRelay(text: string): RelayAddress {
+function parseRelay(text: string, withTokens: boolean): RelayAddress {
   let url: URL
   try {
     url = new URL(text)
@@ -35,8 +38,9 @@ function parseRelay(text: string): RelayAddress {
       'should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)',
     )
   }
-  if ((url.username === '') !== (url.password === ''))
-    throw new RangeError('should name both a user and a password, or neither')
+  if (url.username === '' && url.password !== '') throw new RangeError('should name a user beside its password')
+  if (url.username !== '' && url.password === '' && !withTokens)
+    throw new RangeError('has a user and no password: give one, or set POSTERN_SMTP_OAUTH_TOKEN_URL')
   const secure = url.protocol === 'smtps:'
   const host = decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
   const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)

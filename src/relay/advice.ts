@@ -14,6 +14,8 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
   const said = saidBy(cause)
   const code = codeOf(cause)
   switch (step) {
+    case 'token':
+      return tokenRefused(said)
     case 'connect':
       return unreachable(code)
     case 'tls':
@@ -101,15 +103,46 @@ function loginRefused(text: string): Explanation {
       why,
       advice: 'Google takes an app password (with 2-step verification) or OAuth 2, not the password of the account.',
     }
+  if (/Authentication unsuccessful/i.test(text))
+    return {
+      why,
+      advice:
+        'In Exchange Online, give the application SMTP.SendAsApp (Application.ReadWrite consent), register it with New-ServicePrincipal, and give it the mailbox with Add-MailboxPermission; the user in POSTERN_SMTP_URL is that mailbox.',
+    }
   return { why, advice: 'Check user and password in POSTERN_SMTP_URL (percent-encoded), and that the user may send.' }
 }
 
-function noMechanism({ message, offered }: NoMechanism): Explanation {
+function tokenRefused(said: string): Explanation {
+  const why = `no token to log in with could be had (${said})`
+  if (/^invalid_client|^unauthorized_client/.test(said))
+    return {
+      why,
+      advice:
+        'Check POSTERN_SMTP_OAUTH_CLIENT_ID and the secret: it may have expired (Entra ID, "Certificates & secrets").',
+    }
+  if (said.startsWith('invalid_scope'))
+    return {
+      why,
+      advice: 'Check POSTERN_SMTP_OAUTH_SCOPE: for Exchange Online https://outlook.office365.com/.default.',
+    }
+  return {
+    why,
+    advice:
+      'Check POSTERN_SMTP_OAUTH_TOKEN_URL, that this machine reaches it, and POSTERN_SMTP_OAUTH_CA for a private CA.',
+  }
+}
+
+function noMechanism({ message, offered, withToken }: NoMechanism): Explanation {
   if (offered.length === 0)
     return {
       why: 'it offers no login, and POSTERN_SMTP_URL has a user',
       advice:
         'Take user and password out of POSTERN_SMTP_URL, or use the port for submission (587, or smtps:// and 465).',
+    }
+  if (withToken)
+    return {
+      why: `${message}, and none of them is XOAUTH2 or OAUTHBEARER`,
+      advice: 'Put a password into POSTERN_SMTP_URL, or switch XOAUTH2 on at the relay.',
     }
   const oauth = offered.some((mechanism) => mechanism === 'XOAUTH2' || mechanism === 'OAUTHBEARER')
   return {

@@ -2,7 +2,18 @@ import { enhancedCode, type Reply } from './reply.ts'
 
 /** How far a session or a message had come. */
 export type Step =
-  'connect' | 'tls' | 'greeting' | 'ehlo' | 'starttls' | 'login' | 'mail' | 'rcpt' | 'data' | 'content' | 'dot'
+  | 'token'
+  | 'connect'
+  | 'tls'
+  | 'greeting'
+  | 'ehlo'
+  | 'starttls'
+  | 'login'
+  | 'mail'
+  | 'rcpt'
+  | 'data'
+  | 'content'
+  | 'dot'
 
 /** Why a relay does not take messages, or one of them: at which step, and what it or the system said. advice.ts has the words. */
 export class RelayFault extends Error {

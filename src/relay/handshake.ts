@@ -6,6 +6,13 @@ import { RelayFault, type Step } from './fault.ts'
 import type { Reply } from './reply.ts'
 import { Wire } from './wire.ts'
 
+/** As whom, and by a password or by a token. */
+export interface Login {
+  readonly user: string
+  readonly password: string | undefined
+  readonly tokens: { token(refused?: string): Promise<string> } | undefined
+}
+
 /** How a session with a relay is opened. */
 export interface SessionOptions {
   readonly host: string
@@ -17,7 +24,7 @@ export interface SessionOptions {
   readonly tls: ConnectionOptions
   /** For EHLO. */
   readonly name: string
-  readonly login: { readonly user: string; readonly password: string } | undefined
+  readonly login: Login | undefined
   /** For all of it, ms. */
   readonly timeout: number
 }
@@ -62,8 +69,23 @@ export class Offer {
 // Of several addresses each has so long before the next one is tried (RFC 8305 §5), the last one whatever is left.
 const NEXT_ADDRESS_MS = 1_000
 
-/** Connects, and goes through greeting, EHLO, STARTTLS and login. Throws a RelayFault with the step that failed. */
+/**
+ * Connects, and goes through greeting, EHLO, STARTTLS and login. A token that is refused counts when a new one is refused on a
+ * new connection. Throws a RelayFault with the step that failed.
+ */
 export async function openSession(options: SessionOptions): Promise<Opened> {
+  const { login } = options
+  if (login?.tokens === undefined || login.password !== undefined) return open(options, login?.password ?? '')
+  const token = await login.tokens.token()
+  try {
+    return await open(options, token)
+  } catch (error) {
+    if (!(error instanceof RelayFault) || error.step !== 'login' || error.reply === undefined) throw error
+    return open(options, await login.tokens.token(token))
+  }
+}
+
+async function open(options: SessionOptions, secret: string): Promise<Opened> {
   const { secure, startTls, name, login, timeout } = options
   let step: Step = 'connect'
   let socket: Socket | undefined
@@ -108,7 +130,7 @@ export async function openSession(options: SessionOptions): Promise<Opened> {
       } else if (startTls === 'required') throw new RelayFault('starttls')
     }
     step = 'login'
-    if (login !== undefined) await logIn(on, offer, login)
+    if (login !== undefined) await logIn(on, offer, options, login, secret)
     return { wire: on, offer, loggedIn: login !== undefined }
   } catch (error) {
     const fault = error instanceof RelayFault ? error : new RelayFault(step, { cause: error })
@@ -137,33 +159,60 @@ async function hello(wire: Wire, name: string, plain: boolean): Promise<Reply> {
 async function logIn(
   wire: Wire,
   { mechanisms }: Offer,
-  { user, password }: { user: string; password: string },
+  { host, port }: SessionOptions,
+  { user, password }: Login,
+  secret: string,
 ): Promise<void> {
-  const say = (text: string): Promise<Reply> => wire.ask(Buffer.from(text).toString('base64'))
+  const say = (text: string): Promise<Reply> => wire.ask(base64(text))
   const challenged = (reply: Reply): string => {
     if (reply.code !== 334) throw new RelayFault('login', { reply })
     return Buffer.from(reply.text.slice(4), 'base64').toString()
   }
+  const known = password === undefined ? ['OAUTHBEARER', 'XOAUTH2'] : ['PLAIN', 'LOGIN', 'CRAM-MD5']
   let reply: Reply
-  if (mechanisms.includes('PLAIN'))
-    reply = await wire.ask(`AUTH PLAIN ${Buffer.from(`\0${user}\0${password}`).toString('base64')}`)
-  else if (mechanisms.includes('LOGIN')) {
-    challenged(await wire.ask('AUTH LOGIN'))
-    challenged(await say(user))
-    reply = await say(password)
-  } else if (mechanisms.includes('CRAM-MD5')) {
-    const challenge = challenged(await wire.ask('AUTH CRAM-MD5'))
-    reply = await say(`${user} ${createHmac('md5', password).update(challenge).digest('hex')}`)
-  } else throw new RelayFault('login', { cause: new NoMechanism(mechanisms) })
+  switch (known.find((mechanism) => mechanisms.includes(mechanism))) {
+    case 'PLAIN':
+      reply = await wire.ask(`AUTH PLAIN ${base64(`\0${user}\0${secret}`)}`)
+      break
+    case 'LOGIN':
+      challenged(await wire.ask('AUTH LOGIN'))
+      challenged(await say(user))
+      reply = await say(secret)
+      break
+    case 'CRAM-MD5': {
+      const challenge = challenged(await wire.ask('AUTH CRAM-MD5'))
+      reply = await say(`${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`)
+      break
+    }
+    case 'OAUTHBEARER': // RFC 7628 §3.1; names in a SASL name have "," and "=" encoded (RFC 5801 §4)
+      reply = await wire.ask(
+        `AUTH OAUTHBEARER ${base64(`n,a=${user.replace(/=/g, '=3D').replace(/,/g, '=2C')},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`)}`,
+      )
+      if (reply.code === 334) reply = await say('\x01')
+      break
+    case 'XOAUTH2':
+      reply = await wire.ask(`AUTH XOAUTH2 ${base64(`user=${user}\x01auth=Bearer ${secret}\x01\x01`)}`)
+      if (reply.code === 334) reply = await say('') // the challenge tells why; the reply to this is the refusal
+      break
+    default:
+      throw new RelayFault('login', { cause: new NoMechanism(mechanisms, password === undefined) })
+  }
   if (reply.code !== 235) throw new RelayFault('login', { reply })
+}
+
+function base64(text: string): string {
+  return Buffer.from(text).toString('base64')
 }
 
 /** The relay offers no way to log in that Postern knows, or none at all. */
 export class NoMechanism extends Error {
   readonly offered: readonly string[]
-  constructor(offered: readonly string[]) {
+  /** It was a token that was to be shown. */
+  readonly withToken: boolean
+  constructor(offered: readonly string[], withToken: boolean) {
     super(offered.length === 0 ? 'it offers no login' : `it offers only ${offered.join(', ')} to log in`)
     this.name = 'NoMechanism'
     this.offered = offered
+    this.withToken = withToken
   }
 }

@@ -7,6 +7,7 @@ import type { Departure } from './departure.ts'
 import { RelayFault } from './fault.ts'
 import { type Offer, openSession, type SessionOptions } from './handshake.ts'
 import type { Ticket } from './line.ts'
+import type { TokenSource } from './oauth.ts'
 import { AttemptFailed, judge } from './outcome.ts'
 import { Pool, type SessionCounts } from './pool.ts'
 import { shown } from './reply.ts'
@@ -26,6 +27,8 @@ export interface RelayTls {
   readonly ca?: string
   readonly cert?: string
   readonly key?: string | undefined
+  /** By what the endpoint for tokens is trusted. */
+  readonly oauthCa?: string
 }
 
 /** How an attempt is to be made. */
@@ -72,7 +75,13 @@ export class Relay {
   #timer: NodeJS.Timeout | undefined
   #closed = false
 
-  constructor(address: RelayAddress, smtp: Config['smtp'], tls: () => RelayTls, observer: RelayObserver) {
+  constructor(
+    address: RelayAddress,
+    smtp: Config['smtp'],
+    tls: () => RelayTls,
+    tokens: TokenSource | undefined,
+    observer: RelayObserver,
+  ) {
     this.label = address.label
     this.#observer = observer
     this.#sessionMs = sessionMs(smtp)
@@ -81,7 +90,7 @@ export class Relay {
       age: smtp.sessionAge,
       messages: smtp.sessionMessages,
       open: async () => {
-        const session = new Session(await openSession(sessionOptions(address, smtp, tls())))
+        const session = new Session(await openSession(sessionOptions(address, smtp, tls(), tokens)))
         this.#offer = session.offer
         return session
       },
@@ -323,8 +332,13 @@ function sessionMs({ connectTimeout, timeout, relays }: Config['smtp']): number 
 }
 
 /** What it takes to open a session with a relay of the configuration. */
-export function sessionOptions(address: RelayAddress, smtp: Config['smtp'], tls: RelayTls): SessionOptions {
-  const { host, port, secure, user, password = '' } = address
+export function sessionOptions(
+  address: RelayAddress,
+  smtp: Config['smtp'],
+  { ca, cert, key }: RelayTls,
+  tokens: TokenSource | undefined,
+): SessionOptions {
+  const { host, port, secure, user, password } = address
   const name = smtp.servername ?? host
   return {
     host,
@@ -332,10 +346,11 @@ export function sessionOptions(address: RelayAddress, smtp: Config['smtp'], tls:
     secure,
     startTls: smtp.tls,
     name: smtp.name,
-    login: user === undefined ? undefined : { user, password },
+    login: user === undefined ? undefined : { user, password, tokens },
     timeout: sessionMs(smtp),
     tls: {
-      ...tls,
+      ...(ca !== undefined && { ca }),
+      ...(cert !== undefined && { cert, key }),
       host: name,
       ...(isIP(name) === 0 && { servername: name }),
       // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.

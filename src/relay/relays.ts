@@ -2,6 +2,7 @@ import type { Config } from '../config/config.ts'
 import { Problem, PROBLEMS, type ProblemCode } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
+import { tokenSource } from './oauth.ts'
 import { AttemptFailed } from './outcome.ts'
 import type { SessionCounts } from './pool.ts'
 import { type Attempt, type Delivery, Relay, type RelayObserver, type RelayTls } from './relay.ts'
@@ -37,7 +38,8 @@ export class Relays {
 
   /** `tls` is asked at each new session: the CA of private relays, and what Postern shows to them. */
   constructor(smtp: Config['smtp'], tls: () => RelayTls, events: RelayEvents) {
-    this.#relays = smtp.relays.map((address) => new Relay(address, smtp, tls, events))
+    const tokens = tokenSource(smtp, tls)
+    this.#relays = smtp.relays.map((address) => new Relay(address, smtp, tls, tokens, events))
     this.#events = events
     this.#timeout = smtp.timeout
   }

@@ -57,10 +57,12 @@ export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
   const read = (name: string, path: string | undefined): string | undefined =>
     path === undefined ? undefined : readFile(name, path, faults)
   const ca = read('POSTERN_SMTP_CA', smtp.ca)
+  const oauthCa = read('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca)
   const cert = read('POSTERN_SMTP_CERT', smtp.cert)
   const key = read('POSTERN_SMTP_KEY', smtp.key)
   if (faults.length > 0) throw new LoadError(faults)
   if (ca !== undefined) readCertificates(ca, `POSTERN_SMTP_CA ${smtp.ca}:`, faults)
+  if (oauthCa !== undefined) readCertificates(oauthCa, `POSTERN_SMTP_OAUTH_CA ${smtp.oauth.ca}:`, faults)
   if (cert !== undefined) readCertificates(cert, `POSTERN_SMTP_CERT ${smtp.cert}:`, faults)
   if (cert !== undefined && faults.length === 0) {
     try {
@@ -70,7 +72,11 @@ export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
     }
   }
   if (faults.length > 0) throw new LoadError(faults)
-  return { ...(ca !== undefined && { ca }), ...(cert !== undefined && { cert, key }) }
+  return {
+    ...(ca !== undefined && { ca }),
+    ...(oauthCa !== undefined && { oauthCa }),
+    ...(cert !== undefined && { cert, key }),
+  }
 }
 
 /** The value, or undefined with the faults of loading it added to the list: so that all are told at once. */

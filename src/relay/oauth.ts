@@ -1,0 +1,151 @@
+import { request } from 'node:https'
+import * as oauth from 'oauth4webapi'
+import type { Config, SmtpOAuth } from '../config/config.ts'
+import { RelayFault } from './fault.ts'
+import type { RelayTls } from './relay.ts'
+
+const MOST_BYTES = 64 * 1024
+const UNSTATED_MS = 300_000 // for a token that does not say how long it is valid
+const RENEW_AT = 0.8 // of its life
+const FIRST_PAUSE_MS = 1_000
+const LAST_PAUSE_MS = 30_000
+
+type Settings = SmtpOAuth & { readonly tokenUrl: string; readonly clientId: string }
+
+/** A token with which relays are logged in to, fetched once for all sessions (RFC 6749 §4.4) and ahead of its end. */
+export class TokenSource {
+  readonly #settings: Settings
+  readonly #timeout: number
+  readonly #tls: () => RelayTls
+  #token: { readonly text: string; readonly renewAt: number; readonly until: number } | undefined
+  #fetching: Promise<string> | undefined
+  #failures = 0
+  #retryAt = 0
+  #basic = false
+
+  /** `tls` has the certificate to show where there is no secret (RFC 8705 §2). */
+  constructor(settings: Settings, timeout: number, tls: () => RelayTls) {
+    this.#settings = settings
+    this.#timeout = timeout
+    this.#tls = tls
+  }
+
+  /** A token other than the one that was refused. The present one serves on while the endpoint is away. Throws a RelayFault. */
+  async token(refused?: string): Promise<string> {
+    const now = Date.now()
+    const present = this.#token
+    const good = present !== undefined && present.text !== refused && now < present.until
+    if (good && (now < present.renewAt || now < this.#retryAt)) return present.text
+    this.#fetching ??= this.#fetch().finally(() => (this.#fetching = undefined))
+    if (!good) return this.#fetching
+    this.#fetching.catch(() => {})
+    return present.text
+  }
+
+  async #fetch(): Promise<string> {
+    try {
+      const { access_token: text, expires_in } = await this.#grant()
+      const life = expires_in === undefined ? UNSTATED_MS : expires_in * 1000
+      this.#token = { text, renewAt: Date.now() + life * RENEW_AT, until: Date.now() + life }
+      this.#failures = this.#retryAt = 0
+      return text
+    } catch (cause) {
+      this.#retryAt = Date.now() + Math.min(FIRST_PAUSE_MS * 2 ** this.#failures++, LAST_PAUSE_MS)
+      throw new RelayFault('token', { cause: new Error(reasonOf(cause)) })
+    }
+  }
+
+  /** The secret goes into the body, or by HTTP Basic where the endpoint does not take it there. */
+  async #grant(): Promise<oauth.TokenEndpointResponse> {
+    try {
+      return await this.#ask(this.#basic)
+    } catch (error) {
+      const refused = error instanceof oauth.ResponseBodyError || error instanceof oauth.WWWAuthenticateChallengeError
+      if (!refused || error.status !== 401 || this.#settings.secret === undefined) throw error
+      this.#basic = !this.#basic
+      return this.#ask(this.#basic)
+    }
+  }
+
+  async #ask(basic: boolean): Promise<oauth.TokenEndpointResponse> {
+    const { tokenUrl, clientId, secret, scope } = this.#settings
+    const server = { issuer: new URL(tokenUrl).origin, token_endpoint: tokenUrl }
+    const client = { client_id: clientId }
+    const text = secret?.()
+    const authentication =
+      text === undefined ? oauth.TlsClientAuth() : basic ? oauth.ClientSecretBasic(text) : oauth.ClientSecretPost(text)
+    const { oauthCa, cert, key } = this.#tls()
+    const response = await oauth.clientCredentialsGrantRequest(
+      server,
+      client,
+      authentication,
+      scope === undefined ? {} : { scope },
+      {
+        [oauth.customFetch]: (url, options) => post(url, options, { ca: oauthCa, cert, key }),
+        signal: () => AbortSignal.timeout(this.#timeout),
+      },
+    )
+    return oauth.processClientCredentialsResponse(server, client, response)
+  }
+}
+
+/** The one source for all relays, where the settings have one. */
+export function tokenSource(smtp: Config['smtp'], tls: () => RelayTls): TokenSource | undefined {
+  const { tokenUrl, clientId } = smtp.oauth
+  if (tokenUrl === undefined || clientId === undefined) return undefined
+  return new TokenSource({ ...smtp.oauth, tokenUrl, clientId }, smtp.connectTimeout, tls)
+}
+
+/** A request over TLS that shows a certificate; it follows no redirect, and its answer is bounded. */
+function post(
+  url: string,
+  { method, headers, body, signal }: oauth.CustomFetchOptions<'POST', URLSearchParams>,
+  tls: { readonly ca: string | undefined; readonly cert: string | undefined; readonly key: string | undefined },
+): Promise<Response> {
+  return new Promise((resolve, reject) => {
+    const given = Object.fromEntries(Object.entries(tls).filter(([, value]) => value !== undefined))
+    // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
+    const options = {
+      ...given,
+      method,
+      headers,
+      agent: false,
+      rejectUnauthorized: true,
+      minVersion: 'TLSv1.2',
+    } as const
+    const asked = request(url, { ...options, ...(signal && { signal }) }, (answer) => {
+      const pieces: Buffer[] = []
+      let size = 0
+      answer.on('data', (piece: Buffer) => {
+        size += piece.length
+        if (size > MOST_BYTES) asked.destroy(new Error('its answer is too long'))
+        pieces.push(piece)
+      })
+      answer.once('error', reject)
+      answer.once('end', () => {
+        const { statusCode: status = 500, headers: answered } = answer
+        const type = answered['content-type'] ?? ''
+        const challenge = answered['www-authenticate']
+        resolve(
+          new Response(Buffer.concat(pieces), {
+            status: status < 200 ? 500 : status,
+            headers: { 'content-type': type, ...(challenge !== undefined && { 'www-authenticate': challenge }) },
+          }),
+        )
+      })
+    })
+    asked.once('error', reject)
+    asked.end(String(body))
+  })
+}
+
+/** What went wrong, without anything that was sent. */
+function reasonOf(cause: unknown): string {
+  if (cause instanceof oauth.ResponseBodyError)
+    return `${cause.error}${cause.error_description === undefined ? '' : `: ${cause.error_description}`}`.slice(0, 300)
+  if (cause instanceof oauth.WWWAuthenticateChallengeError) return `status ${cause.status}`
+  if (cause instanceof oauth.OperationProcessingError)
+    return cause.cause instanceof Response ? `status ${cause.cause.status}` : 'its answer is no token'
+  if (cause instanceof Error && cause.name === 'TimeoutError') return 'no answer in time'
+  return cause instanceof Error ? cause.message.slice(0, 300) : 'unknown error'
+}

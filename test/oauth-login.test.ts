@@ -1,0 +1,280 @@
+import { once } from 'node:events'
+import { createServer } from 'node:https'
+import type { TLSSocket } from 'node:tls'
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+// @ts-expect-error it comes without types
+import { Provider } from 'oidc-provider'
+import t, { type Test } from 'tap'
+import { readConfig } from '../src/config/config.ts'
+import { Problem } from '../src/errors.ts'
+import { explain } from '../src/relay/advice.ts'
+import { RelayFault } from '../src/relay/fault.ts'
+import { Relays } from '../src/relay/relays.ts'
+import { testConfig } from './support/gateway.ts'
+import { outgoing, SMALL } from './support/outcome.ts'
+import { makePki } from './support/pki.ts'
+import { temporaryDirectory } from './support/process.ts'
+import { type ScriptedRelay, startScripted } from './support/scripted-relay.ts'
+import { portOf } from './support/sockets.ts'
+
+interface Asked {
+  readonly authorization: string | undefined
+  readonly body: string
+  readonly certificate: string | undefined
+}
+
+interface Endpoint {
+  readonly url: string
+  readonly asked: Asked[]
+  answer: (n: number, asked: Asked) => { status?: number; headers?: Record<string, string>; body: object | string }
+  stop(): void
+}
+
+/** A token endpoint with a certificate of the test CA. Without an answer of its own it gives `token-1`, `token-2`, … */
+async function startEndpoint(t: Test): Promise<Endpoint> {
+  const pki = await makePki()
+  const { certificate: cert, key } = pki.server
+  const server = createServer(
+    { cert, key, ca: pki.ca.certificate, requestCert: true, rejectUnauthorized: false },
+    (request, response) => {
+      const pieces: Buffer[] = []
+      request.on('data', (piece: Buffer) => pieces.push(piece))
+      request.once('end', () => {
+        const peer = (request.socket as TLSSocket).getPeerX509Certificate()
+        const asked: Asked = {
+          authorization: request.headers.authorization,
+          body: Buffer.concat(pieces).toString(),
+          certificate: peer?.fingerprint256,
+        }
+        endpoint.asked.push(asked)
+        const { status = 200, headers = {}, body } = endpoint.answer(endpoint.asked.length, asked)
+        response.writeHead(status, { 'content-type': 'application/json', ...headers })
+        response.end(typeof body === 'string' ? body : JSON.stringify(body))
+      })
+    },
+  ).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const stop = (): void => {
+    server.close()
+    server.closeAllConnections()
+  }
+  t.teardown(stop)
+  const endpoint: Endpoint = {
+    url: `https://localhost:${portOf(server)}/token`,
+    asked: [],
+    answer: (n) => ({ body: { access_token: `token-${n}`, token_type: 'Bearer', expires_in: 3600 } }),
+    stop,
+  }
+  return endpoint
+}
+
+async function relaysWith(
+  t: Test,
+  relays: readonly ScriptedRelay[],
+  url: string,
+  env: Record<string, string> = {},
+): Promise<Relays> {
+  const pki = await makePki()
+  const config = testConfig({
+    POSTERN_SMTP_URL: relays.map((relay) => relay.url.replace('//', '//postern%40corp.example@')).join(' '),
+    POSTERN_SMTP_TLS: 'off',
+    POSTERN_SMTP_OAUTH_TOKEN_URL: url,
+    POSTERN_SMTP_OAUTH_CLIENT_ID: 'postern',
+    ...(env['POSTERN_SMTP_CERT'] === undefined && { POSTERN_SMTP_OAUTH_CLIENT_SECRET: 's3cret' }),
+    ...env,
+  })
+  const shown = env['POSTERN_SMTP_CERT'] === undefined ? {} : { cert: pki.server.certificate, key: pki.server.key }
+  const made = new Relays(config.smtp, () => ({ oauthCa: pki.ca.certificate, ...shown }), { changed: () => {} })
+  t.teardown(() => made.close())
+  return made
+}
+
+/** A relay that takes some tokens, and has written down how it was shown them. */
+async function startTaker(
+  t: Test,
+  mechanism: string,
+  takes: (login: string) => boolean,
+): Promise<{ relay: ScriptedRelay; logins: string[] }> {
+  const logins: string[] = []
+  const relay = await startScripted(t, (command, { commands }) => {
+    const [, shown] = /^AUTH \S+ (\S+)$/.exec(command) ?? []
+    if (shown !== undefined) {
+      const login = Buffer.from(shown, 'base64').toString()
+      logins.push(login)
+      return takes(login) ? '235 2.7.0 ok' : '334 eyJzdGF0dXMiOiI0MDEifQ=='
+    }
+    return commands.at(-2)?.startsWith('AUTH') === true && !/^[A-Z]+( |$)/.test(command) ? '535 5.7.8 no' : undefined
+  })
+  relay.offers = ['PIPELINING', `AUTH ${mechanism}`]
+  return { relay, logins }
+}
+
+t.test('one token serves every session, in the form that each mechanism has', async (t) => {
+  for (const [mechanism, form] of [
+    ['XOAUTH2', 'user=postern@corp.example\x01auth=Bearer token-1\x01\x01'],
+    [
+      'OAUTHBEARER XOAUTH2',
+      /^n,a=postern@corp\.example,\x01host=127\.0\.0\.1\x01port=\d+\x01auth=Bearer token-1\x01\x01$/,
+    ],
+  ] as const) {
+    const endpoint = await startEndpoint(t)
+    const { relay, logins } = await startTaker(t, mechanism, () => true)
+    const relays = await relaysWith(t, [relay], endpoint.url, {
+      POSTERN_SMTP_OAUTH_SCOPE: 'https://outlook.office365.com/.default',
+    })
+    await Promise.all(Array.from({ length: 20 }, () => relays.send(outgoing(SMALL))))
+    t.equal(relay.messages.length, 20)
+    t.ok(logins.length > 1)
+    for (const login of logins) t.match(login, form)
+    t.same(
+      endpoint.asked.map(({ body }) => Object.fromEntries(new URLSearchParams(body))),
+      [
+        {
+          grant_type: 'client_credentials',
+          client_id: 'postern',
+          client_secret: 's3cret',
+          scope: 'https://outlook.office365.com/.default',
+        },
+      ],
+    )
+  }
+})
+
+t.test('a token that is refused is asked for anew once, and a second refusal counts', async (t) => {
+  const endpoint = await startEndpoint(t)
+  const { relay, logins } = await startTaker(t, 'XOAUTH2', (login) => login.includes('token-2'))
+  const relays = await relaysWith(t, [relay], endpoint.url, { POSTERN_SMTP_CONNECTIONS: '1' })
+  t.match(await relays.send(outgoing(SMALL)), { code: 250 })
+  t.equal(logins.length, 2)
+  t.equal(relay.most, 1, 'never a session beyond the number')
+  const never = await startTaker(t, 'OAUTHBEARER', () => false)
+  const refused = await relaysWith(t, [never.relay], (await startEndpoint(t)).url)
+  await t.rejects(refused.send(outgoing(SMALL)), {
+    code: 'relay_unavailable',
+    outcome: 'not_sent',
+    smtp: { code: 535 },
+  })
+  t.equal(never.logins.length, 2)
+})
+
+t.test('an endpoint that is away is an unavailable relay, unless there is a token that is still valid', async (t) => {
+  const endpoint = await startEndpoint(t)
+  endpoint.answer = () => ({ body: { access_token: 'short', token_type: 'Bearer', expires_in: 2 } })
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const relays = await relaysWith(t, [relay], endpoint.url, { POSTERN_SMTP_SESSION_MESSAGES: '1' })
+  t.match(await relays.send(outgoing(SMALL)), { code: 250 })
+  endpoint.stop()
+  t.match(await relays.send(outgoing(SMALL)), { code: 250 }, 'the present token serves on')
+  const gone = await relaysWith(t, [relay], endpoint.url)
+  const plain = await startScripted(t)
+  await t.rejects(gone.send(outgoing(SMALL)), {
+    code: 'relay_unavailable',
+    outcome: 'not_sent',
+    message: /no token to log in with/,
+  })
+  t.equal(plain.messages.length, 0)
+})
+
+t.test('the secret goes by HTTP Basic where the endpoint asks for that, and is read again from its file', async (t) => {
+  const endpoint = await startEndpoint(t)
+  endpoint.answer = (n, { authorization }) =>
+    authorization === undefined
+      ? { status: 401, body: { error: 'invalid_client' } }
+      : { body: { access_token: `token-${n}`, token_type: 'bearer', expires_in: 1 } }
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const file = join(await temporaryDirectory(t), 'secret')
+  await writeFile(file, 'first\n')
+  const config = {
+    POSTERN_SMTP_OAUTH_CLIENT_SECRET: '',
+    POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE: file,
+    POSTERN_SMTP_SESSION_MESSAGES: '1',
+  }
+  const relays = await relaysWith(t, [relay], endpoint.url, config)
+  t.match(await relays.send(outgoing(SMALL)), { code: 250 })
+  await writeFile(file, 'second\n')
+  while (endpoint.asked.length < 3) {
+    await relays.send(outgoing(SMALL))
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  }
+  const secrets = endpoint.asked.flatMap(({ authorization }) => authorization ?? [])
+  t.equal(Buffer.from(secrets[0]?.slice(6) ?? '', 'base64').toString(), 'postern:first')
+  t.equal(Buffer.from(secrets[1]?.slice(6) ?? '', 'base64').toString(), 'postern:second')
+})
+
+t.test('without a secret the relay certificate is shown to the endpoint', async (t) => {
+  const endpoint = await startEndpoint(t)
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const relays = await relaysWith(t, [relay], endpoint.url, {
+    POSTERN_SMTP_CERT: 'relay.crt',
+    POSTERN_SMTP_KEY: 'relay.key',
+  })
+  t.match(await relays.send(outgoing(SMALL)), { code: 250 })
+  t.match(endpoint.asked, [{ certificate: /^[0-9A-F:]{95}$/, body: /client_id=postern/ }])
+  t.notMatch(endpoint.asked[0]?.body, /secret/)
+})
+
+t.test(
+  'an endpoint that answers too long, elsewhere or nonsense gives no token, and nothing of the secret is told',
+  async (t) => {
+    const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+    const elsewhere = await startEndpoint(t)
+    const answers: Record<string, ReturnType<Endpoint['answer']>> = {
+      'another place': { status: 302, headers: { location: elsewhere.url }, body: '' },
+      'no end': { body: JSON.stringify({ access_token: 'x'.repeat(100_000), token_type: 'bearer' }) },
+      'no JSON': { body: '<html>' },
+      'no token': { body: {} },
+      'a refusal': { status: 400, body: { error: 'invalid_scope', error_description: 'AADSTS70011' } },
+    }
+    for (const [name, answer] of Object.entries(answers)) {
+      const endpoint = await startEndpoint(t)
+      endpoint.answer = () => answer
+      const relays = await relaysWith(t, [relay], endpoint.url)
+      const problem = await relays.send(outgoing(SMALL)).catch((error: unknown) => error)
+      if (!(problem instanceof Problem)) throw new Error(name)
+      t.equal(problem.code, 'relay_unavailable', name)
+      t.notMatch(JSON.stringify(problem.toBody('1')) + String(problem.cause), /s3cret/)
+      if (name === 'a refusal' && problem.cause instanceof RelayFault)
+        t.match(explain(problem.cause), { why: /invalid_scope: AADSTS70011/, advice: /outlook\.office365\.com/ })
+    }
+    t.equal(elsewhere.asked.length, 0, 'no redirect is followed')
+  },
+)
+
+t.test('what OAuth needs is asked for at the start', (t) => {
+  const faults = (env: Record<string, string>): readonly string[] =>
+    readConfig({ POSTERN_SMTP_URL: 'smtp://u@h', ...env }).faults
+  const url = { POSTERN_SMTP_OAUTH_TOKEN_URL: 'https://login.example/token' }
+  t.match(faults({}), [/^POSTERN_SMTP_URL has a user and no password/])
+  t.match(faults(url), [/POSTERN_SMTP_OAUTH_CLIENT_ID belong together/])
+  t.match(faults({ ...url, POSTERN_SMTP_OAUTH_CLIENT_ID: 'x' }), [/POSTERN_SMTP_OAUTH_CLIENT_SECRET is not set/])
+  t.match(faults({ POSTERN_SMTP_OAUTH_TOKEN_URL: 'http://login.example/' }), [/should be an https/])
+  t.same(faults({ ...url, POSTERN_SMTP_OAUTH_CLIENT_ID: 'x', POSTERN_SMTP_OAUTH_CLIENT_SECRET: 'y' }), [])
+  t.end()
+})
+
+t.test('oidc-provider gives a token for a client with a secret', async (t) => {
+  const pki = await makePki()
+  const server = createServer({ cert: pki.server.certificate, key: pki.server.key }).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  t.teardown(() => server.close())
+  const issuer = `https://localhost:${portOf(server)}`
+  const provider = new Provider(issuer, {
+    clients: [
+      {
+        client_id: 'postern',
+        client_secret: 's3cret',
+        grant_types: ['client_credentials'],
+        redirect_uris: [],
+        response_types: [],
+        token_endpoint_auth_method: 'client_secret_basic',
+      },
+    ],
+    features: { clientCredentials: { enabled: true }, devInteractions: { enabled: false } },
+  })
+  server.on('request', provider.callback())
+  const { relay, logins } = await startTaker(t, 'XOAUTH2', () => true)
+  const relays = await relaysWith(t, [relay], `${issuer}/token`)
+  t.match(await relays.send(outgoing(SMALL)), { code: 250 })
+  t.match(logins, [/auth=Bearer \S{20,}/])
+})
