@@ -90,7 +90,10 @@ export function writeTransition(
     queue: status,
     ...(nextAttempt !== undefined && { next_attempt: new Date(nextAttempt).toISOString() }),
   }
-  if (content === undefined) return log.info({ client, ...line }, 'queue')
+  if (content === undefined) {
+    if (change.problem === undefined) return log.info({ client, ...line }, 'queue')
+    return logRefusal(log, change.problem, { client, ...line })
+  }
   const { envelope, messageId, tags, bytes } = content
   const audit = { messageId, from: envelope.from, recipients: envelope.to, bytes: bytes.length, tags }
   writeAudit(

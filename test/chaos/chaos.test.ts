@@ -6,6 +6,7 @@ import t, { type Test } from 'tap'
 import { FAULTS, type FaultRelay, STAGES, startFaultRelay } from '../support/fault-relay.ts'
 import { type Leaf, makePki, type Pki } from '../support/pki.ts'
 import { type RedisServer, startRedis } from '../interop/redis-server.ts'
+import { Caller } from './caller.ts'
 import { Replica } from './replica.ts'
 
 const CHAOS_MS = 40_000
@@ -17,6 +18,8 @@ const SEED = Number(process.env['CHAOS_SEED'] ?? 20_260_101)
 /** What a caller knows of one message: every answer it got, in order. */
 interface Story {
   readonly id: string
+  /** Sent with `Prefer: respond-async`, and followed to its final state. */
+  readonly queued: boolean
   readonly answers: string[]
 }
 
@@ -47,8 +50,10 @@ t.test('nothing is lost, nothing is sent twice without a word, whatever breaks',
   const unknown = stories.filter((story) => story.answers.includes('delivery_unknown'))
   const notSent = stories.filter(
     (story) =>
-      last(story) !== '200' && !story.answers.includes('delivery_unknown') && !story.answers.includes('no answer'),
+      last(story) === 'expired' ||
+      (last(story) !== '200' && !story.answers.includes('delivery_unknown') && !story.answers.includes('no answer')),
   )
+  const kept = stories.filter(({ answers }) => answers.includes('202'))
   const twice = stories.filter(({ id }) => (accepted.get(id) ?? 0) + (unanswered.get(id) ?? 0) > 1)
 
   console.error(
@@ -63,7 +68,7 @@ t.test('nothing is lost, nothing is sent twice without a word, whatever breaks',
   t.ok(stories.length > 200, 'enough happened to mean something')
   t.ok(sent.length > stories.length / 2, 'most of it went through')
   t.same(
-    stories.filter((story) => !/^(200|delivery_unknown|rejected_by_relay)$/.test(last(story))),
+    stories.filter((story) => !/^(200|delivery_unknown|rejected_by_relay|expired)$/.test(last(story))),
     [],
     'every caller has its answer for good',
   )
@@ -81,6 +86,12 @@ t.test('nothing is lost, nothing is sent twice without a word, whatever breaks',
     twice.filter((story) => !story.answers.includes('delivery_unknown')),
     [],
     'every duplicate was announced as unknown first',
+  )
+  t.ok(kept.length > 50, 'a good part of it was queued')
+  t.same(
+    kept.filter((story) => twice.includes(story)),
+    [],
+    'none that was queued is there twice',
   )
   t.same(
     [...unanswered.keys()].filter((id) => !unknown.some((story) => story.id === id)),
@@ -101,13 +112,17 @@ interface Callers {
 async function call(n: number, { pki, client, replicas, stories, state }: Callers): Promise<void> {
   const agent = new Agent({ keepAlive: true, maxCachedSessions: 0 })
   for (let count = 0; !state.stopping; count++) {
-    const story: Story = { id: `${n}-${count}`, answers: [] }
+    const story: Story = { id: `${n}-${count}`, queued: n % 3 === 0, answers: [] }
     stories.push(story)
     const deadline = Date.now() + CHAOS_MS + SETTLE_MS
     for (let attempt = 0; Date.now() < deadline; attempt++) {
       const replica = replicas[(n + attempt) % replicas.length]
-      const answer = await send(replica?.port ?? 0, agent, pki, client, story.id)
+      const answer = await send(replica?.port ?? 0, agent, pki, client, story)
       story.answers.push(answer.code)
+      if (answer.code === '202') {
+        story.answers.push(await follow({ pki, client, replicas, stories, state }, agent, answer.id, deadline))
+        break
+      }
       if (['200', 'delivery_unknown', 'rejected_by_relay'].includes(answer.code)) break
       await pause(Math.min(answer.retryAfter * 1000, 500) + randomInt(50))
     }
@@ -121,8 +136,8 @@ async function send(
   agent: Agent,
   pki: Pki,
   client: Leaf,
-  id: string,
-): Promise<{ code: string; retryAfter: number }> {
+  { id, queued }: Story,
+): Promise<{ code: string; id: string; retryAfter: number }> {
   try {
     const request = httpsRequest({
       host: '127.0.0.1',
@@ -134,7 +149,11 @@ async function send(
       key: client.key,
       method: 'POST',
       path: '/v1/messages',
-      headers: { 'content-type': 'application/json', 'idempotency-key': id },
+      headers: {
+        'content-type': 'application/json',
+        'idempotency-key': id,
+        ...(queued && { prefer: 'respond-async' }),
+      },
       signal: AbortSignal.timeout(15_000),
     })
     request.end(
@@ -151,12 +170,29 @@ async function send(
     for await (const piece of response) pieces.push(piece)
     const body = JSON.parse(Buffer.concat(pieces).toString())
     return {
-      code: response.statusCode === 200 ? '200' : String(body.code),
+      code: response.statusCode < 300 ? String(response.statusCode) : String(body.code),
+      id: String(body.id),
       retryAfter: Number(response.headers['retry-after'] ?? 0),
     }
   } catch {
-    return { code: 'no answer', retryAfter: 0.2 }
+    return { code: 'no answer', id: '', retryAfter: 0.2 }
   }
+}
+
+/** The final state of a queued message, in the words of the synchronous answers; asks one replica after the other. */
+async function follow({ pki, client, replicas }: Callers, agent: Agent, id: string, deadline: number): Promise<string> {
+  for (let attempt = 0; Date.now() < deadline; attempt++) {
+    const replica = replicas[attempt % replicas.length]
+    if (replica === undefined) break
+    const { json } = await new Caller(pki, client)
+      .ask(replica, { path: `/v1/messages/${id}`, headers: { prefer: 'wait=2' }, agent })
+      .catch(() => ({ json: { status: 'no answer' } }))
+    const words = { accepted: '200', unknown: 'delivery_unknown', rejected: 'rejected_by_relay', expired: 'expired' }
+    const word = Object.entries(words).find(([status]) => status === json['status'])?.[1]
+    if (word !== undefined) return word
+    await pause(100)
+  }
+  return 'never settled'
 }
 
 /** Breaks things for a while and mends them again. Resolves with what it did. */
@@ -225,6 +261,8 @@ function startReplica(
     POSTERN_SMTP_CONNECTIONS: '4',
     POSTERN_REDIS_URL: redis.url,
     POSTERN_SHUTDOWN_GRACE: '5s',
+    POSTERN_QUEUE: 'on',
+    POSTERN_QUEUE_EXPIRES: '45s',
   })
 }
 

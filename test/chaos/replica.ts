@@ -10,11 +10,13 @@ export class Replica {
   readonly port: number
   /** Lines of its log, those before a restart too. */
   readonly log: string[] = []
+  readonly directory: string
   readonly #env: Record<string, string>
   #child: ChildProcess | undefined
 
-  private constructor(port: number, env: Record<string, string>) {
+  private constructor(port: number, directory: string, env: Record<string, string>) {
     this.port = port
+    this.directory = directory
     this.#env = env
   }
 
@@ -28,7 +30,7 @@ export class Replica {
       'clients.yaml': `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"]${allowed} } }`,
     })
     const port = await freePort()
-    const replica = new Replica(port, {
+    const replica = new Replica(port, directory, {
       ...settings(directory),
       POSTERN_HOST: '127.0.0.1',
       POSTERN_PORT: String(port),
@@ -43,6 +45,26 @@ export class Replica {
   async restart(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {
     await this.#end(signal)
     await this.#spawn()
+  }
+
+  /** Ends it, and resolves with its exit status. */
+  async end(signal: 'SIGTERM' | 'SIGKILL'): Promise<number | null> {
+    await this.#end(signal)
+    return this.#child?.exitCode ?? null
+  }
+
+  /** As a blocked event loop does, it does nothing until `go`. */
+  freeze(): void {
+    this.#child?.kill('SIGSTOP')
+  }
+
+  go(): void {
+    this.#child?.kill('SIGCONT')
+  }
+
+  /** Whether its log has such a line about a message. */
+  says(id: string, words: string): boolean {
+    return this.log.some((line) => line.includes(id) && line.includes(words))
   }
 
   async #end(signal: 'SIGTERM' | 'SIGKILL'): Promise<void> {

@@ -10,7 +10,10 @@ export interface Script {
 export const KEPT_MS = 86_400_000
 /** A worker that is gone leaves its messages for so long; one that works renews its leases well before. */
 export const LEASE_MS = 15_000
-/** Where nobody has asked for so long, Redis was away or its clock was set: those that work could not renew their leases. */
+/**
+ * Where nobody has asked for so long, Redis was away or its clock was set forward: those that work could not renew their leases, and
+ * get them anew. So do leases that are too long, because the clock was set back.
+ */
 const SILENCE_MS = 5_000
 /** A message whose workers were lost so often, before any of them handed it over, is not tried again. */
 export const MOST_LOST = 10
@@ -114,10 +117,9 @@ return { tostring(now), tostring(due), tostring(expires) }`)
 export const CLAIM = script(`${ALLOWED}
 local token, many, unheard = unpack(ARGV)
 local claimed, ended = {}, {}
-if now - tonumber(redis.call('GET', P .. 'asked') or 0) > ${SILENCE_MS} then
-  for _, id in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
-    redis.call('ZADD', P .. 'leases', now + ${LEASE_MS}, id)
-  end
+local silent = now - tonumber(redis.call('GET', P .. 'asked') or 0) > ${SILENCE_MS}
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', silent and '-inf' or now + ${LEASE_MS + 1}, '+inf')) do
+  redis.call('ZADD', P .. 'leases', now + ${LEASE_MS}, id)
 end
 redis.call('SET', P .. 'asked', now)
 if unheard ~= '' then
