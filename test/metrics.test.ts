@@ -21,6 +21,7 @@ const METRICS: Readonly<Record<string, readonly [type: string, ...labels: string
   postern_inflight_bytes: ['gauge'],
   postern_queue_messages: ['gauge', 'state'],
   postern_connections: ['gauge'],
+  postern_queue_messages: ['gauge', 'state'],
   postern_client_remaining: ['gauge', 'client', 'limit'],
   postern_tls_handshake_failures_total: ['counter', 'reason'],
   postern_rejections_total: ['counter', 'code'],

@@ -92,13 +92,11 @@ export class Metrics {
       registers: [this.registry],
       async collect() {
         queued.reset() // nothing is known while Redis is away
-        const stats = await queue().catch(() => undefined)
-        if (stats === undefined) return
-        queued.set({ state: 'sending' }, stats.sending)
-        queued.set(
-          { state: 'queued' },
-          stats.clients.reduce((sum, client) => sum + client.queued, 0),
-        )
+        const stats = await queue().catch(() => null)
+        if (stats === null) return
+        const waiting = (stats?.clients ?? []).reduce((sum, client) => sum + client.queued, 0)
+        queued.set({ state: 'queued' }, waiting)
+        queued.set({ state: 'sending' }, stats?.sending ?? 0)
       },
     })
     const remaining = new Gauge({
