@@ -19,7 +19,6 @@ const METRICS: Readonly<Record<string, readonly [type: string, ...labels: string
   postern_relay_sessions: ['gauge', 'relay', 'state'],
   postern_relay_pending: ['gauge'],
   postern_inflight_bytes: ['gauge'],
-  postern_queue_messages: ['gauge', 'state'],
   postern_connections: ['gauge'],
   postern_queue_messages: ['gauge', 'state'],
   postern_client_remaining: ['gauge', 'client', 'limit'],
