@@ -1,12 +1,12 @@
 import type { X509Certificate } from 'node:crypto'
-import { readFileSync, statSync } from 'node:fs'
+import { statSync } from 'node:fs'
 import { checkWebroot } from '../operations/acme.ts'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
-import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
+import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext, readWatched } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
@@ -168,7 +168,7 @@ function certificateFindings({ tls }: Config, clients: ClientDirectory | undefin
 
 function certificatesIn(file: string): readonly X509Certificate[] {
   try {
-    return readableCertificates(readFileSync(file, 'utf8'))
+    return readableCertificates(readWatched(file).toString())
   } catch {
     return [] // reported where it is loaded
   }

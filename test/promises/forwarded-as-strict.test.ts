@@ -9,7 +9,7 @@ import { ClientTrust } from '../../src/tls/trust.ts'
 import { makePki } from '../support/pki.ts'
 import { portOf } from '../support/sockets.ts'
 import {
-  altNames, ANY_USAGE, basicConstraints, bits, certificate, type CertificateSpec, CLIENT_AUTH, daysFromNow, ecKey, type Entity, type Ext,
+  altNames, ANY_USAGE, basicConstraints, bits, certificate, type CertificateSpec, CLIENT_AUTH, daysFromNow, dearKey, ecKey, type Entity, type Ext,
   explicit, extKeyUsage, general, implicit, int, issuingPoint, keyUsage, type ListSpec, name, nameConstraints, octets, oid, pem, type Pair,
   revocationList, rsaKey, seq, SERVER_AUTH, time, utf8,
 } from '../support/x509.ts' // prettier-ignore
@@ -137,6 +137,7 @@ leaf('of P-192', 'both refuse', { key: ecKey('prime192v1') })
 leaf('of secp256k1', 'both refuse', { key: ecKey('secp256k1') })
 leaf('with explicit parameters', 'both refuse', { key: ecKey('P-256', 'explicit') })
 leaf('of RSA-2048', 'both accept', { key: rsaKey() })
+leaf('of RSA with an exponent as long as its modulus', 'both refuse', { spki: dearKey() })
 leaf('of RSA-1024', 'both refuse', { key: rsaKey(1024) })
 leaf('of RSA-1536', 'both refuse', { key: rsaKey(1536) })
 leaf('of RSA-PSS', 'both accept', {

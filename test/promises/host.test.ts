@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn, type StdioOptions } from 'node:child_process'
+import { type ChildProcess, execFileSync, spawn, spawnSync, type StdioOptions } from 'node:child_process'
 import { once } from 'node:events'
 import { openSync, readFileSync, writeFileSync } from 'node:fs'
 import { connect } from 'node:net'
@@ -181,6 +181,29 @@ t.test('a file that is watched has to be a regular one of at most 16 MiB, and th
       t.equal((await post(MESSAGE)).status, 200)
     }
     execFileSync('rm', ['-rf', path])
+  }
+})
+
+t.test('serve and check say what is no regular file instead of waiting for it', async (t) => {
+  const { directory } = await makeFiles(t)
+  const pipe = join(directory, 'pipe')
+  execFileSync('mkfifo', [pipe])
+  for (const command of ['serve', 'check']) {
+    for (const name of ['POSTERN_TLS_CERT', 'POSTERN_TLS_CLIENT_CA', 'POSTERN_CLIENTS', 'POSTERN_SMTP_CA']) {
+      const [program, args] = postern(command)
+      const { status, stdout, stderr } = spawnSync(program, args, {
+        env: {
+          ...settings(directory),
+          POSTERN_SMTP_URL: 'smtp://127.0.0.1:9',
+          [name]: pipe,
+          PATH: process.env['PATH'],
+        },
+        encoding: 'utf8',
+        timeout: 30_000,
+      })
+      t.equal(status, 1, `${command} ${name}`)
+      t.match(stdout + stderr, `${name} ${pipe} is no regular file`)
+    }
   }
 })
 
