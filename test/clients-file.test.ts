@@ -219,6 +219,7 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
     5,
     /SHA1/,
   ],
+  'a token that YAML reads as a number': [entry('token: 0755'), 5, /token should be a string \(put it in quotes\)/],
   'a merge key': [
     `clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    <<: *x\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`,
     6,

@@ -199,7 +199,11 @@ t.test('every forged, foreign, stale or misused token is refused with its status
     refused(t, await ask(value), 401, 'token_required', what)
   const query = await ask(undefined, { path: `/v1/whoami?access_token=${good}` })
   refused(t, query, 401, 'token_required', 'in the query')
-  t.match(query.headers['www-authenticate'], /^Bearer$/, 'a request without a token gets no error code (RFC 6750 §3.1)')
+  t.match(
+    query.headers['www-authenticate'],
+    /^Bearer resource_metadata="[^"]+"$/,
+    'a request without a token gets no error code (RFC 6750 §3.1)',
+  )
   t.match(logText(), 'insufficient_scope')
   t.notOk(logText().includes(signature), 'no token in the log')
   t.strictSame(issuer.asked, [METADATA, '/jwks'], 'and nothing was fetched for any of them')

@@ -201,6 +201,11 @@ class Reader {
       values.set(key, found)
     }
     const read = <T>(key: Key, parse: (scalar: string) => T): T | undefined => this.#scalar(values.get(key), parse)
+    const text = <T>(key: Key, parse: (scalar: string) => T): T | undefined => {
+      const found = values.get(key)
+      if (found === undefined || typeof found.value === 'string') return read(key, parse)
+      return this.#fault(found.place, `${found.path} should be a string (put it in quotes)`)
+    }
     const list = <T>(key: Key, parse: (text: string) => T): T[] | undefined => this.#list(values.get(key), parse)
     const patterns = (key: Key): PatternList | undefined => {
       const texts = list(key, (text) => (new PatternList([text]), text))
@@ -210,8 +215,8 @@ class Reader {
       name,
       role: read('role', parseRole) ?? 'sender',
       disabled: read('disabled', parseFlag) ?? false,
-      ca: read('ca', parseFingerprint),
-      token: read('token', parseClientId),
+      ca: text('ca', parseFingerprint),
+      token: text('token', parseClientId),
       certificate: values.has('fingerprints') || values.has('san'),
       from: patterns('from') ?? new PatternList([]),
       to: patterns('to'),

@@ -12,7 +12,7 @@ export interface KeySet {
 const REFRESH_MS = 5 * 60_000 // a key that is revoked is out of use by then
 const LEAST_INTERVAL_MS = 30_000 // whatever unknown keys tokens name
 const LONGEST_USE_MS = 24 * 3_600_000 // of keys whose issuer is away
-const ANSWER_MS = 5_000
+const ASK_MS = 5_000 // for metadata and keys together
 const MAX_BYTES = 256 * 1024 // a hundred RSA keys with their certificates; a set of 3 MB is none
 const MAX_KEYS = 100
 
@@ -70,7 +70,7 @@ export class Issuer {
   async #ask(): Promise<boolean> {
     let fault: string | undefined
     try {
-      this.#keys = { keyFor: await this.#fetchKeys(), at: Date.now() }
+      this.#keys = { keyFor: await this.#fetchKeys(AbortSignal.timeout(ASK_MS)), at: Date.now() }
     } catch (error) {
       fault = error instanceof Error ? error.message : 'unknown error'
     }
@@ -81,15 +81,15 @@ export class Issuer {
     return fault === undefined
   }
 
-  async #fetchKeys(): Promise<JWTVerifyGetKey> {
-    const url = await this.#jwksUri()
-    const set = await getJson(url, this.#ca)
-    if (!isKeySet(set)) throw new Error(`${url} is no key set of at most ${MAX_KEYS} keys`)
+  async #fetchKeys(signal: AbortSignal): Promise<JWTVerifyGetKey> {
+    const url = await this.#jwksUri(signal)
+    const set = await getJson(url, this.#ca, signal)
+    if (!isKeySet(set)) throw new Error(`${url} is no set of 1 to ${MAX_KEYS} keys`)
     return createLocalJWKSet(set)
   }
 
   /** RFC 8414 §3.1 puts the well-known part before the path of the issuer, OpenID Connect after it. */
-  async #jwksUri(): Promise<string> {
+  async #jwksUri(signal: AbortSignal): Promise<string> {
     const { origin, pathname } = new URL(this.#url)
     const path = pathname.replace(/\/$/, '')
     const places = [
@@ -99,7 +99,7 @@ export class Issuer {
     const faults: string[] = []
     for (const place of places) {
       try {
-        const metadata = await getJson(place, this.#ca)
+        const metadata = await getJson(place, this.#ca, signal)
         if (!isRecord(metadata) || metadata['issuer'] !== this.#url)
           throw new Error(`${place} is not about ${this.#url}`)
         const { jwks_uri: uri } = metadata
@@ -114,12 +114,12 @@ export class Issuer {
 }
 
 function isKeySet(value: unknown): value is JSONWebKeySet {
-  if (!isRecord(value) || !Array.isArray(value['keys'])) return false
-  return value['keys'].length <= MAX_KEYS && value['keys'].every(isRecord)
+  const keys = isRecord(value) ? value['keys'] : undefined
+  return Array.isArray(keys) && keys.length > 0 && keys.length <= MAX_KEYS && keys.every(isRecord)
 }
 
 /** Follows no redirect: it would lead to another host than the one that is trusted. */
-function getJson(url: string, ca: string | undefined): Promise<unknown> {
+function getJson(url: string, ca: string | undefined, signal: AbortSignal): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const fail = (reason: string): void => reject(new Error(`${url}: ${reason}`))
     const request = get(
@@ -129,7 +129,7 @@ function getJson(url: string, ca: string | undefined): Promise<unknown> {
         rejectUnauthorized: true, // whatever NODE_TLS_REJECT_UNAUTHORIZED says
         agent: false,
         headers: { accept: 'application/json' },
-        signal: AbortSignal.timeout(ANSWER_MS),
+        signal,
       },
       (response) => {
         if (response.statusCode !== 200) {
@@ -156,7 +156,7 @@ function getJson(url: string, ca: string | undefined): Promise<unknown> {
     request.once('error', (error) =>
       fail(
         error.name === 'TimeoutError' || error.name === 'AbortError'
-          ? `no answer within ${ANSWER_MS / 1000} s`
+          ? `no answer within ${ASK_MS / 1000} s`
           : error.message,
       ),
     )

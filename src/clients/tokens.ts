@@ -39,12 +39,17 @@ const MAX_VERIFIED = 10_000 // of some 300 bytes
 export class Tokens implements TokenCheck {
   readonly #options: TokenOptions
   readonly #issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>
+  /** Where the metadata is, as a parameter of the challenge. */
+  readonly #metadataUrl: readonly string[]
   #verified = new Map<string, Claims>()
   #verifiedWith: KeySet | undefined
 
   constructor(options: TokenOptions, issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>) {
     this.#options = options
     this.#issuer = issuer
+    const { audience, publicUrl = audience } = options
+    const isUrl = publicUrl.startsWith('https://') && URL.canParse(publicUrl)
+    this.#metadataUrl = isUrl ? [`resource_metadata="${new URL(METADATA_PATH, publicUrl)}"`] : []
   }
 
   close(): void {
@@ -173,14 +178,13 @@ export class Tokens implements TokenCheck {
 
   /** RFC 6750 §3, RFC 9728 §5.1. */
   #refusal(code: ProblemCode, detail: string, log?: Readonly<Record<string, string>>, cause?: unknown): Problem {
-    const { publicUrl } = this.#options
     const error = CHALLENGES[code]
     const parameters = [
       ...(error === undefined
         ? []
         : [`error="${error}"`, `error_description="${detail.replace(/[^ !#-[\]-~]/g, "'")}"`]),
       ...(code === 'insufficient_scope' ? [`scope="${SCOPE}"`] : []),
-      ...(publicUrl === undefined ? [] : [`resource_metadata="${new URL(METADATA_PATH, publicUrl)}"`]),
+      ...this.#metadataUrl,
     ]
     return new Problem(code, detail, {
       headers: { 'www-authenticate': ['Bearer', parameters.join(', ')].join(' ').trim() },

@@ -100,5 +100,6 @@ export const BROKEN: Readonly<Record<string, (response: ServerResponse) => void>
   'a redirect': (response) => response.writeHead(302, { location: '/elsewhere' }).end(),
   'no JSON': (response) => response.end('<html>'),
   '3 MB': (response) => response.end(JSON.stringify({ keys: [{ kty: 'oct', k: 'x'.repeat(3e6) }] })),
+  'an empty set': (response) => response.end('{"keys": []}'),
   'no keys': (response) => response.end('{"keys": "none"}'),
 }
