@@ -145,7 +145,7 @@ t.test('the settings for kinds of SMTP servers can be read as they are', (t) => 
     const env = Object.fromEntries(
       text.split('\n').map((line) => [line.split('=')[0], line.slice(line.indexOf('=') + 1)]),
     )
-    const missing = /POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE .* cannot be read/
+    const missing = /POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE .* does not exist/
     t.same(
       readConfig(env).faults.filter((fault) => !missing.test(fault)),
       [],
