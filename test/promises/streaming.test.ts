@@ -136,7 +136,8 @@ for (const form of FORMS) {
           t.equal(await stopped, 0)
         } else {
           t.equal(await stopped, 1, 'one message was cut')
-          await t.rejects(upload.answer, 'and its client has no answer')
+          const { status, json } = await upload.answer
+          t.match([status, json], [503, { code: 'shutting_down', outcome: 'not_sent' }], 'and it is told')
         }
         t.equal(watched.ended, 1)
       }
