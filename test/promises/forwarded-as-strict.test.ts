@@ -120,6 +120,7 @@ leaf('with a Netscape type for clients', 'both accept', {
 leaf('that is a proxy certificate', 'both refuse', {
   extensions: [{ id: '1.3.6.1.5.5.7.1.14', critical: true, value: seq(seq(oid('1.3.6.1.5.5.7.21.1'))) }],
 })
+leaf('that is a proxy certificate, not critically', 'both refuse', { extensions: [{ id: '1.3.6.1.5.5.7.1.14', value: seq(seq(oid('1.3.6.1.5.5.7.21.1'))) }] })
 leaf('that is a CA', 'both accept', {
   extensions: [basicConstraints(true), keyUsage('digitalSignature', 'keyCertSign')],
 })
@@ -280,6 +281,7 @@ between('that permits URI hosts below, leaf below', 'both accept', constrained([
 between('that permits a URI host, leaf has none', 'both refuse', constrained([uri('corp.example')]), named(uri('urn:x:y')))
 between('that permits a URI host, leaf hides another', 'both refuse', constrained([uri('corp.example')]), named(uri('spiffe://corp.example@evil.example/a')))
 between('that permits a URI host, leaf has it before a query', 'both refuse', constrained([uri('corp.example')]), named(uri('spiffe://corp.example?a')))
+between('that excludes a URI host, leaf has none', 'both refuse', constrained([], [uri('corp.example')]), named(uri('urn:x:y')))
 between('that excludes a URI host, leaf has it', 'both refuse', constrained([], [uri('corp.example')]), named(uri('spiffe://Corp.example/a')))
 between('that permits a network, leaf in it', 'both accept', constrained([ip(10, 0, 0, 0, 255, 0, 0, 0)]), named(ip(10, 1, 2, 3)))
 between('that permits a network, leaf elsewhere', 'both refuse', constrained([ip(10, 0, 0, 0, 255, 0, 0, 0)]), named(ip(11, 1, 2, 3)))
