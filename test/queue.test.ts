@@ -69,7 +69,13 @@ t.test('preferences are read as RFC 7240 has them', async (t) => {
 t.test('content is encrypted with the first key, and read with any', async (t) => {
   const [old, young] = [Buffer.alloc(32, 1), Buffer.alloc(32, 2)]
   const envelope = { from: 'a@corp.example', to: ['b@corp.example'], size: 5, smtpUtf8: false, dsn: undefined }
-  const content = { envelope, messageId: '<1@corp.example>', tags: {}, bytes: Buffer.from('Hi.\r\n') }
+  const content = {
+    envelope,
+    messageId: '<1@corp.example>',
+    tags: {},
+    certificate: { issuer: 'CN=ca', serial: '01' },
+    bytes: Buffer.from('Hi.\r\n'),
+  }
   const sealed = new Sealer([old]).seal(content, 'billing 1')
   t.notMatch(sealed.toString('latin1'), /Hi|corp/)
   t.notSame(new Sealer([old]).seal(content, 'billing 1'), sealed, 'never twice alike')

@@ -13,6 +13,8 @@ export interface Peer extends CertificateIdentity {
   readonly fingerprint256: string
   readonly subject: string
   readonly issuer: string
+  /** In hex, lower case. */
+  readonly serial: string
   /** `URI:…` and `DNS:…` */
   readonly names: readonly string[]
   readonly notBefore: Date
@@ -34,6 +36,7 @@ export function peerFrom(leaf: X509Certificate): Peer {
     },
     subject: leaf.subject,
     issuer: leaf.issuer,
+    serial: leaf.serialNumber.toLowerCase(),
     get names() {
       return (names ??= clientNames(leaf))
     },

@@ -18,7 +18,7 @@ import {
   REPLAYED,
   type StoredAnswer,
 } from './idempotency.ts'
-import { bytesOf } from './queue/content.ts'
+import { bytesOf, type QueuedContent } from './queue/content.ts'
 import { MOST_BYTES, type Queue } from './queue/queue.ts'
 
 /** One message that a client asks to be sent. */
@@ -54,6 +54,8 @@ export interface Deferral {
   /** Unix ms; then it is never sent at once. */
   readonly sendAt: number | undefined
   readonly tags: Readonly<Record<string, string>>
+  /** Of the caller. */
+  readonly certificate: QueuedContent['certificate']
 }
 
 /** The answer to a message: new, with what the log should say of it, or as it was given before. */
@@ -142,7 +144,8 @@ export class Sender {
     const { id, client } = request
     const { envelope, messageId } = outgoing
     if (claim.lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
-    const content = { envelope, messageId, tags: deferral.tags, bytes: await bytesOf(outgoing) }
+    const { tags, certificate } = deferral
+    const content = { envelope, messageId, tags, certificate, bytes: await bytesOf(outgoing) }
     const taken = await this.#options.allowances.take({ ...client, rate: undefined }, envelope.to.length)
     const message = { id, client: client.name, content, due: deferral.sendAt ?? 0, anonymous }
     let times: { next_attempt: string; expires: string } | undefined

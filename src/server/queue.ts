@@ -38,6 +38,7 @@ export async function startQueue({
     sealer: new Sealer(config.queue.keys),
     send: (outgoing, client, onMark) => relays.send(outgoing, undefined, { client, onMark }),
     clients: () => others.clients.current.directory.clients,
+    revoked: (certificate) => others.clients.current.trust.hasRevoked(certificate, Date.now()),
     limits: config,
     most: config.smtp.connections,
     lifetime: config.queue.expires,

@@ -67,6 +67,14 @@ export class ClientTrust {
     return verdict
   }
 
+  /** Whether a current list revokes this serial number of a CA of the bundle. Of certificates of other CAs nothing is known. */
+  hasRevoked({ issuer, serial }: { issuer: string; serial: string }, now: number): boolean {
+    return this.#bundle
+      .filter(({ x509 }) => x509.subject === issuer)
+      .flatMap((authority) => this.#listsOf(authority))
+      .some((list) => list.isCurrent(now) && list.revokes({ serial }))
+  }
+
   /** Sentences for the log about what in these lists keeps clients out. */
   warnings(now: number): string[] {
     if (!this.#checksRevocation) return []

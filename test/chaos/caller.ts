@@ -34,7 +34,7 @@ export class Caller {
   }
 
   async ask(
-    { port }: Replica,
+    { port }: Pick<Replica, 'port'>,
     { method = 'GET', path = '/v1/messages', headers, body, agent, signal }: Asked,
   ): Promise<Answer> {
     const asked = request({
@@ -58,7 +58,7 @@ export class Caller {
   }
 
   /** POST with `Prefer: respond-async`. */
-  queue(replica: Replica, body: object, headers: Record<string, string> = {}): Promise<Answer> {
+  queue(replica: Pick<Replica, 'port'>, body: object, headers: Record<string, string> = {}): Promise<Answer> {
     return this.ask(replica, { method: 'POST', body, headers: { prefer: 'respond-async', ...headers } })
   }
 

@@ -1,6 +1,11 @@
+import { X509Certificate } from 'node:crypto'
 import t, { type Test } from 'tap'
+import { createRevocationList } from '../../src/tls/issue.ts'
+import { Caller } from '../chaos/caller.ts'
 import { type FaultRelay, type Script, startFaultRelay } from '../support/fault-relay.ts'
 import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
+import { startOnFiles } from '../support/motion.ts'
+import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
@@ -357,4 +362,21 @@ t.test('the metrics, the status and the log show the queue', async (t) => {
     ['queued', 'sending', 'queued', 'cancelled'],
   )
   t.match(lines[2], { code: 'deferred_by_relay', client: 'billing', tags: { job: 'nightly' }, next_attempt: /^20/ })
+})
+
+t.test('a revocation holds for what its certificate has queued', async (t) => {
+  const redis = await startRedis(t)
+  const pki = await makePki()
+  const gateway = await startOnFiles(t, {
+    crl: await createRevocationList(pki.ca, []),
+    env: { POSTERN_REDIS_URL: redis.url, POSTERN_QUEUE: 'on' },
+  })
+  await gateway.logged({ msg: 'the shared store is there' })
+  const send_at = new Date(Date.now() + 4_000).toISOString()
+  const { status, json } = await new Caller(pki, gateway.client).queue(gateway, { ...MESSAGE, send_at })
+  t.equal(status, 202)
+  const list = await createRevocationList(pki.ca, [new X509Certificate(gateway.client.certificate).serialNumber])
+  await gateway.reloaded('crl', () => gateway.write('crl.pem', list))
+  t.match(await gateway.logged({ request_id: json['id'], queue: 'cancelled' }), { code: 'certificate_revoked' })
+  t.equal(gateway.relay.messages.length, 0)
 })

@@ -1,4 +1,5 @@
 import { authoriseMessage, tooLarge } from '../../clients/authorise.ts'
+import type { Peer } from '../../clients/peer.ts'
 import { admit } from '../../clients/gate.ts'
 import { Problem } from '../../errors.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
@@ -45,7 +46,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
       }
       try {
         const bodyHash = parts === undefined ? submission.bodyHash : () => parts.digest()
-        const deferral = deferralOf(request.headers['prefer'], request.body)
+        const deferral = deferralOf(request.headers['prefer'], request.body, callerOf(request).peer)
         return await sendAndAnswer(request, reply, options, { bodyHash, compose, deferral })
       } finally {
         parts?.stop()
@@ -71,11 +72,15 @@ function checkSendAt({ send_at }: MessageInput, queues: boolean): void {
     throw new Problem('invalid_message', `/send_at ${message}.`, { errors: [{ path: '/send_at', message }] })
 }
 
-function deferralOf(prefer: string | string[] | undefined, { send_at, tags = {} }: MessageInput): Deferral | undefined {
+function deferralOf(
+  prefer: string | string[] | undefined,
+  { send_at, tags = {} }: MessageInput,
+  { issuer, serial }: Peer,
+): Deferral | undefined {
   const { async, waitMs = 0 } = parsePreferences(prefer)
   if (!async && send_at === undefined) return undefined
   const sendAt = send_at === undefined ? undefined : Date.parse(send_at)
-  return { waitMs: async ? Math.min(waitMs, MOST_WAIT_MS) : 0, sendAt, tags }
+  return { waitMs: async ? Math.min(waitMs, MOST_WAIT_MS) : 0, sendAt, tags, certificate: { issuer, serial } }
 }
 
 /** A message that is in memory. Throws a 413 Problem. */

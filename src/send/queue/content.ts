@@ -6,6 +6,8 @@ import { type Outgoing, pieces } from '../../mail/outgoing.ts'
 export interface QueuedContent {
   readonly envelope: Envelope
   readonly messageId: string
+  /** With which the client sent it: a revocation holds for what is still queued. */
+  readonly certificate: { readonly issuer: string; readonly serial: string }
   readonly tags: Readonly<Record<string, string>>
   /** The message in wire form. */
   readonly bytes: Buffer

@@ -41,6 +41,7 @@ export interface QueueOptions {
   readonly allowances: Allowances
   /** Those that are listed now. */
   readonly clients: () => ReadonlyMap<string, Client>
+  readonly revoked: (certificate: QueuedContent['certificate']) => boolean
   readonly limits: { readonly maxRecipients: number; readonly maxSize: number }
   /** Messages that are sent at a time. */
   readonly most: number
@@ -249,10 +250,16 @@ export class Queue {
   }
 
   /** What the client may do now counts, not what it might do when it sent the message. */
-  #refusal(name: string, client: Client | undefined, { envelope, bytes }: QueuedContent): Problem | undefined {
+  #refusal(
+    name: string,
+    client: Client | undefined,
+    { envelope, certificate, bytes }: QueuedContent,
+  ): Problem | undefined {
     const { maxRecipients, maxSize } = this.#options.limits
     if (client === undefined) return new Problem('unknown_certificate', `${name} is no longer in the clients file.`)
     if (client.disabled) return new Problem('client_disabled', `${name} is disabled in the clients file.`)
+    if (this.#options.revoked(certificate))
+      return new Problem('certificate_revoked', 'The certificate that the message was sent with has been revoked.')
     const limit = sizeLimit(client, maxSize)
     if (bytes.length > limit.bytes) return tooLarge(limit)
     try {
