@@ -1,10 +1,10 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import type { LogRecipients } from '../config/config.ts'
 import type { Problem } from '../errors.ts'
-import { type AuditResult, logRefusal, type RequestFacts, writeAudit } from '../operations/audit.ts'
+import { logRefusal, type RequestFacts, writeAudit } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { REPLAYED } from '../send/idempotency.ts'
-import type { SendAnswer } from '../send/send.ts'
+import type { MessageResult, SendAnswer } from '../send/send.ts'
 import { parsePreferences } from './prefer.ts'
 import { storedProblem, sendProblem } from './problems.ts'
 
@@ -65,7 +65,7 @@ export class Answers {
     return sendProblem(problem, request, reply)
   }
 
-  #record(request: FastifyRequest, reply: FastifyReply, result: AuditResult, addressed: number): void {
+  #record(request: FastifyRequest, reply: FastifyReply, result: MessageResult, addressed: number): void {
     const { caller, submission } = request
     if (caller !== null) this.#metrics.countMessage(caller.client.name, result, addressed)
     const facts: RequestFacts = {

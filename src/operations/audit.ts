@@ -1,7 +1,8 @@
 import type { BaseLogger } from 'pino'
 import type { LogRecipients } from '../config/config.ts'
 import type { QueueChange } from '../send/queue/queue.ts'
-import type { Outcome, Problem, RejectedRecipient } from '../errors.ts'
+import type { MessageResult } from '../send/send.ts'
+import type { Problem } from '../errors.ts'
 
 const MAX_PATHS = 20 // of the faults of one request
 const MAX_PATH_CHARS = 200
@@ -14,15 +15,6 @@ export interface Audit {
   recipients?: readonly string[]
   bytes?: number
   tags?: Readonly<Record<string, string>>
-}
-
-export interface AuditResult {
-  readonly outcome: 'accepted' | 'partial' | 'validated' | 'queued' | Outcome
-  readonly relay?: string
-  readonly code?: number
-  readonly response?: string
-  readonly rejected?: readonly RejectedRecipient[]
-  readonly problem?: Problem
 }
 
 /** Who asked, from where, and how long it took. */
@@ -39,7 +31,7 @@ export function writeAudit(
   log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
   facts: RequestFacts,
   audit: Audit,
-  result: AuditResult,
+  result: MessageResult,
   recipients: LogRecipients,
   more: object = {},
 ): void {
@@ -74,7 +66,7 @@ export function writeAudit(
 }
 
 /** What a change of a queued message comes to. */
-export function resultOf({ status, delivery, problem }: QueueChange): AuditResult {
+export function resultOf({ status, delivery, problem }: QueueChange): MessageResult {
   const sent = status === 'accepted' || status === 'partial' || status === 'unknown'
   return { outcome: sent ? status : 'not_sent', ...delivery, ...(problem && { problem }) }
 }

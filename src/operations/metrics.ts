@@ -2,7 +2,7 @@ import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom
 import { type Problem, PROBLEMS } from '../errors.ts'
 import type { QueueStats } from '../send/queue/store.ts'
 import type { Usage } from '../send/allowances.ts'
-import type { AuditResult } from './audit.ts'
+import type { MessageResult } from '../send/send.ts'
 import { History } from './history.ts'
 
 // Seconds: from a hand-over on the same machine to a slow relay.
@@ -120,7 +120,7 @@ export class Metrics {
   }
 
   /** Counts a message that got its answer, and its recipients where a relay had a say. `addressed` is how many it had. */
-  countMessage(client: string, result: AuditResult, addressed: number): void {
+  countMessage(client: string, result: MessageResult, addressed: number): void {
     this.messages.inc({ client, outcome: result.outcome })
     this.history.message(result.outcome)
     const { problem } = result
@@ -174,7 +174,7 @@ export class Metrics {
 type RecipientResult = 'accepted' | 'rejected' | 'deferred' | 'unknown'
 
 /** What a relay said of the recipients that it did not name one by one; nothing where no relay was asked. */
-function verdict({ outcome, problem }: AuditResult): RecipientResult | undefined {
+function verdict({ outcome, problem }: MessageResult): RecipientResult | undefined {
   if (outcome === 'accepted' || outcome === 'partial') return 'accepted'
   if (outcome === 'unknown') return 'unknown'
   if (problem?.code === 'rejected_by_relay') return 'rejected'

@@ -1,8 +1,6 @@
 import type { Client } from '../clients/clients-file.ts'
-import { Problem } from '../errors.ts'
+import { type Outcome, Problem, type RejectedRecipient } from '../errors.ts'
 import type { QueuedMessage, Receipt } from '../mail/schemas.ts'
-import type { AuditResult } from '../operations/audit.ts'
-import type { Metrics } from '../operations/metrics.ts'
 import type { Departure } from '../relay/departure.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Delivery } from '../relay/relay.ts'
@@ -58,9 +56,19 @@ export interface Deferral {
   readonly certificate: QueuedContent['certificate']
 }
 
+/** What became of a message, for its log line and the metrics. */
+export interface MessageResult {
+  readonly outcome: 'accepted' | 'partial' | 'validated' | 'queued' | Outcome
+  readonly relay?: string
+  readonly code?: number
+  readonly response?: string
+  readonly rejected?: readonly RejectedRecipient[]
+  readonly problem?: Problem
+}
+
 /** The answer to a message: new, with what the log should say of it, or as it was given before. */
 export type SendAnswer =
-  | { readonly kind: 'new'; readonly body: string; readonly result: AuditResult; readonly addressed: number }
+  | { readonly kind: 'new'; readonly body: string; readonly result: MessageResult; readonly addressed: number }
   | ({ readonly kind: 'replayed' } & StoredAnswer)
   /** As the queue has it now; `fresh` where this request has queued it. */
   | ({
@@ -74,7 +82,7 @@ export interface SenderOptions {
   readonly relays: Pick<Relays, 'send'>
   readonly store: IdempotencyStore
   readonly allowances: Allowances
-  readonly metrics: Pick<Metrics, 'idempotency'>
+  readonly metrics: { readonly idempotency: { inc(labels: { result: string }): void } }
   readonly queue: Queue | undefined
 }
 
@@ -292,7 +300,7 @@ function accepted202(
 function answer(
   { id }: SendRequest,
   receipt: Omit<Receipt, 'id'>,
-  result: AuditResult,
+  result: MessageResult,
   addressed: number,
 ): Extract<SendAnswer, { kind: 'new' }> {
   return { kind: 'new', body: JSON.stringify({ id, ...receipt }), result, addressed }
