@@ -17,9 +17,12 @@ export interface PoolOptions {
 /** Sessions by what they do. */
 export type SessionCounts = Readonly<Record<'opening' | 'idle' | 'busy', number>>
 
-// One session more than the relay granted lately is tried after so long, doubled each time that it is refused.
-const FIRST_PAUSE_MS = 1_000
+// After a session that was refused while others stand the next one is tried after so long, doubled each time. Servers may count a
+// session for a moment that is over.
+const FIRST_PAUSE_MS = 200
 const LAST_PAUSE_MS = 60_000
+// So many in a row, and the relay does not grant as many as it did.
+const MISSES = 3
 
 /**
  * The sessions with one relay. How many it grants is learned from those that it refuses while others stand: then messages wait
@@ -36,10 +39,12 @@ export class Pool {
   #opening = 0
   #busy = 0
   #granted: number
-  #refusals = 0
-  /** When one more session than granted may be tried, and when one may be given up for another, by performance.now(). */
+  /** Of sessions within what is granted, in a row, and when the next one may be tried, by performance.now(). */
+  #misses = 0
+  #retryAt = 0
+  /** The same for one session more than granted. */
+  #growMisses = 0
   #growAt = 0
-  #swapAt = 0
   #growing = false
   #timer: NodeJS.Timeout | undefined
   #closed: RelayFault | undefined
@@ -82,8 +87,7 @@ export class Pool {
     this.#busy -= 1
     this.#line.done(ticket)
     if (refused) this.#line.refused(ticket.client)
-    const needed = this.#entitled.length > this.#opening + this.#leaving.size
-    const over = session.spent || session.messages >= this.#options.messages || ((refused || needed) && this.#maySwap)
+    const over = session.spent || session.messages >= this.#options.messages || (refused && this.#maySwap)
     if (session.wire.open) {
       if (over || this.#closed !== undefined) this.#leave(session)
       else this.#rest(session)
@@ -112,13 +116,14 @@ export class Pool {
     for (const session of this.#sessions) session.wire.end(this.#closed)
   }
 
-  /** A session that was refused lately, though it was within what is granted, is no time to give up those that stand. */
+  /** Where new sessions are refused it is no time to give up those that stand; where they are few, one at a time is. */
   get #maySwap(): boolean {
-    return performance.now() >= this.#swapAt
+    const few = this.#granted < this.#options.sessions
+    return performance.now() >= this.#retryAt && !(few && this.#leaving.size + this.#opening > 0)
   }
 
   get #room(): boolean {
-    return this.#sessions.size + this.#opening < this.#granted
+    return this.#sessions.size + this.#opening < this.#granted && performance.now() >= this.#retryAt
   }
 
   #serve(): void {
@@ -127,13 +132,16 @@ export class Pool {
       if (ticket === undefined) break
       const session = ticket.fresh ? undefined : this.#idle.pop()
       if (session !== undefined) this.#give(ticket, session)
-      else {
-        this.#entitled.push(ticket)
-        if (!this.#room && this.#maySwap) this.#leave(this.#idle.shift())
-      }
+      else this.#entitled.push(ticket)
     }
-    this.#grow()
+    while (this.#idle.length > 0 && this.#needed > 0 && !this.#room && this.#maySwap) this.#leave(this.#idle.shift())
+    if (this.waiting > this.#opening && !this.#room) this.#grow()
     while (this.#room && this.#opening < this.waiting) void this.#open()
+  }
+
+  /** Sessions that the entitled wait for, and that nobody has begun to make room for. */
+  get #needed(): number {
+    return this.#entitled.length - this.#opening - this.#leaving.size
   }
 
   #give(ticket: Ticket, session: Session): void {
@@ -153,18 +161,20 @@ export class Pool {
     session.wire.quit()
   }
 
+  /** Sees to it that more is tried, now or when it may be. */
   #grow(): void {
-    if (this.waiting === 0 || this.#room || this.#granted >= this.#options.sessions) return
-    const wait = this.#growAt - performance.now()
-    if (wait <= 0) {
+    const now = performance.now()
+    const more = this.#granted < this.#options.sessions && !this.#growing
+    if (more && now >= this.#growAt && now >= this.#retryAt && this.#sessions.size + this.#opening >= this.#granted) {
       this.#granted += 1
-      this.#growAt = Infinity // until it is known what became of this one
       this.#growing = true
-    } else if (wait < Infinity) {
-      clearTimeout(this.#timer)
-      this.#timer = setTimeout(() => this.#serve(), wait)
-      this.#timer.unref()
+      return
     }
+    const times = [this.#retryAt, more ? this.#growAt : 0].filter((time) => time > now)
+    if (times.length === 0) return
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => this.#serve(), Math.min(...times) - now)
+    this.#timer.unref()
   }
 
   async #open(): Promise<void> {
@@ -183,11 +193,9 @@ export class Pool {
   #opened(session: Session): void {
     this.#sessions.add(session)
     this.#granted = Math.max(this.#granted, this.#sessions.size)
-    if (this.#growing) {
-      this.#growing = false
-      this.#refusals = 0
-      this.#growAt = 0
-    }
+    this.#misses = this.#retryAt = 0
+    if (this.#growing) this.#growMisses = this.#growAt = 0
+    this.#growing = false
     // Spread, so that those that were opened together do not end together.
     const age = setTimeout(() => this.#grownOld(session), this.#options.age * (0.9 + Math.random() / 10))
     age.unref()
@@ -203,18 +211,18 @@ export class Pool {
   }
 
   #refused(fault: RelayFault): void {
-    const standing = this.#sessions.size - this.#leaving.size
-    if (standing + this.#opening === 0) {
+    const standing = this.#sessions.size - this.#leaving.size + this.#opening
+    if (standing === 0) {
       this.#granted = this.#options.sessions
       this.#growing = false
-      this.#refusals = this.#growAt = this.#swapAt = 0
+      this.#misses = this.#retryAt = this.#growMisses = this.#growAt = 0
       return this.#failAll(fault)
     }
-    const pause = Math.min(FIRST_PAUSE_MS * 2 ** this.#refusals++, LAST_PAUSE_MS)
-    if (!this.#growing) this.#swapAt = performance.now() + pause
+    const pause = (misses: number): number => performance.now() + Math.min(FIRST_PAUSE_MS * 2 ** misses, LAST_PAUSE_MS)
+    if (this.#growing) this.#growAt = pause(this.#growMisses++)
+    else this.#retryAt = pause(this.#misses++)
+    if (this.#growing || this.#misses % MISSES === 0) this.#granted = Math.max(1, standing)
     this.#growing = false
-    this.#growAt = performance.now() + pause
-    this.#granted = Math.max(1, standing)
     this.#serve()
   }
 
