@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer as createHttpServer } from 'node:http'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -331,6 +332,22 @@ t.test('what would fail later is told: sessions that are not granted, messages t
   )
   const mended = await run(t, { env: { POSTERN_SMTP_URL: small.url, POSTERN_MAX_SIZE: '10240000B' } })
   t.equal(mended.found, 0, mended.lines.join('\n'))
+})
+
+t.test('what the gateway that runs here has seen, and has not, is told', async (t) => {
+  const day = (days: number): string => new Date(Date.now() + days * DAY_MS).toISOString()
+  const clients = [
+    { client: 'gone', disabled: false, last_seen: null, certificate_expires: null, certificate_ending: false },
+    { client: 'off', disabled: true, last_seen: null, certificate_expires: null, certificate_ending: false },
+    { client: 'old', disabled: false, last_seen: day(0), certificate_expires: day(9.5), certificate_ending: true },
+    { client: 'mesh', disabled: false, last_seen: day(0), certificate_expires: day(0.01), certificate_ending: false },
+  ]
+  const status = { started: day(-3), clients_file: { path: '/x', sha256: '' }, files: [], clients }
+  const ops = createHttpServer((_request, response) => response.end(JSON.stringify(status)))
+  const { lines, found } = await run(t, { env: { POSTERN_OPS_PORT: String(await listen(t, ops)) } })
+  t.equal(found, 2, lines.join('\n'))
+  t.match(lines.join('\n'), /warning: The certificate of old ends in 9 days: renew it.*client rotate old/)
+  t.match(lines.join('\n'), /warning: Not seen since the gateway was started on \S+: gone\. Disable or remove/)
 })
 
 t.test('an issuer of tokens that cannot be reached is an error', async (t) => {

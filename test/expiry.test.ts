@@ -75,6 +75,16 @@ t.test('each certificate is warned of once a day, from 30 days on and not before
   t.equal(new Set(warnings.map(({ fingerprint }) => fingerprint)).size, 2)
 })
 
+t.test('a certificate that lives two days at most is renewed by a machine: nobody is told of it', async (t) => {
+  const warnings: unknown[] = []
+  const watch = new ExpiryWatch(new Metrics(), { warn: (line: unknown) => void warnings.push(line) })
+  watch.seen(await caller('billing', new Date(Date.now() + 3_600_000)))
+  watch.warn(Date.now())
+  watch.warn(Date.now() + 7_200_000)
+  t.same(warnings, [])
+  t.match(watch.status('billing'), { ending: false, known_by: 'fingerprint' })
+})
+
 t.test('a client with the name "server" does not stand for the server', async (t) => {
   const metrics = new Metrics()
   const watch = new ExpiryWatch(metrics, { warn: () => {} })

@@ -18,7 +18,6 @@ import { type Io, parseCommandLine, UsageError } from './usage.ts'
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
 const OPEN_TO_OTHERS = 0o027
 const DAY_MS = 86_400_000
-const SOON_DAYS = 30 // as for other certificates
 
 /**
  * `postern check [--from A --to B] [--send B]`: reads the whole configuration as `serve` would and tries each relay. Prints a line for everything that
@@ -99,9 +98,9 @@ function seenFindings(running: Status | undefined): readonly string[] {
   const unseen = clients
     .filter(({ last_seen, disabled }) => last_seen === null && !disabled)
     .map(({ client }) => client)
-  const findings = clients.flatMap(({ client, certificate_expires: end }) => {
-    const days = end === null ? Infinity : Math.floor((Date.parse(end) - Date.now()) / DAY_MS)
-    if (days >= SOON_DAYS) return []
+  const findings = clients.flatMap(({ client, ending, certificate_expires: end }) => {
+    if (!ending || end === null) return []
+    const days = Math.floor((Date.parse(end) - Date.now()) / DAY_MS)
     return [
       `The certificate of ${client} ends in ${days} days: renew it, and list the new one with "postern client rotate ${client}".`,
     ]

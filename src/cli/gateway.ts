@@ -20,6 +20,7 @@ interface SeenClient {
   readonly last_seen: string | null
   readonly fingerprint: string | null
   readonly certificate_expires: string | null
+  readonly ending: boolean
 }
 
 const ANSWER_MS = 2_000
@@ -59,6 +60,7 @@ export async function gatewayStatus(env: Io['env']): Promise<Status | undefined>
       last_seen: text(seen['last_seen']),
       fingerprint: text(seen['fingerprint']),
       certificate_expires: text(seen['certificate_expires']),
+      ending: seen['certificate_ending'] === true,
     })),
   }
 }

@@ -6,7 +6,6 @@ import type { Usage } from '../send/allowances.ts'
 import type { History } from './history.ts'
 
 const DAY_MS = 86_400_000
-const RENEW_DAYS = 30 // as the log warns
 
 /** What the status is made of, each asked for when it is read. No recipient, subject or secret may be in it. */
 export interface StatusSources {
@@ -44,6 +43,8 @@ interface Certificate {
   readonly known_by?: string | undefined
   readonly fingerprint: string
   readonly not_after: string | null
+  /** Whether somebody has to renew it now. */
+  readonly ending: boolean
 }
 
 /** Something that is not well, and what to do. */
@@ -67,6 +68,7 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
         known_by: seen?.known_by ?? null,
         fingerprint: seen?.fingerprint ?? null,
         certificate_expires: seen?.not_after ?? null,
+        certificate_ending: seen?.ending ?? false,
         usage: usage.get(client.name) ?? {},
       }
     })
@@ -93,7 +95,7 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
       },
       files,
     }
-    const concerns = [...ofTheGateway(sources, status.relays), ...ofFiles(files), ...ofCertificates(sources, clients)]
+    const concerns = [...ofTheGateway(sources, status.relays), ...ofFiles(files), ...ofCertificates(sources)]
     const state = concerns.some(({ severity }) => severity === 'down')
       ? 'down'
       : concerns.length > 0
@@ -157,25 +159,22 @@ function* ofFiles(
   }
 }
 
-function* ofCertificates(
-  { certificate }: StatusSources,
-  clients: readonly { readonly client: string; readonly certificate_expires: string | null }[],
-): Generator<Concern> {
+function* ofCertificates({ certificate, clients }: StatusSources): Generator<Concern> {
   const ends = [
     {
       whose: 'The certificate of the gateway',
-      at: certificate()?.not_after ?? null,
+      seen: certificate(),
       advice: 'Renew POSTERN_TLS_CERT: it is taken up by itself.',
     },
-    ...clients.map(({ client, certificate_expires: at }) => ({
-      whose: `The certificate of ${client}`,
-      at,
-      advice: `Issue a new one, list it beside the old one with postern client rotate ${client}, and hand it over.`,
+    ...[...clients()].map(({ name }) => ({
+      whose: `The certificate of ${name}`,
+      seen: certificate(name),
+      advice: `Issue a new one, list it beside the old one with postern client rotate ${name}, and hand it over.`,
     })),
   ]
-  for (const { whose, at, advice } of ends) {
-    const days = at === null ? Infinity : Math.floor((Date.parse(at) - Date.now()) / DAY_MS)
-    if (days >= RENEW_DAYS) continue
+  for (const { whose, seen, advice } of ends) {
+    if (seen?.ending !== true || seen.not_after === null) continue
+    const days = Math.floor((Date.parse(seen.not_after) - Date.now()) / DAY_MS)
     yield { severity: 'warning', what: `${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice }
   }
 }

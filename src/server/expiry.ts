@@ -4,17 +4,20 @@ import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { Caller } from '../clients/gate.ts'
-import { notAfter } from '../tls/context.ts'
+import { notAfter, notBefore } from '../tls/context.ts'
 
 const DAY_MS = 86_400_000
 // Time to notice, to find who owns the client, and to roll out a new certificate.
 const WARN_BEFORE_MS = 30 * DAY_MS
+// One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour.
+const SHORT_LIVED_MS = 2 * DAY_MS
 const SERVER = 'server'
 
 interface Expiring {
   readonly fingerprint: Fingerprint
   /** Unix ms. */
   readonly notAfter: number
+  readonly shortLived: boolean
   /** Unix ms; of the listener's own certificate, when it was read. */
   seen: number
   by?: string
@@ -27,11 +30,14 @@ export interface CertificateStatus {
   readonly fingerprint: string
   /** Null where it has none that can be read. */
   readonly not_after: string | null
+  /** Whether somebody has to renew it now. */
+  readonly ending: boolean
 }
 
 /**
  * When certificates end: the listener's, and for each listed client the one it was last seen with. There is one number
- * in the metrics for each, and one warning a day in the log for each certificate from 30 days before its end on.
+ * in the metrics for each, and one warning a day in the log for each certificate from 30 days before its end on, short-lived
+ * ones aside.
  */
 export class ExpiryWatch {
   readonly #metrics: Pick<Metrics, 'certificateExpiry'>
@@ -48,7 +54,11 @@ export class ExpiryWatch {
   /** PEM; of a chain, its first certificate. */
   serves(certificate: string): void {
     const leaf = new X509Certificate(certificate)
-    this.#note(SERVER, { fingerprint: fingerprintOf(leaf), notAfter: notAfter(leaf).getTime(), seen: Date.now() })
+    this.#note(SERVER, {
+      ...lifeOf(notBefore(leaf), notAfter(leaf)),
+      fingerprint: fingerprintOf(leaf),
+      seen: Date.now(),
+    })
   }
 
   seen({ client, peer, by }: Caller): void {
@@ -56,7 +66,7 @@ export class ExpiryWatch {
     const known = this.#expiring.get(subject)
     const seen = Date.now()
     if (known?.fingerprint === peer.fingerprint) Object.assign(known, { seen, by })
-    else this.#note(subject, { fingerprint: peer.fingerprint, notAfter: peer.notAfter.getTime(), seen, by })
+    else this.#note(subject, { ...lifeOf(peer.notBefore, peer.notAfter), fingerprint: peer.fingerprint, seen, by })
   }
 
   /** The certificate that a client was last seen with; without a name, the listener's. */
@@ -68,6 +78,7 @@ export class ExpiryWatch {
       known_by: known.by,
       fingerprint: formatFingerprint(known.fingerprint),
       not_after: Number.isNaN(known.notAfter) ? null : new Date(known.notAfter).toISOString(),
+      ending: isEnding(known, Date.now()),
     }
   }
 
@@ -84,8 +95,9 @@ export class ExpiryWatch {
   /** Writes the warnings that are due. */
   warn(now: number): void {
     for (const [fingerprint, at] of this.#warned) if (now - at >= DAY_MS) this.#warned.delete(fingerprint)
-    for (const [subject, { fingerprint, notAfter: end }] of this.#expiring) {
-      if (end - now > WARN_BEFORE_MS || this.#warned.has(fingerprint)) continue
+    for (const [subject, expiring] of this.#expiring) {
+      const { fingerprint, notAfter: end } = expiring
+      if (!isEnding(expiring, now) || this.#warned.has(fingerprint)) continue
       this.#warned.set(fingerprint, now)
       const days = Math.floor((end - now) / DAY_MS)
       this.#log.warn(
@@ -104,6 +116,14 @@ export class ExpiryWatch {
     this.#expiring.set(subject, expiring)
     this.#metrics.certificateExpiry.set({ subject }, Math.floor(expiring.notAfter / 1000))
   }
+}
+
+function lifeOf(from: Date, until: Date): Pick<Expiring, 'notAfter' | 'shortLived'> {
+  return { notAfter: until.getTime(), shortLived: until.getTime() - from.getTime() <= SHORT_LIVED_MS }
+}
+
+function isEnding({ notAfter: end, shortLived }: Expiring, now: number): boolean {
+  return !shortLived && end - now <= WARN_BEFORE_MS
 }
 
 /** A client may have the name that the listener's own certificate goes by. */

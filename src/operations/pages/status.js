@@ -1,6 +1,5 @@
 const POLL_MS = 2_000
 const MOST_ROWS = 200
-const RENEW_MS = 30 * 86_400_000
 const SVG = 'http://www.w3.org/2000/svg'
 const STATES = { well: 'All is well', degraded: 'Something needs you', down: 'Not well' }
 const OUTCOMES = {
@@ -196,11 +195,11 @@ function usage(limit) {
   )
 }
 
-function expiry(at, now) {
+function expiry(at, ending, now) {
   if (at === null) return make('span', { className: 'quiet', textContent: 'not seen' })
   const left = Date.parse(at) - Date.parse(now)
   const ended = make('time', { dateTime: at, title: at, textContent: left < 0 ? 'expired' : `in ${span(left)}` })
-  ended.className = left < RENEW_MS ? 'ending' : ''
+  ended.className = ending ? 'ending' : ''
   return ended
 }
 
@@ -225,7 +224,7 @@ function clients({ clients: all, now }) {
       client.known_by ?? '',
       usage(client.usage.rate),
       usage(client.usage.quota),
-      expiry(client.certificate_expires, now),
+      expiry(client.certificate_expires, client.certificate_ending, now),
     ]),
     'The clients file lists nobody.',
   )
