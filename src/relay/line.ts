@@ -5,7 +5,7 @@ export interface Ticket {
   readonly client: string
   /** Its content still comes from the caller. */
   readonly streamed: boolean
-  /** A session that has carried messages will not do. */
+  /** It needs a session that has carried no message yet. */
   readonly fresh: boolean
   give(session: Session): void
   fail(reason: Error): void
@@ -71,7 +71,7 @@ export class Line {
     return undefined
   }
 
-  /** A ticket whose turn had come needs no session any more. */
+  /** To be called when a ticket whose turn had come needs its session no longer. */
   done(ticket: Ticket): void {
     this.#count(ticket, -1)
   }

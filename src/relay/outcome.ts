@@ -28,7 +28,7 @@ export class AttemptFailed extends Error {
 export function judge(fault: RelayFault, relay: string, outgoing: Outgoing, used: boolean): AttemptFailed {
   if (outgoing.streamed?.fault !== undefined) return new AttemptFailed(outgoing.streamed.fault, 'nothing')
   const { problem, next } = verdict(fault, relay)
-  // What has been read of a body that comes from the caller cannot be had again.
+  // The part of a streamed body that has been read cannot be read again.
   if (outgoing.streamed?.begun === true) return new AttemptFailed(problem, 'nothing')
   const early = fault.step === 'mail' || fault.step === 'rcpt' || fault.step === 'data'
   const again = used && (early || (fault.step === 'content' && fault.reply === undefined))

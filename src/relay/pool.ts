@@ -3,7 +3,7 @@ import { Line, type Ticket } from './line.ts'
 import type { Session } from './session.ts'
 
 export interface PoolOptions {
-  /** The most that there may be. */
+  /** The most sessions, POSTERN_SMTP_CONNECTIONS. */
   readonly sessions: number
   /** After which a session ends, ms and messages. */
   readonly age: number
@@ -17,11 +17,11 @@ export interface PoolOptions {
 /** Sessions by what they do. */
 export type SessionCounts = Readonly<Record<'opening' | 'idle' | 'busy', number>>
 
-// After a session that was refused while others stand the next one is tried after so long, doubled each time. Servers may count a
-// session for a moment that is over.
+// When a relay refuses a session while others stand, the next one is tried after this pause, doubled each time. Some servers
+// count a session for a moment after its end.
 const FIRST_PAUSE_MS = 200
 const LAST_PAUSE_MS = 60_000
-// So many in a row, and the relay does not grant as many as it did.
+// After this many refused sessions in a row the relay is taken to grant fewer than before.
 const MISSES = 3
 
 /**
@@ -34,15 +34,15 @@ export class Pool {
   readonly #sessions = new Set<Session>()
   readonly #leaving = new Set<Session>()
   #idle: Session[] = []
-  /** Those whose turn has come, and who need a session that is yet to be opened. */
+  /** Tickets whose turn has come, and that wait for a session to be opened. */
   #entitled: Ticket[] = []
   #opening = 0
   #busy = 0
   #granted: number
-  /** Of sessions within what is granted, in a row, and when the next one may be tried, by performance.now(). */
+  /** Refusals in a row of sessions within the granted number, and when the next may be tried, by performance.now(). */
   #misses = 0
   #retryAt = 0
-  /** The same for one session more than granted. */
+  /** The same for one session beyond the granted number. */
   #growMisses = 0
   #growAt = 0
   #growing = false
@@ -139,7 +139,7 @@ export class Pool {
     while (this.#room && this.#opening < this.waiting) void this.#open()
   }
 
-  /** Sessions that the entitled wait for, and that nobody has begun to make room for. */
+  /** How many sessions the tickets in turn wait for that are neither being opened nor getting room. */
   get #needed(): number {
     return this.#entitled.length - this.#opening - this.#leaving.size
   }
@@ -161,7 +161,7 @@ export class Pool {
     session.wire.quit()
   }
 
-  /** Sees to it that more is tried, now or when it may be. */
+  /** Tries one session more than granted, now or when its pause is over. */
   #grow(): void {
     const now = performance.now()
     const more = this.#granted < this.#options.sessions && !this.#growing
@@ -196,7 +196,7 @@ export class Pool {
     this.#misses = this.#retryAt = 0
     if (this.#growing) this.#growMisses = this.#growAt = 0
     this.#growing = false
-    // Spread, so that those that were opened together do not end together.
+    // Spread, so that sessions opened together do not end together.
     const age = setTimeout(() => this.#grownOld(session), this.#options.age * (0.9 + Math.random() / 10))
     age.unref()
     session.wire.onEnd = () => {

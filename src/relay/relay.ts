@@ -22,7 +22,7 @@ export interface Delivery {
   readonly rejected: readonly RejectedRecipient[]
 }
 
-/** In PEM: by what relays are trusted, where that is not the system's store, and what is shown to them. */
+/** PEM: the CA by which relays are trusted, where it is not the system's store, and the certificate shown to them. */
 export interface RelayTls {
   readonly ca?: string
   readonly cert?: string
@@ -53,15 +53,15 @@ export interface RelayObserver {
 // A relay that is down is looked at again after this long, doubled each time, with jitter so that replicas spread.
 const FIRST_RETRY_MS = 500
 const LAST_RETRY_MS = 15_000
-// One that works and that nothing was heard of for so long is looked at, so that its end is known before a message meets it.
+// A relay that is up and was silent for this long gets a NOOP, so that its failure is known before a message meets it.
 const LOOK_MS = 30_000
-// After a message that failed on a relay: there may be many of them.
+// The shortest time between two looks at a relay on which messages fail.
 const DOUBT_MS = 1_000
 
 /** One SMTP server: its sessions, what it announces, and whether it works. */
 export class Relay {
   readonly label: string
-  /** Whether the last that was heard of it is that messages can get through. */
+  /** Whether messages could get through when it was last heard of. */
   up = true
   readonly #pool: Pool
   readonly #observer: RelayObserver
@@ -131,7 +131,7 @@ export class Relay {
       const ended = error.reply === undefined || error.reply.code === 421
       const failed = judge(error, this.label, outgoing, ended ? rested : carried)
       if (rested && isLate(error)) this.#pool.distrust()
-      // What a message met is the message's; whether it is the relay's too, a look tells.
+      // A message's failure is the message's. A look tells whether the relay has failed too.
       else if (failed.problem.code === 'relay_unavailable' && failed.next === 'next relay') {
         this.#withMail = true
         this.#lookAfter(DOUBT_MS)
@@ -229,7 +229,7 @@ export class Relay {
     }
   }
 
-  /** An idle session that is dead says nothing of the relay: then a new one is asked. */
+  /** A dead idle session says nothing of the relay: then a new session is asked. */
   async #probe(withMail: boolean): Promise<void> {
     for (const fresh of [false, true]) {
       const ticket = new Waiting('', false, fresh)
@@ -265,7 +265,7 @@ export class Relay {
     this.#observer.changed(this.label, false, reason)
   }
 
-  /** Has it looked at soon, but so long after the last time at the earliest. */
+  /** Schedules a look at the relay, at the earliest `ms` after the last one. */
   #lookAfter(ms: number): void {
     this.#heard = -Infinity
     if (this.up) this.#schedule(Math.max(0, this.#looked + ms - performance.now()))

@@ -91,7 +91,7 @@ export class Relays {
     await Promise.all(this.#relays.map((relay) => relay.close()))
   }
 
-  /** Tries a relay, and once more where that says nothing of it: on a session that has carried nothing yet. */
+  /** Tries a relay, and once more on a fresh session where the first session alone was at fault. */
   async #attempt(relay: Relay, outgoing: Outgoing, attempt: Omit<Attempt, 'fresh'>): Promise<Delivery> {
     const begun = performance.now()
     try {

@@ -5,7 +5,7 @@ export interface Reply {
   readonly text: string
 }
 
-// An EHLO reply has some hundred octets; what a reply holds beyond is read and dropped.
+// Octets of a reply that are kept. An EHLO reply has some hundred; the rest of a longer reply is read and dropped.
 const KEPT = 16 * 1024
 const LONGEST = 2 ** 20 // a peer that never ends a reply is cut
 /** Characters of a reply that callers and operators are shown. */

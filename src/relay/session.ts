@@ -43,13 +43,13 @@ interface Command {
 export class Session {
   readonly offer: Offer
   readonly wire: Wire
-  /** That it has carried or begun to carry. */
+  /** Messages that it has carried or begun to carry. */
   messages = 0
   /** It takes no further message. */
   spent = false
   /** It has been idle: it may be dead without a sign. */
   rested = false
-  /** What it waits for. */
+  /** The command whose reply it waits for. */
   step: Step = 'mail'
   /** MAIL was said, and neither the end of the content nor RSET. */
   #begun = false
@@ -59,7 +59,7 @@ export class Session {
     this.offer = offer
   }
 
-  /** A refusal may be because of what went before. */
+  /** It has carried messages: a refusal may be because of them. */
   get carried(): boolean {
     return this.messages > 0
   }

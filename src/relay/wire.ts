@@ -26,7 +26,7 @@ export class Wire {
     return 'encrypted' in this.#socket
   }
 
-  /** Whether its end has not come, and has not been asked for. */
+  /** Whether the connection is open and nobody has asked it to end. */
   get open(): boolean {
     return this.#ended === undefined && !this.#leaving
   }
