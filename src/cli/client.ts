@@ -144,9 +144,12 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
     const clients = clientsOf(text, file)
     if (name !== '' && !clients.has(name)) throw notListed(name, clients)
     return [...clients].flatMap(([client, entry]) => {
-      const { last_seen = null, certificate_expires = null } =
-        status?.clients.find((one) => one.client === client) ?? {}
-      return name === '' || client === name ? [{ client, entry, seen: { last_seen, certificate_expires } }] : []
+      const {
+        last_seen = null,
+        certificate_expires = null,
+        queue = null,
+      } = status?.clients.find((one) => one.client === client) ?? {}
+      return name === '' || client === name ? [{ client, entry, seen: { last_seen, certificate_expires, queue } }] : []
     })
   })
   if (json) {
@@ -159,6 +162,7 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
         ...entry,
         ['last seen', seen.last_seen ?? 'never, as far as a running gateway knows'],
         ['certificate ends', seen.certificate_expires ?? '-'],
+        ...(seen.queue === null ? [] : [['queue', seen.queue]]),
       ]
       for (const [key, value] of facts) io.print(`${`${String(key)}:`.padEnd(18)}${[value].flat().join(', ')}`)
     }

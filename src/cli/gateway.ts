@@ -21,6 +21,8 @@ interface SeenClient {
   readonly fingerprint: string | null
   readonly certificate_expires: string | null
   readonly ending: boolean
+  /** What the queue holds of it, in words. */
+  readonly queue: string | null
 }
 
 const ANSWER_MS = 2_000
@@ -48,6 +50,14 @@ export async function gatewayStatus(env: Io['env']): Promise<Status | undefined>
   const files = Array.isArray(status['files']) ? status['files'].filter(isRecord) : []
   const faults: unknown = files.find(({ file }) => file === 'clients')?.['faults']
   const clients = Array.isArray(status['clients']) ? status['clients'].filter(isRecord) : []
+  const held = isRecord(status['queue']) ? status['queue']['clients'] : undefined
+  const queues = Array.isArray(held) ? held.filter(isRecord) : []
+  const queueOf = (name: unknown): string | null => {
+    const queue = queues.find(({ client }) => client === name)
+    if (queue === undefined) return null
+    const { queued, oldest, next_attempt: next } = queue
+    return `${String(queued)} queued, the oldest at ${String(oldest)}, the next attempt at ${String(next)}`
+  }
   const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
   return {
     path: String(path),
@@ -61,6 +71,7 @@ export async function gatewayStatus(env: Io['env']): Promise<Status | undefined>
       fingerprint: text(seen['fingerprint']),
       certificate_expires: text(seen['certificate_expires']),
       ending: seen['certificate_ending'] === true,
+      queue: queueOf(seen['client']),
     })),
   }
 }

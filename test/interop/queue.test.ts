@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import t, { type Test } from 'tap'
+import { client } from '../../src/cli/client.ts'
 import { createRevocationList } from '../../src/tls/issue.ts'
 import { Caller } from '../chaos/caller.ts'
 import { type FaultRelay, type Script, startFaultRelay } from '../support/fault-relay.ts'
@@ -355,6 +356,11 @@ t.test('the metrics, the status and the log show the queue', async (t) => {
   t.match(JSON.parse(await ops('/status.json')), {
     queue: { sending: 0, clients: [{ client: 'billing', queued: 1, oldest: /^20/, next_attempt: /^20/ }] },
   })
+  const shown: string[] = []
+  const file = `${t.testdir({ 'clients.yaml': 'clients: { billing: { token: x, from: ["*"] } }' })}/clients.yaml`
+  const env = { POSTERN_CLIENTS: file, POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }
+  await client(['show', 'billing'], { env, print: (line) => void shown.push(line) })
+  t.match(shown.join('\n'), /^queue: +1 queued, the oldest at 20.*, the next attempt at 20/m)
   await gateway.request({ method: 'DELETE', path: `/v1/messages/${json['id']}` })
   const lines = gateway.log.filter((line) => line['request_id'] === json['id'])
   t.same(
