@@ -115,7 +115,8 @@ export class Sender {
       if (queue !== undefined && deferral !== undefined && isQueueable(outgoing, deferral))
         return await this.#enqueue({ request, deferral, queue, claim, key, anonymous: given === undefined }, outgoing)
       const answer = await this.#deliver(request, outgoing, claim)
-      await claim.finish({ status: 200, body: answer.body }, await hashOf(request))
+      if (given === undefined) await claim.free()
+      else await claim.finish({ status: 200, body: answer.body }, await hashOf(request))
       return answer
     } catch (error) {
       await settle(claim, error, request)
@@ -168,6 +169,9 @@ export class Sender {
         throw new Problem('delivery_unknown', 'The store did not answer: the message may be queued.', { cause: error })
       if (found?.state !== 'finished') {
         await taken.refund(envelope.to.length)
+        // It is known not to be queued, and nobody has its key: its caller waits for it.
+        if (found?.state === 'new' && anonymous && deferral.sendAt === undefined)
+          return this.#deliver(request, outgoing)
         throw error
       }
     }
