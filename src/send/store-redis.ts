@@ -21,7 +21,7 @@ const CLAIM = `${NOW}
 local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body', 'begun')
 local running = known[1] and not known[4] and tonumber(known[3]) > now
 if not known[1] or not (running or known[4] or known[6]) then
-  redis.call('DEL', KEYS[1])
+  if known[1] then redis.call('DEL', KEYS[1]) end -- a write that a full Redis allows would let the next one pass too
   redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'token', ARGV[2], 'lease', now + ARGV[3])
   redis.call('PEXPIRE', KEYS[1], ARGV[4])
   return {'new'}
