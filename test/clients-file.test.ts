@@ -220,6 +220,10 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
     /SHA1/,
   ],
   'a token that YAML reads as a number': [entry('token: 0755'), 5, /token should be a string \(put it in quotes\)/],
+  'a pattern that YAML takes for an alias': [entry('to: *@corp.example'), 5, /put what begins with \* in quotes/],
+  'a star alone': [entry('to: [*]'), 5, /put what begins with \* in quotes/],
+  'an at sign first': [entry('to: @corp.example'), 5, /what begins with @ has to stand in quotes/],
+  'a quote that is not closed': [entry('to: "*@corp.example'), 6, /./],
   'a merge key': [
     `clients:\n  a: &x\n    fingerprints: ["${hex(1)}"]\n    from: ["*"]\n  b:\n    <<: *x\n    fingerprints: ["${hex(2)}"]\n    from: ["*"]\n`,
     6,

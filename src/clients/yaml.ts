@@ -35,16 +35,20 @@ export function readYaml(text: string): unknown {
     if (documents.length > 1) throw new YamlFault(1, `it holds ${documents.length} documents instead of one`)
     return documents[0]
   } catch (error) {
+    if (error instanceof RangeError) throw new YamlFault(1, 'it holds a value of millions of characters')
     if (!(error instanceof YAMLException)) throw error
     throw new YamlFault(lineAt(text, error.mark?.position ?? 0), inPlainWords(error))
   }
 }
 
 function inPlainWords({ reason, mark }: YAMLException): string {
-  if (reason.startsWith('aliases exceeded')) return 'aliases are not accepted: write the value out'
+  const rest = mark?.buffer.slice(mark.position, mark.position + 80) ?? ''
+  if (/^aliases exceeded|^name of an alias/.test(reason))
+    return 'aliases are not accepted: put what begins with * in quotes, such as "*@corp.example"'
+  if (/^[@`]/.test(rest)) return `what begins with ${rest[0]} has to stand in quotes`
   if (reason.startsWith('nesting exceeded')) return 'this is nested too deeply'
-  if (reason !== 'duplicated mapping key' || mark === undefined) return reason
-  return `"${/^["']?([\w.-]*)/.exec(mark.buffer.slice(mark.position, mark.position + 80))?.[1]}" stands here twice`
+  if (reason === 'deficient indentation') return 'this line is indented too little: is a quote above it not closed?'
+  return reason === 'duplicated mapping key' ? `"${/^["']?([\w.-]*)/.exec(rest)?.[1]}" stands here twice` : reason
 }
 
 /** A value as it stands in its text: offsets, of which `end` is past its last character, quotes and brackets included. */
@@ -119,7 +123,7 @@ function parse(source: string): { readonly events: Event[]; readonly source: str
   }
 }
 
-const TOKENS = /(?<![^\s,:[{])(?:"(?:[^"\\]|\\.)*"|'(?:[^']|'')*')|(?<!\S)#.*|[[\]{}\n]/g
+const TOKENS = /(?<![^\s,:[{])(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*(?:''[^']*)*')|(?<!\S)#.*|[[\]{}\n]/g
 
 /**
  * The same text, offset by offset, with a space for each line break within brackets. The library insists that lines in brackets
