@@ -135,12 +135,11 @@ for (const form of FORMS) {
   )
 
   t.test(`a refusal of a ${form.name} message by the relay is kept for its key, however early it came`, async (t) => {
-    const relay = await startFaultRelay(t, { stage: 'mid-body', fault: '550', middle: 100_000 })
+    const relay = await startFaultRelay(t, { stage: 'mid-body', fault: '550', middle: 100_000, times: 1 })
     const gateway = await start(t, { env: { POSTERN_SMTP_URL: relay.url } })
     const headers = { 'idempotency-key': 'k' }
     const first = await send(gateway, form, whole(form, 20), headers)
     t.match(first, { status: 422, json: { code: 'rejected_by_relay', smtp: { code: 550 } } })
-    const sessions = relay.sessions
     t.match(await send(gateway, form, whole(form, 20), headers), {
       status: 422,
       json: first.json,
@@ -150,7 +149,7 @@ for (const form of FORMS) {
       status: 422,
       json: { code: 'idempotency_key_reused' },
     })
-    t.equal(relay.sessions, sessions, 'the relay was not asked again')
+    t.equal(relay.accepted.length, 0, 'the relay was not asked again: it would have taken it')
   })
 
   t.test(`a ${form.name} message over the rate, or one too many, is refused before its body is read`, async (t) => {
