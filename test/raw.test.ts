@@ -1,6 +1,7 @@
 import t from 'tap'
-import { type GatewayOptions, startGateway, type TestGateway } from './support/gateway.ts'
+import { type GatewayOptions, MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
 import { startRelay } from './support/relay.ts'
+import { type ScriptedRelay, startScripted } from './support/scripted-relay.ts'
 import { openUpload, postRaw, RAW, rawPath } from './support/uploads.ts'
 
 const HEADER =
@@ -325,4 +326,29 @@ t.test("refused recipients are a partial delivery; all refused, or the message, 
     outcome: 'not_sent',
     smtp: { code: 550 },
   })
+})
+
+t.test('MAIL says SMTPUTF8 where envelope or header need it, and the size that was declared', async (t) => {
+  const [small, large] = [await startScripted(t), await startScripted(t)]
+  small.offers = ['PIPELINING', '8BITMIME', 'SMTPUTF8', 'SIZE 500']
+  large.offers = ['PIPELINING', '8BITMIME', 'SMTPUTF8', 'SIZE 100000']
+  const gateway = await startGateway(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*@corp.example"], raw: true } }',
+    env: { POSTERN_SMTP_URL: `${small.url} ${large.url}`, POSTERN_SMTP_TLS: 'off' },
+  })
+  const path = '/v1/messages/raw?mail_from=billing@corp.example&rcpt_to=user@corp.example'
+  const raw = (subject: string, body: string): Promise<unknown> => {
+    const text = `From: billing@corp.example\r\nSubject: ${subject}\r\n\r\n${body}`
+    return gateway
+      .request({ method: 'POST', path, body: text, headers: { 'content-type': 'message/rfc822' } })
+      .then(({ status }) => status)
+  }
+  t.equal(await raw('Hello', 'Hi.\r\n'), 200)
+  t.equal(await raw('Grüße', 'Hi.\r\n'), 200)
+  t.equal((await gateway.post({ ...MESSAGE, reply_to: 'jörg@corp.example' })).status, 200)
+  t.equal(await raw('Long', 'A line of text.\r\n'.repeat(100)), 200, 'the relay with room takes it')
+  const said = (relay: ScriptedRelay): string[] =>
+    relay.talks.flatMap(({ commands }) => commands.filter((command) => command.startsWith('MAIL')))
+  t.match(said(small), [/^MAIL FROM:<billing@corp\.example> SIZE=\d+ BODY=8BITMIME$/, / SMTPUTF8$/, / SMTPUTF8$/])
+  t.match(said(large), [/ SIZE=17\d\d /])
 })

@@ -16,7 +16,7 @@ import { RawQuery, type RawQueryInput } from '../../mail/schemas.ts'
 import { StreamedContent } from '../../mail/streamed.ts'
 import type { TypedApp } from '../app.ts'
 import { BodyHash } from '../body/hash.ts'
-import { refuseOtherThan, submissionOf } from '../body/submission.ts'
+import { declaredLength, refuseOtherThan, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
 import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
 
@@ -79,7 +79,8 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
           envelope: {
             from: from?.address ?? '',
             to: to.map(({ address }) => address),
-            size: undefined,
+            // What was declared is near enough: a relay that takes less is passed over before its body is read.
+            size: declaredLength(request) || undefined,
             eightBit: true,
             smtpUtf8: block.utf8 || [...to, ...(from ? [from] : [])].some(({ address }) => needsSmtpUtf8(address)),
             dsn: undefined,
