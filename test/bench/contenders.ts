@@ -171,6 +171,7 @@ export async function callersOver(
   lanes: number,
   body: string = put('message.json', JSON.stringify(MESSAGE)),
   path = '/v1/messages',
+  token = '',
 ): Promise<Callers> {
   const load = await startScript('load.js', {
     env: {
@@ -181,6 +182,7 @@ export async function callersOver(
       LOAD_CA: certificates.ca,
       LOAD_CERT: certificates.clientCert,
       LOAD_KEY: certificates.clientKey,
+      LOAD_TOKEN: token,
     },
   })
   return { pids: load.pids, run: (job) => ask(load, job), close: () => load.stop() }

@@ -16,6 +16,7 @@ const {
   LOAD_CA = '',
   LOAD_CERT = '',
   LOAD_KEY = '',
+  LOAD_TOKEN = '',
 } = process.env
 const ports = LOAD_PORTS.split(',').map(Number)
 const tls = {
@@ -26,9 +27,10 @@ const tls = {
   servername: 'localhost',
 }
 const body = readFileSync(LOAD_BODY)
+const authorization = LOAD_TOKEN === '' ? '' : `Authorization: Bearer ${LOAD_TOKEN}\r\n`
 const request = Buffer.concat([
   Buffer.from(
-    `POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`,
+    `POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n${authorization}Content-Length: ${body.length}\r\n\r\n`,
   ),
   body,
 ])

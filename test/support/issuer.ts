@@ -31,7 +31,7 @@ export const METADATA = '/.well-known/oauth-authorization-server'
 export const OPENID = '/.well-known/openid-configuration'
 
 /** A token issuer on loopback, with TLS of the tests' CA. */
-export async function startIssuer(t: Test): Promise<TestIssuer> {
+export async function startIssuer(t: Pick<Test, 'teardown'>): Promise<TestIssuer> {
   const pki = await makePki()
   const asked: string[] = []
   const answers = new Map<string, unknown>()
