@@ -112,13 +112,20 @@ export function parseDomain(text: string): string {
   if (
     domain === '' ||
     (ascii && domain !== lower) ||
-    !labels.every((label) => LABEL.test(label)) ||
+    !labels.every((label) => LABEL.test(label) && isWhole(label)) ||
     /^\d+$/.test(labels.at(-1) ?? '')
   ) {
     throw new RangeError('has a domain that is not valid')
   }
   if (domain.length > MAX_DOMAIN) throw new RangeError(`has a domain of more than ${MAX_DOMAIN} octets`)
   return domain
+}
+
+/** Whether a label is no A-label, or the one of its U-label (RFC 5891 §4.4): not every runtime refuses it by itself. */
+function isWhole(label: string): boolean {
+  if (!label.startsWith('xn--')) return true
+  const unicode = domainToUnicode(label)
+  return unicode !== label && domainToASCII(unicode) === label
 }
 
 /**

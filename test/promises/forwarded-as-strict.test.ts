@@ -631,6 +631,8 @@ function accepted({ leaf, above = [], bundle = [rootCertificate], lists }: Case)
   }
 }
 
+const LATER_OPENSSL = !process.versions.openssl.startsWith('3.0.')
+
 t.test('nothing that a handshake refuses passes where there is none', async (t) => {
   const told = {
     'both accept': [true, true],
@@ -641,6 +643,8 @@ t.test('nothing that a handshake refuses passes where there is none', async (t) 
     const here = accepted(one)
     const there = await opensslAccepts(one).catch(() => false) // not even a client of its own reads it
     if (one.expected === 'refused here') t.equal(here, false, one.what)
+    // Later versions of OpenSSL judge some differently, but never refuse what is accepted here.
+    else if (LATER_OPENSSL) t.same([here, here && !there], [told[one.expected][0], false], one.what)
     else t.same([here, there], told[one.expected], one.what)
   }
   t.ok(cases.length > 200, `${cases.length} certificates`)
