@@ -41,7 +41,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
     )
   const running = await gatewayStatus(io.env)
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env), ...seenFindings(running))
-  await checkQueue(config, errors, warnings)
+  await checkRedis(config, errors, warnings)
   await checkIssuer(config, oauthCa, errors)
   const from = asked.to === undefined ? undefined : (asked.from ?? plainSender(clients))
   if (asked.to !== undefined && from === undefined)
@@ -123,15 +123,15 @@ async function checkIssuer({ oauth }: Config, ca: string | undefined, errors: st
   issuer.close()
 }
 
-/** Whether the Redis of a queue is there, and keeps what it is given. */
-async function checkQueue({ queue, redisUrl }: Config, errors: string[], warnings: string[]): Promise<void> {
-  if (queue === undefined || redisUrl === undefined) return
+/** Whether Redis is there, and keeps what it is given. */
+async function checkRedis({ queue, redisUrl }: Config, errors: string[], warnings: string[]): Promise<void> {
+  if (redisUrl === undefined) return
   let end = (_error?: Error): void => {}
   const there = new Promise<Error | undefined>((resolve) => (end = resolve))
   const redis = await connectRedis(redisUrl, (_up, reason) => end(reason))
   try {
     const reason = await there
-    if (reason === undefined) warnings.push(...(await durabilityFindings(redis)))
+    if (reason === undefined) warnings.push(...(await durabilityFindings(redis, { queue: queue !== undefined })))
     else errors.push(`POSTERN_REDIS_URL: no connection (${reason.message}). Check host, port, user and password.`)
   } catch {
     errors.push('POSTERN_REDIS_URL: Redis does not answer INFO. Check what its user may do.')

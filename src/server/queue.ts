@@ -53,5 +53,5 @@ export async function startQueue({
 
 /** Says in the log what keeps Redis from holding what it was given. */
 export async function warnOfLoss(redis: RedisConnection, log: Logger): Promise<void> {
-  for (const finding of await durabilityFindings(redis)) log.warn(finding)
+  for (const finding of await durabilityFindings(redis, { queue: true })) log.warn(finding)
 }
