@@ -1,0 +1,3 @@
+// What takes its time: large outcomes, and revocations on open connections.
+import '../promises/outcome-large.test.ts'
+import '../promises/reload-revocation.test.ts'
