@@ -77,7 +77,7 @@ t.test('content is encrypted with the first key, and read with any', async (t) =
     bytes: Buffer.from('Hi.\r\n'),
   }
   const sealed = new Sealer([old]).seal(content, 'billing 1')
-  t.notMatch(sealed.toString('latin1'), /Hi|corp/)
+  t.notMatch(sealed.toString('latin1'), /Hi\.\r\n|corp\.example/)
   t.notSame(new Sealer([old]).seal(content, 'billing 1'), sealed, 'never twice alike')
   const { envelope: read, bytes } = new Sealer([young, old]).open(sealed, 'billing 1')
   t.same([read.to, bytes.toString()], [['b@corp.example'], 'Hi.\r\n'])
