@@ -94,8 +94,8 @@ t.test('callers are told of the certificate, the key and their own ids', async (
     const parameters = operation['parameters'].map(
       ({ $ref, name }: Document) => name ?? document['components'].parameters[$ref.split('/').at(-1)].name,
     )
-    t.same(parameters.slice(method === 'post' ? -3 : -2), [
-      ...(method === 'post' ? ['Idempotency-Key'] : []),
+    t.same(parameters.slice(method === 'post' ? -4 : -2), [
+      ...(method === 'post' ? ['Idempotency-Key', 'Idempotency-Lost'] : []),
       'X-Request-Id',
       'traceparent',
     ])

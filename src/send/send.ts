@@ -60,7 +60,6 @@ export interface Deferral {
 export interface MessageResult {
   readonly outcome: 'accepted' | 'partial' | 'validated' | 'queued' | Outcome
   readonly relay?: string
-  readonly code?: number
   readonly response?: string
   readonly rejected?: readonly RejectedRecipient[]
   readonly problem?: Problem
