@@ -48,8 +48,8 @@ export const MESSAGE = {
 } as const
 
 /** Postfix's smtp-sink, the cheapest relay there is; the Debian package postfix has it. */
-export async function startPlainRelay(options: readonly string[] = []): Promise<RelayProgram> {
-  const port = await freePort()
+export async function startPlainRelay(options: readonly string[] = [], given?: number): Promise<RelayProgram> {
+  const port = given ?? (await freePort())
   const user = process.getuid?.() === 0 ? ['-u', 'nobody'] : [] // as root it insists
   const sink = await startCommand('smtp-sink', [...user, ...options, '-m', '512', `127.0.0.1:${port}`, '512'], () =>
     answers(port),
@@ -171,7 +171,7 @@ export async function callersOver(
   lanes: number,
   body: string = put('message.json', JSON.stringify(MESSAGE)),
   path = '/v1/messages',
-  token = '',
+  headers = '',
 ): Promise<Callers> {
   const load = await startScript('load.js', {
     env: {
@@ -182,7 +182,7 @@ export async function callersOver(
       LOAD_CA: certificates.ca,
       LOAD_CERT: certificates.clientCert,
       LOAD_KEY: certificates.clientKey,
-      LOAD_TOKEN: token,
+      LOAD_HEADERS: headers,
     },
   })
   return { pids: load.pids, run: (job) => ask(load, job), close: () => load.stop() }

@@ -146,6 +146,8 @@ export interface GatewayProgram extends Program {
   readonly opsPort: number
   /** From the start of the process to its line `listening`, ms. */
   readonly startMs: number
+  /** Those of its log that match. */
+  lines(pattern: RegExp): readonly string[]
 }
 
 let gateways = 0
@@ -160,6 +162,10 @@ export async function startGateway(
   const name = `gateway-${++gateways}`
   const log = join(directory, `${name}.log`)
   const begun = performance.now()
+  const lines = (pattern: RegExp): readonly string[] =>
+    readFileSync(log, 'utf8')
+      .split('\n')
+      .filter((line) => pattern.test(line))
   const child = own(
     spawn(process.execPath, [...node, cli, 'serve'], {
       stdio: ['ignore', openSync(log, 'a'), 'inherit'],
@@ -178,9 +184,7 @@ export async function startGateway(
     }),
   )
   for (;;) {
-    const line = readFileSync(log, 'utf8')
-      .split('\n')
-      .find((text) => text.includes('"msg":"listening"'))
+    const [line] = lines(/"msg":"listening"/)
     if (line !== undefined) {
       const { port, ops_port: opsPort }: { port: number; ops_port: number } = JSON.parse(line)
       return {
@@ -189,6 +193,7 @@ export async function startGateway(
         port,
         opsPort,
         startMs: performance.now() - begun,
+        lines,
         ask: () => Promise.reject(new Error('the gateway takes no questions')),
         stop: () => end(child),
       }

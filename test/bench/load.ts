@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { readFileSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 import { connect, type TLSSocket } from 'node:tls'
@@ -16,7 +17,7 @@ const {
   LOAD_CA = '',
   LOAD_CERT = '',
   LOAD_KEY = '',
-  LOAD_TOKEN = '',
+  LOAD_HEADERS = '',
 } = process.env
 const ports = LOAD_PORTS.split(',').map(Number)
 const tls = {
@@ -27,13 +28,12 @@ const tls = {
   servername: 'localhost',
 }
 const body = readFileSync(LOAD_BODY)
-const authorization = LOAD_TOKEN === '' ? '' : `Authorization: Bearer ${LOAD_TOKEN}\r\n`
-const request = Buffer.concat([
-  Buffer.from(
-    `POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n${authorization}Content-Length: ${body.length}\r\n\r\n`,
-  ),
-  body,
-])
+const head = `POST ${LOAD_PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n${LOAD_HEADERS}Content-Length: ${body.length}\r\n\r\n`
+const whole = Buffer.concat([Buffer.from(head), body])
+// `*` in the header fields stands for something else in each request.
+const request = LOAD_HEADERS.includes('*')
+  ? (): Buffer => Buffer.concat([Buffer.from(head.replace('*', randomUUID())), body])
+  : (): Buffer => whole
 
 /** One connection. A server may close it while nothing is asked (keep-alive times are about a minute): then it is opened anew. */
 class Connection implements Lane {
@@ -75,7 +75,7 @@ class Connection implements Lane {
 
   send(done: (status: number) => void): void {
     this.#done = done
-    this.#socket?.write(request)
+    this.#socket?.write(request())
   }
 }
 

@@ -38,7 +38,7 @@ export async function run(lanes: readonly Lane[], { count, rate, seconds }: Job)
   let failed = 0
   const begun = performance.now()
   const record = (status: number, ms: number): void => {
-    if (status === 200) accepted.push(ms)
+    if (status === 200 || status === 202) accepted.push(ms)
     else if (status === 503) refused.push(ms)
     else failed += 1
   }

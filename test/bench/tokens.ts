@@ -22,7 +22,10 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const token = await issuer.token(readFileSync(certificates.clientCert, 'utf8'), {
     exp: Math.floor(Date.now() / 1000) + 3600,
   })
-  const contenders = [await contender('with a token', byToken, token), await contender('without', byFingerprint, '')]
+  const contenders = [
+    await contender('with a token', byToken, `Authorization: Bearer ${token}\r\n`),
+    await contender('without', byFingerprint, ''),
+  ]
   const count = quick ? 1000 : 5000
   for (const { callers } of contenders) await callers.run({ count })
   for (let round = 0; round < (quick ? 2 : 9); round++) {
@@ -46,9 +49,9 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
     `A message with a token takes ${((withToken ?? NaN) / (without ?? NaN)).toFixed(2)} of one without.`,
   ].join('\n\n')
 
-  async function contender(name: string, clients: string, bearer: string) {
+  async function contender(name: string, clients: string, headers: string) {
     const gateway = await startGateway(env, clients)
-    const callers: Callers = await callersOver([gateway.port], CONCURRENT, undefined, undefined, bearer)
+    const callers: Callers = await callersOver([gateway.port], CONCURRENT, undefined, undefined, headers)
     const cpu: number[] = []
     const stop = async (): Promise<void> => void (await Promise.all([callers.close(), gateway.stop()]))
     return { name, pids: gateway.pids, callers, cpu, stop }
