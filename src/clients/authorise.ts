@@ -61,15 +61,16 @@ export function recipientLimit({ maxRecipients }: Pick<Client, 'maxRecipients'>,
   return Math.min(maxRecipients ?? mostOfAnybody, mostOfAnybody)
 }
 
-/** Throws a 413 Problem where a message has more recipients than its client may address at once, or anybody. */
+/** Throws a 413 Problem, which names whom to ask for more, where a message has more recipients than its client or anybody may address at once. */
 export function checkRecipientCount(
   client: Pick<Client, 'maxRecipients'>,
   recipients: number,
   mostOfAnybody: number,
 ): void {
   const most = recipientLimit(client, mostOfAnybody)
+  const setBy = most < mostOfAnybody ? "this client's max_recipients" : 'POSTERN_MAX_RECIPIENTS'
   if (recipients > most)
-    throw new Problem('too_many_recipients', `The message has ${recipients} recipients; ${most} are allowed.`)
+    throw new Problem('too_many_recipients', `The message has ${recipients} recipients; ${setBy} allows ${most}.`)
 }
 
 /** The most bytes that a message may have, and who says so: a 413 names whom to ask for more. */

@@ -18,7 +18,8 @@ const WITH_OTHER_LETTERS = new Set(['iso-2022-jp', 'shift_jis', 'big5'])
 
 /**
  * A text with its encoded words decoded. Throws a RangeError, as a sentence that follows the field's name, for those that
- * readers decode differently: charsets that are not the web's, broken base64, spaces in words, words within words.
+ * readers decode differently: charsets that are not the web's, broken base64, spaces in words, words within words, octets
+ * that begin in one word and end in the next, since some join words before they decode them.
  */
 export function decodeWords(text: string): string {
   const decoded = text.replace(ENCODED_WORD, (_, charset: string, encoding: string, content: string) =>
@@ -39,6 +40,7 @@ function decodeWord(charset: string, octets: Buffer): string {
 }
 
 function octetsOfQ(content: string): Buffer {
+  if (/=(?![0-9a-f]{2})/i.test(content)) throw notUnderstood()
   const text = content
     .replaceAll('_', ' ')
     .replace(/=([0-9a-f]{2})/gi, (_, hex: string) => String.fromCharCode(parseInt(hex, 16)))
@@ -46,7 +48,7 @@ function octetsOfQ(content: string): Buffer {
 }
 
 function octetsOfB(content: string): Buffer {
-  if (!/^[A-Za-z0-9+/]*={0,2}$/.test(content)) throw notUnderstood()
+  if (content.length % 4 !== 0 || !/^[A-Za-z0-9+/]*={0,2}$/.test(content)) throw notUnderstood()
   return Buffer.from(content, 'base64')
 }
 
