@@ -119,6 +119,61 @@ t.test('a key that others can read is told with its mode; a group may read it', 
   for (const mode of [0o600, 0o400, 0o640]) t.equal((await run(t, { keyMode: mode })).found, 0)
 })
 
+t.test('every file that holds a secret is looked at, and none that holds none', async (t) => {
+  const pki = await makePki()
+  const { certificate, key } = await pki.client('gateway')
+  const dir = t.testdir({
+    url: (await startRelay(t)).url,
+    secret: 's3cret',
+    redis: 'redis://127.0.0.1:1',
+    queue: Buffer.alloc(32).toString('base64'),
+    'relay.crt': certificate,
+    'relay.key': key,
+  })
+  const env = {
+    POSTERN_SMTP_URL: '',
+    POSTERN_SMTP_URL_FILE: join(dir, 'url'),
+    POSTERN_SMTP_CERT: join(dir, 'relay.crt'),
+    POSTERN_SMTP_KEY: join(dir, 'relay.key'),
+    POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE: join(dir, 'secret'),
+    POSTERN_REDIS_URL_FILE: join(dir, 'redis'),
+    POSTERN_QUEUE_KEY_FILE: join(dir, 'queue'),
+  }
+  const open = async (): Promise<readonly string[]> =>
+    (await run(t, { env })).lines.flatMap(
+      (line) => /^warning: (POSTERN_\w+) \S+ can be read or changed/.exec(line)?.[1] ?? [],
+    )
+  const secrets = ['url', 'relay.key', 'secret', 'redis', 'queue']
+  for (const name of secrets) chmodSync(join(dir, name), 0o644)
+  t.same((await open()).toSorted(), [
+    'POSTERN_QUEUE_KEY_FILE',
+    'POSTERN_REDIS_URL_FILE',
+    'POSTERN_SMTP_KEY',
+    'POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE',
+    'POSTERN_SMTP_URL_FILE',
+  ])
+  for (const name of secrets) chmodSync(join(dir, name), 0o600)
+  t.same(await open(), [])
+})
+
+t.test('a relay certificate that relays would refuse is told before they do', async (t) => {
+  const pki = await makePki()
+  const soon = await pki.client('gateway', { notAfter: new Date(Date.now() + 20 * DAY_MS) })
+  const other = await pki.client('gateway')
+  for (const [shown, key, said] of [
+    [soon, soon.key, /^warning: The certificate "CN=gateway" expires on \S+, in 19 days: renew it/m],
+    [pki.expired, pki.expired.key, /^warning: The relay certificate "CN=billing" has expired on \S+, so relays/m],
+    [pki.serverOnly, pki.serverOnly.key, /^warning: The relay certificate .* lacks the extended key usage clientAuth/m],
+    [soon, other.key, /^error: POSTERN_SMTP_CERT, .*relay key does not belong to the relay certificate/m],
+    [other, other.key, /^ok: 1 clients, 1 relays/m],
+  ] as const) {
+    const dir = t.testdir({ 'relay.crt': shown.certificate, 'relay.key': key })
+    chmodSync(join(dir, 'relay.key'), 0o600)
+    const env = { POSTERN_SMTP_CERT: join(dir, 'relay.crt'), POSTERN_SMTP_KEY: join(dir, 'relay.key') }
+    t.match((await run(t, { env })).lines.join('\n'), said)
+  }
+})
+
 t.test('the certificate of the server or of a CA listed as a client is told by whom', async (t) => {
   const pki = await makePki()
   const { X509Certificate } = await import('node:crypto')

@@ -82,13 +82,13 @@ t.test('a certificate that lives two days at most is renewed by a machine: nobod
   watch.warn(Date.now())
   watch.warn(Date.now() + 7_200_000)
   t.same(warnings, [])
-  t.match(watch.status('billing'), { ending: false, known_by: 'fingerprint' })
+  t.match(watch.status({ name: 'billing' }), { ending: false, known_by: 'fingerprint' })
 })
 
 t.test('a client with the name "server" does not stand for the server', async (t) => {
   const metrics = new Metrics()
   const watch = new ExpiryWatch(metrics, { warn: () => {} })
-  watch.serves(pki.server.certificate)
+  watch.shows('server', pki.server.certificate)
   watch.seen(await caller('server', new Date(Date.now() + DAY_MS)))
   const { values } = await metrics.certificateExpiry.get()
   t.equal(values.length, 2)

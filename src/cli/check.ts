@@ -5,11 +5,12 @@ import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
-import { bundleFindings, readableCertificates, serverFindings } from '../tls/findings.ts'
+import { bundleFindings, readableCertificates, relayFindings, serverFindings } from '../tls/findings.ts'
 import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext, readWatched } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
+import { tokenSource } from '../relay/oauth.ts'
 import { parseMailbox } from '../mail/mailbox.ts'
 import { gatewayStatus, type Status } from './gateway.ts'
 import { tryRelay } from './relay-check.ts'
@@ -50,6 +51,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
     pair: asked.to === undefined || from === undefined ? undefined : { from, to: asked.to, send: asked.send },
     // A gateway that runs here has sessions of its own: the relay would grant fewer than it does.
     sessions: running === undefined ? config.smtp.connections : 1,
+    tokens: tokenSource(config.smtp, () => relayTls ?? {}),
   }
   const relays = await Promise.all(config.smtp.relays.map((one) => tryRelay(one, config, relayTls ?? {}, trial)))
   for (const { good, warnings: odd, faults } of relays) {
@@ -148,9 +150,9 @@ function revocationFindings(secureContext: SecureContext, { tls }: Config): read
   )
 }
 
-function certificateFindings({ tls }: Config, clients: ClientDirectory | undefined): readonly string[] {
-  const [chain, bundle] = [certificatesIn(tls.cert), certificatesIn(tls.clientCa)]
-  const findings = [...serverFindings(chain, bundle), ...bundleFindings(bundle)]
+function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | undefined): readonly string[] {
+  const [chain, bundle, shown] = [certificatesIn(tls.cert), certificatesIn(tls.clientCa), certificatesIn(smtp.cert)]
+  const findings = [...serverFindings(chain, bundle), ...bundleFindings(bundle), ...relayFindings(shown)]
   if (clients === undefined) return findings
   const [leaf, ...above] = chain
   const known = new Set<string>()
@@ -165,7 +167,8 @@ function certificateFindings({ tls }: Config, clients: ClientDirectory | undefin
   return [...findings, ...listingFindings(clients, strangers), ...rootFindings(clients, bundle)]
 }
 
-function certificatesIn(file: string): readonly X509Certificate[] {
+function certificatesIn(file: string | undefined): readonly X509Certificate[] {
+  if (file === undefined) return []
   try {
     return readableCertificates(readWatched(file).toString())
   } catch {
@@ -175,15 +178,13 @@ function certificatesIn(file: string): readonly X509Certificate[] {
 
 /** Files with secrets that other users of the machine can read, or a group can replace. */
 function openFiles({ tls, smtp }: Config, env: Io['env']): readonly string[] {
-  const files: readonly [string, string | undefined][] = [
+  const files = [
     ['POSTERN_TLS_KEY', tls.key],
     ['POSTERN_SMTP_KEY', smtp.key],
-    ['POSTERN_SMTP_URL_FILE', env.POSTERN_SMTP_URL_FILE],
-    ['POSTERN_REDIS_URL_FILE', env.POSTERN_REDIS_URL_FILE],
-    ['POSTERN_QUEUE_KEY_FILE', env.POSTERN_QUEUE_KEY_FILE],
-  ]
+    ...Object.entries(env).filter(([name]) => /^POSTERN_\w+_FILE$/.test(name)), // which each secret may have, and nothing else
+  ] as const
   return files.flatMap(([name, file]) => {
-    const mode = file === undefined ? 0 : modeOf(file)
+    const mode = file ? modeOf(file) : 0
     if ((mode & OPEN_TO_OTHERS) === 0) return []
     return [
       `${name} ${file} can be read or changed by others (mode ${mode.toString(8).padStart(4, '0')}): chmod 600 it, and replace the secret if strangers have accounts here.`,

@@ -4,9 +4,9 @@ import { composeMessage, parseMessage } from '../mail/compose.ts'
 import { slices } from '../mail/outgoing.ts'
 import { explain } from '../relay/advice.ts'
 import { RelayFault } from '../relay/fault.ts'
-import { type Opened, openSession } from '../relay/handshake.ts'
+import { type Opened, openSession, type SessionOptions } from '../relay/handshake.ts'
 import { type RelayTls, sessionOptions } from '../relay/relay.ts'
-import { tokenSource } from '../relay/oauth.ts'
+import type { TokenSource } from '../relay/oauth.ts'
 import { Session } from '../relay/session.ts'
 
 /** What is asked of a relay beside a session. */
@@ -15,6 +15,8 @@ export interface Trial {
   readonly pair?: { readonly from: string; readonly to: string; readonly send: boolean } | undefined
   /** Whether it grants so many sessions at once. */
   readonly sessions: number
+  /** One source for all relays. */
+  readonly tokens: TokenSource | undefined
 }
 
 /** What trying a relay showed, as sentences that name it. */
@@ -29,20 +31,14 @@ export async function tryRelay(
   address: RelayAddress,
   { smtp, maxSize }: Pick<Config, 'smtp' | 'maxSize'>,
   tls: RelayTls,
-  { pair, sessions }: Trial,
+  { pair, sessions, tokens }: Trial,
 ): Promise<RelayFindings> {
   const name = `relay ${address.label}`
   const good: string[] = []
   const warnings: string[] = []
   try {
-    const opened = await openSession(
-      sessionOptions(
-        address,
-        smtp,
-        tls,
-        tokenSource(smtp, () => tls),
-      ),
-    )
+    const options = sessionOptions(address, smtp, tls, tokens)
+    const opened = await openSession(options)
     const { wire, offer, loggedIn } = opened
     try {
       const session = new Session(opened)
@@ -53,7 +49,7 @@ export async function tryRelay(
         warnings.push(
           `${name}: it takes messages of at most ${offer.size} bytes, fewer than POSTERN_MAX_SIZE: larger ones will be refused. Set POSTERN_MAX_SIZE=${offer.size}B, or raise its limit.`,
         )
-      const granted = 1 + (await grantedBeside(address, smtp, tls, sessions - 1))
+      const granted = 1 + (await grantedBeside(options, sessions - 1))
       if (granted < sessions)
         warnings.push(
           `${name}: it grants ${granted} sessions of the ${sessions} of POSTERN_SMTP_CONNECTIONS: messages will wait for those. Set POSTERN_SMTP_CONNECTIONS=${granted}, or raise its limit.`,
@@ -71,24 +67,8 @@ export async function tryRelay(
   }
 }
 
-async function grantedBeside(
-  address: RelayAddress,
-  smtp: Config['smtp'],
-  tls: RelayTls,
-  more: number,
-): Promise<number> {
-  const opened = await Promise.allSettled(
-    Array.from({ length: more }, () =>
-      openSession(
-        sessionOptions(
-          address,
-          smtp,
-          tls,
-          tokenSource(smtp, () => tls),
-        ),
-      ),
-    ),
-  )
+async function grantedBeside(options: SessionOptions, more: number): Promise<number> {
+  const opened = await Promise.allSettled(Array.from({ length: more }, () => openSession(options)))
   const granted = opened.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
   for (const { wire } of granted) wire.quit()
   return granted.length

@@ -245,13 +245,19 @@ function smtpOAuth(reader: EnvironmentReader): SmtpOAuth {
   }
 }
 
-function oauthFaults({ oauth, cert }: Config['smtp'], reader: EnvironmentReader): readonly string[] {
+function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: EnvironmentReader): readonly string[] {
   const { tokenUrl, clientId, secret } = oauth
   if (['TOKEN_URL', 'CLIENT_SECRET'].some((name) => reader.failed(`POSTERN_SMTP_OAUTH_${name}`))) return []
   if (tokenUrl === undefined || clientId === undefined)
     return Object.values(oauth).every((value) => value === undefined)
       ? []
       : ['POSTERN_SMTP_OAUTH_TOKEN_URL and POSTERN_SMTP_OAUTH_CLIENT_ID belong together: set both.']
+  const open = tls === 'off' ? relays.filter(({ user, password }) => user !== undefined && password === undefined) : []
+  const exposed = open.find(({ secure, host }) => !secure && !isLoopback(host))
+  if (exposed !== undefined)
+    return [
+      `POSTERN_SMTP_TLS=off would show the token to the network on its way to ${exposed.label}: set it to required.`,
+    ]
   if (secret !== undefined || cert !== undefined) return []
   return [
     'POSTERN_SMTP_OAUTH_CLIENT_SECRET is not set, and no POSTERN_SMTP_CERT to show in its place: set one of them.',

@@ -75,7 +75,14 @@ export class EnvironmentReader {
     const value = this.secret(name, (text) => text)
     const file = this.text(`${name}_FILE`, undefined)
     if (value === undefined) return undefined
-    return file === undefined ? () => value : () => readSecret(file)
+    if (file === undefined) return () => value
+    return () => {
+      try {
+        return readSecret(file)
+      } catch (error) {
+        throw error instanceof RangeError ? new RangeError(`${name}_FILE ${file} ${error.message}`) : error
+      }
+    }
   }
 
   refuseUnknown(): void {

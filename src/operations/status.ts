@@ -29,8 +29,8 @@ export interface StatusSources {
   }[]
   readonly clients: () => Iterable<Client>
   readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
-  /** The certificate that a client was last seen with; without a name, the listener's. */
-  readonly certificate: (client?: string) => Certificate | undefined
+  /** The certificate that a client was last seen with, or one that the gateway shows. */
+  readonly certificate: (whose: 'server' | 'relay' | Client) => Certificate | undefined
   /** Undefined where there is no queue. */
   readonly queue: () => Promise<QueueStats | undefined>
   /** Whether Redis answers; undefined where there is none. */
@@ -39,7 +39,7 @@ export interface StatusSources {
 
 interface Certificate {
   readonly last_seen: string
-  /** By which entry of the clients file; undefined for the listener's. */
+  /** By which entry of the clients file; undefined for one of the gateway. */
   readonly known_by?: string | undefined
   readonly fingerprint: string
   readonly not_after: string | null
@@ -60,7 +60,7 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
   return async () => {
     const usage = new Map(await sources.usage())
     const clients = [...sources.clients()].map((client) => {
-      const seen = sources.certificate(client.name)
+      const seen = sources.certificate(client)
       return {
         client: client.name,
         disabled: client.stated['disabled'] === true,
@@ -87,7 +87,8 @@ export function statusOf(sources: StatusSources): () => Promise<object> {
       clients,
       queue: (await sources.queue().catch(() => undefined)) ?? null,
       refusals: sources.history.refusals(),
-      certificate: { not_after: sources.certificate()?.not_after ?? null },
+      certificate: { not_after: sources.certificate('server')?.not_after ?? null },
+      relay_certificate: { not_after: sources.certificate('relay')?.not_after ?? null },
       clients_file: {
         path: listed?.paths[0] === undefined ? null : resolve(listed.paths[0]),
         sha256: listed?.sha256[0] ?? null,
@@ -163,13 +164,18 @@ function* ofCertificates({ certificate, clients }: StatusSources): Generator<Con
   const ends = [
     {
       whose: 'The certificate of the gateway',
-      seen: certificate(),
+      seen: certificate('server'),
       advice: 'Renew POSTERN_TLS_CERT: it is taken up by itself.',
     },
-    ...[...clients()].map(({ name }) => ({
-      whose: `The certificate of ${name}`,
-      seen: certificate(name),
-      advice: `Issue a new one, list it beside the old one with postern client rotate ${name}, and hand it over.`,
+    {
+      whose: 'The certificate that is shown to the relays',
+      seen: certificate('relay'),
+      advice: 'Renew POSTERN_SMTP_CERT: it is taken up by itself.',
+    },
+    ...[...clients()].map((client) => ({
+      whose: `The certificate of ${client.name}`,
+      seen: certificate(client),
+      advice: `Issue a new one, list it beside the old one with postern client rotate ${client.name}, and hand it over.`,
     })),
   ]
   for (const { whose, seen, advice } of ends) {

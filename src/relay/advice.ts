@@ -15,7 +15,7 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
   const code = codeOf(cause)
   switch (step) {
     case 'token':
-      return tokenRefused(said)
+      return tokenRefused(said, cause instanceof Error ? cause.cause : undefined)
     case 'connect':
       return unreachable(code)
     case 'tls':
@@ -112,8 +112,9 @@ function loginRefused(text: string): Explanation {
   return { why, advice: 'Check user and password in POSTERN_SMTP_URL (percent-encoded), and that the user may send.' }
 }
 
-function tokenRefused(said: string): Explanation {
+function tokenRefused(said: string, cause: unknown): Explanation {
   const why = `no token to log in with could be had (${said})`
+  if (cause instanceof RangeError) return { why, advice: `${cause.message}.` }
   if (/^invalid_client|^unauthorized_client/.test(said))
     return {
       why,

@@ -3,7 +3,7 @@ import { connect, type Socket } from 'node:net'
 import type { ConnectionOptions } from 'node:tls'
 import type { SmtpTlsMode } from '../config/config.ts'
 import { RelayFault, type Step } from './fault.ts'
-import type { Reply } from './reply.ts'
+import { type Reply, withoutSecrets } from './reply.ts'
 import { Wire } from './wire.ts'
 
 /** As whom, and by a password or by a token. */
@@ -86,7 +86,10 @@ export async function openSession(options: SessionOptions): Promise<Opened> {
 }
 
 async function open(options: SessionOptions, secret: string): Promise<Opened> {
-  const { secure, startTls, name, login, timeout } = options
+  const { secure, name, login, timeout } = options
+  // A token goes over TLS, whatever would do for messages (RFC 7628 §4); with `off` the operator vouches for the way.
+  const confidential = login?.tokens !== undefined && login.password === undefined
+  const startTls = confidential && options.startTls === 'opportunistic' ? 'required' : options.startTls
   let step: Step = 'connect'
   let socket: Socket | undefined
   let wire: Wire | undefined
@@ -163,41 +166,48 @@ async function logIn(
   { user, password }: Login,
   secret: string,
 ): Promise<void> {
-  const say = (text: string): Promise<Reply> => wire.ask(base64(text))
+  const confided = [secret]
+  const ask = async (text: string, prefix = ''): Promise<Reply> => {
+    confided.push(text)
+    return wire.ask(`${prefix}${base64(text)}`)
+  }
+  const refused = ({ code, text }: Reply): RelayFault =>
+    new RelayFault('login', { reply: { code, text: withoutSecrets(text, ...confided) } })
   const challenged = (reply: Reply): string => {
-    if (reply.code !== 334) throw new RelayFault('login', { reply })
+    if (reply.code !== 334) throw refused(reply)
     return Buffer.from(reply.text.slice(4), 'base64').toString()
   }
   const known = password === undefined ? ['OAUTHBEARER', 'XOAUTH2'] : ['PLAIN', 'LOGIN', 'CRAM-MD5']
   let reply: Reply
   switch (known.find((mechanism) => mechanisms.includes(mechanism))) {
     case 'PLAIN':
-      reply = await wire.ask(`AUTH PLAIN ${base64(`\0${user}\0${secret}`)}`)
+      reply = await ask(`\0${user}\0${secret}`, 'AUTH PLAIN ')
       break
     case 'LOGIN':
       challenged(await wire.ask('AUTH LOGIN'))
-      challenged(await say(user))
-      reply = await say(secret)
+      challenged(await wire.ask(base64(user)))
+      reply = await ask(secret)
       break
     case 'CRAM-MD5': {
       const challenge = challenged(await wire.ask('AUTH CRAM-MD5'))
-      reply = await say(`${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`)
+      reply = await ask(`${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`)
       break
     }
     case 'OAUTHBEARER': // RFC 7628 §3.1; names in a SASL name have "," and "=" encoded (RFC 5801 §4)
-      reply = await wire.ask(
-        `AUTH OAUTHBEARER ${base64(`n,a=${user.replace(/=/g, '=3D').replace(/,/g, '=2C')},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`)}`,
+      reply = await ask(
+        `n,a=${user.replace(/=/g, '=3D').replace(/,/g, '=2C')},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`,
+        'AUTH OAUTHBEARER ',
       )
-      if (reply.code === 334) reply = await say('\x01')
+      if (reply.code === 334) reply = await wire.ask(base64('\x01'))
       break
     case 'XOAUTH2':
-      reply = await wire.ask(`AUTH XOAUTH2 ${base64(`user=${user}\x01auth=Bearer ${secret}\x01\x01`)}`)
-      if (reply.code === 334) reply = await say('') // the challenge tells why; the reply to this is the refusal
+      reply = await ask(`user=${user}\x01auth=Bearer ${secret}\x01\x01`, 'AUTH XOAUTH2 ')
+      if (reply.code === 334) reply = await wire.ask('') // the challenge tells why; the reply to this is the refusal
       break
     default:
       throw new RelayFault('login', { cause: new NoMechanism(mechanisms, password === undefined) })
   }
-  if (reply.code !== 235) throw new RelayFault('login', { reply })
+  if (reply.code !== 235) throw refused(reply)
 }
 
 function base64(text: string): string {

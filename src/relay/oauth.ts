@@ -2,6 +2,7 @@ import { request } from 'node:https'
 import * as oauth from 'oauth4webapi'
 import type { Config, SmtpOAuth } from '../config/config.ts'
 import { RelayFault } from './fault.ts'
+import { withoutSecrets } from './reply.ts'
 import type { RelayTls } from './relay.ts'
 
 const MOST_BYTES = 64 * 1024
@@ -22,6 +23,8 @@ export class TokenSource {
   #failures = 0
   #retryAt = 0
   #basic = false
+  /** As it was last sent: an endpoint may say it back. */
+  #secret: string | undefined
 
   /** `tls` has the certificate to show where there is no secret (RFC 8705 §2). */
   constructor(settings: Settings, timeout: number, tls: () => RelayTls) {
@@ -51,7 +54,7 @@ export class TokenSource {
       return text
     } catch (cause) {
       this.#retryAt = Date.now() + Math.min(FIRST_PAUSE_MS * 2 ** this.#failures++, LAST_PAUSE_MS)
-      throw new RelayFault('token', { cause: new Error(reasonOf(cause)) })
+      throw new RelayFault('token', { cause: new Error(withoutSecrets(reasonOf(cause), this.#secret), { cause }) })
     }
   }
 
@@ -71,7 +74,7 @@ export class TokenSource {
     const { tokenUrl, clientId, secret, scope } = this.#settings
     const server = { issuer: new URL(tokenUrl).origin, token_endpoint: tokenUrl }
     const client = { client_id: clientId }
-    const text = secret?.()
+    const text = (this.#secret = secret?.())
     const authentication =
       text === undefined ? oauth.TlsClientAuth() : basic ? oauth.ClientSecretBasic(text) : oauth.ClientSecretPost(text)
     const { oauthCa, cert, key } = this.#tls()
@@ -139,13 +142,15 @@ function post(
   })
 }
 
-/** What went wrong, without anything that was sent. */
+/** What went wrong, as callers may know it: with nothing of files and addresses on this side. */
 function reasonOf(cause: unknown): string {
   if (cause instanceof oauth.ResponseBodyError)
     return `${cause.error}${cause.error_description === undefined ? '' : `: ${cause.error_description}`}`.slice(0, 300)
   if (cause instanceof oauth.WWWAuthenticateChallengeError) return `status ${cause.status}`
   if (cause instanceof oauth.OperationProcessingError)
     return cause.cause instanceof Response ? `status ${cause.cause.status}` : 'its answer is no token'
-  if (cause instanceof Error && cause.name === 'TimeoutError') return 'no answer in time'
-  return cause instanceof Error ? cause.message.slice(0, 300) : 'unknown error'
+  if (cause instanceof RangeError) return 'the secret cannot be read'
+  if (!(cause instanceof Error)) return 'unknown error'
+  if (cause.name === 'AbortError' || cause.name === 'TimeoutError') return 'no answer in time'
+  return 'code' in cause ? String(cause.code) : cause.message.slice(0, 300)
 }

@@ -46,6 +46,15 @@ export function shown({ text }: Reply): string {
   return text.length <= SHOWN ? text : text.slice(0, SHOWN).replace(/[\uD800-\uDBFF]$/, '')
 }
 
+/** A peer's text without what it was sent in confidence, should it say that back; in base64 too, which is how logins go. */
+export function withoutSecrets(text: string, ...secrets: readonly (string | undefined)[]): string {
+  return secrets.reduce<string>(
+    (left, secret) =>
+      secret ? left.replaceAll(secret, '…').replaceAll(Buffer.from(secret).toString('base64'), '…') : left,
+    text,
+  )
+}
+
 /** The enhanced status code (RFC 3463) of a reply. */
 export function enhancedCode({ text }: Reply): string | undefined {
   return /^\d{3}[ -]([245]\.\d{1,3}\.\d{1,3})\b/.exec(text)?.[1]

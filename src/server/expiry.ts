@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import type { Logger } from 'pino'
-import type { ClientDirectory } from '../clients/clients-file.ts'
+import type { Client, ClientDirectory } from '../clients/clients-file.ts'
 import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { Caller } from '../clients/gate.ts'
@@ -11,14 +11,17 @@ const DAY_MS = 86_400_000
 const WARN_BEFORE_MS = 30 * DAY_MS
 // One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour.
 const SHORT_LIVED_MS = 2 * DAY_MS
-const SERVER = 'server'
+
+/** Whose certificate it is, where it is one that the gateway shows itself: to its callers, or to its relays. */
+export type Shown = 'server' | 'relay'
+const SHOWN: readonly string[] = ['server', 'relay'] satisfies Shown[]
 
 interface Expiring {
   readonly fingerprint: Fingerprint
   /** Unix ms. */
   readonly notAfter: number
   readonly shortLived: boolean
-  /** Unix ms; of the listener's own certificate, when it was read. */
+  /** Unix ms; of one that the gateway shows, when it was read. */
   seen: number
   by?: string
 }
@@ -35,9 +38,9 @@ export interface CertificateStatus {
 }
 
 /**
- * When certificates end: the listener's, and for each listed client the one it was last seen with. There is one number
- * in the metrics for each, and one warning a day in the log for each certificate from 30 days before its end on, short-lived
- * ones aside.
+ * When certificates end: those that the gateway shows, and for each listed client the one it was last seen with. There is
+ * one number in the metrics for each, and one warning a day in the log for each certificate from 30 days before its end on,
+ * short-lived ones aside.
  */
 export class ExpiryWatch {
   readonly #metrics: Pick<Metrics, 'certificateExpiry'>
@@ -52,9 +55,9 @@ export class ExpiryWatch {
   }
 
   /** PEM; of a chain, its first certificate. */
-  serves(certificate: string): void {
+  shows(to: Shown, certificate: string): void {
     const leaf = new X509Certificate(certificate)
-    this.#note(SERVER, {
+    this.#note(to, {
       ...lifeOf(notBefore(leaf), notAfter(leaf)),
       fingerprint: fingerprintOf(leaf),
       seen: Date.now(),
@@ -69,9 +72,9 @@ export class ExpiryWatch {
     else this.#note(subject, { ...lifeOf(peer.notBefore, peer.notAfter), fingerprint: peer.fingerprint, seen, by })
   }
 
-  /** The certificate that a client was last seen with; without a name, the listener's. */
-  status(client?: string): CertificateStatus | undefined {
-    const known = this.#expiring.get(client === undefined ? SERVER : subjectOf(client))
+  /** The certificate that a client was last seen with, or one that the gateway shows. */
+  status(whose: Shown | Pick<Client, 'name'>): CertificateStatus | undefined {
+    const known = this.#expiring.get(typeof whose === 'string' ? whose : subjectOf(whose.name))
     if (known === undefined) return undefined
     return {
       last_seen: new Date(known.seen).toISOString(),
@@ -82,9 +85,9 @@ export class ExpiryWatch {
     }
   }
 
-  /** Forgets the clients that are no longer listed: there are never more numbers than clients, and the listener's. */
+  /** Forgets the clients that are no longer listed: there are never more numbers than clients, and two. */
   keepListed({ clients }: ClientDirectory): void {
-    const listed = new Set([SERVER, ...[...clients.keys()].map(subjectOf)])
+    const listed = new Set([...SHOWN, ...[...clients.keys()].map(subjectOf)])
     for (const subject of this.#expiring.keys()) {
       if (listed.has(subject)) continue
       this.#expiring.delete(subject)
@@ -126,7 +129,7 @@ function isEnding({ notAfter: end, shortLived }: Expiring, now: number): boolean
   return !shortLived && end - now <= WARN_BEFORE_MS
 }
 
-/** A client may have the name that the listener's own certificate goes by. */
+/** A client may have the name that a certificate of the gateway goes by. */
 function subjectOf(client: string): string {
-  return client === SERVER ? 'client server' : client
+  return SHOWN.includes(client) ? `client ${client}` : client
 }

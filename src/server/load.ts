@@ -1,11 +1,10 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
-import { createSecureContext } from 'node:tls'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { unreadable } from '../config/unreadable.ts'
 import { LoadError } from '../errors.ts'
 import type { RelayTls } from '../relay/relay.ts'
-import { readCertificates, type SecureContext, secureContextOptions } from '../tls/context.ts'
+import { readCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 
 const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
@@ -54,29 +53,29 @@ export function loadBundle(name: string, path: string | undefined): string | und
 /** What relays are trusted by, and what is shown to them. Throws a LoadError. */
 export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
   const faults: string[] = []
-  const read = (name: string, path: string | undefined): string | undefined =>
-    path === undefined ? undefined : readFile(name, path, faults)
-  const ca = read('POSTERN_SMTP_CA', smtp.ca)
-  const oauthCa = read('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca)
-  const cert = read('POSTERN_SMTP_CERT', smtp.cert)
-  const key = read('POSTERN_SMTP_KEY', smtp.key)
-  if (faults.length > 0) throw new LoadError(faults)
-  if (ca !== undefined) readCertificates(ca, `POSTERN_SMTP_CA ${smtp.ca}:`, faults)
-  if (oauthCa !== undefined) readCertificates(oauthCa, `POSTERN_SMTP_OAUTH_CA ${smtp.oauth.ca}:`, faults)
-  if (cert !== undefined) readCertificates(cert, `POSTERN_SMTP_CERT ${smtp.cert}:`, faults)
-  if (cert !== undefined && faults.length === 0) {
-    try {
-      createSecureContext({ cert, key })
-    } catch {
-      faults.push(`POSTERN_SMTP_KEY ${smtp.key} is not the key of POSTERN_SMTP_CERT ${smtp.cert}.`)
-    }
-  }
+  const ca = collect(() => loadBundle('POSTERN_SMTP_CA', smtp.ca), faults)
+  const oauthCa = collect(() => loadBundle('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca), faults)
+  const pair = collect(() => loadRelayPair(smtp), faults)
   if (faults.length > 0) throw new LoadError(faults)
   return {
     ...(ca !== undefined && { ca }),
     ...(oauthCa !== undefined && { oauthCa }),
-    ...(cert !== undefined && { cert, key }),
+    ...pair,
   }
+}
+
+/** Its dates are the relay's to judge: only some may ask for it. */
+function loadRelayPair(smtp: Config['smtp']): { readonly cert: string; readonly key: string } | undefined {
+  if (smtp.cert === undefined || smtp.key === undefined) return undefined
+  const faults: string[] = []
+  const cert = readFile('POSTERN_SMTP_CERT', smtp.cert, faults)
+  const key = readFile('POSTERN_SMTP_KEY', smtp.key, faults)
+  if (faults.length > 0) throw new LoadError(faults)
+  readPair({ cert, key }, 'relay', faults)
+  if (faults.length === 0) return { cert, key }
+  throw new LoadError(
+    faults.map((fault) => `POSTERN_SMTP_CERT, POSTERN_SMTP_KEY (${smtp.cert}, ${smtp.key}): ${fault}.`),
+  )
 }
 
 /** The value, or undefined with the faults of loading it added to the list: so that all are told at once. */

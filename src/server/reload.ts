@@ -83,7 +83,8 @@ export class Reloader implements ClientSource {
       tokens: options.tokens,
       seen: (caller) => this.#expiry.seen(caller),
     }
-    this.#expiry.serves(inForce.secureContext.cert)
+    this.#expiry.shows('server', inForce.secureContext.cert)
+    this.#showRelays(inForce.relayTls)
   }
 
   /** Begins to watch. `close` ends it. */
@@ -191,7 +192,8 @@ export class Reloader implements ClientSource {
       return changesOf(before, directory)
     }
     if (part === 'relay_tls') {
-      this.relayTls = loadRelayTls(this.#options.config)
+      this.#showRelays((this.relayTls = loadRelayTls(this.#options.config)))
+      this.#warn(Date.now())
       this.#options.relayTlsChanged()
       return undefined
     }
@@ -201,7 +203,7 @@ export class Reloader implements ClientSource {
     if (part === 'certificate') {
       this.#secureContext = secureContextOptions({ ...good, cert: text, key }, now)
       this.#certificateFrom = now
-      this.#expiry.serves(text)
+      this.#expiry.shows('server', text)
     } else {
       const context = secureContextOptions(
         { ...good, ...(part === 'crl' ? { crl: text } : { clientCa: text }) },
@@ -215,6 +217,10 @@ export class Reloader implements ClientSource {
     this.#serving?.server.setSecureContext(this.#secureContext)
     this.#warn(now.getTime())
     return undefined
+  }
+
+  #showRelays({ cert }: RelayTls): void {
+    if (cert !== undefined) this.#expiry.shows('relay', cert)
   }
 
   #check(directory: ClientDirectory, { roots }: ClientTrust): void {
@@ -281,7 +287,7 @@ function readAll(paths: readonly string[]): Content {
 }
 
 function partsOf({ tls, clients, smtp }: ReloaderOptions['config']): [Part, readonly string[]][] {
-  const relayTls = [smtp.ca, smtp.cert, smtp.key].filter((path) => path !== undefined)
+  const relayTls = [smtp.ca, smtp.cert, smtp.key, smtp.oauth.ca].filter((path) => path !== undefined)
   return [
     ['certificate', [tls.cert, tls.key]],
     // Before the bundle: one with a second root needs a clients file that says which of them counts.

@@ -154,7 +154,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       files: () => clients.files,
       clients: () => clients.current.directory.clients.values(),
       usage,
-      certificate: (client) => clients.certificates.status(client),
+      certificate: (whose) => clients.certificates.status(whose),
       store: () => redis?.isReady,
       queue: async () => queue?.stats(),
     }),

@@ -55,15 +55,9 @@ const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent
  */
 export function secureContextOptions(material: TlsMaterial, now = new Date()): SecureContext {
   const faults: string[] = []
-  const chain = readCertificates(material.cert, 'the server certificate', faults)
-  const key = readKey(material.key, faults)
+  const leaf = readPair(material, 'server', faults)
+  if (leaf !== undefined) faults.push(...validityFaults(leaf, 'the server certificate', now))
   const authorities = readCertificates(material.clientCa, 'the client CA', faults)
-  const leaf = chain[0]
-  if (leaf !== undefined) {
-    faults.push(...validityFaults(leaf, 'the server certificate', now))
-    if (key !== undefined && !leaf.checkPrivateKey(key))
-      faults.push('the server key does not belong to the server certificate: take both from the same issue')
-  }
   for (const authority of authorities) {
     if (!authority.ca)
       faults.push(
@@ -132,12 +126,25 @@ export function readCertificates(pem: string, what: string, faults: string[]): X
   }
 }
 
-function readKey(pem: string, faults: string[]): KeyObject | undefined {
+/** The leaf of a certificate file, where it can be read; with what is wrong with it or its key added to the faults. */
+export function readPair(
+  { cert, key: pem }: Pick<TlsMaterial, 'cert' | 'key'>,
+  whose: 'server' | 'relay',
+  faults: string[],
+): X509Certificate | undefined {
+  const [leaf] = readCertificates(cert, `the ${whose} certificate`, faults)
+  const key = readKey(pem, whose, faults)
+  if (leaf !== undefined && key !== undefined && !leaf.checkPrivateKey(key))
+    faults.push(`the ${whose} key does not belong to the ${whose} certificate: take both from the same issue`)
+  return leaf
+}
+
+function readKey(pem: string, whose: string, faults: string[]): KeyObject | undefined {
   try {
     if (isCut(pem)) throw new RangeError('a block without its end')
     return createPrivateKey(pem)
   } catch {
-    faults.push('the server key file holds no private key in PEM form (an encrypted key is not supported)')
+    faults.push(`the ${whose} key file holds no private key in PEM form (an encrypted key is not supported)`)
     return undefined
   }
 }

@@ -5,6 +5,7 @@ import { notAfter, notBefore, parseCertificates } from './context.ts'
 const DAY_MS = 86_400_000
 const SOON_DAYS = 30 // time to find out who renews it
 const SERVER_AUTH = '1.3.6.1.5.5.7.3.1'
+const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
 
 /** What is wrong with a server certificate (with its chain) that a listener would take all the same: a sentence each. */
 export function serverFindings(
@@ -49,6 +50,22 @@ export function serverFindings(
       )
   }
   for (const certificate of chain) findings.push(...dateFindings(certificate, 'The certificate', now))
+  return findings
+}
+
+/** What relays that ask for a certificate would have against the one that is shown to them: a sentence each. */
+export function relayFindings(chain: readonly X509Certificate[], now = new Date()): string[] {
+  const [leaf] = chain
+  if (leaf === undefined) return []
+  const findings = chain.flatMap((certificate) => dateFindings(certificate, 'The certificate', now))
+  if (notAfter(leaf) < now)
+    findings.push(
+      `The relay certificate ${named(leaf)} has expired on ${day(notAfter(leaf))}, so relays that ask for one refuse it: renew it.`,
+    )
+  if (leaf.keyUsage !== undefined && !leaf.keyUsage.includes(CLIENT_AUTH))
+    findings.push(
+      `The relay certificate ${named(leaf)} is not for clients (it lacks the extended key usage clientAuth), so relays that verify it refuse it: have one issued that is. Public CAs no longer do.`,
+    )
   return findings
 }
 

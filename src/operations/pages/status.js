@@ -10,7 +10,13 @@ const OUTCOMES = {
   not_sent: 'not sent',
   unknown: 'unknown',
 }
-const FILES = { certificate: 'Certificate and key', client_ca: 'Client CA', crl: 'Revocation list', clients: 'Clients' }
+const FILES = {
+  certificate: 'Certificate and key',
+  client_ca: 'Client CA',
+  crl: 'Revocation list',
+  clients: 'Clients',
+  relay_tls: 'For the relays',
+}
 
 const get = (id) => document.getElementById(id)
 
