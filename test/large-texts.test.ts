@@ -1,25 +1,25 @@
 import t from 'tap'
-import { textTurn } from '../src/http/body/large-texts.ts'
+import { TextTurn } from '../src/http/body/large-texts.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
 
 const LARGE = 2 ** 21
 
 t.test('large texts take turns, small ones need none, and a request that is over holds nobody up', async (t) => {
   const order: string[] = []
-  const [first, gone, small, next] = [textTurn(), textTurn(), textTurn(), textTurn()]
-  await first.takeTurn(LARGE)
-  const left = gone.takeTurn(LARGE).then(() => order.push('gone'))
-  const waiting = next.takeTurn(LARGE).then(() => order.push('next'))
+  const [first, gone, small, next] = [new TextTurn(), new TextTurn(), new TextTurn(), new TextTurn()]
+  await first.take(LARGE)
+  const left = gone.take(LARGE).then(() => order.push('gone'))
+  const waiting = next.take(LARGE).then(() => order.push('next'))
   gone.close()
-  await small.takeTurn(100)
+  await small.take(100)
   order.push('small', 'first ends')
-  first.endTurn()
+  first.end()
   await Promise.all([left, waiting])
   t.same(order, ['small', 'first ends', 'gone', 'next'])
   next.close()
-  const last = textTurn()
-  await last.takeTurn(LARGE)
-  last.endTurn()
+  const last = new TextTurn()
+  await last.take(LARGE)
+  last.end()
 })
 
 t.test('many large messages at once are all sent, refused ones and leaving callers between them', async (t) => {

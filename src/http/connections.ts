@@ -35,7 +35,9 @@ export function followConnections(handle: RequestListener, refuse: Refuse, patie
   setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
   return (request, response) => {
     const { socket } = request
-    const { answers } = connections.get(socket) ?? follow(socket, owing)
+    const connection = connections.get(socket) ?? follow(socket, owing)
+    const { answers } = connection
+    if (answers.size === 0) connection.takenAt = performance.now() // nothing was there to be taken before
     owing.add(socket)
     answers.set(response, [])
     response.once('close', () => {

@@ -6,8 +6,11 @@ export interface Preferences {
   readonly waitMs: number | undefined
 }
 
+const NONE: Preferences = { async: false, waitMs: undefined }
+
 /** Reads a Prefer header. Of a preference that stands there twice the first counts; what cannot be read is ignored (§2). */
-export function parsePreferences(header: string | readonly string[] = ''): Preferences {
+export function parsePreferences(header: string | readonly string[] | undefined): Preferences {
+  if (header === undefined) return NONE
   const found = new Map<string, string>()
   for (const [part] of String(header).matchAll(/(?:[^",]|"(?:[^"\\]|\\.)*")+/g)) {
     const [, name = '', quoted, bare] =

@@ -21,16 +21,16 @@ interface Profile {
 const PARTS: readonly (readonly [part: string, place: RegExp])[] = [
   ['garbage collection', /^\(garbage collector\)/],
   ['idle', /^\(idle\)/],
-  ['identity', /\/dist\/(?:plugins\/identity|identity\/)/],
-  ['MIME', /\/dist\/message\/|nodemailer\/lib\/(?:mime-funcs|qp|mime-node\/|punycode)/],
-  ['validation', /\/dist\/api\/|^(?:validate|anonymous)\d* :|ajv/],
-  ['JSON and body', /\/dist\/(?:intake|plugins\/intake)|secure-json-parse|^parse :|fast-json-stringify/],
+  ['identity', /\/dist\/(?:clients|tls|http\/identity)/],
+  ['MIME', /\/dist\/mail\//],
+  ['validation', /\/dist\/http\/body\/(?:validation|faults)|^(?:validate|anonymous)\d* :|ajv/],
+  ['JSON and body', /\/dist\/http\/body|secure-json-parse|^parse :|^json /],
   ['log and metrics', /\/dist\/operations\/|\/node_modules\/(?:pino|prom-client|sonic-boom|fast-redact)/],
-  ['SMTP', /\/dist\/(?:relay|dispatch)|\/node_modules\/nodemailer\//],
+  ['SMTP', /\/dist\/(?:relay|send)/],
   ['TLS', /node:(?:_tls_wrap|internal\/tls|_tls_common)/],
   [
     'HTTP',
-    /node:_http|node:internal\/http|\/node_modules\/(?:fastify|find-my-way|avvio|@fastify|fast-|light-my|cookie|reusify|rfdc)|\/dist\/(?:app|plugins|routes|server)/,
+    /node:_http|node:internal\/http|\/node_modules\/(?:fastify|find-my-way|avvio|@fastify|fast-|light-my|cookie|reusify|rfdc)|\/dist\/(?:http|server)/,
   ],
   ['start', /node:internal\/(?:modules|bootstrap)/],
 ]

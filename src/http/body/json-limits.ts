@@ -10,8 +10,8 @@ const RECIPIENT_FIELDS = ['to', 'cc', 'bcc']
 
 const QUOTE = 0x22
 const BACKSLASH = 0x5c
-const OPENING = new Set([0x5b, 0x7b]) // [ {
-const CLOSING = new Set([0x5d, 0x7d]) // ] }
+const [OPEN_ARRAY, OPEN_OBJECT] = [0x5b, 0x7b]
+const [CLOSE_ARRAY, CLOSE_OBJECT] = [0x5d, 0x7d]
 const COMMA = 0x2c
 
 /**
@@ -24,18 +24,20 @@ export function jsonLimits(): (piece: Buffer) => void {
   let inString = false
   let escaped = false
   return (piece) => {
-    for (const byte of piece) {
+    // By its index: an iterator over bytes takes three times as long.
+    for (let at = 0; at < piece.length; at++) {
+      const byte = piece[at]
       if (inString) {
         if (escaped) escaped = false
         else if (byte === BACKSLASH) escaped = true
         else if (byte === QUOTE) inString = false
       } else if (byte === QUOTE) inString = true
       else if (byte === COMMA) values += 1
-      else if (OPENING.has(byte)) {
+      else if (byte === OPEN_ARRAY || byte === OPEN_OBJECT) {
         values += 1
         depth += 1
         if (depth > MAX_DEPTH) throw tooMuch('nests deeper')
-      } else if (CLOSING.has(byte)) depth -= 1
+      } else if (byte === CLOSE_ARRAY || byte === CLOSE_OBJECT) depth -= 1
     }
     if (values > MAX_PARSED) throw tooMuch('has more values')
   }

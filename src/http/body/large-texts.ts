@@ -5,24 +5,29 @@ const LARGE_BYTES = 1024 * 1024
 let last: Promise<void> = Promise.resolve()
 
 /** One message's turn among large texts, which are parsed and composed one at a time. Small ones need none. */
-export function textTurn() {
-  let end = (): void => {}
-  let holding = false
-  let closed = false
-  return {
-    async takeTurn(bytes: number): Promise<void> {
-      if (bytes <= LARGE_BYTES) return
-      const before = last
-      last = new Promise((resolve) => (end = resolve))
-      await before
-      holding = true
-      if (closed) end()
-    },
-    endTurn: () => end(),
-    /** To be called when its request is over: it may still wait for its turn, and will then let the next one have it. */
-    close(): void {
-      closed = true
-      if (holding) end()
-    },
+export class TextTurn {
+  #end: (() => void) | undefined
+  #holding = false
+  #closed = false
+
+  /** Waits for the turn of a text of so many bytes. */
+  async take(bytes: number): Promise<void> {
+    if (bytes <= LARGE_BYTES) return
+    const before = last
+    last = new Promise((resolve) => (this.#end = resolve))
+    await before
+    this.#holding = true
+    if (this.#closed) this.end()
+  }
+
+  /** To be called once the message has been composed or refused. May be called again. */
+  end(): void {
+    this.#end?.()
+  }
+
+  /** To be called when its request is over: it may still wait for its turn, and will then let the next one have it. */
+  close(): void {
+    this.#closed = true
+    if (this.#holding) this.end()
   }
 }

@@ -29,7 +29,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
   }
   const parseMessage = async (request: FastifyRequest, submission: Submission, body: Buffer): Promise<unknown> => {
     const reduced = reduce(body)
-    await submission.takeTurn(reduced.json.length)
+    await submission.turn.take(reduced.json.length)
     const message = await parseJson(request, reduced.json)
     if (!belongs(message, reduced.contents)) return parseJson(request, body)
     submission.contents = reduced.contents

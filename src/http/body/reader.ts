@@ -29,7 +29,7 @@ export class BodyReader {
   #cut: ((problem: Problem) => void) | undefined
   #fault: Problem | undefined
   #ended = false
-  #turn: Promise<unknown> = Promise.resolve()
+  #last: Promise<unknown> | undefined
 
   constructor(body: IncomingMessage, limits: BodyLimits) {
     readers.set(body, this)
@@ -53,9 +53,7 @@ export class BodyReader {
    * earlier call is under way: each piece goes to one call.
    */
   next(): Promise<Buffer | undefined> {
-    const turn = this.#turn.then(() => this.#next())
-    this.#turn = turn.catch(() => {})
-    return turn
+    return (this.#last = this.#after(this.#last))
   }
 
   /**
@@ -69,7 +67,10 @@ export class BodyReader {
     return running
   }
 
-  async #next(): Promise<Buffer | undefined> {
+  async #after(last: Promise<unknown> | undefined): Promise<Buffer | undefined> {
+    try {
+      await last // where there is none too: by then what came together with the head is there to be taken
+    } catch {} // is told to whoever asked for it
     if (this.#fault !== undefined) throw this.#fault
     if (this.#ended || this.#hasAll()) return undefined
     this.#waitingSince = this.#movedAt = performance.now()

@@ -1,3 +1,4 @@
+import type { ServerResponse } from 'node:http'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { type SizeLimit, sizeLimit, tooLarge } from '../../clients/authorise.ts'
 import { Problem } from '../../errors.ts'
@@ -5,7 +6,7 @@ import type { Audit } from '../../operations/audit.ts'
 import { onceOver } from '../connections.ts'
 import { callerOf } from '../identity.ts'
 import type { Admission, Place } from './admission.ts'
-import { textTurn } from './large-texts.ts'
+import { TextTurn } from './large-texts.ts'
 import type { Parts } from './multipart.ts'
 import { BodyReader } from './reader.ts'
 
@@ -17,25 +18,50 @@ declare module 'fastify' {
 }
 
 /** A message on its way through a request: its place, what its body brought, and what the log will say of it. */
-export interface Submission {
+export class Submission {
   readonly place: Place
   /** The most that this message may have. */
   readonly maxSize: SizeLimit
   /** The facts for the log line, as they become known. */
-  readonly audit: Audit
+  readonly audit: Audit = {}
+  readonly turn = new TextTurn()
   /** SHA-256 of a JSON body, where an Idempotency-Key asks for it. */
-  bodyHash: string
+  bodyHash = ''
   /** Attachments that were taken out of the JSON, by what stands there instead. */
-  contents: ReadonlyMap<string, Buffer>
+  contents: ReadonlyMap<string, Buffer> = NO_CONTENTS
   /** What follows the message in a multipart body. */
   parts: Parts | undefined
-  /** Waits for the turn of a text of so many bytes among large ones. */
-  takeTurn(bytes: number): Promise<void>
-  /** Ends that turn, once the message has been composed or refused. May be called again. */
-  endTurn(): void
+  readonly #response: ServerResponse
+  readonly #idleTimeout: number
+  #held = true
+
+  constructor(response: ServerResponse, place: Place, maxSize: SizeLimit, idleTimeout: number) {
+    this.#response = response
+    this.place = place
+    this.maxSize = maxSize
+    this.#idleTimeout = idleTimeout
+  }
+
   /** Begins to read the body; `onPiece` is shown every piece. To be called once. */
-  read(onPiece?: (piece: Buffer) => void): BodyReader
+  read(onPiece?: (piece: Buffer) => void): BodyReader {
+    const response = this.#response
+    const reader = new BodyReader(response.req, { maxSize: this.maxSize, idleTimeout: this.#idleTimeout, onPiece })
+    this.place.reading((problem) => reader.stop(problem))
+    // RFC 9110 §10.1.1: 100 is sent when somebody begins to read, so that a refused body never crosses the wire.
+    if (/^100-continue$/i.test(response.req.headers.expect ?? '') && !response.headersSent) response.writeContinue()
+    return reader
+  }
+
+  /** Frees what the connection holds of it. May be called again. */
+  release(): void {
+    if (!this.#held) return
+    this.#held = false
+    this.place.release()
+    this.turn.close()
+  }
 }
+
+const NO_CONTENTS: ReadonlyMap<string, Buffer> = new Map()
 
 // What a body that is passed on piece by piece has in the gateway at a time: header or message, and the buffers between two
 // sockets. Measured with the bench, rounded up.
@@ -55,44 +81,15 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
       })
     }
     const place = admission.enter(client.name, isStreamed(request) ? streamRoom(request) : declared)
-    const turn = textTurn()
-    const submission: Submission = {
-      ...turn,
-      place,
-      maxSize: limit,
-      audit: {},
-      bodyHash: '',
-      contents: new Map(),
-      parts: undefined,
-      read: (onPiece) => {
-        const reader = new BodyReader(request.raw, { maxSize: limit, idleTimeout: requestTimeout, onPiece })
-        place.reading((problem) => reader.stop(problem))
-        // RFC 9110 §10.1.1: 100 is sent when somebody begins to read, so that a refused body never crosses the wire.
-        if (/^100-continue$/i.test(request.headers.expect ?? '') && !reply.raw.headersSent) reply.raw.writeContinue()
-        return reader
-      },
-    }
+    const submission = new Submission(reply.raw, place, limit, requestTimeout)
     request.submission = submission
-    whenAnswered(reply, () => {
-      place.release()
-      turn.close()
-    })
+    // When the answer has been handed to the socket, or the connection is gone. It does not wait for the peer to read: eight
+    // connections that read nothing would hold all 256 MB in progress.
+    const release = (): void => submission.release()
+    reply.raw.once('prefinish', release)
+    onceOver(reply.raw, release)
     done()
   }
-}
-
-/**
- * Calls back once: when the answer has been handed to the socket, or when the connection is gone. It does not wait for the
- * peer to read: eight connections that read nothing would hold all 256 MB in progress.
- */
-function whenAnswered({ raw }: FastifyReply, free: () => void): void {
-  let held = true
-  const release = (): void => {
-    if (held) free()
-    held = false
-  }
-  raw.once('prefinish', release)
-  onceOver(raw, release)
 }
 
 /** The submission that this request was given from its head on. No other body is read. */

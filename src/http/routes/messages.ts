@@ -39,7 +39,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         authoriseMessage(message, client, maxRecipients)
         checkParts(message, parts)
         const composed = composeMessage(message, new Date(), submission.contents)
-        submission.endTurn()
+        submission.turn.end()
         if (parts === undefined) return whole(composed, submission)
         // The upload may outlive its caller's listing.
         return arriving(composed, parts, submission, client.name, () => void admit(request.raw, clients.current))

@@ -45,11 +45,12 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
     },
     handler: async (request, reply) => {
       const { client } = callerOf(request)
-      const { audit, read } = submissionOf(request)
+      const submission = submissionOf(request)
+      const { audit } = submission
       const { query } = request
       const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
       hash?.begin(JSON.stringify([query.mail_from, query.rcpt_to]))
-      const upload = read((piece) => hash?.update(piece))
+      const upload = submission.read((piece) => hash?.update(piece))
       const bodyHash = async (): Promise<string> => {
         while ((await upload.next()) !== undefined);
         return hash?.digest() ?? ''

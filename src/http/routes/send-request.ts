@@ -28,27 +28,28 @@ export async function sendAndAnswer(
   job: Pick<SendRequest, 'bodyHash' | 'compose' | 'deferral'>,
 ): Promise<FastifyReply> {
   const { place } = submissionOf(request)
+  // Of a caller whose connection closes before the answer, a message that still waits for a relay is not sent.
+  const departure = new Departure()
+  onceOver(reply.raw, (answered) => answered || departure.leave())
   place.retain()
   try {
-    return answers.sent(request, reply, await sender.send({ ...sendRequest(request, reply), ...job }))
+    const answer = await sender.send({
+      id: request.id,
+      client: callerOf(request).client,
+      idempotencyKey: request.headers['idempotency-key']?.toString(),
+      lostMs: lostMs(request.headers['idempotency-lost']),
+      dryRun: request.query.dry_run === 'true',
+      departure,
+      bodyHash: job.bodyHash,
+      deferral: job.deferral,
+      compose: job.compose,
+    })
+    return answers.sent(request, reply, answer)
   } finally {
     place.release()
   }
 }
 
-function sendRequest(
-  request: FastifyRequest<{ Querystring: { dry_run?: 'true' | 'false' } }>,
-  reply: FastifyReply,
-): Omit<SendRequest, 'bodyHash' | 'compose' | 'deferral'> {
-  // Of a caller whose connection closes before the answer, a message that still waits for a relay is not sent.
-  const departure = new Departure()
-  onceOver(reply.raw, (answered) => answered || departure.leave())
-  return {
-    id: request.id,
-    client: callerOf(request).client,
-    idempotencyKey: request.headers['idempotency-key']?.toString(),
-    lostMs: Number(/^\d{1,12}$/.exec(request.headers['idempotency-lost']?.toString() ?? '')?.[0] ?? 0),
-    dryRun: request.query.dry_run === 'true',
-    departure,
-  }
+function lostMs(header: string | string[] | undefined): number {
+  return typeof header === 'string' && /^\d{1,12}$/.test(header) ? Number(header) : 0
 }
