@@ -52,11 +52,7 @@ export class BrokenRequests {
     // Within a body the request that it belongs to is answered, by whoever reads it.
     const within = unanswered(socket).find(({ req }) => !req.complete)
     if (within !== undefined && stopBody(within.req, bodyProblem(error.code))) return
-    const problem =
-      error.code === 'ERR_HTTP_REQUEST_TIMEOUT'
-        ? new Problem('request_timeout', 'The head of the request came too slowly.')
-        : new Problem('invalid_header', 'The request is not valid HTTP/1.1, or its head is too large.')
-    this.#refuse({ socket }, socket, problem, error.code)
+    this.#refuse({ socket }, socket, headProblem(error.code), error.code)
   }
 
   /** What this peer is told, which log and metrics hear of too. */
@@ -106,6 +102,14 @@ export class BrokenRequests {
   }
 }
 
+function headProblem(errorCode: string | undefined): Problem {
+  if (errorCode === 'ERR_HTTP_REQUEST_TIMEOUT')
+    return new Problem('request_timeout', 'The head of the request came too slowly.')
+  return errorCode === 'HPE_INVALID_EOF_STATE'
+    ? new Problem('request_timeout', 'The connection was closed before the head of the request was complete.')
+    : new Problem('invalid_header', 'The request is not valid HTTP/1.1, or its head is too large.')
+}
+
 function bodyProblem(errorCode: string | undefined): Problem {
   return errorCode === 'HPE_INVALID_EOF_STATE'
     ? brokenOff()
@@ -117,11 +121,18 @@ const MAX_HEADER_FIELDS = 500
 
 /** The checks of a request's head that Node leaves out, or would answer by itself ahead of the gate. */
 export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: () => void): void {
-  const { rawHeaders, httpVersion } = raw
+  const { headers, rawHeaders, httpVersion } = raw
   if (rawHeaders.length > 2 * MAX_HEADER_FIELDS)
     throw new Problem('invalid_header', `A request has at most ${MAX_HEADER_FIELDS} header fields.`)
-  const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && /^host$/i.test(name)).length
+  const count = (field: RegExp): number =>
+    rawHeaders.filter((name, index) => index % 2 === 0 && field.test(name)).length
+  const hosts = count(/^host$/i)
   if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1'))
     throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
+  // Node keeps the first of two, and would take for the body what only decoding makes it.
+  if (count(/^content-type$/i) > 1)
+    throw new Problem('invalid_header', 'A request has at most one Content-Type header (RFC 9110 §8.3).')
+  if (!/^chunked$/i.test(headers['transfer-encoding'] ?? 'chunked'))
+    throw new Problem('invalid_header', 'The only transfer coding that is taken is chunked (RFC 9112 §6.1).')
   done()
 }
