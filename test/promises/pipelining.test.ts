@@ -1,6 +1,7 @@
 import type { TLSSocket } from 'node:tls'
 import t from 'tap'
 import { MESSAGE, startGateway } from '../support/gateway.ts'
+import { startRelay } from '../support/relay.ts'
 import { dial } from '../support/sockets.ts'
 
 const GET = 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n'
@@ -65,6 +66,20 @@ t.test('thousands of messages at once, read slowly: each is answered, or was nev
   t.equal(told.length, count, 'every one has its answer')
   t.equal(gateway.relay.messages.length, told.filter(({ status }) => status === 200).length)
   t.same([...new Set(told.map(({ status }) => status))].sort(), [200, 503])
+  socket.destroy()
+})
+
+t.test('a refusal waits its turn behind a slow message, and cuts no connection meanwhile', async (t) => {
+  const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void setTimeout(done, 3_000) })
+  const gateway = await startGateway(t, { relay, env: { POSTERN_MAX_PENDING: '1', POSTERN_SMTP_TIMEOUT: '20s' } })
+  const socket = await dial(gateway)
+  socket.write([0, 1, 2].map(post).join(''))
+  const told = await answers(socket, 3)
+  t.same(
+    told.map(({ status }) => status),
+    [200, 503, 503],
+    'longer than a refused body is waited for',
+  )
   socket.destroy()
 })
 

@@ -1,3 +1,4 @@
+import type { IncomingMessage } from 'node:http'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { discard, hasBody } from './reader.ts'
 
@@ -24,16 +25,22 @@ export function lingerOverBody(
     return done()
   }
   void reply.removeHeader('connection')
-  const drain = (): void => void raw.on('data', discard).resume().read(0)
-  // Only once the answer is on its way: a peer that waits for 100 (Continue) must not be asked for the body now. Before
-  // Node's own listener, which would throw the body away with its memory still taken.
-  if (raw.readableFlowing === true) drain()
-  else reply.raw.prependOnceListener('finish', drain)
-  const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS)
-  timer.unref()
-  // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
-  raw.once('close', () => {
-    if (caller !== null || raw.socket.destroyed) clearTimeout(timer)
+  if (raw.readableFlowing === true) drain(raw)
+  // Only once the answer is on its way, which may be long: its turn is after those of earlier requests. A peer that waits
+  // for 100 (Continue) must not be asked for the body now either.
+  // Before Node's own listener, which would throw the body away with its memory still taken.
+  reply.raw.prependOnceListener('finish', () => {
+    drain(raw)
+    const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS)
+    timer.unref()
+    // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
+    raw.once('close', () => {
+      if (caller !== null || raw.socket.destroyed) clearTimeout(timer)
+    })
   })
   done()
+}
+
+function drain(raw: IncomingMessage): void {
+  raw.on('data', discard).resume().read(0)
 }
