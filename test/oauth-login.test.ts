@@ -249,7 +249,11 @@ t.test('what OAuth needs is asked for at the start', (t) => {
   t.match(faults(url), [/POSTERN_SMTP_OAUTH_CLIENT_ID belong together/])
   t.match(faults({ ...url, POSTERN_SMTP_OAUTH_CLIENT_ID: 'x' }), [/POSTERN_SMTP_OAUTH_CLIENT_SECRET is not set/])
   t.match(faults({ POSTERN_SMTP_OAUTH_TOKEN_URL: 'http://login.example/' }), [/should be an https/])
-  t.same(faults({ ...url, POSTERN_SMTP_OAUTH_CLIENT_ID: 'x', POSTERN_SMTP_OAUTH_CLIENT_SECRET: 'y' }), [])
+  const whole = { ...url, POSTERN_SMTP_OAUTH_CLIENT_ID: 'x', POSTERN_SMTP_OAUTH_CLIENT_SECRET: 'y' }
+  t.same(faults(whole), [])
+  for (const relays of ['smtp://r.example', 'smtp://u:p@r.example', 'smtp://u:p@r.example smtps://s.example'])
+    t.match(faults({ ...whole, POSTERN_SMTP_URL: relays }), [/should name a user without a password/], relays)
+  t.same(faults({ ...whole, POSTERN_SMTP_URL: 'smtp://u:p@r.example smtp://u@s.example' }), [])
   t.end()
 })
 

@@ -258,9 +258,14 @@ function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: Envir
     return [
       `POSTERN_SMTP_TLS=off would show the token to the network on its way to ${exposed.label}: set it to required.`,
     ]
-  if (secret !== undefined || cert !== undefined) return []
+  if (secret === undefined && cert === undefined)
+    return [
+      'POSTERN_SMTP_OAUTH_CLIENT_SECRET is not set, and no POSTERN_SMTP_CERT to show in its place: set one of them.',
+    ]
+  if (relays.length === 0 || relays.some(({ user, password }) => user !== undefined && password === undefined))
+    return []
   return [
-    'POSTERN_SMTP_OAUTH_CLIENT_SECRET is not set, and no POSTERN_SMTP_CERT to show in its place: set one of them.',
+    'POSTERN_SMTP_OAUTH_TOKEN_URL is set, and no relay would be logged in to with it: POSTERN_SMTP_URL should name a user without a password, such as smtp://user@mail.internal:587.',
   ]
 }
 
