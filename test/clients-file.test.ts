@@ -350,6 +350,17 @@ t.test('two hundred thousand bad keys are refused in a time that grows with the 
   t.ok(large < 40 * small, `${small} ms for a tenth of it, ${large} ms`)
 })
 
+t.test('a file full of faults is not looked at to its end', (t) => {
+  const entries = Object.fromEntries(Array.from({ length: 20_000 }, (_, index) => [`k${index}`, {}]))
+  for (const file of [
+    JSON.stringify({ clients: entries }),
+    `clients: {a: {from: "*", fingerprints: [${'1,'.repeat(20_000)}]}}`,
+  ])
+    t.equal(faultsOf(file).at(-1), 'clients.yaml: and at least 10000 more')
+  t.same(faultsOf(`clients: [${'1,'.repeat(2_000_000)}]`), ['clients.yaml:1: it holds millions of values'])
+  t.end()
+})
+
 t.test('ten thousand clients load, and are found in a time that does not grow with them', async (t) => {
   const clients = Array.from(
     { length: 10_000 },

@@ -26,11 +26,13 @@ export class YamlFault extends Error {
 const SCHEMA = CORE_SCHEMA.withTags(realMapTag)
 /** A clients file has lists in mappings in mappings in a mapping. */
 const MAX_DEPTH = 8
+const MAX_EVENTS = 2_000_000 // 100,000 clients have 1.1 million; 16 MiB of commas have 16 million, which take seconds to look at
 
 /** One document of YAML, so of JSON too; `undefined` for none. Keys stand once, and there are no aliases. Throws a YamlFault. */
 export function readYaml(text: string): unknown {
   try {
     const { events, source } = parse(text)
+    if (events.length > MAX_EVENTS) throw new YamlFault(1, 'it holds millions of values')
     const documents = constructFromEvents(events, { source, schema: SCHEMA, maxAliases: 0 })
     if (documents.length > 1) throw new YamlFault(1, `it holds ${documents.length} documents instead of one`)
     return documents[0]
