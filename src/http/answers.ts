@@ -34,9 +34,9 @@ export class Answers {
 
   /** The answer to a message that the queue has, or had: there each change is logged as it happens. */
   #queued(request: FastifyRequest, reply: FastifyReply, answer: Extract<SendAnswer, { kind: 'queued' }>): FastifyReply {
-    const { fresh, id, nextAttempt, status, body } = answer
-    const seconds = nextAttempt === undefined ? RETRY_S : Math.ceil((Date.parse(nextAttempt) - Date.now()) / 1000)
-    if (status === 202 || status === 503) void reply.header('retry-after', String(Math.max(1, seconds)))
+    const { fresh, id, retryMs, status, body } = answer
+    if (status === 202 || status === 503)
+      void reply.header('retry-after', String(Math.max(1, Math.ceil(retryMs / 1000))))
     if (!fresh) {
       request.log.info({ client: request.caller?.client.name, status, message: id }, 'answer replayed')
       void reply.headers(REPLAYED)
@@ -79,5 +79,4 @@ export class Answers {
   }
 }
 
-const RETRY_S = 5
 const JSON_TYPE = 'application/json; charset=utf-8'

@@ -71,14 +71,15 @@ export function resultOf({ status, delivery, problem }: QueueChange): MessageRes
   return { outcome: sent ? status : 'not_sent', ...delivery, ...(problem && { problem }) }
 }
 
-/** Writes the log line of a change of a queued message; `log` names the request that it came with. */
+/** Writes the log line of a change of a queued message, under the id of the request that it came with. */
 export function writeTransition(
   log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
   change: QueueChange,
   recipients: LogRecipients,
 ): void {
-  const { client, status, content, nextAttempt, durationMs = 0 } = change
+  const { id, client, status, content, nextAttempt, durationMs = 0 } = change
   const line = {
+    request_id: id,
     queue: status,
     ...(nextAttempt !== undefined && { next_attempt: new Date(nextAttempt).toISOString() }),
   }

@@ -15,6 +15,8 @@ export interface StoredAnswer {
 export interface Lock {
   readonly name: string
   readonly token: string
+  /** To be called when the key is that of a queued message: it is no longer this process's to renew. */
+  handOver(): void
 }
 
 /** A claim on a key that this process holds until it stores an answer or frees the key. */

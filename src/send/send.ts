@@ -18,6 +18,7 @@ import {
 } from './idempotency.ts'
 import { bytesOf, type QueuedContent } from './queue/content.ts'
 import { MOST_BYTES, type Queue } from './queue/queue.ts'
+import type { Times } from './queue/store.ts'
 
 /** One message that a client asks to be sent. */
 export interface SendRequest {
@@ -74,7 +75,8 @@ export type SendAnswer =
       readonly kind: 'queued'
       readonly fresh: boolean
       readonly id: string
-      readonly nextAttempt?: string
+      /** Until there may be more to know. */
+      readonly retryMs: number
     } & StoredAnswer)
 
 export interface SenderOptions {
@@ -130,19 +132,20 @@ export class Sender {
 
   /** The answer to a message that the queue has, or had. */
   async #queued(id: string, client: string, fresh: boolean): Promise<SendAnswer> {
-    const state = await this.#options.queue?.state(id, client)
-    if (state === undefined)
+    const found = await this.#options.queue?.state(id, client)
+    if (found === undefined)
       throw new Problem('delivery_unknown', 'The message was queued, and the queue does not know it any more.')
-    const { receipt, problem, next_attempt = new Date().toISOString() } = state
-    if (receipt !== undefined) return { kind: 'queued', fresh, id, status: 200, body: JSON.stringify(receipt) }
-    if (problem !== undefined)
-      return { kind: 'queued', fresh, id, status: problem.status, body: JSON.stringify(problem) }
-    if (state.status === 'cancelled')
+    const { message, waitMs } = found
+    const { receipt, problem, next_attempt = new Date().toISOString() } = message
+    const final = { kind: 'queued', fresh, id, retryMs: RETRY_MS } as const
+    if (receipt !== undefined) return { ...final, status: 200, body: JSON.stringify(receipt) }
+    if (problem !== undefined) return { ...final, status: problem.status, body: JSON.stringify(problem) }
+    if (message.status === 'cancelled')
       throw new Problem(
         'idempotency_key_reused',
         'The message of this Idempotency-Key was cancelled: take another key.',
       )
-    return accepted202({ ...state, next_attempt }, fresh)
+    return accepted202({ ...message, next_attempt, waitMs }, fresh)
   }
 
   async #enqueue(
@@ -151,14 +154,15 @@ export class Sender {
   ): Promise<SendAnswer> {
     const { id, client } = request
     const { envelope, messageId } = outgoing
-    if (claim.lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
+    const { lock } = claim
+    if (lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
     const { tags, certificate } = deferral
     const content = { envelope, messageId, tags, certificate, bytes: await bytesOf(outgoing) }
     const taken = await this.#options.allowances.take({ ...client, rate: undefined }, envelope.to.length)
     const message = { id, client: client.name, content, due: deferral.sendAt ?? 0, anonymous }
-    let times: { next_attempt: string; expires: string } | undefined
+    let times: Times | undefined
     try {
-      times = await queue.enqueue(claim.lock, message, deferral.waitMs)
+      times = await queue.enqueue(lock, message, deferral.waitMs)
     } catch (error) {
       // Whoever claims the key now finds the message there, or knows that it will never be: the first claim is over.
       await claim.free()
@@ -174,7 +178,7 @@ export class Sender {
         throw error
       }
     }
-    void claim.free() // ends its renewal: the key is the message's
+    lock.handOver()
     if (times === undefined || deferral.waitMs > 0) return this.#queued(id, client.name, true)
     return accepted202({ id, message_id: messageId, status: 'queued', ...times }, true)
   }
@@ -270,6 +274,8 @@ interface Enqueueing {
   readonly anonymous: boolean
 }
 
+/** Until a message that expired is worth another try. */
+const RETRY_MS = 5_000
 /** As what the answer of a key is stored whose message is in the queue, with the id of that. */
 const QUEUED = 202
 
@@ -291,13 +297,12 @@ function accepted202(
     status,
     next_attempt,
     expires,
-  }: Pick<QueuedMessage, 'id' | 'message_id' | 'status' | 'expires'> & {
-    readonly next_attempt: string
-  },
+    waitMs,
+  }: Pick<QueuedMessage, 'id' | 'message_id' | 'status'> & Times,
   fresh: boolean,
 ): SendAnswer {
   const body = JSON.stringify({ id, message_id, status: fresh ? 'queued' : status, next_attempt, expires })
-  return { kind: 'queued', fresh, id, status: QUEUED, body, nextAttempt: next_attempt }
+  return { kind: 'queued', fresh, id, status: QUEUED, body, retryMs: waitMs }
 }
 
 function answer(

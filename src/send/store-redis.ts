@@ -2,7 +2,7 @@ import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS } from './idempotency.ts'
-import { askRedis, type RedisConnection } from './redis.ts'
+import { type RedisConnection, runScript, type Script, script } from './redis.ts'
 
 // A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
 const LEASE_MS = 15_000
@@ -17,9 +17,10 @@ const ABANDON_MISSES = 3
 const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)`
 
 // Where the lease of an unfinished claim has run out without a mark, nothing was handed over: the key is free again.
-const CLAIM = `${NOW}
+const CLAIM = script(`${NOW}
 local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body', 'begun')
 local running = known[1] and not known[4] and tonumber(known[3]) > now
+if running and tonumber(known[3]) > now + ARGV[3] then redis.call('HSET', KEYS[1], 'lease', now + ARGV[3]) end -- the clock was set back
 if not known[1] or not (running or known[4] or known[6]) then
   if known[1] then redis.call('DEL', KEYS[1]) end -- a write that a full Redis allows would let the next one pass too
   redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'token', ARGV[2], 'lease', now + ARGV[3])
@@ -29,28 +30,28 @@ end
 if known[1] ~= '' and ARGV[1] ~= '' and known[1] ~= ARGV[1] then return {'reused'} end
 if known[4] then return {'finished', known[4], known[5], known[1]} end
 if running then return {'running'} end
-return {'lost'}`
+return {'lost'}`)
 
-const MARK = `${NOW}
+const MARK = script(`${NOW}
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'begun', 1, 'lease', now + ARGV[2])
-return 1`
+return 1`)
 
-const RENEW = `${NOW}
+const RENEW = script(`${NOW}
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'lease', now + ARGV[2])
-return 1`
+return 1`)
 
-const FINISH = `
+const FINISH = script(`
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'body', ARGV[3])
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'hash', ARGV[4]) end
-return 1`
+return 1`)
 
-const FREE = `
+const FREE = script(`
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 if redis.call('HEXISTS', KEYS[1], 'status') == 1 then return 0 end
-return redis.call('DEL', KEYS[1])`
+return redis.call('DEL', KEYS[1])`)
 
 /**
  * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone, the key
@@ -71,7 +72,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     const written = this.#redis.isReady
     let reply: unknown
     try {
-      reply = await askRedis(this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS)))
+      reply = await this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS))
     } catch (error) {
       if (written) void this.#abandon(name, token)
       throw error
@@ -97,15 +98,15 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     // Until it is written the lease is renewed: the key says `running`, and neither `lost` nor that it is free.
     const settle = async (write: () => Promise<unknown>): Promise<void> => {
       try {
-        await askRedis(write())
+        await write()
         clearInterval(renewal)
       } catch {
         void this.#later(write).finally(() => clearInterval(renewal))
       }
     }
     return {
-      lock: { name, token },
-      mark: async () => (await askRedis(this.#run(MARK, name, token, String(LEASE_MS)))) === 1,
+      lock: { name, token, handOver: () => clearInterval(renewal) },
+      mark: async () => (await this.#run(MARK, name, token, String(LEASE_MS))) === 1,
       finish: ({ status, body }, bodyHash = '') =>
         settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash)),
       free: () => settle(() => this.#run(FREE, name, token)),
@@ -121,7 +122,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     for (let attempt = 0; attempt < ABANDON_TRIES && misses < ABANDON_MISSES; attempt++) {
       await pause(RETRY_MS, undefined, { ref: false })
       try {
-        if ((await askRedis(this.#run(FREE, name, token))) === 1) return
+        if ((await this.#run(FREE, name, token)) === 1) return
         misses += 1
       } catch {}
     }
@@ -132,14 +133,13 @@ export class RedisIdempotencyStore implements IdempotencyStore {
       await pause(RETRY_MS, undefined, { ref: false })
       if (!this.#redis.isReady) continue
       try {
-        await askRedis(write())
+        await write()
         return
       } catch {}
     }
   }
 
-  // A command on a closed connection throws before there is a promise.
-  async #run(script: string, key: string, ...args: string[]): Promise<unknown> {
-    return this.#redis.eval(script, { keys: [key], arguments: args })
+  #run(script: Script, key: string, ...args: string[]): Promise<unknown> {
+    return runScript(this.#redis, script, [key], args)
   }
 }

@@ -23,18 +23,11 @@ interface Surroundings {
 }
 
 /** The queue, where there is to be one. */
-export async function startQueue({
-  config,
-  redis,
-  metrics,
-  log,
-  relays,
-  ...others
-}: Surroundings): Promise<Queue | undefined> {
+export function startQueue({ config, redis, metrics, log, relays, ...others }: Surroundings): Queue | undefined {
   if (config.queue === undefined || redis === undefined) return undefined
   return new Queue({
     ...others,
-    store: await QueueStore.over(redis),
+    store: new QueueStore(redis),
     sealer: new Sealer(config.queue.keys),
     send: (outgoing, client, onMark) => relays.send(outgoing, undefined, { client, onMark }),
     clients: () => others.clients.current.directory.clients,
@@ -43,7 +36,7 @@ export async function startQueue({
     most: config.smtp.connections,
     lifetime: config.queue.expires,
     changed: (change) => {
-      writeTransition(log.child({ request_id: change.id }), change, config.log.recipients)
+      writeTransition(log, change, config.log.recipients)
       const { client, status, content } = change
       if (status === 'queued' || status === 'sending') return
       metrics.countMessage(client, resultOf(change), content?.envelope.to.length ?? 0)

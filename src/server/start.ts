@@ -102,7 +102,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
   const allowances = new Allowances(redis)
   const relayUp = (): boolean => relays.status.some(({ up }) => up)
-  queue = await startQueue({ config, redis, allowances, clients, metrics, log: logger, relays, relayUp })
+  queue = startQueue({ config, redis, allowances, clients, metrics, log: logger, relays, relayUp })
   const sender = new Sender({ relays, store, allowances, metrics, queue })
   const app = build({
     sender,

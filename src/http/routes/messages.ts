@@ -80,7 +80,12 @@ function deferralOf(
   const { async, waitMs = 0 } = parsePreferences(prefer)
   if (!async && send_at === undefined) return undefined
   const sendAt = send_at === undefined ? undefined : Date.parse(send_at)
-  return { waitMs: async ? Math.min(waitMs, MOST_WAIT_MS) : 0, sendAt, tags, certificate: { issuer, serial } }
+  return {
+    waitMs: async && sendAt === undefined ? Math.min(waitMs, MOST_WAIT_MS) : 0,
+    sendAt,
+    tags,
+    certificate: { issuer, serial },
+  }
 }
 
 /** A message that is in memory. Throws a 413 Problem. */

@@ -18,7 +18,7 @@ export function queuedRoutes(app: TypedApp, queue: Queue | undefined): void {
   app.get<Named>(URL, async (request, reply) => {
     const { client } = callerOf(request)
     const { id } = request.params
-    const state = await queueHere().state(id, client.name)
+    const state = (await queueHere().state(id, client.name))?.message
     if (state === undefined) throw noSuchMessage()
     const waitMs = Math.min(parsePreferences(request.headers['prefer']).waitMs ?? 0, MOST_WAIT_MS)
     if (waitMs === 0 || (state.status !== 'queued' && state.status !== 'sending')) return state
@@ -26,7 +26,7 @@ export function queuedRoutes(app: TypedApp, queue: Queue | undefined): void {
     onceOver(reply.raw, () => left.abort())
     await queueHere().changeOf(id, state.status, waitMs, left.signal)
     void reply.header('preference-applied', `wait=${waitMs / 1000}`)
-    return (await queueHere().state(id, client.name)) ?? state
+    return (await queueHere().state(id, client.name))?.message ?? state
   })
   app.delete<Named>(URL, (request) => queueHere().cancel(request.params.id, callerOf(request).client.name))
 }

@@ -10,7 +10,7 @@ import type { Delivery } from '../../relay/relay.ts'
 import type { Allowances } from '../allowances.ts'
 import type { Lock } from '../idempotency.ts'
 import { type QueuedContent, type Sealer, toOutgoing } from './content.ts'
-import type { Attempt, Lease, QueueStore } from './store.ts'
+import type { Attempt, Lease, QueueStore, Times } from './store.ts'
 
 /** A message in wire form that is larger is not queued. */
 export const MOST_BYTES = 1_000_000
@@ -50,6 +50,14 @@ export interface QueueOptions {
   readonly changed: (change: QueueChange) => void
 }
 
+/** A message that was worked on; with `at`, that it was tried. */
+interface Tried {
+  readonly lease: Lease
+  readonly content?: QueuedContent
+  readonly at?: string
+  readonly durationMs?: number
+}
+
 const POLL_MS = 1_000
 const RENEW_MS = 5_000
 const WAIT_POLL_MS = 500
@@ -57,6 +65,8 @@ const MOST_WAITING = 1_000
 const SETTLE_TRIES = 60
 const UNREADABLE_RETRY_MS = 60_000 // another replica may have the key
 const RETRY_MINUTES = [1, 5, 15, 60] // and 60 from then on
+/** Messages that are in hand for each that may be handed over at a time: no session with a relay waits for Redis. */
+const AHEAD = 3
 
 /** Messages that were accepted and are sent when that can be done: each ends in one state, and is handed over once at most. */
 export class Queue {
@@ -64,17 +74,19 @@ export class Queue {
   readonly #leases = new Set<Lease>()
   readonly #waiting = new Map<string, Set<() => void>>()
   readonly #renewal: NodeJS.Timeout
+  /** Those in hand that wait until another has been handed over, by client: clients take turns. */
+  readonly #line = new Map<string, (() => void)[]>()
+  #free: number
   #timer: NodeJS.Timeout | undefined
-  #working = 0
-  /** One message finds out whether relays that failed the last one take mail again. */
-  #most: number
+  /** The relays failed the last message: one finds out whether they take mail again. */
+  #doubtful = false
   #asking = false
   #askAgain = false
   #closed = false
 
   constructor(options: QueueOptions) {
     this.#options = options
-    this.#most = options.most
+    this.#free = options.most
     this.#renewal = setInterval(() => {
       if (this.#leases.size > 0) options.store.renew(this.#leases).catch(() => {})
     }, RENEW_MS)
@@ -82,7 +94,7 @@ export class Queue {
     this.kick()
   }
 
-  /** Messages that this process is sending. */
+  /** Messages that this process has in hand. */
   get sending(): number {
     return this.#leases.size
   }
@@ -95,24 +107,24 @@ export class Queue {
     lock: Lock,
     message: { id: string; client: string; content: QueuedContent; due: number; anonymous: boolean },
     waitMs: number,
-  ): Promise<{ next_attempt: string; expires: string }> {
+  ): Promise<Times> {
     const { id, client, content } = message
     const { store, sealer, lifetime, relayUp } = this.#options
-    const token = waitMs > 0 && relayUp() ? randomUUID() : undefined
+    const token = waitMs > 0 && this.#room() > 0 ? randomUUID() : undefined
     const sealed = sealer.seal(content, ownerOf(message))
-    const queued = await store.enqueue(lock, {
-      ...message,
-      messageId: content.messageId,
-      content: sealed,
-      lifetime,
-      token,
-    })
-    if (token === undefined) this.kick()
-    else await Promise.race([this.#work({ id, client, token }), pause(waitMs, undefined, { ref: false })])
-    return queued
+    const { messageId } = content
+    const times = await store.enqueue(lock, { ...message, messageId, content: sealed, lifetime, token })
+    if (token !== undefined) {
+      await Promise.race([this.#work({ id, client, token }, 0, content), pause(waitMs, undefined, { ref: false })])
+      return times
+    }
+    if (times.waitMs === 0 && this.#room() > 0) this.kick()
+    const deadline = performance.now() + (relayUp() ? waitMs : 0)
+    for (const status of ['queued', 'sending']) await this.changeOf(id, status, deadline - performance.now())
+    return times
   }
 
-  state(id: string, client: string): Promise<QueuedMessage | undefined> {
+  state(id: string, client: string): ReturnType<QueueStore['state']> {
     return this.#options.store.state(id, client)
   }
 
@@ -124,15 +136,15 @@ export class Queue {
     if (status !== 'queued')
       throw new Problem('not_cancellable', `Only what is queued can be cancelled: the message is ${status}.`)
     this.#changed({ id, client, status: 'cancelled' })
-    return state
+    return state.message
   }
 
   /** Resolves when the status is another than this one, at the end of the time, or when the signal aborts. */
-  async changeOf(id: string, status: string, waitMs: number, signal: AbortSignal): Promise<void> {
+  async changeOf(id: string, status: string, waitMs: number, signal?: AbortSignal): Promise<void> {
     const deadline = performance.now() + waitMs
     for (;;) {
       const left = deadline - performance.now()
-      if (left <= 0 || signal.aborted || this.#closed || this.#waiting.size >= MOST_WAITING) return
+      if (left <= 0 || signal?.aborted === true || this.#closed || this.#waiting.size >= MOST_WAITING) return
       await this.#told(id, Math.min(left, WAIT_POLL_MS))
       if ((await this.#options.store.status(id)) !== status) return
     }
@@ -169,27 +181,28 @@ export class Queue {
   /** Waits until what was being sent is written down, `ms` at most. */
   async close(ms: number): Promise<void> {
     this.stop()
-    for (const deadline = Date.now() + ms; this.#leases.size > 0 && Date.now() < deadline;) await pause(10)
+    for (const deadline = performance.now() + ms; this.#leases.size > 0 && performance.now() < deadline;)
+      await pause(10)
     clearInterval(this.#renewal)
   }
 
+  /** How many more messages it may take in hand. */
+  #room(): number {
+    const { relayUp, most } = this.#options
+    if (this.#closed || !relayUp()) return 0
+    return Math.max(0, (this.#doubtful ? 1 : AHEAD * most) - this.#leases.size)
+  }
+
   async #ask(): Promise<void> {
-    const { store, relayUp } = this.#options
     this.#askAgain = false
     let wakeMs = POLL_MS
     try {
-      const room = relayUp() ? Math.max(0, this.#most - this.#working) : 0
-      const { leases, ended, wakeMs: next } = await store.claim(room)
-      for (const lease of leases) {
-        this.#working += 1
-        void this.#work(lease).finally(() => {
-          this.#working -= 1
-          this.kick()
-        })
-      }
+      const room = this.#room()
+      const { taken, ended, wakeMs: next } = await this.#options.store.claim(room)
+      for (const { tries, content, ...lease } of taken) void this.#work(lease, tries, content)
       for (const change of ended) this.#changed(change)
-      // When all places are taken the next that is free looks for more.
-      if (leases.length < room) wakeMs = Math.min(POLL_MS, Math.max(next, 5))
+      // When all places are taken, those that become free look for more.
+      if (taken.length < room) wakeMs = Math.min(POLL_MS, Math.max(next, 5))
     } catch {} // Redis is away, which is logged where that is found out
     this.#asking = false
     if (this.#askAgain) return this.kick()
@@ -198,54 +211,87 @@ export class Queue {
     this.#timer.unref()
   }
 
-  /** Never rejects. */
-  async #work(lease: Lease): Promise<void> {
-    const { id, client } = lease
+  /** Sends what it has leased: what its caller waits for at once, what comes sealed in its turn. Never rejects. */
+  async #work(lease: Lease, tries: number, content: QueuedContent | Buffer): Promise<void> {
     this.#leases.add(lease)
-    this.#changed({ id, client, status: 'sending' })
+    const inLine = Buffer.isBuffer(content)
     try {
-      await this.#send(lease)
+      if (inLine) await this.#turn(lease.client)
+      const record = await this.#try(lease, tries, content).finally(() => inLine && this.#next())
+      await record()
     } catch {
       // Redis is away: the lease runs out, and whoever comes next reads what is known from the record.
     } finally {
       this.#leases.delete(lease)
+      // Several are taken at a time, where there are several.
+      if (this.#room() >= (this.#doubtful ? 1 : this.#options.most)) this.kick()
     }
   }
 
-  async #send(lease: Lease): Promise<void> {
-    const { store, sealer, send } = this.#options
-    const found = await store.read(lease.id)
-    if (found === undefined) return
+  /** Resolves when another may be handed over; `#next` is to be called afterwards. */
+  async #turn(client: string): Promise<void> {
+    if (this.#free > 0) this.#free -= 1
+    else await new Promise<void>((resolve) => this.#line.set(client, [...(this.#line.get(client) ?? []), resolve]))
+  }
+
+  #next(): void {
+    const [first] = this.#line
+    if (first === undefined) return void (this.#free += 1)
+    const [client, [begin, ...others]] = first
+    this.#line.delete(client)
+    if (others.length > 0) this.#line.set(client, others)
+    begin?.()
+  }
+
+  /** Gives what writes down what became of it. */
+  async #try(lease: Lease, tries: number, found: QueuedContent | Buffer): Promise<() => Promise<void>> {
+    const { store, sealer, send, relayUp, clients } = this.#options
+    const others = this.#leases.size > 1
+    if (Buffer.isBuffer(found) && (this.#closed || !relayUp() || (this.#doubtful && others)))
+      return async () => void (await store.release(lease))
     let content: QueuedContent
     try {
-      content = sealer.open(found.content, ownerOf(lease))
+      content = Buffer.isBuffer(found) ? sealer.open(found, ownerOf(lease)) : found
     } catch (cause) {
-      return this.#putOff(lease, undefined, unreadable(cause), { delayMs: UNREADABLE_RETRY_MS })
+      return () => this.#putOff({ lease }, unreadable(cause), UNREADABLE_RETRY_MS)
     }
-    const client = this.#options.clients().get(lease.client)
+    const client = clients().get(lease.client)
     const refusal = this.#refusal(lease.client, client, content)
-    if (refusal !== undefined) return this.#settle(lease, content, 'cancelled', refusal)
-    if (client !== undefined && !(await this.#hasRate(lease, client))) return
+    if (refusal !== undefined) return () => this.#settle({ lease, content }, 'cancelled', refusal)
+    const heldMs = client && (await this.#heldMs(client))
+    if (heldMs !== undefined)
+      return async () => {
+        await store.hold(lease.client, heldMs)
+        await store.release(lease)
+      }
 
+    this.#changed({ id: lease.id, client: lease.client, status: 'sending' })
     const at = new Date().toISOString()
+    const begun = performance.now()
+    const tried = (): Tried & { content: QueuedContent } => ({
+      lease,
+      content,
+      at,
+      durationMs: performance.now() - begun,
+    })
     let lost = false
     try {
       const delivery = await send(toOutgoing(content), lease.client, async (relay) => {
         lost = !(await store.mark(lease, { at, relay, outcome: 'unknown' }))
         return !lost
       })
-      this.#most = this.#options.most
-      const status = delivery.rejected.length > 0 ? 'partial' : 'accepted'
-      return await this.#settle(lease, content, status, delivery, at)
+      this.#doubtful = false
+      const work = tried()
+      return () => this.#settle(work, delivery.rejected.length > 0 ? 'partial' : 'accepted', delivery)
     } catch (error) {
-      if (lost) return
-      const problem = error instanceof Problem ? error : failed(error)
-      this.#most = problem.code === 'relay_unavailable' ? 1 : this.#options.most
-      if (problem.outcome === 'unknown') return this.#settle(lease, content, 'unknown', problem, at)
-      if (!PROBLEMS[problem.code].retryable) return this.#settle(lease, content, 'rejected', problem, at)
-      if (problem.code === 'store_unavailable') return this.#putOff(lease, content, problem, { delayMs: POLL_MS })
-      const delayMs = this.#closed ? 0 : retryDelay(found.tries)
-      return this.#putOff(lease, content, problem, { delayMs, at })
+      if (lost) return async () => {}
+      const [work, problem] = [tried(), error instanceof Problem ? error : failed(error)]
+      this.#doubtful = problem.code === 'relay_unavailable'
+      if (problem.outcome === 'unknown') return () => this.#settle(work, 'unknown', problem)
+      if (!PROBLEMS[problem.code].retryable) return () => this.#settle(work, 'rejected', problem)
+      // That Redis was away for the mark is no attempt.
+      if (problem.code === 'store_unavailable') return () => this.#putOff({ lease, content }, problem, POLL_MS)
+      return () => this.#putOff(work, problem, this.#closed ? 0 : retryDelay(tries))
     }
   }
 
@@ -278,59 +324,44 @@ export class Queue {
     )
   }
 
-  /** A rate that is used up holds all messages of its client back. */
-  async #hasRate(lease: Lease, client: Client): Promise<boolean> {
-    const { allowances, store } = this.#options
+  /** Takes one of the client's rate, or gives how long that holds all of its messages back. */
+  async #heldMs(client: Client): Promise<number | undefined> {
     try {
-      await allowances.take({ ...client, quota: undefined }, 0)
-      return true
+      await this.#options.allowances.take({ ...client, quota: undefined }, 0)
+      return undefined
     } catch (error) {
       if (!(error instanceof Problem)) throw error
-      await store.hold(client.name, Number(error.headers['retry-after']) * 1000)
-      await store.release(lease, 0)
-      return false
+      return Number(error.headers['retry-after']) * 1000
     }
   }
 
-  async #putOff(
-    lease: Lease,
-    content: QueuedContent | undefined,
-    problem: Problem,
-    { delayMs, at }: { delayMs: number; at?: string },
-  ): Promise<void> {
-    const told = { problem: problem.toBody(lease.id), away: problem.code === 'relay_unavailable' }
-    const attempt = at === undefined ? {} : { attempt: attemptOf(at, problem.outcome, problem.smtp) }
-    const due = await persist(() => this.#options.store.release(lease, delayMs, { ...told, ...attempt }))
+  async #putOff({ lease, at, ...told }: Tried, problem: Problem, delayMs: number): Promise<void> {
+    const record = {
+      problem: problem.toBody(lease.id),
+      away: problem.code === 'relay_unavailable',
+      ...(at !== undefined && { attempt: attemptOf(at, problem.outcome, problem.smtp) }),
+    }
+    const due = await persist(() => this.#options.store.release(lease, delayMs, record))
     if (due === undefined) return
     const { id, client } = lease
-    const change = { id, client, content, problem, durationMs: since(at) }
-    if (due === 'expired') this.#changed({ ...change, status: 'expired' })
-    else this.#changed({ ...change, status: 'queued', nextAttempt: due })
+    const change = due === 'expired' ? { status: due } : { status: 'queued' as const, nextAttempt: due }
+    this.#changed({ id, client, problem, ...told, ...change })
   }
 
   async #settle(
-    lease: Lease,
-    content: QueuedContent,
+    { lease, at, content, ...told }: Tried & { content: QueuedContent },
     status: QueuedMessage['status'],
     verdict: Delivery | Problem,
-    at?: string,
   ): Promise<void> {
     const { id, client } = lease
-    const [attempt, result] =
-      verdict instanceof Problem
-        ? [at === undefined ? undefined : attemptOf(at, verdict.outcome, verdict.smtp), verdict.toBody(id)]
-        : [attemptOf(at ?? '', status === 'partial' ? status : 'accepted', verdict), receiptOf(id, content, verdict)]
+    const refused = verdict instanceof Problem
+    const outcome = refused ? verdict.outcome : status === 'partial' ? status : 'accepted'
+    const attempt = at === undefined ? undefined : attemptOf(at, outcome, refused ? verdict.smtp : verdict)
+    const result = refused ? verdict.toBody(id) : receiptOf(id, content, verdict)
     const { store } = this.#options
     const settled = await persist(() => store.settle(lease, status, attempt, result))
     if (!settled && (await store.status(id)) !== status) return // a write whose answer was lost counts
-    this.#changed({
-      id,
-      client,
-      status,
-      content,
-      durationMs: since(at),
-      ...(verdict instanceof Problem ? { problem: verdict } : { delivery: verdict }),
-    })
+    this.#changed({ id, client, status, content, ...told, ...(refused ? { problem: verdict } : { delivery: verdict }) })
   }
 
   #changed(change: QueueChange): void {
@@ -377,10 +408,6 @@ async function persist<T>(write: () => Promise<T>): Promise<T> {
 
 function ownerOf({ id, client }: { id: string; client: string }): string {
   return `${client} ${id}`
-}
-
-function since(at: string | undefined): number {
-  return at === undefined ? 0 : Date.now() - Date.parse(at)
 }
 
 function attemptOf(

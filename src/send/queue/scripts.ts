@@ -1,10 +1,4 @@
-import { createHash } from 'node:crypto'
-
-/** A Lua script as Redis knows it: by its text at first, by its SHA-1 from then on. */
-export interface Script {
-  readonly text: string
-  readonly sha: string
-}
+import { type Script, script as scriptOf } from '../redis.ts'
 
 /** How long the state of a settled message is kept, and with it the key that it was queued under. */
 export const KEPT_MS = 86_400_000
@@ -72,6 +66,7 @@ local function settle(id, client, status, result)
   if key ~= '' then redis.call('PEXPIRE', key, ${KEPT_MS}) end
   place(client)
 end
+local function due(id) return tonumber(redis.call('HGET', P .. 'm:' .. id, 'due')) or now end
 local function mine(id, token) return redis.call('HGET', P .. 'm:' .. id, 'token') == token end
 `
 
@@ -80,14 +75,13 @@ local function mine(id, token) return redis.call('HGET', P .. 'm:' .. id, 'token
 const ALLOWED = `redis.call('DEL', P .. 'nothing')\n`
 
 function script(text: string): Script {
-  const whole = COMMON + text
-  return { text: whole, sha: createHash('sha1').update(whole).digest('hex') }
+  return scriptOf(COMMON + text)
 }
 
 /**
  * Key, content and schedule in one step, for whoever still holds the claim on the key. With a token the message is leased at once.
  * KEYS: the claim. ARGV: its token, id, client, message id, content, due (Unix ms), ms until it expires, token or "", and where nobody
- * knows the key the ms to keep it, or "". Gives created, due and expires, or nothing where the claim is no longer held.
+ * knows the key the ms to keep it, or "". Gives due, expires and the ms until it is due, or nothing where the claim is no longer held.
  */
 export const ENQUEUE = script(`
 local claim, id, client, mid, content, at, ttl, token, keep = unpack(ARGV)
@@ -107,19 +101,30 @@ else
   redis.call('HSET', P .. 'm:' .. id, 'status', 'sending', 'token', token)
   redis.call('ZADD', P .. 'leases', now + ${LEASE_MS}, id)
 end
-return { tostring(now), tostring(due), tostring(expires) }`)
+return { tostring(due), tostring(expires), due - now }`)
 
 /**
  * Ends what has ended by itself (leases, lifetimes) and leases messages that are due, a client after the other. ARGV: token, how many,
  * the token of an earlier claim whose answer was lost, or "".
- * Gives [id, client] of those that are leased, [id, client, status] of those that ended, and the ms until there is more to do.
+ * Gives [id, client, tries, content] of those that are leased, [id, client, status] of those that ended, and the ms until there is more
+ * to do.
  */
 export const CLAIM = script(`${ALLOWED}
 local token, many, unheard = unpack(ARGV)
 local claimed, ended = {}, {}
-local silent = now - tonumber(redis.call('GET', P .. 'asked') or 0) > ${SILENCE_MS}
+local asked = tonumber(redis.call('GET', P .. 'asked') or 0)
+local silent = now - asked > ${SILENCE_MS}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', silent and '-inf' or now + ${LEASE_MS + 1}, '+inf')) do
   redis.call('ZADD', P .. 'leases', now + ${LEASE_MS}, id)
+end
+if asked > now then -- the clock was set back: what was due before is due
+  for _, client in ipairs(redis.call('ZRANGE', P .. 'ready', 0, -1)) do
+    local d = P .. 'd:' .. client
+    local list = redis.call('ZRANGEBYSCORE', d, '(' .. now, asked, 'WITHSCORES')
+    for i = 1, #list, 2 do redis.call('ZADD', d, list[i + 1] - asked + now, list[i]) end
+    redis.call('HDEL', P .. 'held', client)
+    place(client, true)
+  end
 end
 redis.call('SET', P .. 'asked', now)
 if unheard ~= '' then
@@ -127,7 +132,7 @@ if unheard ~= '' then
     if mine(id, unheard) then
       local client, expires = unpack(redis.call('HMGET', P .. 'm:' .. id, 'client', 'expires'))
       redis.call('ZREM', P .. 'leases', id)
-      queue(id, client, now, expires)
+      queue(id, client, due(id), expires)
     end
   end
 end
@@ -144,7 +149,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', '-inf', now, 'LIM
       settle(id, client, 'cancelled', 'lost')
       table.insert(ended, { id, client, 'cancelled' })
     else
-      queue(id, client, lost < 3 and now or now + 60000 * lost, expires)
+      queue(id, client, lost < 3 and due(id) or math.floor(now + 60000 * lost * (0.5 + math.random())), expires)
       table.insert(ended, { id, client, 'queued' })
     end
   end
@@ -168,7 +173,8 @@ while #claimed < tonumber(many) do
     if redis.call('EXISTS', P .. 'm:' .. id) == 1 then
       redis.call('ZADD', P .. 'leases', now + ${LEASE_MS}, id)
       redis.call('HSET', P .. 'm:' .. id, 'status', 'sending', 'token', token)
-      table.insert(claimed, { id, client })
+      local tries = redis.call('HGET', P .. 'm:' .. id, 'tries') or '0'
+      table.insert(claimed, { id, client, tries, redis.call('GET', P .. 'c:' .. id) or '' })
     end
   end
   place(client, true)
@@ -194,8 +200,8 @@ for i = 1, #ARGV, 2 do
 end`)
 
 /**
- * Puts a message back that the relay does not have. ARGV: id, client, token, ms until it is due, attempt or "", problem or "", "away" or
- * "". Gives its status and due time, or nothing where it was no longer leased.
+ * Puts a message back that the relay does not have. ARGV: id, client, token, ms until it is due (or "": as it was), attempt or "",
+ * problem or "", "away" or "". Gives its status and due time, or nothing where it was no longer leased.
  */
 export const RELEASE = script(`${ALLOWED}
 local id, client, token, delay, attempt, problem, away = unpack(ARGV)
@@ -209,10 +215,10 @@ if expires <= now then
   settle(id, client, 'expired', redis.call('HGET', m, 'last') or '')
   return { 'expired', '0' }
 end
-local due = math.floor(now + delay)
-if away ~= '' then redis.call('ZADD', P .. 'away', due, id) end
-queue(id, client, due, expires)
-return { 'queued', tostring(due) }`)
+local at = delay == '' and due(id) or math.floor(now + delay)
+if away ~= '' then redis.call('ZADD', P .. 'away', at, id) end
+queue(id, client, at, expires)
+return { 'queued', tostring(at) }`)
 
 /** ARGV: id, client, token, status, attempt or "", result. */
 export const SETTLE = script(`${ALLOWED}
@@ -245,6 +251,9 @@ for _, id in ipairs(redis.call('ZRANGE', P .. 'away', 0, -1)) do
   end
 end
 redis.call('DEL', P .. 'away')`)
+
+/** ARGV: id. Gives Redis's time, and the state by field and value. */
+export const STATE = script(`return { tostring(now), unpack(redis.call('HGETALL', P .. 'm:' .. ARGV[1])) }`)
 
 /** Gives the number of those that are being sent, and of each client with queued ones: name, number, oldest, next due time. */
 export const STATS = script(`

@@ -2,14 +2,30 @@ import { randomUUID } from 'node:crypto'
 import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
-import { askRedis, type RedisConnection } from '../redis.ts'
-import { CANCEL, CLAIM, ENQUEUE, HOLD, MARK, RELEASE, RENEW, type Script, SETTLE, STATS, WAKE } from './scripts.ts'
+import { askRedis, type RedisConnection, runScript, type Script } from '../redis.ts'
+import { CANCEL, CLAIM, ENQUEUE, HOLD, MARK, RELEASE, RENEW, SETTLE, STATE, STATS, WAKE } from './scripts.ts'
 
 /** A message that this process may send, as long as its token is the one in the record. */
 export interface Lease {
   readonly id: string
   readonly client: string
   readonly token: string
+}
+
+/** A message that was claimed. */
+export interface Taken extends Lease {
+  /** How often it was tried. */
+  readonly tries: number
+  /** Sealed; empty where it is lost. */
+  readonly content: Buffer
+}
+
+/** When a message is tried, by the clock of Redis. */
+export interface Times {
+  readonly next_attempt: string
+  readonly expires: string
+  /** Until the next attempt. */
+  readonly waitMs: number
 }
 
 /** A change that nobody asked for: a lease or a lifetime ran out. */
@@ -53,44 +69,39 @@ const ANONYMOUS_KEY_MS = 60_000
 /** The queue as it lies in Redis. Every method throws a 503 Problem `store_unavailable` when Redis is away. */
 export class QueueStore {
   readonly #redis: RedisConnection
-  readonly #asBuffers: Pick<RedisConnection, 'get'>
   /** Of a claim whose answer has not come: what it leased nobody works on. */
   #unheard = ''
 
-  private constructor(redis: RedisConnection, asBuffers: Pick<RedisConnection, 'get'>) {
+  constructor(redis: RedisConnection) {
     this.#redis = redis
-    this.#asBuffers = asBuffers
-  }
-
-  static async over(redis: RedisConnection): Promise<QueueStore> {
-    const { RESP_TYPES } = await import('@redis/client')
-    return new QueueStore(redis, redis.withTypeMapping({ [RESP_TYPES.BLOB_STRING]: Buffer }))
-  }
-
-  get ready(): boolean {
-    return this.#redis.isReady
   }
 
   /** Throws also where the claim is no longer held: then nothing is queued. */
-  async enqueue({ name, token }: Lock, message: NewMessage): Promise<{ next_attempt: string; expires: string }> {
+  async enqueue({ name, token }: Lock, message: NewMessage): Promise<Times> {
     const { id, client, messageId, content, due, lifetime, anonymous } = message
     const keep = anonymous ? String(ANONYMOUS_KEY_MS) : ''
     const args = [token, id, client, messageId, content, String(due), String(lifetime), message.token ?? '', keep]
-    const reply = texts(await this.#run(ENQUEUE, args, [name]))
-    if (reply.length === 0) throw new Problem('store_unavailable', 'The claim on the message was lost.')
-    return { next_attempt: isoTime(reply[1]), expires: isoTime(reply[2]) }
+    const [at, expires, waitMs] = texts(await this.#run(ENQUEUE, args, [name]))
+    if (expires === undefined) throw new Problem('store_unavailable', 'The claim on the message was lost.')
+    return { next_attempt: isoTime(at), expires: isoTime(expires), waitMs: Number(waitMs) }
   }
 
-  async claim(most: number): Promise<{ leases: Lease[]; ended: Ended[]; wakeMs: number }> {
+  async claim(most: number): Promise<{ taken: Taken[]; ended: Ended[]; wakeMs: number }> {
     const token = randomUUID()
-    const unheard = this.#unheard
+    const args = [token, String(most), this.#unheard]
     this.#unheard = token
-    const [claimed, ended, wakeMs] = list(await this.#run(CLAIM, [token, String(most), unheard]))
+    const [claimed, ended, wakeMs] = list(await runScript(this.#redis, CLAIM, [], args, true))
     this.#unheard = ''
     return {
-      leases: list(claimed).map((entry) => {
-        const [id = '', client = ''] = texts(entry)
-        return { id, client, token }
+      taken: list(claimed).map((entry) => {
+        const [id, client, tries, content] = list(entry)
+        return {
+          id: String(id),
+          client: String(client),
+          token,
+          tries: Number(tries),
+          content: Buffer.isBuffer(content) ? content : Buffer.alloc(0),
+        }
       }),
       ended: list(ended).map((entry) => {
         const [id = '', client = '', status = ''] = texts(entry)
@@ -98,15 +109,6 @@ export class QueueStore {
       }),
       wakeMs: Number(wakeMs),
     }
-  }
-
-  /** The sealed content of a message and how often it was tried; undefined where there is none any more. */
-  async read(id: string): Promise<{ content: Buffer; tries: number } | undefined> {
-    const [content, tries] = await Promise.all([
-      askRedis(this.#asBuffers.get(`postern:queue:c:${id}`)),
-      askRedis(this.#redis.hGet(`postern:queue:m:${id}`, 'tries')),
-    ])
-    return Buffer.isBuffer(content) ? { content, tries: Number(tries ?? 0) } : undefined
   }
 
   /** Whether the message is still this process's to send. */
@@ -121,15 +123,15 @@ export class QueueStore {
     )
   }
 
-  /** Gives the due time, or `expired`, or undefined where the lease was lost. */
+  /** Without a delay it is due as it was. Gives the due time, or `expired`, or undefined where the lease was lost. */
   async release(
     { id, client, token }: Lease,
-    delayMs: number,
+    delayMs?: number,
     { attempt, problem, away = false }: { attempt?: Attempt; problem?: ProblemBody; away?: boolean } = {},
   ): Promise<number | 'expired' | undefined> {
     const told = [attempt, problem].map((value) => (value === undefined ? '' : JSON.stringify(value)))
     const [status, due] = texts(
-      await this.#run(RELEASE, [id, client, token, String(delayMs), ...told, away ? 'away' : '']),
+      await this.#run(RELEASE, [id, client, token, String(delayMs ?? ''), ...told, away ? 'away' : '']),
     )
     return status === 'queued' ? Number(due) : status === 'expired' ? status : undefined
   }
@@ -158,32 +160,29 @@ export class QueueStore {
     await this.#run(WAKE, [])
   }
 
-  /** What a client can know of its message; undefined where it has none with this id. */
-  async state(id: string, owner: string): Promise<QueuedMessage | undefined> {
-    const {
-      client,
-      message_id = '',
-      status = '',
-      created,
-      due,
-      expires,
-      attempts,
-      result = '',
-    } = await this.#fields(id)
-    if (client === undefined || client !== owner) return undefined
-    const state: QueuedMessage = {
+  /** What a client can know of its message, and how long until it is due; undefined where it has none with this id. */
+  async state(id: string, owner: string): Promise<{ message: QueuedMessage; waitMs: number } | undefined> {
+    const [now, ...pairs] = texts(await this.#run(STATE, [id]))
+    const fields = new Map(pairs.flatMap((name, at) => (at % 2 === 0 ? [[name, pairs[at + 1] ?? ''] as const] : [])))
+    const field = (name: string): string => fields.get(name) ?? ''
+    if (field('client') !== owner) return undefined
+    const [status, result] = [toStatus(field('status')), field('result')]
+    const base: QueuedMessage = {
       id,
-      message_id,
-      status: toStatus(status),
-      created: isoTime(created),
-      ...(status === 'queued' && { next_attempt: isoTime(due) }),
-      expires: isoTime(expires),
-      attempts: JSON.parse(`[${attempts ?? ''}]`),
+      message_id: field('message_id'),
+      status,
+      created: isoTime(field('created')),
+      ...(status === 'queued' && { next_attempt: isoTime(field('due')) }),
+      expires: isoTime(field('expires')),
+      attempts: JSON.parse(`[${field('attempts')}]`),
     }
-    if (status === 'accepted' || status === 'partial') return { ...state, receipt: JSON.parse(result) }
-    if (status === 'queued' || status === 'sending') return state
-    const problem = result.startsWith('{') ? JSON.parse(result) : unsaid(state, result)?.toBody(id)
-    return problem === undefined ? state : { ...state, problem }
+    const told = (): object => {
+      if (status === 'queued' || status === 'sending') return {}
+      if (status === 'accepted' || status === 'partial') return { receipt: JSON.parse(result) }
+      const problem = result.startsWith('{') ? JSON.parse(result) : unsaid(status, result)?.toBody(id)
+      return problem === undefined ? {} : { problem }
+    }
+    return { message: { ...base, ...told() }, waitMs: status === 'queued' ? Number(field('due')) - Number(now) : 0 }
   }
 
   async status(id: string): Promise<string | null> {
@@ -201,27 +200,13 @@ export class QueueStore {
     }
   }
 
-  async #fields(id: string): Promise<Record<string, string | undefined>> {
-    return { ...(await askRedis(this.#redis.hGetAll(`postern:queue:m:${id}`))) }
-  }
-
-  async #run({ text, sha }: Script, args: (string | Buffer)[], keys: string[] = []): Promise<unknown> {
-    const options = { keys, arguments: args }
-    // A command on a closed connection throws before there is a promise.
-    const evaluate = async (): Promise<unknown> => {
-      try {
-        return await this.#redis.evalSha(sha, options)
-      } catch (error) {
-        if (!(error instanceof Error) || !error.message.startsWith('NOSCRIPT')) throw error
-        return this.#redis.eval(text, options)
-      }
-    }
-    return askRedis(evaluate())
+  #run(script: Script, args: (string | Buffer)[], keys: string[] = []): Promise<unknown> {
+    return runScript(this.#redis, script, keys, args)
   }
 }
 
 /** What is known of a message that ended without a verdict. */
-function unsaid({ status }: QueuedMessage, result: string): Problem | undefined {
+function unsaid(status: QueuedMessage['status'], result: string): Problem | undefined {
   switch (status) {
     case 'unknown':
       return new Problem(
