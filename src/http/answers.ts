@@ -5,7 +5,6 @@ import { logRefusal, type RequestFacts, writeAudit } from '../operations/audit.t
 import type { Metrics } from '../operations/metrics.ts'
 import { REPLAYED } from '../send/idempotency.ts'
 import type { MessageResult, SendAnswer } from '../send/send.ts'
-import { parsePreferences } from './prefer.ts'
 import { storedProblem, sendProblem } from './problems.ts'
 
 /** Sends each answer, writes its one log line and counts it. */
@@ -18,13 +17,13 @@ export class Answers {
     this.#recipients = recipients
   }
 
-  /** The answer to a message. */
-  sent(request: FastifyRequest, reply: FastifyReply, answer: SendAnswer): FastifyReply {
+  /** The answer to a message; `applied` is what of its preferences was heeded where it is a 202. */
+  sent(request: FastifyRequest, reply: FastifyReply, answer: SendAnswer, applied?: string): FastifyReply {
     if (answer.kind === 'new') {
       this.#record(request, reply, answer.result, answer.addressed)
       return reply.type(JSON_TYPE).send(answer.body)
     }
-    if (answer.kind === 'queued') return this.#queued(request, reply, answer)
+    if (answer.kind === 'queued') return this.#queued(request, reply, answer, applied)
     const { status, body } = answer
     request.log.info({ client: request.caller?.client.name, status }, 'answer replayed')
     void reply.headers(REPLAYED)
@@ -33,7 +32,12 @@ export class Answers {
   }
 
   /** The answer to a message that the queue has, or had: there each change is logged as it happens. */
-  #queued(request: FastifyRequest, reply: FastifyReply, answer: Extract<SendAnswer, { kind: 'queued' }>): FastifyReply {
+  #queued(
+    request: FastifyRequest,
+    reply: FastifyReply,
+    answer: Extract<SendAnswer, { kind: 'queued' }>,
+    applied: string | undefined,
+  ): FastifyReply {
     const { fresh, id, retryMs, status, body } = answer
     if (status === 202 || status === 503)
       void reply.header('retry-after', String(Math.max(1, Math.ceil(retryMs / 1000))))
@@ -44,9 +48,7 @@ export class Answers {
     if (status >= 400) return storedProblem(status, body, request, reply)
     if (status === 202) {
       if (fresh) this.#record(request, reply, { outcome: 'queued' }, 0)
-      const { async, waitMs } = parsePreferences(request.headers['prefer'])
-      const wait = waitMs === undefined ? '' : `, wait=${waitMs / 1000}`
-      if (async) void reply.header('preference-applied', `respond-async${wait}`)
+      if (applied !== undefined) void reply.header('preference-applied', applied)
       void reply.header('location', `/v1/messages/${id}`)
     }
     return reply.code(status).type(JSON_TYPE).send(body)

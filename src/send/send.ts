@@ -52,6 +52,8 @@ export interface Deferral {
   readonly waitMs: number
   /** Unix ms; then it is never sent at once. */
   readonly sendAt: number | undefined
+  /** What is heeded of what the caller prefers, for the answer. */
+  readonly applied: string | undefined
   readonly tags: Readonly<Record<string, string>>
   /** Of the caller. */
   readonly certificate: QueuedContent['certificate']
@@ -157,7 +159,7 @@ export class Sender {
     const { lock } = claim
     if (lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
     const { tags, certificate } = deferral
-    const content = { envelope, messageId, tags, certificate, bytes: await bytesOf(outgoing) }
+    const content = { envelope, messageId, tags, certificate, bytes: bytesOf(outgoing) }
     const taken = await this.#options.allowances.take({ ...client, rate: undefined }, envelope.to.length)
     const message = { id, client: client.name, content, due: deferral.sendAt ?? 0, anonymous }
     let times: Times | undefined

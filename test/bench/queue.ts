@@ -35,7 +35,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
     })),
   )
   for (const { callers } of kinds) await redis.settled(() => take(callers, count))
-  for (let round = 0; round < (quick ? 3 : 9); round++) {
+  for (let round = 0; round < (quick ? 7 : 9); round++) {
     for (const { callers, cpu, rate } of round % 2 === 0 ? kinds : kinds.toReversed()) {
       const [before, begun] = [cpuSeconds(gateway.pids), performance.now()]
       await redis.settled(() => take(callers, count))

@@ -68,9 +68,7 @@ async function stateAfter({ request }: TestGateway, id: string, ...statuses: str
 
 t.test('a message is answered with 202 and sent', async (t) => {
   const { gateway, relay } = await setUp(t)
-  console.error(performance.now())
   const answer = await gateway.post(MESSAGE, ASYNC)
-  console.error(performance.now())
   t.match(answer, { status: 202, headers: { 'preference-applied': 'respond-async', 'retry-after': '1' } })
   t.match(answer.json, { id: answer.headers['x-request-id'], message_id: /^<.*@corp.example>$/, status: 'queued' })
   t.equal(answer.headers['location'], `/v1/messages/${answer.json['id']}`)
@@ -203,6 +201,15 @@ t.test('a message with send_at goes out at its time', async (t) => {
   const state = await stateAfter(gateway, answer.json['id'], 'queued', 'sending')
   t.ok(Date.parse(state['attempts'][0].at) >= Date.parse(soon.send_at), 'not before')
   t.equal(Date.parse(state['expires']) - Date.parse(soon.send_at), 86_400_000)
+
+  const later = at(3_600_000)
+  const waiting = await gateway.post(later, { headers: { prefer: 'respond-async, wait=5' } })
+  t.match(waiting, {
+    status: 202,
+    headers: { 'preference-applied': 'respond-async', 'retry-after': '3600' },
+    json: { status: 'queued', next_attempt: later.send_at },
+  })
+  t.equal(relay.messages.length, 1, 'to wait for it does not send it before')
 
   const past = at(-30_000)
   t.equal((await gateway.post(past, { headers: { 'idempotency-key': 'past' } })).status, 202)

@@ -77,15 +77,13 @@ function deferralOf(
   { send_at, tags = {} }: MessageInput,
   { issuer, serial }: Peer,
 ): Deferral | undefined {
-  const { async, waitMs = 0 } = parsePreferences(prefer)
+  const { async, waitMs: wished = 0 } = parsePreferences(prefer)
   if (!async && send_at === undefined) return undefined
   const sendAt = send_at === undefined ? undefined : Date.parse(send_at)
-  return {
-    waitMs: async && sendAt === undefined ? Math.min(waitMs, MOST_WAIT_MS) : 0,
-    sendAt,
-    tags,
-    certificate: { issuer, serial },
-  }
+  const waitMs = async && sendAt === undefined ? Math.min(wished, MOST_WAIT_MS) : 0
+  const wait = waitMs === 0 ? '' : `, wait=${waitMs / 1000}`
+  const applied = async ? `respond-async${wait}` : undefined
+  return { waitMs, sendAt, applied, tags, certificate: { issuer, serial } }
 }
 
 /** A message that is in memory. Throws a 413 Problem. */

@@ -44,7 +44,7 @@ export async function sendAndAnswer(
       deferral: job.deferral,
       compose: job.compose,
     })
-    return answers.sent(request, reply, answer)
+    return answers.sent(request, reply, answer, job.deferral?.applied)
   } finally {
     place.release()
   }

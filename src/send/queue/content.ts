@@ -27,17 +27,16 @@ export class Sealer {
 
   /** `owner` says whose message it is: what was sealed for one cannot be opened as another. */
   seal({ bytes, ...rest }: QueuedContent, owner: string): Buffer {
-    const head = Buffer.from(JSON.stringify(rest))
-    const length = Buffer.alloc(4)
-    length.writeUInt32BE(head.length)
-    const plain = Buffer.concat([length, head, bytes])
+    const text = JSON.stringify(rest)
+    const head = Buffer.allocUnsafe(4 + Buffer.byteLength(text))
+    head.writeUInt32BE(head.write(text, 4))
     const [first] = this.#keys
-    if (first === undefined) return Buffer.concat([CLEAR, plain])
+    if (first === undefined) return Buffer.concat([CLEAR, head, bytes])
     const [id, key] = first
     const nonce = randomBytes(NONCE)
     const cipher = createCipheriv(CIPHER, key, nonce).setAAD(Buffer.from(owner))
-    const sealed = Buffer.concat([cipher.update(plain), cipher.final()])
-    return Buffer.concat([id, nonce, cipher.getAuthTag(), sealed])
+    const sealed = [cipher.update(head), cipher.update(bytes), cipher.final()]
+    return Buffer.concat([id, nonce, cipher.getAuthTag(), ...sealed])
   }
 
   /** Throws where none of the keys opens it. */
@@ -62,10 +61,10 @@ export class Sealer {
 }
 
 /** The whole of a message that is in memory. */
-export async function bytesOf(outgoing: Outgoing): Promise<Buffer> {
-  const all: Buffer[] = []
-  for await (const piece of outgoing.open()) all.push(piece)
-  return Buffer.concat(all)
+export function bytesOf(outgoing: Outgoing): Buffer {
+  const content = outgoing.open()
+  if (!(Symbol.iterator in content)) throw new TypeError('what is streamed is not queued')
+  return Buffer.concat([...content])
 }
 
 export function toOutgoing({ envelope, messageId, bytes }: QueuedContent): Outgoing {
