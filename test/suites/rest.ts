@@ -10,7 +10,10 @@ t.test('every test file that no suite names is found, and loads', async (t) => {
   const named = filesIn(here)
     .map((name) => readFileSync(new URL(name, here), 'utf8'))
     .join('\n')
-  for (const file of filesIn(new URL('..', here))) {
+  const files = ['', 'promises/'].flatMap((folder) =>
+    filesIn(new URL(`../${folder}`, here)).map((file) => `${folder}${file}`),
+  )
+  for (const file of files) {
     const name = file.replace(/\.test\.[jt]s$/, '')
     if (name === file || named.includes(`'../${name}.test.`)) continue
     await import(`../${file}`)

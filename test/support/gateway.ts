@@ -113,7 +113,7 @@ export function testConfig(env: Record<string, string>): Config {
     POSTERN_HOST: '127.0.0.1',
     POSTERN_PORT: '0',
     POSTERN_OPS_PORT: '0',
-    POSTERN_SMTP_TIMEOUT: '5s',
+    POSTERN_SMTP_TIMEOUT: '15s',
     POSTERN_SMTP_NAME: 'gateway.test',
     POSTERN_SHUTDOWN_GRACE: ENDED,
     ...env,

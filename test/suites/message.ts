@@ -1,2 +1,0 @@
-// From the caller's words to the octets on the wire.
-import '../compose.test.ts'
