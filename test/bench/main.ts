@@ -51,7 +51,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   const plain = await startPlainRelay()
   const secure = await startSecureRelay()
   const count = quick ? 1000 : 3000
-  const few = count / 6 // for those that open a connection for each message: they take as long for them
+  const few = Math.ceil(count / 6) // for those that open a connection for each message: they take as long for them
   const onPlain = await compare(
     [
       await runner(postern(plain), count),
