@@ -159,7 +159,7 @@ t.test('what cannot be done is a sentence with what was most likely meant, and c
     [['add', 'a b', '--token', 'x', '--from', '*'], /a client's name should be/],
     [['add', 'x', '--cert', '/nowhere', '--from', '*'], /^\/nowhere cannot be read: no such file/],
     [['add', 'x', '--toke', 'x'], /^Unknown option '--toke' \(did you mean --token\?\)/],
-    [['disable', 'biling'], /^biling: it is not listed: did you mean billing\?/],
+    [['disable', 'biling'], /^biling: it is not listed \(did you mean billing\?\)\./],
     [['disable', 'billing', '--raw'], /^--raw is for postern client add and rotate/],
     [['show', 'nobody-like-it'], /^nobody-like-it: it is not listed: see postern client list/],
   ]

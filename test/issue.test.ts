@@ -80,6 +80,16 @@ t.test('alternative names may be DNS names, IP addresses, e-mail addresses and U
   ])
 })
 
+t.test('alternative names may have their kind in front, as in the clients file', async (t) => {
+  const san = ['DNS:b', 'b', 'URI:spiffe://corp/b', 'IP:192.0.2.7', 'email:ops@corp.example']
+  const { certificate } = await issueCertificate(pki.ca, { name: 'b', usage: 'client', san })
+  t.equal(
+    new X509Certificate(certificate).subjectAltName,
+    'DNS:b, URI:spiffe://corp/b, IP Address:192.0.2.7, email:ops@corp.example',
+  )
+  await t.rejects(issueCertificate(pki.ca, { name: 'b', usage: 'client', san: ['DNS:a b'] }))
+})
+
 t.test('what is none of these is refused, in a sentence that quotes it', async (t) => {
   const names = ['', 'a b', '-a', 'a..b', 'a.', '*', 'a.*.b', 'a,b', 'a\nb', 'é', 'x'.repeat(64)]
   const others = ['a.'.repeat(127) + 'com', 'host:8443', 'fe80::1%eth0', 'a@', 'a@b@c', 'http://a b', 'http:a']

@@ -132,7 +132,7 @@ function bare(fingerprint: string): string {
 function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeError {
   const meant = nearest(name, [...clients.keys()])
   return new RangeError(
-    `it is not listed${meant === undefined ? ': see postern client list' : `: did you mean ${meant}?`}`,
+    `it is not listed${meant === undefined ? ': see postern client list' : ` (did you mean ${meant}?)`}`,
   )
 }
 

@@ -179,7 +179,9 @@ function commonName(name: string) {
 }
 
 function alternativeNames(names: readonly string[]): Extension[] {
-  return names.length === 0 ? [] : [new x509.SubjectAlternativeNameExtension([...new Set(names)].map(generalName))]
+  // With or without its kind in front, as openssl and the clients file have it.
+  const bare = new Set(names.map((name) => name.replace(/^(?:DNS|URI|IP|email):/, '')))
+  return bare.size === 0 ? [] : [new x509.SubjectAlternativeNameExtension([...bare].map(generalName))]
 }
 
 function generalName(value: string): JsonGeneralName {
