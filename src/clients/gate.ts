@@ -80,7 +80,12 @@ export function admit(
   const caller =
     listing.tokens === undefined || headers === undefined
       ? listed(holder)
-      : listing.tokens.callerOf(holder, valuesOf(rawHeaders, 'authorization'), listing.directory, now)
+      : listing.tokens.callerOf(
+          holder,
+          headers.authorization === undefined ? [] : valuesOf(rawHeaders, 'authorization'),
+          listing.directory,
+          now,
+        )
   seen(caller)
   return caller
 }

@@ -4,7 +4,7 @@ import { Problem, type ProblemCode } from '../errors.ts'
 import type { ClientDirectory } from './clients-file.ts'
 import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedToken } from './gate.ts'
 import type { Issuer, KeySet } from './issuer.ts'
-import { checkEnabled, describe } from './peer.ts'
+import { checkEnabled, describe, type Peer } from './peer.ts'
 
 export interface TokenOptions {
   readonly issuer: string
@@ -41,7 +41,10 @@ export class Tokens implements TokenCheck {
   readonly #issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>
   /** Where the metadata is, as a parameter of the challenge. */
   readonly #metadataUrl: readonly string[]
+  /** By the digest of the token. */
   #verified = new Map<string, Claims>()
+  /** What a connection sent last: three gates would digest it three times for each message. */
+  readonly #recent = new WeakMap<Peer, { readonly header: string; readonly claims: Claims; readonly keys: KeySet }>()
   #verifiedWith: KeySet | undefined
 
   constructor(options: TokenOptions, issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>) {
@@ -78,9 +81,8 @@ export class Tokens implements TokenCheck {
         )
       return { peer, ...known }
     }
-    const token = this.#tokenIn(authorization, { peer, known })
-    const claims = this.#claimsOf(token, now)
-    if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
+    const claims =
+      this.#recentClaims(authorization, peer, now) ?? this.#rememberedClaims(authorization, { peer, known }, now)
     if (now > claims.until + SKEW_S * 1000) throw this.#invalid('has expired')
     if (now < claims.from - SKEW_S * 1000) throw this.#invalid('is not valid yet')
     const named = directory.withToken(claims.clientId)
@@ -96,6 +98,22 @@ export class Tokens implements TokenCheck {
       throw this.#invalid('is not bound to this certificate: its cnf["x5t#S256"] has to be the certificate\'s')
     checkEnabled(named.client)
     return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
+  }
+
+  #recentClaims([header, ...others]: readonly string[], peer: Peer, now: number): Claims | undefined {
+    const recent = this.#recent.get(peer)
+    const isSame = recent?.header === header && others.length === 0 && recent?.keys === this.#issuer.keys(now)
+    return isSame ? recent?.claims : undefined
+  }
+
+  #rememberedClaims(authorization: readonly string[], holder: Holder, now: number): Claims {
+    const token = this.#tokenIn(authorization, holder)
+    const claims = this.#claimsOf(token, now)
+    const [header] = authorization
+    if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
+    if (header !== undefined && this.#verifiedWith !== undefined)
+      this.#recent.set(holder.peer, { header, claims, keys: this.#verifiedWith })
+    return claims
   }
 
   /** The one token of a request (RFC 6750 §2.1). */
