@@ -216,6 +216,14 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
   const free = await listen(t, gone)
   gone.close()
   const plain = await relay({})
+  const asking = { ca: pki.ca.certificate, requestCert: true, rejectUnauthorized: true }
+  const foreign = t.testdir({
+    'relay.crt': pki.strangerCaClient.certificate,
+    'relay.key': pki.strangerCaClient.key,
+  })
+  chmodSync(join(foreign, 'relay.key'), 0o600)
+  const showing = { POSTERN_SMTP_CERT: join(foreign, 'relay.crt'), POSTERN_SMTP_KEY: join(foreign, 'relay.key') }
+  const wanted = /TLS failed: .*If it wants a client certificate, set POSTERN_SMTP_CERT and POSTERN_SMTP_KEY/
   const cases: readonly [string, string, Record<string, string>, RegExp][] = [
     ['DNS', 'smtp://nowhere.invalid:25', {}, /its name cannot be resolved.* Check the host/],
     ['connect', `smtp://127.0.0.1:${free}`, {}, /cannot be reached: nothing listens at its port\. Check host and port/],
@@ -245,6 +253,14 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
       /does not speak TLS from the first byte\. Use smtp:\/\//,
     ],
     ['old TLS', `smtps://localhost:${await listen(t, old)}`, {}, /TLS failed: .*older than TLS 1\.2/],
+    ['no client certificate', await relay(asking), {}, wanted],
+    ['the same in TLS 1.2', await relay({ ...asking, maxVersion: 'TLSv1.2' }), {}, wanted],
+    [
+      'a client certificate of another CA', // for which Node closes without an alert
+      await relay(asking),
+      showing,
+      /it closed the connection\. Look into its log.* set POSTERN_SMTP_CERT and POSTERN_SMTP_KEY to one/,
+    ],
     ['AUTH', await relay(refusing), {}, /it refused the login: 535 bad credentials\. Check user and password/],
     ['AUTH not offered', plain.replace('localhost', 'billing:secret@localhost'), {}, /offers no login/],
     [

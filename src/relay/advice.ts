@@ -8,11 +8,18 @@ export interface Explanation {
   readonly advice: string
 }
 
+const CERTIFICATE_ALERT =
+  /ALERT_(?:CERTIFICATE_|(?:BAD|NO|UNSUPPORTED)_CERTIFICATE|UNKNOWN_CA|HANDSHAKE_FAILURE)|PEER_DID_NOT_RETURN/
+const SHOW_CERTIFICATE =
+  'If it wants a client certificate, set POSTERN_SMTP_CERT and POSTERN_SMTP_KEY to one that is valid, is for clients, and is of a CA that it trusts (in Postfix smtpd_tls_CAfile).'
+
 /** One table for the answers of callers, the log of `serve`, and `check`. */
 export function explain({ step, reply, cause }: RelayFault): Explanation {
   if (reply !== undefined) return refusal(step, reply)
   const said = saidBy(cause)
   const code = codeOf(cause)
+  // In TLS 1.3 it comes after the handshake, in place of the reply to EHLO.
+  if (CERTIFICATE_ALERT.test(code)) return { why: `TLS failed: ${said}`, advice: SHOW_CERTIFICATE }
   switch (step) {
     case 'token':
       return tokenRefused(said, cause instanceof Error ? cause.cause : undefined)
@@ -49,7 +56,7 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
     }
   return {
     why: said.startsWith('it ') ? said : `it ended the session (${said})`,
-    advice: 'Look into its log: it tells why it ended the session.',
+    advice: `Look into its log: it tells why it ended the session.${step === 'ehlo' ? ` ${SHOW_CERTIFICATE}` : ''}`,
   }
 }
 
@@ -62,6 +69,8 @@ function refusal(step: RelayFault['step'], reply: Reply): Explanation {
       advice:
         'It allows fewer connections at a time than POSTERN_SMTP_CONNECTIONS, or does not know this machine: list its address there.',
     }
+  if (/client certificate/i.test(text))
+    return { why: `it refused the client certificate: ${text}`, advice: SHOW_CERTIFICATE }
   if (step === 'login') return loginRefused(text)
   if (step === 'starttls')
     return { why: `it refused STARTTLS: ${text}`, advice: 'Look into its log, and at its certificate.' }
@@ -195,11 +204,6 @@ function untrusted(code: string, said: string, cause: unknown): Explanation {
     return {
       why: `TLS failed: it speaks only versions older than TLS 1.2 (${said})`,
       advice: 'Switch TLS 1.2 on at the relay: older versions are not used.',
-    }
-  if (/HANDSHAKE_FAILURE|CERTIFICATE_REQUIRED|BAD_CERTIFICATE|PEER_DID_NOT_RETURN/.test(code))
-    return {
-      why: `TLS failed: ${said}`,
-      advice: 'If it wants a client certificate, set POSTERN_SMTP_CERT and POSTERN_SMTP_KEY.',
     }
   if (code === 'ETIMEDOUT')
     return {

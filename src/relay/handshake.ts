@@ -68,6 +68,7 @@ export class Offer {
 
 // Of several addresses each has so long before the next one is tried (RFC 8305 §5), the last one whatever is left.
 const NEXT_ADDRESS_MS = 1_000
+const LONGEST_LINE = 510 // octets of a command (RFC 5321 §4.5.3.1.4), without CRLF
 
 /**
  * Connects, and goes through greeting, EHLO, STARTTLS and login. A token that is refused counts when a new one is refused on a
@@ -167,12 +168,17 @@ async function logIn(
   secret: string,
 ): Promise<void> {
   const confided = [secret]
-  const ask = async (text: string, prefix = ''): Promise<Reply> => {
-    confided.push(text)
-    return wire.ask(`${prefix}${base64(text)}`)
+  const ask = async (text: string, mechanism?: string): Promise<Reply> => {
+    const response = base64(text)
+    confided.push(response)
+    if (mechanism === undefined) return wire.ask(response)
+    const line = `AUTH ${mechanism} ${response}`
+    if (line.length <= LONGEST_LINE) return wire.ask(line)
+    challenged(await wire.ask(`AUTH ${mechanism}`)) // RFC 4954 §4; a token is often longer, and Postfix cuts lines at 2,048
+    return wire.ask(response)
   }
   const refused = ({ code, text }: Reply): RelayFault =>
-    new RelayFault('login', { reply: { code, text: withoutSecrets(text, ...confided) } })
+    new RelayFault('login', { reply: { code, text: withoutSecrets(text, confided) } })
   const challenged = (reply: Reply): string => {
     if (reply.code !== 334) throw refused(reply)
     return Buffer.from(reply.text.slice(4), 'base64').toString()
@@ -181,7 +187,7 @@ async function logIn(
   let reply: Reply
   switch (known.find((mechanism) => mechanisms.includes(mechanism))) {
     case 'PLAIN':
-      reply = await ask(`\0${user}\0${secret}`, 'AUTH PLAIN ')
+      reply = await ask(`\0${user}\0${secret}`, 'PLAIN')
       break
     case 'LOGIN':
       challenged(await wire.ask('AUTH LOGIN'))
@@ -196,12 +202,12 @@ async function logIn(
     case 'OAUTHBEARER': // RFC 7628 §3.1; names in a SASL name have "," and "=" encoded (RFC 5801 §4)
       reply = await ask(
         `n,a=${user.replace(/=/g, '=3D').replace(/,/g, '=2C')},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`,
-        'AUTH OAUTHBEARER ',
+        'OAUTHBEARER',
       )
       if (reply.code === 334) reply = await wire.ask(base64('\x01'))
       break
     case 'XOAUTH2':
-      reply = await ask(`user=${user}\x01auth=Bearer ${secret}\x01\x01`, 'AUTH XOAUTH2 ')
+      reply = await ask(`user=${user}\x01auth=Bearer ${secret}\x01\x01`, 'XOAUTH2')
       if (reply.code === 334) reply = await wire.ask('') // the challenge tells why; the reply to this is the refusal
       break
     default:

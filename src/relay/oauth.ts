@@ -54,7 +54,9 @@ export class TokenSource {
       return text
     } catch (cause) {
       this.#retryAt = Date.now() + Math.min(FIRST_PAUSE_MS * 2 ** this.#failures++, LAST_PAUSE_MS)
-      throw new RelayFault('token', { cause: new Error(withoutSecrets(reasonOf(cause), this.#secret), { cause }) })
+      throw new RelayFault('token', {
+        cause: new Error(withoutSecrets(reasonOf(cause), [this.#secret ?? '']), { cause }),
+      })
     }
   }
 

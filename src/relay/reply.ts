@@ -46,13 +46,12 @@ export function shown({ text }: Reply): string {
   return text.length <= SHOWN ? text : text.slice(0, SHOWN).replace(/[\uD800-\uDBFF]$/, '')
 }
 
-/** A peer's text without what it was sent in confidence, should it say that back; in base64 too, which is how logins go. */
-export function withoutSecrets(text: string, ...secrets: readonly (string | undefined)[]): string {
-  return secrets.reduce<string>(
-    (left, secret) =>
-      secret ? left.replaceAll(secret, '…').replaceAll(Buffer.from(secret).toString('base64'), '…') : left,
-    text,
-  )
+/** A peer's text without what it was sent in confidence, should it say that back, or a part of it. */
+export function withoutSecrets(text: string, secrets: readonly string[]): string {
+  return secrets
+    .filter((secret) => secret !== '')
+    .reduce((left, secret) => left.replaceAll(secret, '…'), text)
+    .replace(/[\w+/=.~-]{8,}/g, (word) => (secrets.some((secret) => secret.includes(word)) ? '…' : word))
 }
 
 /** The enhanced status code (RFC 3463) of a reply. */

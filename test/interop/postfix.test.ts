@@ -217,7 +217,7 @@ t.test('a 4yz reply is a 503 that says when to come back', async (t) => {
 })
 
 t.test('a message that Postfix finds too large only when it has it is a 413 with 5.3.4', async (t) => {
-  const { post } = await serve(t, { POSTERN_SMTP_URL: postfix.urlWithoutSize })
+  const { post } = await serve(t, { POSTERN_SMTP_URL: postfix.secondUrl })
   const content = randomBytes((MESSAGE_SIZE_LIMIT * 3) / 4).toString('base64')
   const answer = await post({ ...MESSAGE, attachments: [{ filename: 'large.bin', content }] })
   t.equal(answer.status, 413, answer.text)

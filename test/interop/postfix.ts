@@ -11,8 +11,8 @@ import { freePort, run, temporaryDirectory, writeFiles } from '../support/proces
 /** Postfix of the distribution, with everything it reads and writes in a directory of its own. */
 export interface Postfix {
   readonly url: string
-  /** The same server on a port that does not announce SIZE (RFC 1870). */
-  readonly urlWithoutSize: string
+  /** The same server on a second port, which does not announce SIZE (RFC 1870) unless told to differ in something else. */
+  readonly secondUrl: string
   /** Waits until `count` delivered messages contain the text, and gives them with the header fields of their delivery. */
   delivered(text: string, count?: number): Promise<readonly Buffer[]>
   /** What `postqueue -j` knows of the messages that are still in the queue. */
@@ -36,12 +36,22 @@ const BIN = '/usr/sbin'
 // "nobody", who owns the mailbox.
 const MAILBOX_OWNER = 65534
 
+export interface PostfixOptions {
+  /** Settings of main.cf beside the usual ones, or in their place. */
+  readonly main?: Readonly<Record<string, string>>
+  /** A setting of the second port. */
+  readonly second?: string
+}
+
 /** Starts Postfix on a loopback port; STARTTLS is required and its certificate is from the test CA. */
-export async function startPostfix(t: Test): Promise<Postfix> {
+export async function startPostfix(
+  t: Test,
+  { main = {}, second = 'smtpd_discard_ehlo_keywords=size' }: PostfixOptions = {},
+): Promise<Postfix> {
   const pki = await makePki()
   const directory = await temporaryDirectory(t)
   const port = await freePort()
-  const portWithoutSize = await freePort()
+  const secondPort = await freePort()
   const place = (name: string): string => join(directory, name)
   const owner = Number((await run('id', ['-u', 'postfix'])).trim())
   for (const name of ['etc', 'queue', 'data', 'mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp'])
@@ -52,8 +62,9 @@ export async function startPostfix(t: Test): Promise<Postfix> {
   await writeFiles(place('etc'), {
     'server.crt': pki.server.certificate,
     'server.key': pki.server.key,
-    'main.cf': mainConfiguration(directory),
-    'master.cf': masterConfiguration(port, portWithoutSize),
+    'ca.crt': pki.ca.certificate,
+    'main.cf': mainConfiguration(directory, main),
+    'master.cf': masterConfiguration(port, secondPort, second),
     senders: 'blocked@corp.example REJECT senders like this are not served here\n',
     recipients: [
       'refused@corp.example 550 5.1.1 nobody of that name',
@@ -73,7 +84,7 @@ export async function startPostfix(t: Test): Promise<Postfix> {
   const inbox = place('mail/all/new')
   return {
     url: `smtp://localhost:${port}`,
-    urlWithoutSize: `smtp://localhost:${portWithoutSize}`,
+    secondUrl: `smtp://localhost:${secondPort}`,
     async delivered(text, count = 1) {
       const deadline = Date.now() + DELIVERY_MS
       const read = new Map<string, Buffer>()
@@ -95,7 +106,7 @@ export async function startPostfix(t: Test): Promise<Postfix> {
   }
 }
 
-function mainConfiguration(directory: string): string {
+function mainConfiguration(directory: string, more: Readonly<Record<string, string>>): string {
   const lines = {
     compatibility_level: '3.6',
     queue_directory: `${directory}/queue`,
@@ -126,16 +137,18 @@ function mainConfiguration(directory: string): string {
     message_size_limit: String(MESSAGE_SIZE_LIMIT),
     alias_maps: '',
     smtputf8_enable: 'yes',
+    smtpd_tls_CAfile: `${directory}/etc/ca.crt`,
+    ...more,
   }
   return Object.entries(lines)
     .map(([name, value]) => `${name} = ${value}\n`)
     .join('')
 }
 
-function masterConfiguration(port: number, portWithoutSize: number): string {
+function masterConfiguration(port: number, secondPort: number, second: string): string {
   const services = [
     [`127.0.0.1:${port}`, 'inet', 'n', '-', 'smtpd'],
-    [`127.0.0.1:${portWithoutSize}`, 'inet', 'n', '-', 'smtpd -o smtpd_discard_ehlo_keywords=size'],
+    [`127.0.0.1:${secondPort}`, 'inet', 'n', '-', `smtpd -o ${second}`],
     ['pickup', 'unix', 'n', '1', 'pickup'],
     ['cleanup', 'unix', 'n', '0', 'cleanup'],
     ['qmgr', 'unix', 'n', '1', 'qmgr'],
