@@ -1,7 +1,8 @@
 import { once } from 'node:events'
 import { createServer } from 'node:https'
+import { createServer as createTcpServer } from 'node:net'
 import type { TLSSocket } from 'node:tls'
-import { writeFile } from 'node:fs/promises'
+import { unlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 // @ts-expect-error it comes without types
 import { Provider } from 'oidc-provider'
@@ -16,7 +17,7 @@ import { outgoing, SMALL } from './support/outcome.ts'
 import { makePki } from './support/pki.ts'
 import { temporaryDirectory } from './support/process.ts'
 import { type ScriptedRelay, startScripted } from './support/scripted-relay.ts'
-import { portOf } from './support/sockets.ts'
+import { listen, portOf } from './support/sockets.ts'
 
 interface Asked {
   readonly authorization: string | undefined
@@ -79,9 +80,12 @@ async function relaysWith(
   const config = testConfig({
     POSTERN_SMTP_URL: relays.map((relay) => relay.url.replace('//', '//postern%40corp.example@')).join(' '),
     POSTERN_SMTP_TLS: 'off',
-    POSTERN_SMTP_OAUTH_TOKEN_URL: url,
-    POSTERN_SMTP_OAUTH_CLIENT_ID: 'postern',
-    ...(env['POSTERN_SMTP_CERT'] === undefined && { POSTERN_SMTP_OAUTH_CLIENT_SECRET: 's3cret' }),
+    // A URL of its own has a password.
+    ...(env['POSTERN_SMTP_URL'] === undefined && {
+      POSTERN_SMTP_OAUTH_TOKEN_URL: url,
+      POSTERN_SMTP_OAUTH_CLIENT_ID: 'postern',
+      ...(env['POSTERN_SMTP_CERT'] === undefined && { POSTERN_SMTP_OAUTH_CLIENT_SECRET: 's3cret' }),
+    }),
     ...env,
   })
   const shown = env['POSTERN_SMTP_CERT'] === undefined ? {} : { cert: pki.server.certificate, key: pki.server.key }
@@ -240,6 +244,129 @@ t.test(
     t.equal(elsewhere.asked.length, 0, 'no redirect is followed')
   },
 )
+
+t.test('a login that is longer than a command may be follows the challenge (RFC 4954 §4)', async (t) => {
+  for (const [mechanism, login] of [
+    ['XOAUTH2', /^user=.*\x01auth=Bearer y{3000}\x01\x01$/],
+    ['OAUTHBEARER', /^n,a=.*\x01auth=Bearer y{3000}\x01\x01$/],
+    ['PLAIN', /^\0long\0y{3000}$/],
+  ] as const) {
+    const endpoint = await startEndpoint(t)
+    endpoint.answer = () => ({ body: { access_token: 'y'.repeat(3000), token_type: 'Bearer' } })
+    const relay = await startScripted(t, (command, { commands }) => {
+      if (command === `AUTH ${mechanism}`) return '334 '
+      return commands.at(-2) === `AUTH ${mechanism}` ? '235 2.7.0 ok' : undefined
+    })
+    relay.offers = [`AUTH ${mechanism}`]
+    const url = relay.url.replace('//', `//long:${'y'.repeat(3000)}@`)
+    const relays = await relaysWith(t, [relay], endpoint.url, mechanism === 'PLAIN' ? { POSTERN_SMTP_URL: url } : {})
+    t.match(await relays.send(outgoing(SMALL)), { code: 250 })
+    const { commands = [] } = relay.talks[0] ?? {}
+    t.match(Buffer.from(commands[2] ?? '', 'base64').toString(), login, mechanism)
+    t.ok(Math.max(...commands.filter((line) => line.startsWith('AUTH')).map((line) => line.length)) <= 510)
+  }
+})
+
+t.test('a peer that says back what it was sent in confidence does not have it told on', async (t) => {
+  const told = async (relays: Relays): Promise<string> => {
+    const problem = await relays.send(outgoing(SMALL)).catch((error: unknown) => error)
+    if (!(problem instanceof Problem) || !(problem.cause instanceof RelayFault)) throw new Error('sent')
+    return JSON.stringify([problem.toBody('1'), explain(problem.cause), String(problem.cause)])
+  }
+  const endpoint = await startEndpoint(t)
+  endpoint.answer = (_, { body }) => ({
+    status: 400,
+    body: { error: 'invalid_client', error_description: `no: ${body}` },
+  })
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const said = await told(await relaysWith(t, [relay], endpoint.url))
+  t.match(said, /invalid_client: no: .*client_id=postern/)
+  t.notMatch(said, /s3cret/)
+
+  for (const [mechanism, cut] of [
+    ['XOAUTH2', 10_000],
+    ['OAUTHBEARER', 80],
+    ['PLAIN', 10_000],
+    ['LOGIN', 10_000],
+  ] as const) {
+    const echo = await startScripted(t, (command) => {
+      if (command === 'AUTH LOGIN' || command === Buffer.from('user').toString('base64')) return '334 VXNlcm5hbWU6'
+      return /^(?:EHLO|QUIT)/.test(command) || command === 'greeting'
+        ? undefined
+        : `535 5.7.8 no: ${command.slice(0, cut)}`
+    })
+    echo.offers = [`AUTH ${mechanism}`]
+    const long = await startEndpoint(t)
+    long.answer = () => ({ body: { access_token: 'tok.en-of-more_than-60-octets'.repeat(3), token_type: 'Bearer' } })
+    const password = { POSTERN_SMTP_URL: echo.url.replace('//', '//user:pass-word@') }
+    const echoed = await told(
+      await relaysWith(t, [echo], long.url, mechanism === 'PLAIN' || mechanism === 'LOGIN' ? password : {}),
+    )
+    t.match(echoed, /it refused the login: 535 5\.7\.8 no: /, mechanism)
+    const sent = echo.talks
+      .flatMap(({ commands }) => commands)
+      .filter((line) => !/^(?:EHLO|QUIT|AUTH LOGIN|dXNlcg)/.test(line))
+    t.ok(sent.length > 0)
+    for (const line of sent) t.notOk(echoed.includes(line.replace(/^AUTH \S+ /, '').slice(0, 30)), mechanism)
+    t.notMatch(echoed, /pass-word|tok\.en/)
+  }
+})
+
+t.test('neither the address of the endpoint nor the file of the secret is for callers', async (t) => {
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const endpoint = await startEndpoint(t)
+  endpoint.stop()
+  const file = join(await temporaryDirectory(t), 'secret')
+  await writeFile(file, 'first')
+  const fromFile = { POSTERN_SMTP_OAUTH_CLIENT_SECRET: '', POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE: file }
+  const cases: readonly [string, Record<string, string>, RegExp, RegExp][] = [
+    [endpoint.url, {}, /could be had \(ECONNREFUSED\)/, /POSTERN_SMTP_OAUTH_TOKEN_URL/],
+    [
+      (await startEndpoint(t)).url,
+      fromFile,
+      /\(the secret cannot be read\)/,
+      /^POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE \S+secret does not exist\.$/,
+    ],
+  ]
+  for (const [url, env, why, advice] of cases) {
+    const relays = await relaysWith(t, [relay], url, env)
+    if (env === fromFile) await unlink(file)
+    const problem = await relays.send(outgoing(SMALL)).catch((error: unknown) => error)
+    if (!(problem instanceof Problem) || !(problem.cause instanceof RelayFault)) throw new Error('sent')
+    const body = JSON.stringify(problem.toBody('1'))
+    t.match(body, why)
+    t.notMatch(body, /localhost|\/token|secret does|postern-/)
+    t.match(explain(problem.cause), { advice })
+  }
+})
+
+t.test('an endpoint that says nothing gives no token in time', async (t) => {
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const silent = createTcpServer((socket) => socket.on('error', () => {}))
+  const url = `https://localhost:${await listen(t, silent)}/token`
+  const relays = await relaysWith(t, [relay], url, { POSTERN_SMTP_CONNECT_TIMEOUT: '500ms' })
+  const begun = performance.now()
+  await t.rejects(relays.send(outgoing(SMALL)), { code: 'relay_unavailable', message: /\(no answer in time\)/ })
+  t.ok(performance.now() - begun < 5_000)
+})
+
+t.test('a token goes to a relay over TLS only, but on this machine', async (t) => {
+  const { relay, logins } = await startTaker(t, 'XOAUTH2', () => true)
+  const endpoint = await startEndpoint(t)
+  const relays = await relaysWith(t, [relay], endpoint.url, { POSTERN_SMTP_TLS: 'opportunistic' })
+  await t.rejects(relays.send(outgoing(SMALL)), { code: 'relay_unavailable', message: /offers no STARTTLS/ })
+  t.same(logins, [])
+  const oauth = {
+    POSTERN_SMTP_OAUTH_TOKEN_URL: 'https://login.example/token',
+    POSTERN_SMTP_OAUTH_CLIENT_ID: 'x',
+    POSTERN_SMTP_OAUTH_CLIENT_SECRET: 'y',
+    POSTERN_SMTP_TLS: 'off',
+  }
+  const faults = (url: string): readonly string[] => readConfig({ ...oauth, POSTERN_SMTP_URL: url }).faults
+  t.match(faults('smtp://u@mail.example'), [/POSTERN_SMTP_TLS=off would show the token.* mail\.example:587: set it to/])
+  for (const url of ['smtp://u@127.0.0.1', 'smtps://u@mail.example', 'smtps://u@mail.example smtp://u:p@other.example'])
+    t.same(faults(url), [], url)
+})
 
 t.test('what OAuth needs is asked for at the start', (t) => {
   const faults = (env: Record<string, string>): readonly string[] =>
