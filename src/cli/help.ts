@@ -115,7 +115,7 @@ Asks /readyz on the operations port; exit status 0 if the gateway is ready. For 
 }
 
 /** The subjects that have a page in src/docs: `settings`, `errors` and so on. */
-export function topics(): readonly string[] {
+function topics(): readonly string[] {
   return readdirSync(PAGES)
     .filter((name) => name.endsWith('.md'))
     .map((name) => name.replace(/^README\.|\.md$/g, ''))

@@ -113,13 +113,9 @@ const standings = new WeakMap<object, Standing>()
 /**
  * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. The
  * certificate is read once for each connection, the chain climbed and names looked up once for each reload; otherwise this
- * is a look-up, for strangers too. Throws a 401 or 403 Problem.
+ * is a look-up, for strangers too. Throws a 401 or 403 Problem; where tokens are taken the certificate may be one that
+ * nobody is listed with.
  */
-export function standing(socket: unknown, listing: Listing, now: number): Caller {
-  return listed(holderOf(socket, listing, now))
-}
-
-/** The same where the certificate may be one that nobody is listed with, because a token says whose it is. */
 export function holderOf(socket: unknown, { directory, trust, tokens }: Listing, now: number): Holder {
   if (typeof socket !== 'object' || socket === null) throw noCertificate()
   let presented: ReturnType<typeof presentedBy> | undefined

@@ -56,7 +56,7 @@ export function build(options: AppOptions): TypedApp {
   const app = Fastify({
     https: httpsOptions(options),
     serverFactory: (handle, { https }) =>
-      createServer(https ?? {}, followConnections(handle, broken.refuse, config.requestTimeout)),
+      followConnections(createServer(https ?? {}), handle, broken.refuse, config.requestTimeout),
     loggerInstance: options.logger,
     logController: new LogController({ disableRequestLogging: true, requestIdLogLabel: 'request_id' }),
     genReqId: () => randomUUID(),

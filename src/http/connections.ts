@@ -1,4 +1,5 @@
 import type { IncomingMessage, RequestListener, ServerResponse } from 'node:http'
+import type { Server } from 'node:https'
 import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { Problem } from '../errors.ts'
@@ -27,13 +28,14 @@ const CHECK_MS = 1_000
 const connections = new WeakMap<Duplex, Connection>()
 
 /**
- * A listener for `request` that knows what each connection owes. On one connection 32 requests may be in progress; those
+ * Hands a server's requests on, and knows what each connection owes. On one connection 32 requests may be in progress; those
  * beyond are refused in their turn, with nothing begun. A peer that takes nothing of its answers for `patience` ms is cut.
  */
-export function followConnections(handle: RequestListener, refuse: Refuse, patience: number): RequestListener {
+export function followConnections(server: Server, handle: RequestListener, refuse: Refuse, patience: number): Server {
   const owing = new Set<Socket>()
-  setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
-  return (request, response) => {
+  const timer = setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
+  server.once('close', () => clearInterval(timer))
+  return server.on('request', (request: IncomingMessage, response: ServerResponse) => {
     const { socket } = request
     const connection = connections.get(socket) ?? follow(socket, owing)
     const { answers } = connection
@@ -49,7 +51,7 @@ export function followConnections(handle: RequestListener, refuse: Refuse, patie
     if (answers.size > MOST_OWED) return void socket.destroy()
     request.resume()
     refuse(TOO_MANY, request, response)
-  }
+  })
 }
 
 // Node stops reading where a peer takes no answers, but TLS then still gives what it has decrypted to a parser that is

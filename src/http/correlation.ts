@@ -9,9 +9,7 @@ export interface Correlation {
 }
 
 /** The form of `X-Request-Id` that reaches the log: it fits UUIDs, hex, base64 and what proxies make, and nothing longer. */
-export const CORRELATION_ID = '^[A-Za-z0-9._:+/=-]{1,128}$'
-
-const CALLER_ID = new RegExp(CORRELATION_ID)
+const CALLER_ID = /^[A-Za-z0-9._:+/=-]{1,128}$/
 // Version ff is forbidden, ids of zeros are invalid; versions after 00 may have more fields behind these.
 const TRACE_PARENT = /^(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.{0,256})?$/
 

@@ -29,7 +29,7 @@ export interface Envelope {
 }
 
 /** RFC 3461 §4. */
-export interface DeliveryNotification {
+interface DeliveryNotification {
   readonly notify: readonly string[] | undefined
   readonly return: 'full' | 'headers' | undefined
   readonly envelopeId: string | undefined

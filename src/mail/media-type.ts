@@ -12,7 +12,7 @@ export function parameterFault(value: string): string | undefined {
 }
 
 /** Names, in lower case, and values of the parameters of a field. */
-export function parameters(value: string): readonly (readonly [name: string, value: string])[] {
+function parameters(value: string): readonly (readonly [name: string, value: string])[] {
   return [...value.matchAll(/"(?:[^"\\]|\\.)*"|;\s*([^\s=;"]+)\s*=\s*("(?:[^"\\]|\\.)*"|[^\s;"]*)/g)].flatMap(
     ([, name, given = '']) =>
       name === undefined ? [] : [[name.toLowerCase(), given.replace(/^"(.*)"$/s, '$1')] as const],

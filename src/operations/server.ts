@@ -3,7 +3,7 @@ import { setTimeout } from 'node:timers/promises'
 import type { Metrics } from './metrics.ts'
 import { json, namesAddress, pageFile, plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
-export type OperationsRoutes = Readonly<Record<string, () => PlainAnswer | Promise<PlainAnswer>>>
+type OperationsRoutes = Readonly<Record<string, () => PlainAnswer | Promise<PlainAnswer>>>
 
 export interface OperationsOptions {
   /** What the port listens on: POSTERN_OPS_HOST. */

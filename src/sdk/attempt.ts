@@ -31,7 +31,7 @@ export interface Answer {
  * How far a try without an answer got: nobody was reached; connected, without a sign that the certificate is accepted; a
  * part of a body that is streamed has left; all of it has.
  */
-export type Stage = 'unconnected' | 'expecting' | 'sending' | 'sent'
+type Stage = 'unconnected' | 'expecting' | 'sending' | 'sent'
 
 export interface Failure {
   readonly error: Error

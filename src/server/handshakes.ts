@@ -8,7 +8,7 @@ import type { Metrics } from '../operations/metrics.ts'
 import { transportOf } from './connections.ts'
 
 /** Why a handshake failed: the values of the metric's label. */
-export type HandshakeFailure =
+type HandshakeFailure =
   | 'no_certificate'
   | 'unknown_ca'
   | 'expired'
