@@ -11,6 +11,7 @@ import { formatFingerprint } from '../src/tls/fingerprint.ts'
 import { oneConnection } from './support/gateway.ts'
 import { type MovingGateway, type MovingOptions, startOnFiles, type WhoamiAnswer } from './support/motion.ts'
 import { type Leaf, makePki } from './support/pki.ts'
+import { basicConstraints, certificate, ecKey, name } from './support/x509.ts'
 
 const pki = await makePki()
 
@@ -203,4 +204,51 @@ t.test('what was found good of a forwarded certificate lasts as long as the list
   t.ok(ask(now + 3_590_000))
   t.throws(() => ask(now + 3_601_000), { code: 'unknown_certificate', message: /cannot be told/ })
   t.ok(ask(now), 'it may be asked again')
+})
+
+t.test('strangers whose certificates a proxy forwards crowd out no verdict on a client', async (t) => {
+  const root = ecKey()
+  const authority = { ...root, name: name('Root'), algorithm: 'ecdsa-sha256' } as const
+  const ca = certificate({
+    subject: authority.name,
+    key: root,
+    issuer: authority,
+    extensions: [basicConstraints(true)],
+  })
+  const leaves = Array.from({ length: 600 }, (_, index) => {
+    const leaf = certificate({ subject: name(`leaf ${index}`), key: root, issuer: authority })
+    return { certificate: leaf, print: new X509Certificate(leaf).fingerprint256 }
+  })
+  let judged: string[] = []
+  class Counted extends ClientTrust {
+    override judge(...asked: Parameters<ClientTrust['judge']>): ReturnType<ClientTrust['judge']> {
+      judged.push(asked[0].fingerprint256)
+      return super.judge(...asked)
+    }
+  }
+  const forwarded = new ForwardedCertificates(new Counted({ ca: [ca] }))
+  const [client, ...others] = leaves
+  if (client === undefined) throw new Error('there is no client')
+  const listed = leaves.slice(0, 301).map(({ print }) => `"${print}"`)
+  const directory = parseClients(
+    `clients: { billing: { fingerprints: [${listed.join(', ')}], from: ["*"] } }`,
+    'clients.yaml',
+  )
+  const ask = (leaf: { readonly certificate: string }): string | undefined =>
+    forwarded.holderOf({ 'client-cert': byteSequence(leaf) }, { directory, tokens: undefined }, Date.now()).known
+      ?.client.name
+  t.equal(ask(client), 'billing')
+  for (const stranger of others.slice(300)) t.throws(() => ask(stranger), { code: 'unknown_certificate' })
+  judged = []
+  t.equal(ask(client), 'billing')
+  t.same(judged, [], 'strangers are not remembered')
+  for (const other of others.slice(0, 300)) {
+    ask(other)
+    ask(client)
+  }
+  t.notOk(judged.includes(client.print), 'who was asked last is forgotten last')
+  const [first] = others
+  judged = []
+  ask(first ?? client)
+  t.same(judged, [first?.print], 'as many are remembered as is said')
 })

@@ -259,6 +259,11 @@ between('that permits a domain, common name in it', 'both accept', constrained(C
 between('that permits a domain, common name is no host', 'both accept', constrained(CORP), {
   subject: name('billing app'),
 })
+// OpenSSL of some versions finds no names at all where they stand twice, and forbids none.
+for (const twice of [[dns('a.corp.example'), dns('a.evil.example')], [dns('a.evil.example'), dns('a.corp.example')]])
+  between('that permits a domain, leaf has its names twice', 'refused here', constrained(CORP), {
+    extensions: [...LEAF_EXTENSIONS, ...twice.map((one) => altNames(one))],
+  })
 between('that permits subdomains, leaf is the domain', 'both refuse', constrained([dns('.corp.example')]), named(dns('corp.example')))
 between('that permits subdomains, leaf below', 'both accept', constrained([dns('.corp.example')]), named(dns('a.corp.example')))
 between('that excludes a domain, leaf in it', 'both refuse', constrained([], CORP), named(dns('A.Corp.example')))
