@@ -39,7 +39,7 @@ t.test('uploads have three quarters of the sessions, one client half of them, an
 
 t.test('a client whose messages are refused has half of the sessions, and gets them back', (t) => {
   const line = new Line(4)
-  line.refused('a')
+  line.judged('a', true)
   for (const client of 'aaaabb') line.add(ticket(client))
   const first = served(line)
   t.equal(names(first), 'abab')
@@ -50,7 +50,7 @@ t.test('a client whose messages are refused has half of the sessions, and gets t
 
 t.test('where there is one session everyone may have it', (t) => {
   const line = new Line(1)
-  line.refused('a')
+  line.judged('a', true)
   for (const one of [ticket('a'), ticket('a', true)]) {
     line.add(one)
     t.equal(line.next(), one)

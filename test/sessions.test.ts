@@ -207,6 +207,73 @@ t.test('refusals do not give away the few sessions that a relay grants', async (
   t.same(changes, [])
 })
 
+t.test('a spent session makes room for its successor where the relay leaves others without a greeting', async (t) => {
+  const relay: ScriptedRelay = await startScripted(t, (command, { messages, number, socket }) => {
+    if (command === 'greeting' && relay.open > 3) {
+      // As a server that accepts no more: they are greeted when others have ended.
+      const waits = setInterval(() => {
+        const older = relay.talks.filter((talk) => talk.number < number && !talk.socket.destroyed)
+        if (older.length >= 3 || socket.destroyed) return
+        clearInterval(waits)
+        socket.write('220 scripted ESMTP\r\n')
+      }, 20)
+      t.teardown(() => clearInterval(waits))
+      return null
+    }
+    return command.startsWith('MAIL') && messages >= 5 ? '452 4.5.3 too many messages sent' : undefined
+  })
+  const { send, changes } = await bench(t, [relay], { POSTERN_SMTP_TIMEOUT: '60s' })
+  const begun = performance.now()
+  for (let n = 0; n < 12; n++) t.equal(await send(), 200)
+  t.same(only(await all(60, send)), [200])
+  const ms = performance.now() - begun
+  t.ok(ms < 8000, `${Math.round(ms)} ms`)
+  t.same(changes, [])
+})
+
+t.test('a relay that says 421 to MAIL and counts sessions beyond their end has every message soon', async (t) => {
+  let counted = 0
+  const relay: ScriptedRelay = await startScripted(t, (command, { messages, socket }) => {
+    if (command !== 'greeting') return command.startsWith('MAIL') && messages >= 4 ? '421 too many messages' : undefined
+    if (counted >= 3) return '421 4.7.0 too many connections!'
+    counted += 1
+    socket.once('close', () => setTimeout(() => (counted -= 1), 60))
+    return undefined
+  })
+  const { send, changes } = await bench(t, [relay], { POSTERN_SMTP_TIMEOUT: '60s' })
+  const begun = performance.now()
+  for (let n = 0; n < 20; n++) t.equal(await send(), 200)
+  t.same(only(await all(100, send)), [200])
+  const ms = performance.now() - begun
+  t.ok(ms < 15_000, `${Math.round(ms)} ms`)
+  t.same(changes, [])
+})
+
+t.test('dead addresses of one client do not make another wait, though the relay is slow to greet', async (t) => {
+  const relay = await startScripted(t, (command) =>
+    command.startsWith('RCPT TO:<b@') ? '550 5.1.1 nobody' : undefined,
+  )
+  const { send } = await bench(t, [relay], { POSTERN_SMTP_TIMEOUT: '30s' })
+  await all(10, () => send({ client: 'good', to: GOOD }))
+  t.equal(await send({ client: 'dead', to: DEAD }), 'rejected_by_relay')
+  relay.says = (command, { socket }) => {
+    if (command.startsWith('RCPT TO:<b@')) return '550 5.1.1 nobody'
+    if (command !== 'greeting') return undefined
+    setTimeout(() => socket.write('220 scripted ESMTP\r\n'), 1000)
+    return null
+  }
+  const dead = all(20, () => send({ client: 'dead', to: DEAD }))
+  const times: number[] = []
+  for (const until = performance.now() + 2500; performance.now() < until;) {
+    const begun = performance.now()
+    t.equal(await send({ client: 'good', to: GOOD }), 200)
+    times.push(performance.now() - begun)
+    await new Promise((resolve) => setTimeout(resolve, 20))
+  }
+  t.ok(Math.max(...times) < 500, `${times.map(Math.round).join(' ')} ms`)
+  t.same(only(await dead), ['rejected_by_relay'])
+})
+
 t.test('with exactly as many slots as sessions the relay stays up, whatever looks at it', async (t) => {
   const relay: ScriptedRelay = await startScripted(t, (command) =>
     command === 'greeting' && relay.open > 2 ? null : undefined,

@@ -21,28 +21,34 @@ const REFUSED_MS = 60_000
  * client whose messages the relay has lately refused.
  */
 export class Line {
-  readonly #uploads: number
-  readonly #half: number
+  /** How many there may be, as long as the relay grants no fewer. */
+  sessions: number
   readonly #waiting = new Map<string, Ticket[]>()
   readonly #busy = new Map<string, number>()
   readonly #uploading = new Map<string, number>()
-  readonly #refused = new Map<string, number>()
+  readonly #refused = new Map<string, { at: number; last: boolean }>()
   #allUploading = 0
   #length = 0
 
   constructor(sessions: number) {
-    this.#uploads = Math.max(1, Math.floor((sessions * 3) / 4))
-    this.#half = Math.max(1, Math.floor(sessions / 2))
+    this.sessions = sessions
   }
 
   get length(): number {
     return this.#length
   }
 
-  add(ticket: Ticket, first = false): void {
+  /** How many tickets have their turn as soon as there are sessions, uploads aside. */
+  get ready(): number {
+    if (this.#refused.size === 0) return this.#length
+    let ready = 0
+    for (const [client, { length }] of this.#waiting) ready += Math.min(length, this.#spare(client))
+    return ready
+  }
+
+  add(ticket: Ticket): void {
     const line = this.#waiting.get(ticket.client)
     if (line === undefined) this.#waiting.set(ticket.client, [ticket])
-    else if (first) line.unshift(ticket)
     else line.push(ticket)
     this.#length += 1
   }
@@ -76,8 +82,16 @@ export class Line {
     this.#count(ticket, -1)
   }
 
-  refused(client: string): void {
-    this.#refused.set(client, performance.now())
+  /** Notes whether a message of the client was refused. */
+  judged(client: string, refused: boolean): void {
+    const before = this.#refused.get(client)
+    if (refused) this.#refused.set(client, { at: performance.now(), last: true })
+    else if (before !== undefined) before.last = false
+  }
+
+  /** Whether the last message of the client was refused: the next one is likely to be, and to cost the session that carries it. */
+  lastRefused(client: string): boolean {
+    return this.#refused.get(client)?.last === true
   }
 
   /** All tickets, taken out of the line. */
@@ -89,12 +103,21 @@ export class Line {
   }
 
   #admits(client: string, streamed: boolean): boolean {
-    if (streamed && (this.#allUploading >= this.#uploads || (this.#uploading.get(client) ?? 0) >= this.#half))
-      return false
+    const uploads = Math.max(1, Math.floor((this.sessions * 3) / 4))
+    if (streamed && (this.#allUploading >= uploads || (this.#uploading.get(client) ?? 0) >= this.#half)) return false
+    return this.#spare(client) > 0
+  }
+
+  /** How many sessions more the client may have. */
+  #spare(client: string): number {
     const refused = this.#refused.get(client)
-    if (refused === undefined) return true
-    if (performance.now() - refused > REFUSED_MS) this.#refused.delete(client)
-    return (this.#busy.get(client) ?? 0) < this.#half
+    if (refused === undefined) return Infinity
+    if (performance.now() - refused.at > REFUSED_MS) this.#refused.delete(client)
+    return Math.max(0, this.#half - (this.#busy.get(client) ?? 0))
+  }
+
+  get #half(): number {
+    return Math.max(1, this.sessions >> 1)
   }
 
   #count({ client, streamed }: Ticket, more: 1 | -1): void {

@@ -17,12 +17,15 @@ export interface PoolOptions {
 /** Sessions by what they do. */
 export type SessionCounts = Readonly<Record<'opening' | 'idle' | 'busy', number>>
 
-// When a relay refuses a session while others stand, the next one is tried after this pause, doubled each time. Some servers
-// count a session for a moment after its end.
-const FIRST_PAUSE_MS = 200
+// When a relay refuses a session while others stand, the next one is tried after this pause, doubled each time.
+const FIRST_PAUSE_MS = 50
 const LAST_PAUSE_MS = 60_000
+// Servers count a session for a moment after its end: Exim until its process is gone.
+const LINGER_MS = 1_000
 // After this many refused sessions in a row the relay is taken to grant fewer than before.
 const MISSES = 3
+// A relay that has all its sessions may leave new ones without a greeting: after so long an idle one makes room.
+const SWAP_MS = 250
 
 /**
  * The sessions with one relay. How many it grants is learned from those that it refuses while others stand: then messages wait
@@ -38,22 +41,25 @@ export class Pool {
   #entitled: Ticket[] = []
   #opening = 0
   #busy = 0
-  #granted: number
-  /** Refusals in a row of sessions within the granted number, and when the next may be tried, by performance.now(). */
+  /** Refusals in a row of sessions within the granted number, in how many rounds, and when the next may be tried, by performance.now(). */
   #misses = 0
+  #rounds = 0
+  #refusedAt = 0
   #retryAt = 0
+  /** When a session ended last. */
+  #endedAt = -Infinity
   /** The same for one session beyond the granted number. */
   #growMisses = 0
   #growAt = 0
   #growing = false
   #timer: NodeJS.Timeout | undefined
+  #swapTimer: NodeJS.Timeout | undefined
   #closed: RelayFault | undefined
   #left: (() => void) | undefined
 
   constructor(options: PoolOptions) {
     this.#options = options
     this.#line = new Line(options.sessions)
-    this.#granted = options.sessions
   }
 
   get counts(): SessionCounts {
@@ -82,11 +88,14 @@ export class Pool {
     return true
   }
 
-  /** Gives a session back. One whose message was refused ends, before the relay slows it down for more of the kind. */
-  release(session: Session, ticket: Ticket, refused: boolean): void {
+  /**
+   * Gives a session back. One whose message was refused ends, before the relay slows it down for more of the kind. `theirs`: the
+   * refusal was the message's.
+   */
+  release(session: Session, ticket: Ticket, refused: boolean, theirs = refused): void {
     this.#busy -= 1
     this.#line.done(ticket)
-    if (refused) this.#line.refused(ticket.client)
+    this.#line.judged(ticket.client, theirs)
     const over = session.spent || session.messages >= this.#options.messages || (refused && this.#maySwap)
     if (session.wire.open) {
       if (over || this.#closed !== undefined) this.#leave(session)
@@ -110,6 +119,7 @@ export class Pool {
   async close(): Promise<void> {
     this.#closed = new RelayFault('connect', { cause: new Error('the gateway stops') })
     clearTimeout(this.#timer)
+    this.#endSwap()
     this.#failAll(this.#closed)
     this.refresh()
     if (this.#leaving.size > 0) await new Promise<void>((resolve) => (this.#left = resolve))
@@ -118,25 +128,49 @@ export class Pool {
 
   /** Where new sessions are refused it is no time to give up those that stand; where they are few, one at a time is. */
   get #maySwap(): boolean {
-    const few = this.#granted < this.#options.sessions
+    const few = this.#line.sessions < this.#options.sessions
     return performance.now() >= this.#retryAt && !(few && this.#leaving.size + this.#opening > 0)
   }
 
   get #room(): boolean {
-    return this.#sessions.size + this.#opening < this.#granted && performance.now() >= this.#retryAt
+    return this.#sessions.size + this.#opening < this.#line.sessions && performance.now() >= this.#retryAt
   }
 
   #serve(): void {
     while (this.#idle.length > 0) {
       const ticket = this.#line.next()
       if (ticket === undefined) break
-      const session = ticket.fresh ? undefined : this.#idle.pop()
+      const session = ticket.fresh || this.#line.lastRefused(ticket.client) ? undefined : this.#idle.pop()
       if (session !== undefined) this.#give(ticket, session)
       else this.#entitled.push(ticket)
     }
     while (this.#idle.length > 0 && this.#needed > 0 && !this.#room && this.#maySwap) this.#leave(this.#idle.shift())
-    if (this.waiting > this.#opening && !this.#room) this.#grow()
-    while (this.#room && this.#opening < this.waiting) void this.#open()
+    if (this.#wanted > this.#opening && !this.#room) this.#grow()
+    while (this.#room && this.#opening < this.#wanted) void this.#open()
+    if (this.#urgent && this.#idle.length > 0) this.#swapTimer ??= setTimeout(() => this.#swap(), SWAP_MS)
+  }
+
+  /** Ends an idle session for tickets that need a new one, where those that are being opened do not come: or the relay is slow to greet. */
+  #swap(): void {
+    const due = this.#urgent && this.#leaving.size === 0 && performance.now() >= this.#retryAt
+    if (due && this.#idle.length > 0) return this.#leave(this.#idle.shift()) // no other one until a session comes
+    this.#swapTimer = undefined
+    this.#serve()
+  }
+
+  #endSwap(): void {
+    clearTimeout(this.#swapTimer)
+    this.#swapTimer = undefined
+  }
+
+  /** How many sessions would be busy if there were enough. */
+  get #wanted(): number {
+    return this.#entitled.length + this.#line.ready
+  }
+
+  /** Whether a ticket needs a new session that is worth one that stands. */
+  get #urgent(): boolean {
+    return this.#entitled.some(({ client }) => !this.#line.lastRefused(client))
   }
 
   /** How many sessions the tickets in turn wait for that are neither being opened nor getting room. */
@@ -164,9 +198,14 @@ export class Pool {
   /** Tries one session more than granted, now or when its pause is over. */
   #grow(): void {
     const now = performance.now()
-    const more = this.#granted < this.#options.sessions && !this.#growing
-    if (more && now >= this.#growAt && now >= this.#retryAt && this.#sessions.size + this.#opening >= this.#granted) {
-      this.#granted += 1
+    const more = this.#line.sessions < this.#options.sessions && !this.#growing
+    if (
+      more &&
+      now >= this.#growAt &&
+      now >= this.#retryAt &&
+      this.#sessions.size + this.#opening >= this.#line.sessions
+    ) {
+      this.#line.sessions += 1
       this.#growing = true
       return
     }
@@ -178,6 +217,7 @@ export class Pool {
   }
 
   async #open(): Promise<void> {
+    const begun = performance.now()
     this.#opening += 1
     try {
       const session = await this.#options.open()
@@ -186,14 +226,15 @@ export class Pool {
       this.#opened(session)
     } catch (error) {
       this.#opening -= 1
-      this.#refused(error instanceof RelayFault ? error : new RelayFault('connect', { cause: error }))
+      this.#refused(error instanceof RelayFault ? error : new RelayFault('connect', { cause: error }), begun)
     }
   }
 
   #opened(session: Session): void {
+    this.#endSwap()
     this.#sessions.add(session)
-    this.#granted = Math.max(this.#granted, this.#sessions.size)
-    this.#misses = this.#retryAt = 0
+    this.#line.sessions = Math.max(this.#line.sessions, this.#sessions.size)
+    this.#misses = this.#rounds = this.#retryAt = 0
     if (this.#growing) this.#growMisses = this.#growAt = 0
     this.#growing = false
     // Spread, so that sessions opened together do not end together.
@@ -210,18 +251,24 @@ export class Pool {
     this.#serve()
   }
 
-  #refused(fault: RelayFault): void {
+  #refused(fault: RelayFault, begun: number): void {
+    this.#endSwap()
+    const now = performance.now()
     const standing = this.#sessions.size - this.#leaving.size + this.#opening
-    if (standing === 0) {
-      this.#granted = this.#options.sessions
+    const counted = fault.step === 'greeting' && (this.#leaving.size > 0 || now < this.#endedAt + LINGER_MS)
+    if (standing === 0 && !counted) {
+      this.#line.sessions = this.#options.sessions
       this.#growing = false
-      this.#misses = this.#retryAt = this.#growMisses = this.#growAt = 0
+      this.#misses = this.#rounds = this.#retryAt = this.#growMisses = this.#growAt = 0
       return this.#failAll(fault)
     }
-    const pause = (misses: number): number => performance.now() + Math.min(FIRST_PAUSE_MS * 2 ** misses, LAST_PAUSE_MS)
+    const pause = (rounds: number): number => now + Math.min(FIRST_PAUSE_MS * 2 ** rounds, LAST_PAUSE_MS)
     if (this.#growing) this.#growAt = pause(this.#growMisses++)
-    else this.#retryAt = pause(this.#misses++)
-    if (this.#growing || this.#misses % MISSES === 0) this.#granted = Math.max(1, standing)
+    else if (begun >= this.#refusedAt) {
+      this.#retryAt = pause(this.#rounds++)
+      this.#refusedAt = now
+    }
+    if (this.#growing || ++this.#misses % MISSES === 0) this.#line.sessions = Math.max(1, standing)
     this.#growing = false
     this.#serve()
   }
@@ -234,6 +281,7 @@ export class Pool {
 
   #ended(session: Session): void {
     this.#sessions.delete(session)
+    this.#endedAt = performance.now()
     const left = this.#leaving.delete(session)
     const idle = this.#idle.indexOf(session)
     if (idle !== -1) this.#idle.splice(idle, 1)

@@ -118,6 +118,7 @@ export class Relay {
     const ticket = new Waiting(attempt.client, outgoing.streamed !== undefined, attempt.fresh)
     const session = await this.#session(ticket, outgoing, attempt)
     let refused = false
+    let theirs = true // and not the session's
     const { carried, rested } = session
     try {
       this.#requires(outgoing.envelope, session.offer)
@@ -130,6 +131,7 @@ export class Relay {
       refused = error.reply !== undefined
       const ended = error.reply === undefined || error.reply.code === 421
       const failed = judge(error, this.label, outgoing, ended ? rested : carried)
+      theirs = error.step === 'rcpt' || failed.next !== 'fresh session'
       if (rested && isLate(error)) this.#pool.distrust()
       // A message's failure is the message's. A look tells whether the relay has failed too.
       else if (failed.problem.code === 'relay_unavailable' && failed.next === 'next relay') {
@@ -138,7 +140,7 @@ export class Relay {
       }
       throw failed
     } finally {
-      this.#pool.release(session, ticket, refused)
+      this.#pool.release(session, ticket, refused, refused && theirs)
     }
   }
 

@@ -100,6 +100,7 @@ export class Session {
       const rejected = (): readonly RejectedRecipient[] => refused.map(rejectedRecipient)
       const fail = (step: Step, known: { reply?: Reply; cause?: unknown }): void => {
         this.wire.listen(undefined)
+        if (known.reply?.code === 421) this.wire.hangUp() // RFC 5321 §3.8; some leave it open, and take what follows for content
         reject(new NotTaken(step, { ...known, rejected: rejected() }))
       }
       const take = (reply: Reply): void => {

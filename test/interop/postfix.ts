@@ -19,6 +19,10 @@ export interface Postfix {
   queue(): Promise<readonly QueueEntry[]>
   /** The records of a message in the queue: what `postcat` prints of it. */
   queueFile(id: string): Promise<string>
+  /** Of all that it reads and writes. */
+  readonly directory: string
+  stop(): Promise<void>
+  start(): Promise<void>
 }
 
 export interface QueueEntry {
@@ -38,7 +42,7 @@ const MAILBOX_OWNER = 65534
 
 export interface PostfixOptions {
   /** Settings of main.cf beside the usual ones, or in their place. */
-  readonly main?: Readonly<Record<string, string>>
+  readonly main?: Readonly<Record<string, string | number>>
   /** A setting of the second port. */
   readonly second?: string
 }
@@ -72,15 +76,26 @@ export async function startPostfix(
       '',
     ].join('\n'),
   })
-  const stderr: string[] = []
-  const master = spawn(`${BIN}/postfix`, ['-c', place('etc'), 'start-fg'], { stdio: ['ignore', 'ignore', 'pipe'] })
-  master.stderr.on('data', (piece: Buffer) => stderr.push(piece.toString()))
-  const exited = once(master, 'exit')
-  t.teardown(async () => {
-    if (master.exitCode === null) await run(`${BIN}/postfix`, ['-c', place('etc'), 'stop'])
-    await exited
-  })
-  await Promise.race([greeted(port), exited.then(() => Promise.reject(new Error(`Postfix ended: ${stderr.join('')}`)))])
+  const control = (verb: string): Promise<string> => run(`${BIN}/postfix`, ['-c', place('etc'), verb])
+  let ended: Promise<unknown> | undefined
+  const start = async (): Promise<void> => {
+    const stderr: string[] = []
+    const master = spawn(`${BIN}/postfix`, ['-c', place('etc'), 'start-fg'], { stdio: ['ignore', 'ignore', 'pipe'] })
+    master.stderr.on('data', (piece: Buffer) => stderr.push(piece.toString()))
+    const exited = once(master, 'exit').finally(() => (ended = undefined))
+    ended = exited
+    await Promise.race([
+      greeted(port),
+      exited.then(() => Promise.reject(new Error(`Postfix ended: ${stderr.join('')}`))),
+    ])
+  }
+  const stop = async (): Promise<void> => {
+    if (ended === undefined) return
+    await control('stop')
+    await ended
+  }
+  t.teardown(stop)
+  await start()
   const inbox = place('mail/all/new')
   return {
     url: `smtp://localhost:${port}`,
@@ -102,11 +117,14 @@ export async function startPostfix(
         .filter((line) => line !== '')
       return lines.map((line): QueueEntry => JSON.parse(line))
     },
+    directory,
+    stop,
+    start,
     queueFile: (id) => run(`${BIN}/postcat`, ['-c', place('etc'), '-q', id]),
   }
 }
 
-function mainConfiguration(directory: string, more: Readonly<Record<string, string>>): string {
+function mainConfiguration(directory: string, more: Readonly<Record<string, string | number>>): string {
   const lines = {
     compatibility_level: '3.6',
     queue_directory: `${directory}/queue`,
