@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto'
-import { detectMimeType } from 'nodemailer/lib/mime-funcs'
+import MailComposer from 'nodemailer/lib/mail-composer'
 import { Base64Text } from './base64.ts'
 import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
 import { contentDisposition, contentType, field, isStructured, mailboxes, unstructured } from './fields.ts'
@@ -208,10 +208,21 @@ function attachmentEntity(
     )
 }
 
+/** The media type that nodemailer derives from an extension, by what it documents. */
 function typeOf(filename: string): string {
-  const type = detectMimeType(filename.includes('.') ? filename.slice(filename.lastIndexOf('.') + 1) : '')
-  return mayBeBase64(type) ? type : 'application/octet-stream'
+  const extension = filename.includes('.') ? filename.slice(filename.lastIndexOf('.') + 1).toLowerCase() : ''
+  let type = TYPES.get(extension)
+  if (type !== undefined) return type
+  const attachments = [{ filename: `file.${extension}`, content: '' }]
+  type = /^[^;]*/.exec(String(new MailComposer({ attachments }).compile().getHeader('Content-Type')))?.[0] ?? ''
+  if (!mayBeBase64(type) || type === ANY) return ANY
+  TYPES.set(extension, type)
+  return type
 }
+
+const ANY = 'application/octet-stream'
+/** By extension, those that are known. */
+const TYPES = new Map<string, string>()
 
 /** Boundaries that nobody can have put into a part beforehand. */
 function boundaries(): () => string {

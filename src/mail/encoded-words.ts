@@ -1,14 +1,37 @@
 import { TextDecoder } from 'node:util'
-import { encodeWord } from 'nodemailer/lib/mime-funcs'
 
-const MAX_WORD = 52 // characters of text in one encoded word, so that a line has room for it and the name of a field
+// What one encoded word holds, so that a line has room for it and the name of a field: characters of Q, octets before base64.
+const MOST = { Q: 40, B: 30 }
 
-/** The encoded words (RFC 2047) that stand for a text, each at most 75 characters. */
+/** The encoded words (RFC 2047) that stand for a text, each of whole characters and at most 75 long. */
 export function encodedWords(text: string): readonly string[] {
   const octets = Buffer.byteLength(text)
   const others = octets - text.length + (text.match(/[^\x20-\x7e]/g)?.length ?? 0)
   // Q costs three characters for each octet outside ASCII, B a third more for all of them.
-  return encodeWord(text, others * 6 > text.length ? 'B' : 'Q', MAX_WORD).split(' ')
+  const encoding = others * 6 > text.length ? 'B' : 'Q'
+  const words: string[] = []
+  let word = ''
+  let length = 0
+  for (const character of text) {
+    const piece = encoding === 'B' ? character : inQ(character)
+    const more = Buffer.byteLength(piece)
+    if (length + more > MOST[encoding]) {
+      words.push(word)
+      word = ''
+      length = 0
+    }
+    word += piece
+    length += more
+  }
+  const content = (one: string): string => (encoding === 'B' ? Buffer.from(one).toString('base64') : one)
+  return [...words, word].map((one) => `=?UTF-8?${encoding}?${content(one)}?=`)
+}
+
+/** RFC 2047 §5 (3): as it may stand in a phrase. */
+function inQ(character: string): string {
+  if (/^[a-z0-9!*+/-]$/i.test(character)) return character
+  if (character === ' ') return '_'
+  return Buffer.from(character).toString('hex').toUpperCase().replace(/../g, '=$&')
 }
 
 // Also what only some readers take for one: within a longer word or a quoted string.
