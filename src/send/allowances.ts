@@ -99,7 +99,8 @@ export class Allowances {
       // The limiter counts what it refuses: a large message must not lock out the small ones after it.
       await giveBack(points, refusal, performance.now())
       const unit = kind === 'rate' ? 'messages' : 'recipients'
-      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s.`, {
+      const never = points > allowance.points ? `: a message with ${points} never passes, send it in parts` : ''
+      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s${never}.`, {
         retryAfter: refusal.msBeforeNext / 1000,
       })
     }
