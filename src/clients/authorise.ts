@@ -41,7 +41,7 @@ export function addressRefusal(
   ]
   return new Problem(
     senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
-    `The policy of ${name} does not allow ${inSentence([...senders, ...recipients].map(({ address }) => address))}.${allowed.join('')}`,
+    `The policy of ${name} does not allow ${inSentence([...new Set([...senders, ...recipients].map(({ address }) => address))])}.${allowed.join('')}`,
     {
       errors: [
         ...senders.map(fault(`sender that ${name} may use`)),
