@@ -409,3 +409,48 @@ t.test('oidc-provider gives a token for a client with a secret', async (t) => {
   t.match(await relays.send(outgoing(SMALL)), { code: 250 })
   t.match(logins, [/auth=Bearer \S{20,}/])
 })
+
+t.test(
+  'neither an endpoint that gives nothing nor a relay that refuses is asked at the rate of messages',
+  async (t) => {
+    const many = async (relays: Relays): Promise<void> => {
+      for (let i = 0; i < 50; i += 1) await t.rejects(relays.send(outgoing(SMALL)), { code: 'relay_unavailable' })
+    }
+    const closed = await startEndpoint(t)
+    closed.answer = () => ({ status: 500, body: {} })
+    const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+    const relays = await relaysWith(t, [relay], closed.url)
+    await many(relays)
+    t.ok(closed.asked.length <= 5, `${closed.asked.length} requests`)
+    closed.answer = () => ({ body: { access_token: 'x', token_type: 'bearer' } })
+    for (let sent = false; !sent;) sent = await relays.send(outgoing(SMALL)).then(() => true, () => false) // prettier-ignore
+
+    const open = await startEndpoint(t)
+    const never = await startTaker(t, 'XOAUTH2', () => false)
+    await many(await relaysWith(t, [never.relay], open.url))
+    t.ok(open.asked.length <= 6, `${open.asked.length} tokens`)
+    t.ok(never.logins.length >= 50)
+  },
+)
+
+t.test('tokens that are revoked one after the other are each replaced at once', async (t) => {
+  const endpoint = await startEndpoint(t)
+  const { relay } = await startTaker(t, 'XOAUTH2', (login) => login.includes(`token-${latest}\x01`))
+  let latest = 1
+  const relays = await relaysWith(t, [relay], endpoint.url, { POSTERN_SMTP_SESSION_MESSAGES: '1' })
+  for (; latest < 10; latest += 1) {
+    await Promise.all(Array.from({ length: 10 }, () => relays.send(outgoing(SMALL))))
+    t.equal(endpoint.asked.length, latest)
+  }
+})
+
+t.test('a login that the relay puts off for now takes no new token', async (t) => {
+  const endpoint = await startEndpoint(t)
+  const relay = await startScripted(t, (command) =>
+    command.startsWith('AUTH') ? '454 4.7.0 Temporary authentication failure' : undefined,
+  )
+  relay.offers = ['AUTH XOAUTH2']
+  const relays = await relaysWith(t, [relay], endpoint.url)
+  await t.rejects(relays.send(outgoing(SMALL)), { code: 'relay_unavailable', smtp: { code: 454 } })
+  t.equal(endpoint.asked.length, 1)
+})

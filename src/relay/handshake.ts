@@ -10,7 +10,7 @@ import { Wire } from './wire.ts'
 export interface Login {
   readonly user: string
   readonly password: string | undefined
-  readonly tokens: { token(refused?: string): Promise<string> } | undefined
+  readonly tokens: { token(refused?: string): Promise<string>; taken(): void } | undefined
 }
 
 /** How a session with a relay is opened. */
@@ -78,12 +78,14 @@ export async function openSession(options: SessionOptions): Promise<Opened> {
   const { login } = options
   if (login?.tokens === undefined || login.password !== undefined) return open(options, login?.password ?? '')
   const token = await login.tokens.token()
-  try {
-    return await open(options, token)
-  } catch (error) {
-    if (!(error instanceof RelayFault) || error.step !== 'login' || error.reply === undefined) throw error
-    return open(options, await login.tokens.token(token))
-  }
+  const opened = await open(options, token).catch(async (error: unknown) => {
+    const refused = error instanceof RelayFault && error.step === 'login' && (error.reply?.code ?? 0) >= 500
+    const other = refused ? await login.tokens?.token(token).catch(() => undefined) : undefined
+    if (other === undefined || other === token) throw error
+    return open(options, other)
+  })
+  login.tokens.taken()
+  return opened
 }
 
 async function open(options: SessionOptions, secret: string): Promise<Opened> {

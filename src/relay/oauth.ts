@@ -8,8 +8,9 @@ import type { RelayTls } from './relay.ts'
 const MOST_BYTES = 64 * 1024
 const UNSTATED_MS = 300_000 // for a token that does not say how long it is valid
 const RENEW_AT = 0.8 // of its life
-const FIRST_PAUSE_MS = 1_000
-const LAST_PAUSE_MS = 30_000
+// Between requests for a token while none is given, or while relays refuse what is given; doubled each time.
+const FIRST_PAUSE_MS = 250
+const LAST_PAUSE_MS = 10_000
 
 type Settings = SmtpOAuth & { readonly tokenUrl: string; readonly clientId: string }
 
@@ -20,8 +21,11 @@ export class TokenSource {
   readonly #tls: () => RelayTls
   #token: { readonly text: string; readonly renewAt: number; readonly until: number } | undefined
   #fetching: Promise<string> | undefined
+  #fault: RelayFault | undefined
   #failures = 0
   #retryAt = 0
+  #refusals = 0
+  #replaceAt = 0
   #basic = false
   /** As it was last sent: an endpoint may say it back. */
   #secret: string | undefined
@@ -33,16 +37,29 @@ export class TokenSource {
     this.#tls = tls
   }
 
-  /** A token other than the one that was refused. The present one serves on while the endpoint is away. Throws a RelayFault. */
+  /**
+   * A token other than the one that was refused, or that one where it is too early for another. The present one serves on
+   * while the endpoint is away. Throws a RelayFault.
+   */
   async token(refused?: string): Promise<string> {
     const now = Date.now()
     const present = this.#token
-    const good = present !== undefined && present.text !== refused && now < present.until
-    if (good && (now < present.renewAt || now < this.#retryAt)) return present.text
+    const valid = present !== undefined && now < present.until
+    const replaced = valid && present.text === refused
+    if (replaced && this.#fetching === undefined) {
+      if (now < Math.max(this.#replaceAt, this.#retryAt)) return refused
+      this.#replaceAt = now + pause(this.#refusals++)
+    } else if (valid && !replaced && (now < present.renewAt || now < this.#retryAt)) return present.text
+    else if (!valid && now < this.#retryAt && this.#fault !== undefined) throw this.#fault
     this.#fetching ??= this.#fetch().finally(() => (this.#fetching = undefined))
-    if (!good) return this.#fetching
+    if (!valid || replaced) return this.#fetching
     this.#fetching.catch(() => {})
     return present.text
+  }
+
+  /** A relay has taken one: the next that is refused is replaced at once. */
+  taken(): void {
+    this.#refusals = this.#replaceAt = 0
   }
 
   async #fetch(): Promise<string> {
@@ -51,12 +68,13 @@ export class TokenSource {
       const life = expires_in === undefined ? UNSTATED_MS : expires_in * 1000
       this.#token = { text, renewAt: Date.now() + life * RENEW_AT, until: Date.now() + life }
       this.#failures = this.#retryAt = 0
+      this.#fault = undefined
       return text
     } catch (cause) {
-      this.#retryAt = Date.now() + Math.min(FIRST_PAUSE_MS * 2 ** this.#failures++, LAST_PAUSE_MS)
-      throw new RelayFault('token', {
-        cause: new Error(withoutSecrets(reasonOf(cause), [this.#secret ?? '']), { cause }),
-      })
+      this.#retryAt = Date.now() + pause(this.#failures++)
+      const told = new Error(withoutSecrets(reasonOf(cause), [this.#secret ?? '']), { cause })
+      this.#fault = new RelayFault('token', { cause: told })
+      throw this.#fault
     }
   }
 
@@ -92,6 +110,10 @@ export class TokenSource {
     )
     return oauth.processClientCredentialsResponse(server, client, response)
   }
+}
+
+function pause(times: number): number {
+  return Math.min(FIRST_PAUSE_MS * 2 ** times, LAST_PAUSE_MS)
 }
 
 /** The one source for all relays, where the settings have one. */
