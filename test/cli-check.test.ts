@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { createServer as createHttpServer } from 'node:http'
+import { createServer as createHttpsServer } from 'node:https'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -12,6 +13,7 @@ import { check } from '../src/cli/check.ts'
 import { makePki } from './support/pki.ts'
 import { postern } from './support/process.ts'
 import { startRelay } from './support/relay.ts'
+import { startScripted } from './support/scripted-relay.ts'
 import { listen } from './support/sockets.ts'
 
 const DAY_MS = 86_400_000
@@ -278,6 +280,168 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
     t.equal(found, 1, step)
     t.notMatch(lines.join('\n'), /secret|wrong:/, 'no password')
   }
+})
+
+t.test('what Exchange Online, Google and SES say to a login or a sender is told with what to set there', async (t) => {
+  const outlook = '[FR2P281CA0001.DEUP281.PROD.OUTLOOK.COM 2026-11-26T10:00:00.000Z 08DE0000]'
+  const unsuccessful = '535 5.7.139 Authentication unsuccessful'
+  const cases: readonly [at: string, reply: string, line: RegExp][] = [
+    [
+      'AUTH',
+      `${unsuccessful}, SmtpClientAuthentication is disabled for the Tenant. Visit https://aka.ms/smtp_auth_disabled for more information. ${outlook}`,
+      /Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled \$false\. OAuth 2 needs that too/,
+    ],
+    [
+      'AUTH',
+      `${unsuccessful}, SmtpClientAuthentication is disabled for the Mailbox. ${outlook}`,
+      /Set-CASMailbox MAILBOX/,
+    ],
+    [
+      'AUTH',
+      `${unsuccessful}, basic authentication is disabled. ${outlook}`,
+      /takes no passwords: log in with OAuth 2 \(POSTERN_SMTP_OAUTH_TOKEN_URL\)/,
+    ],
+    [
+      'AUTH',
+      `${unsuccessful}, user is locked by your organization's security defaults policy. Contact your administrator. ${outlook}`,
+      /takes no passwords: log in with OAuth 2/,
+    ],
+    [
+      'AUTH',
+      `${unsuccessful}, the request did not meet the criteria to be authenticated successfully. Contact your administrator. ${outlook}`,
+      /Conditional Access.*exclude the account, or log in with OAuth 2/,
+    ],
+    ['AUTH', `${unsuccessful}, the user credentials were incorrect. ${outlook}`, /Check user and password in/],
+    [
+      'AUTH',
+      `535 5.7.3 Authentication unsuccessful ${outlook}`,
+      /SMTP\.SendAsApp .*New-ServicePrincipal .*Add-MailboxP/,
+    ],
+    [
+      'AUTH',
+      '432 4.3.2 Concurrent connections limit exceeded. Visit https://aka.ms/concurrent_sending',
+      /POSTERN_SMTP_CONNECTIONS=3/,
+    ],
+    [
+      'AUTH',
+      '535-5.7.8 Username and Password not accepted. For more information, go to\r\n535 5.7.8  https://support.google.com/mail/?p=BadCredentials 5b1f17b1804b1 - gsmtp',
+      /Google takes an app password/,
+    ],
+    [
+      'AUTH',
+      '534-5.7.9 Application-specific password required. For more information, go to\r\n534 5.7.9  https://support.google.com/mail/?p=InvalidSecondFactor 5b1f17b1804b1 - gsmtp',
+      /Google takes an app password/,
+    ],
+    [
+      'EHLO',
+      '421-4.7.0 Try again later, closing connection. (EHLO)\r\n421 4.7.0  https://support.google.com/a/answer/3221692 5b1f17b1804b1 - gsmtp',
+      /Set POSTERN_SMTP_NAME/,
+    ],
+    [
+      'RCPT',
+      "550-5.7.1 Invalid credentials for relay [192.0.2.1]. The IP address you've\r\n550 5.7.1 registered in your Workspace SMTP Relay service doesn't match. 5b1f17b1804b1 - gsmtp",
+      /does not take mail of this machine: .*SMTP relay service/,
+    ],
+    ['AUTH', '535 Authentication Credentials Invalid', /Amazon SES wants its SMTP credentials/],
+    ['AUTH', '454 4.7.0 Temporary authentication failure: Connection lost', /It may pass/],
+    ['AUTH', '538 5.7.11 Encryption required for requested authentication mechanism', /POSTERN_SMTP_TLS=required/],
+    [
+      'MAIL',
+      `530 5.7.57 Client not authenticated to send mail. ${outlook}`,
+      /it wants a login first: .*log in with OAuth 2 \(POSTERN_SMTP_OAUTH_TOKEN_URL\)/,
+    ],
+    [
+      'RCPT',
+      '550 5.7.64 TenantAttribution; Relay Access Denied [FR2DEU01FT001.eop-deu01.prod.protection.outlook.com]',
+      /does not take mail of this machine: .*in Exchange Online a connector/,
+    ],
+    [
+      'dot',
+      '554 5.2.252 SendAsDenied; app@corp.example not allowed to send as other@corp.example; STOREDRV.Submission.Exception:SendAsDeniedException',
+      /does not let the login send from this address.*Add-RecipientPermission -AccessRights SendAs/,
+    ],
+    ['RCPT', '550 5.7.1 <u@corp.example>: Recipient address rejected: nobody', /it refused the recipient: 550/],
+    ['MAIL', '550 5.1.0 Sender unknown', /it refused the sender: 550/],
+  ]
+  for (const [at, reply, line] of cases) {
+    const relay = await startScripted(t, (command) => (command.startsWith(at) ? reply : undefined))
+    relay.offers = ['AUTH PLAIN']
+    const env = {
+      POSTERN_SMTP_URL: at === 'AUTH' || at === 'dot' ? relay.url.replace('//', '//user:secret@') : relay.url,
+      POSTERN_SMTP_TLS: 'off',
+    }
+    const { lines } = await run(t, { env }, [
+      '--from',
+      'app@corp.example',
+      at === 'dot' ? '--send' : '--to',
+      'u@corp.example',
+    ])
+    t.match(lines.find((said) => said.startsWith('error: relay ')) ?? lines.join('\n'), line, reply)
+  }
+})
+
+t.test('what the endpoint for tokens says is told with what to set', async (t) => {
+  const pki = await makePki()
+  const dir = t.testdir({ 'ca.crt': pki.ca.certificate })
+  let answer: { readonly status: number; readonly error: string; readonly error_description: string }
+  const endpoint = createHttpsServer({ cert: pki.server.certificate, key: pki.server.key }, (_request, response) => {
+    response.writeHead(answer.status, { 'content-type': 'application/json; charset=utf-8' })
+    response.end(JSON.stringify(answer))
+  })
+  const relay = await startScripted(t)
+  const env = {
+    POSTERN_SMTP_URL: relay.url.replace('//', '//app%40corp.example@'),
+    POSTERN_SMTP_TLS: 'off',
+    POSTERN_SMTP_OAUTH_TOKEN_URL: `https://localhost:${await listen(t, endpoint)}/token`,
+    POSTERN_SMTP_OAUTH_CLIENT_ID: 'application',
+    POSTERN_SMTP_OAUTH_CLIENT_SECRET: 'secret',
+    POSTERN_SMTP_OAUTH_CA: join(dir, 'ca.crt'),
+  }
+  const trace = 'Trace ID: 0a1b Correlation ID: 2c3d Timestamp: 2026-11-26 10:00:00Z'
+  for (const [status, error, said, line] of [
+    [401, 'invalid_client', 'AADSTS7000215: Invalid client secret provided.', /take its value, not its id/],
+    [
+      401,
+      'invalid_client',
+      "AADSTS7000222: The provided client secret keys for app 'x' are expired.",
+      /has expired: make a/,
+    ],
+    [400, 'unauthorized_client', "AADSTS700016: Application with identifier 'x' was not found", /not object id/],
+    [
+      400,
+      'invalid_request',
+      "AADSTS90002: Tenant 'x' not found.",
+      /no such tenant: check POSTERN_SMTP_OAUTH_TOKEN_URL/,
+    ],
+    [
+      400,
+      'invalid_scope',
+      'AADSTS1002012: The provided value for scope is not valid.',
+      /outlook\.office365\.com\/\.default/,
+    ],
+    [400, 'invalid_scope', 'AADSTS70011: The provided value for the input parameter is not valid.', /\/\.default/],
+    [
+      400,
+      'invalid_resource',
+      'AADSTS500011: The resource principal named x was not found',
+      /Check POSTERN_SMTP_OAUTH_SCOPE/,
+    ],
+    [
+      400,
+      'interaction_required',
+      'AADSTS53003: Access has been blocked by Conditional Access policies.',
+      /exclude the app/,
+    ],
+    [401, 'invalid_client', 'client authentication failed', /Check POSTERN_SMTP_OAUTH_CLIENT_ID and the secret/],
+    [500, 'server_error', 'oops', /Check POSTERN_SMTP_OAUTH_TOKEN_URL/],
+  ] as const) {
+    answer = { status, error, error_description: `${said} ${trace}` }
+    const { lines } = await run(t, { env })
+    const [told = ''] = lines.filter((one) => one.startsWith('error: '))
+    t.match(told, /^error: relay \S+: no token to log in with could be had \(/)
+    t.match(told, line, said)
+  }
+  t.equal(relay.talks.length, 0)
 })
 
 t.test('a relay that works is told with what it offers, and login is tried', async (t) => {

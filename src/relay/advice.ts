@@ -1,6 +1,6 @@
-import { RelayFault } from './fault.ts'
+import { isAboutLogin, isAboutSession, type RelayFault } from './fault.ts'
 import { NoMechanism } from './handshake.ts'
-import { enhancedCode, type Reply, shown } from './reply.ts'
+import { type Reply, shown } from './reply.ts'
 
 /** What is wrong with a relay, as the end of a sentence that begins with its name, and what an operator can do about it. */
 export interface Explanation {
@@ -61,8 +61,10 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
 }
 
 function refusal(step: RelayFault['step'], reply: Reply): Explanation {
+  // In one line, with the codes of the first.
   const text = shown(reply)
-  const enhanced = enhancedCode(reply)
+    .replace(/\n\d{3}[ -](?:\d\.\d+\.\d+ +)?/g, ' ')
+    .replace(/\p{Cc}+/gu, ' ')
   if (step === 'greeting')
     return {
       why: `it takes no session: ${text}`,
@@ -71,75 +73,120 @@ function refusal(step: RelayFault['step'], reply: Reply): Explanation {
     }
   if (/client certificate/i.test(text))
     return { why: `it refused the client certificate: ${text}`, advice: SHOW_CERTIFICATE }
-  if (step === 'login') return loginRefused(text)
+  if (step === 'login') return { why: `it refused the login: ${text}`, advice: adviceFor(text, LOGIN) }
   if (step === 'starttls')
     return { why: `it refused STARTTLS: ${text}`, advice: 'Look into its log, and at its certificate.' }
   if (reply.code === 530 && /STARTTLS|encrypt/i.test(text))
     return { why: `it wants TLS: ${text}`, advice: 'Set POSTERN_SMTP_TLS=required, or use smtps://.' }
-  if (
-    [530, 534, 535, 538].includes(reply.code) ||
-    enhanced?.startsWith('5.7.') === true ||
-    /authenticat|logged in|AUTH\b/i.test(text)
-  )
+  if (/relay(?:ing)? (?:access )?(?:denied|not permitted)|unable to relay|credentials for relay/i.test(text))
+    return {
+      why: `it does not take mail of this machine: ${text}`,
+      advice:
+        'Log in, or list the address of this machine there: in Postfix mynetworks, in the Admin console of Google "SMTP relay service", in Exchange Online a connector.',
+    }
+  if (/send ?as|not owned by user/i.test(text))
+    return {
+      why: `it does not let the login send from this address: ${text}`,
+      advice:
+        'Send from the address of the login, or let it: in Exchange Online Add-RecipientPermission -AccessRights SendAs, in Postfix smtpd_sender_login_maps.',
+    }
+  if ([530, 534, 535, 538].includes(reply.code) || isAboutLogin(reply) || /authenticat|logged in|AUTH\b/i.test(text))
     return {
       why: `it wants a login first: ${text}`,
       advice:
-        'Put user and password into POSTERN_SMTP_URL (smtp://user:password@host), or list this machine at the relay.',
+        'Put user and password into POSTERN_SMTP_URL (smtp://user:password@host), log in with OAuth 2 (POSTERN_SMTP_OAUTH_TOKEN_URL), or list this machine at the relay.',
     }
   if (step === 'ehlo' || /HELO|EHLO/i.test(text))
     return {
       why: `it refused the name in EHLO: ${text}`,
       advice: 'Set POSTERN_SMTP_NAME to a name of this machine that DNS knows.',
     }
+  const what = isAboutSession(step, reply)
+    ? 'session'
+    : step === 'mail'
+      ? 'sender'
+      : step === 'rcpt'
+        ? 'recipient'
+        : 'message'
   return {
-    why: `it refused the session: ${text}`,
-    advice: 'Look into its log: it tells what it has against this machine.',
+    why: `it refused the ${what}: ${text}`,
+    advice: 'Look into its log: it tells what it has against it.',
   }
 }
 
-function loginRefused(text: string): Explanation {
-  const why = `it refused the login: ${text}`
-  if (/SmtpClientAuthentication is disabled/i.test(text))
-    return {
-      why,
-      advice:
-        'In Exchange Online, allow authenticated SMTP for the mailbox (Set-CASMailbox -SmtpClientAuthenticationDisabled $false), or use OAuth 2.',
-    }
-  if (/basic authentication is disabled/i.test(text))
-    return { why, advice: 'Exchange Online takes no passwords: log in with OAuth 2 (POSTERN_SMTP_OAUTH_TOKEN_URL).' }
-  if (/gsmtp|support\.google\.com/i.test(text))
-    return {
-      why,
-      advice: 'Google takes an app password (with 2-step verification) or OAuth 2, not the password of the account.',
-    }
-  if (/Authentication unsuccessful/i.test(text))
-    return {
-      why,
-      advice:
-        'In Exchange Online, give the application SMTP.SendAsApp (Application.ReadWrite consent), register it with New-ServicePrincipal, and give it the mailbox with Add-MailboxPermission; the user in POSTERN_SMTP_URL is that mailbox.',
-    }
-  return { why, advice: 'Check user and password in POSTERN_SMTP_URL (percent-encoded), and that the user may send.' }
+type Advice = readonly (readonly [said: RegExp, advice: string])[]
+
+function adviceFor(said: string, table: Advice): string {
+  return table.find(([pattern]) => pattern.test(said))?.[1] ?? ''
 }
+
+// Exchange Online says 5.7.139 with the reason in words, or 5.7.3; Google ends its replies with "gsmtp". The last is for whatever is left.
+const LOGIN: Advice = [
+  [
+    /SmtpClientAuthentication is disabled/i,
+    'In Exchange Online, switch authenticated SMTP on for the mailbox, which holds against the setting of the tenant: Set-CASMailbox MAILBOX -SmtpClientAuthenticationDisabled $false. OAuth 2 needs that too.',
+  ],
+  [
+    /basic authentication is disabled|security defaults/i,
+    'It takes no passwords: log in with OAuth 2 (POSTERN_SMTP_OAUTH_TOKEN_URL).',
+  ],
+  [
+    /did not meet the criteria/i,
+    'A policy of Entra ID (Conditional Access) or Exchange Online (authentication policy) forbids it: exclude the account, or log in with OAuth 2 (POSTERN_SMTP_OAUTH_TOKEN_URL).',
+  ],
+  [
+    /user credentials were incorrect/i,
+    'Check user and password in POSTERN_SMTP_URL (percent-encoded); with 2-step verification a password does not do: log in with OAuth 2.',
+  ],
+  [
+    /Authentication unsuccessful/i,
+    "In Exchange Online, give the application SMTP.SendAsApp with an administrator's consent, register it with New-ServicePrincipal (the object id is that of the enterprise application), and give it the mailbox with Add-MailboxPermission; the user in POSTERN_SMTP_URL is that mailbox.",
+  ],
+  [
+    /gsmtp|google\.com/i,
+    'Google takes an app password (Google account, Security, 2-Step Verification), not the password of the account, and no token of a client-credentials grant.',
+  ],
+  [
+    /Authentication Credentials Invalid/i,
+    'Amazon SES wants its SMTP credentials, which are for one region: user and password are not an access key and its secret.',
+  ],
+  [/concurrent/i, 'Exchange Online grants three sessions at a time: set POSTERN_SMTP_CONNECTIONS=3.'],
+  [/STARTTLS|encrypt/i, 'Set POSTERN_SMTP_TLS=required, or use smtps://.'],
+  [/^4/, 'It may pass: what the relay asks about logins is away, or it has had too many of them. Its log tells more.'],
+  [/^/, 'Check user and password in POSTERN_SMTP_URL (percent-encoded), and that the user may send.'],
+]
+
+// OAuth 2 names the error (RFC 6749 §5.2); Entra ID adds a number.
+const TOKEN: Advice = [
+  [/AADSTS7000222/, 'The secret has expired: make a new one in Entra ID (App registrations, Certificates & secrets).'],
+  [
+    /AADSTS7000215/,
+    'POSTERN_SMTP_OAUTH_CLIENT_SECRET is not the secret of the application: take its value, not its id (Entra ID, App registrations, Certificates & secrets).',
+  ],
+  [
+    /AADSTS700016/,
+    'The tenant does not know the application: check POSTERN_SMTP_OAUTH_CLIENT_ID (application id, not object id) and the tenant in POSTERN_SMTP_OAUTH_TOKEN_URL.',
+  ],
+  [/AADSTS90002/, 'There is no such tenant: check POSTERN_SMTP_OAUTH_TOKEN_URL.'],
+  [/AADSTS53003/, 'Conditional Access of Entra ID forbids it: exclude the application from the policy.'],
+  [
+    /^invalid_scope|AADSTS(?:70011|1002012|500011)/,
+    'Check POSTERN_SMTP_OAUTH_SCOPE: for Exchange Online https://outlook.office365.com/.default.',
+  ],
+  [/_ALERT_/, 'It ended TLS: where it wants a client certificate, set POSTERN_SMTP_CERT to one that it knows.'],
+  [
+    /^invalid_client|^unauthorized_client|^status 401/,
+    'Check POSTERN_SMTP_OAUTH_CLIENT_ID and the secret: it may have expired.',
+  ],
+  [
+    /^/,
+    'Check POSTERN_SMTP_OAUTH_TOKEN_URL, that this machine reaches it, and POSTERN_SMTP_OAUTH_CA for a private CA.',
+  ],
+]
 
 function tokenRefused(said: string, cause: unknown): Explanation {
   const why = `no token to log in with could be had (${said})`
-  if (cause instanceof RangeError) return { why, advice: `${cause.message}.` }
-  if (/^invalid_client|^unauthorized_client/.test(said))
-    return {
-      why,
-      advice:
-        'Check POSTERN_SMTP_OAUTH_CLIENT_ID and the secret: it may have expired (Entra ID, "Certificates & secrets").',
-    }
-  if (said.startsWith('invalid_scope'))
-    return {
-      why,
-      advice: 'Check POSTERN_SMTP_OAUTH_SCOPE: for Exchange Online https://outlook.office365.com/.default.',
-    }
-  return {
-    why,
-    advice:
-      'Check POSTERN_SMTP_OAUTH_TOKEN_URL, that this machine reaches it, and POSTERN_SMTP_OAUTH_CA for a private CA.',
-  }
+  return { why, advice: cause instanceof RangeError ? `${cause.message}.` : adviceFor(said, TOKEN) }
 }
 
 function noMechanism({ message, offered, withToken }: NoMechanism): Explanation {

@@ -28,10 +28,16 @@ export class RelayFault extends Error {
   }
 }
 
-// RFC 4954 §6, RFC 3207 §4, RFC 5321 §4.2.4, and 5.7.57 of Exchange: who has not logged in, or in the wrong order.
+// RFC 4954 §6, RFC 3207 §4, RFC 5321 §4.2.4, and 5.7.57 and 5.7.64 of Exchange: who has not logged in, or in the wrong order.
 const ABOUT_SESSION = new Set([500, 502, 503, 530, 534, 535, 538])
-const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|57)$/
-const IN_WORDS = /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host)\b/i
+const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|57|64)$/
+// The last is Google's, of whom it does not know by address.
+const IN_WORDS =
+  /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host|credentials for relay)\b/i
+
+export function isAboutLogin(reply: Reply): boolean {
+  return ABOUT_LOGIN.test(enhancedCode(reply) ?? '')
+}
 
 /**
  * Whether a refusal is about the session (its greeting, its login) and not about the message that it met: RFC 5321 leaves
@@ -40,7 +46,7 @@ const IN_WORDS = /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|
 export function isAboutSession(step: Step, reply: Reply): boolean {
   if (reply.code < 500) return false
   const enhanced = enhancedCode(reply)
-  if (ABOUT_SESSION.has(reply.code) || ABOUT_LOGIN.test(enhanced ?? '')) return true
+  if (ABOUT_SESSION.has(reply.code) || isAboutLogin(reply)) return true
   if (step !== 'mail' && step !== 'rcpt') return false
   if ((reply.code === 501 || reply.code === 504) && step === 'mail') return enhanced?.startsWith('5.1.') !== true
   return IN_WORDS.test(reply.text.replace(/<[^>]*>|\S+@\S+/g, ''))

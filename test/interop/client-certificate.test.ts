@@ -1,15 +1,29 @@
 import { join } from 'node:path'
 import t from 'tap'
+import { formatFingerprint } from '../../src/tls/fingerprint.ts'
 import { makePki } from '../support/pki.ts'
+import { blocks } from '../support/readme.ts'
 import { postern, run, serve, temporaryDirectory, writeFiles } from '../support/process.ts'
 import { startPostfix } from './postfix.ts'
 
-// Postfix takes nobody without a certificate of the test CA (`smtpd_tls_req_ccert`), with TLS 1.3 and with TLS 1.2.
+// Postfix as the documentation has it takes nobody without a certificate of a CA that it knows, and mail only from those that it
+// lists; on one port with TLS 1.3, on the other with TLS 1.2.
+const pki = await makePki()
+const listed = await pki.client('gateway')
+const [documented] = blocks('relays', 'postfix')
+const main = Object.fromEntries(
+  (documented?.text ?? '').split('\n').flatMap((line) => {
+    const [name, value] = line.split(' = ')
+    return name && value
+      ? [[name, value.replace('/etc/postfix/postern-ca.crt', 'DIR/ca.crt').replace('/etc/postfix', 'DIR')]]
+      : []
+  }),
+)
 const postfix = await startPostfix(t, {
-  main: { smtpd_tls_req_ccert: 'yes', smtpd_tls_received_header: 'yes' },
+  main: { ...main, mynetworks: '', smtpd_tls_received_header: 'yes' },
+  files: { relay_clientcerts: `${formatFingerprint(listed.fingerprint)} gateway\n` },
   second: 'smtpd_tls_mandatory_protocols=!TLSv1.3',
 })
-const pki = await makePki()
 const MESSAGE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello', text: 'Hi.' }
 
 for (const [version, url] of [
@@ -17,7 +31,7 @@ for (const [version, url] of [
   ['TLS 1.2', postfix.secondUrl],
 ] as const) {
   t.test(`with ${version} Postfix takes mail from whom it knows by certificate, and names it`, async (t) => {
-    const { post, env } = await showing(await pki.client('gateway'), url)
+    const { post, env } = await showing(listed, url)
     const answer = await post(MESSAGE)
     t.equal(answer.status, 200, answer.text)
     const [arrived] = await postfix.delivered(String(answer.json['message_id']))
@@ -47,6 +61,16 @@ for (const [version, url] of [
   })
 }
 
+t.test('one of the CA that Postfix does not list is told that it does not relay for it', async (t) => {
+  const { post, env } = await showing(await pki.client('gateway'), postfix.url)
+  t.match(await post(MESSAGE), {
+    status: 422,
+    json: { code: 'rejected_by_relay', smtp: { code: 554, enhanced: '5.7.1' } },
+  })
+  const said = await checked(env, '--from', MESSAGE.from, '--to', MESSAGE.to)
+  t.match(said, /error: relay \S+: .*Access denied/)
+})
+
 /** A gateway that shows a certificate to the relay, and its settings. */
 async function showing(shown: { certificate: string; key: string } | undefined, url: string) {
   const directory = await temporaryDirectory(t)
@@ -75,7 +99,7 @@ async function showing(shown: { certificate: string; key: string } | undefined, 
 }
 
 /** What `postern check` says. */
-async function checked(env: Record<string, string>): Promise<string> {
-  const [command, args] = postern('check')
+async function checked(env: Record<string, string>, ...more: readonly string[]): Promise<string> {
+  const [command, args] = postern('check', ...more)
   return run(command, args, { env }).catch((error: unknown) => String(error))
 }

@@ -41,8 +41,10 @@ const BIN = '/usr/sbin'
 const MAILBOX_OWNER = 65534
 
 export interface PostfixOptions {
-  /** Settings of main.cf beside the usual ones, or in their place. */
+  /** Settings of main.cf beside the usual ones, or in their place; DIR stands for the folder that it is in. */
   readonly main?: Readonly<Record<string, string | number>>
+  /** In that folder. */
+  readonly files?: Readonly<Record<string, string>>
   /** A setting of the second port. */
   readonly second?: string
 }
@@ -50,7 +52,7 @@ export interface PostfixOptions {
 /** Starts Postfix on a loopback port; STARTTLS is required and its certificate is from the test CA. */
 export async function startPostfix(
   t: Test,
-  { main = {}, second = 'smtpd_discard_ehlo_keywords=size' }: PostfixOptions = {},
+  { main = {}, files = {}, second = 'smtpd_discard_ehlo_keywords=size' }: PostfixOptions = {},
 ): Promise<Postfix> {
   const pki = await makePki()
   const directory = await temporaryDirectory(t)
@@ -67,6 +69,7 @@ export async function startPostfix(
     'server.crt': pki.server.certificate,
     'server.key': pki.server.key,
     'ca.crt': pki.ca.certificate,
+    ...files,
     'main.cf': mainConfiguration(directory, main),
     'master.cf': masterConfiguration(port, secondPort, second),
     senders: 'blocked@corp.example REJECT senders like this are not served here\n',
@@ -159,7 +162,7 @@ function mainConfiguration(directory: string, more: Readonly<Record<string, stri
     ...more,
   }
   return Object.entries(lines)
-    .map(([name, value]) => `${name} = ${value}\n`)
+    .map(([name, value]) => `${name} = ${String(value).replace('DIR', `${directory}/etc`)}\n`)
     .join('')
 }
 
