@@ -64,6 +64,11 @@ async function allSent(t: Test, { server, gateway }: Pair, answers: readonly Ans
 
 const downs = ({ log }: GatewayProcess): readonly unknown[] => log.filter(({ msg }) => msg === 'relay is down')
 
+// Nothing is sent through these while all the other tests run.
+const idle = await SERVERS.Postfix(t)
+const idler = await serve(t, { POSTERN_SMTP_URL: idle.url })
+const idleSince = performance.now()
+
 for (const [name, start] of Object.entries(SERVERS))
   t.test(`${name}`, async (t) => {
     t.test(`${ROW} messages in a row, and as many at once`, async (t) => {
@@ -137,6 +142,16 @@ for (const [name, start] of Object.entries(SERVERS))
       t.equal((await relay.server.books()).length, 110)
     })
   })
+
+t.test('a relay that is idle is looked at over one session, once in 30 s at most', async (t) => {
+  await until(async () => performance.now() - idleSince > 65_000)
+  const most = Math.ceil((performance.now() - idleSince) / 30_000)
+  await idler.stop()
+  const sessions = (await idle.log()).match(/disconnect from .* starttls=1 .*/g) ?? []
+  t.equal(sessions.length, 1, sessions.join('\n'))
+  const looks = Number(/ noop=(\d+) /.exec(sessions[0] ?? '')?.[1])
+  t.ok(looks >= 2 && looks <= most, `${looks} looks, ${most} at most`)
+})
 
 async function until(condition: () => Promise<boolean>): Promise<void> {
   while (!(await condition())) await new Promise((resolve) => setTimeout(resolve, POLL_MS))

@@ -34,7 +34,7 @@ export interface MailServer {
 
 export type StartServer = (t: Test, limits?: Limits) => Promise<MailServer>
 
-export const SERVERS: Readonly<Record<string, StartServer>> = {
+export const SERVERS: Readonly<Record<'Postfix' | 'Exim' | 'OpenSMTPD', StartServer>> = {
   async Postfix(t, { sessions, size, idle, tarpit } = {}) {
     const settings = {
       // At once and in one directory, so that each is there when Postfix has answered.

@@ -31,7 +31,11 @@ export interface ScriptedRelay {
 }
 
 /** An SMTP server without TLS that says what the test has it say. 421 and what ends in `!` close the connection. */
-export async function startScripted(t: Test, says: Says = () => undefined): Promise<ScriptedRelay> {
+export async function startScripted(
+  t: Test,
+  says: Says = () => undefined,
+  at: { host: string; port: number } = { host: '127.0.0.1', port: 0 },
+): Promise<ScriptedRelay> {
   const talks: Talk[] = []
   const messages: string[] = []
   const open = new Set<Socket>()
@@ -90,7 +94,7 @@ export async function startScripted(t: Test, says: Says = () => undefined): Prom
     })
     reply('greeting', '220 scripted ESMTP')
   })
-  server.listen(0, '127.0.0.1')
+  server.listen(at.port, at.host)
   await once(server, 'listening')
   t.teardown(() => {
     for (const socket of open) socket.destroy()
@@ -98,8 +102,8 @@ export async function startScripted(t: Test, says: Says = () => undefined): Prom
   })
   const port = portOf(server)
   const relay: ScriptedRelay = {
-    url: `smtp://127.0.0.1:${port}`,
-    label: `127.0.0.1:${port}`,
+    url: `smtp://${at.host}:${port}`,
+    label: `${at.host}:${port}`,
     says,
     offers: ['PIPELINING', '8BITMIME'],
     talks,
