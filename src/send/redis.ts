@@ -112,4 +112,59 @@ export function runScript(
   )
 }
 
+// A replica that has not confirmed a mark by then may lack it when it takes over: nothing is handed over on it.
+const CONFIRM_MS = 500
+const REPLICAS_MS = 1_000 // how long it counts what Redis said of its replicas
+
+/**
+ * Runs the scripts after which a message goes out: where Redis has replicas, one of them has to have it too, or else a failover
+ * would have the message sent again. WAIT holds up its whole connection, so they have one of their own.
+ */
+export class Witness {
+  readonly #redis: RedisConnection
+  #own: Promise<RedisConnection> | undefined
+  #replicas = Promise.resolve(0)
+  #asked = -Infinity
+
+  constructor(redis: RedisConnection) {
+    this.#redis = redis
+    redis.on('end', () => this.#drop())
+  }
+
+  /** As `runScript` does. Throws also where no replica confirms: whether it was run is not known then. */
+  async run(script: Script, keys: readonly string[], args: readonly string[]): Promise<unknown> {
+    if (performance.now() - this.#asked > REPLICAS_MS) {
+      this.#asked = performance.now()
+      this.#replicas = askRedis(this.#redis.info('replication')).then(
+        (info) => info.split('state=online').length - 1,
+        () => 0,
+      )
+    }
+    if ((await this.#replicas) === 0) return runScript(this.#redis, script, keys, args)
+    try {
+      const own = await askRedis((this.#own ??= this.#open()))
+      const reply = await runScript(own, script, keys, args)
+      const replicas = await askRedis(own.sendCommand(['WAIT', '1', String(CONFIRM_MS)]))
+      if (Number(replicas) > 0) return reply
+    } catch (error) {
+      this.#drop()
+      throw error
+    }
+    throw new Problem('store_unavailable', 'No replica of the shared store confirms what it was told.', {
+      retryAfter: 2,
+    })
+  }
+
+  async #open(): Promise<RedisConnection> {
+    const own = this.#redis.duplicate()
+    own.on('error', () => {}) // the command says it too
+    return own.connect()
+  }
+
+  #drop(): void {
+    this.#own?.then((own) => own.destroy()).catch(() => {})
+    this.#own = undefined
+  }
+}
+
 const AS_BYTES = { typeMapping: { [36]: Buffer } } // RESP_TYPES.BLOB_STRING of @redis/client, which is loaded late

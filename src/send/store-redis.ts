@@ -2,7 +2,7 @@ import { createHash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS } from './idempotency.ts'
-import { type RedisConnection, runScript, type Script, script } from './redis.ts'
+import { type RedisConnection, runScript, type Script, script, type Witness } from './redis.ts'
 
 // A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
 const LEASE_MS = 15_000
@@ -60,10 +60,12 @@ return redis.call('DEL', KEYS[1])`)
  */
 export class RedisIdempotencyStore implements IdempotencyStore {
   readonly #redis: RedisConnection
+  readonly #witness: Witness
   #closed = false
 
-  constructor(redis: RedisConnection) {
+  constructor(redis: RedisConnection, witness: Witness) {
     this.#redis = redis
+    this.#witness = witness
   }
 
   async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
@@ -106,7 +108,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }
     return {
       lock: { name, token, handOver: () => clearInterval(renewal) },
-      mark: async () => (await this.#run(MARK, name, token, String(LEASE_MS))) === 1,
+      mark: async () => (await this.#witness.run(MARK, [name], [token, String(LEASE_MS)])) === 1,
       finish: ({ status, body }, bodyHash = '') =>
         settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash)),
       free: () => settle(() => this.#run(FREE, name, token)),

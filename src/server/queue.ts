@@ -9,11 +9,12 @@ import { Sealer } from '../send/queue/content.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { Queue } from '../send/queue/queue.ts'
 import { QueueStore } from '../send/queue/store.ts'
-import type { RedisConnection } from '../send/redis.ts'
+import type { RedisConnection, Witness } from '../send/redis.ts'
 
 interface Surroundings {
   readonly config: Config
   readonly redis: RedisConnection | undefined
+  readonly witness: Witness | undefined
   readonly allowances: Allowances
   readonly clients: ClientSource
   readonly metrics: Metrics
@@ -23,11 +24,19 @@ interface Surroundings {
 }
 
 /** The queue, where there is to be one. */
-export function startQueue({ config, redis, metrics, log, relays, ...others }: Surroundings): Queue | undefined {
-  if (config.queue === undefined || redis === undefined) return undefined
+export function startQueue({
+  config,
+  redis,
+  witness,
+  metrics,
+  log,
+  relays,
+  ...others
+}: Surroundings): Queue | undefined {
+  if (config.queue === undefined || redis === undefined || witness === undefined) return undefined
   return new Queue({
     ...others,
-    store: new QueueStore(redis),
+    store: new QueueStore(redis, witness),
     sealer: new Sealer(config.queue.keys),
     send: (outgoing, client, onMark) => relays.send(outgoing, undefined, { client, onMark }),
     clients: () => others.clients.current.directory.clients,

@@ -18,7 +18,7 @@ import { Metrics } from '../operations/metrics.ts'
 import { portOf } from '../operations/plain-http.ts'
 import { operationsServer } from '../operations/server.ts'
 import { statusOf } from '../operations/status.ts'
-import { connectRedis } from '../send/redis.ts'
+import { connectRedis, Witness } from '../send/redis.ts'
 import { explain } from '../relay/advice.ts'
 import { Connections } from './connections.ts'
 import { watchHandshakes } from './handshakes.ts'
@@ -99,10 +99,14 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
               'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone',
             )
         })
-  const store = redis === undefined ? new MemoryIdempotencyStore() : new RedisIdempotencyStore(redis)
+  const witness = redis && new Witness(redis)
+  const store =
+    redis === undefined || witness === undefined
+      ? new MemoryIdempotencyStore()
+      : new RedisIdempotencyStore(redis, witness)
   const allowances = new Allowances(redis)
   const relayUp = (): boolean => relays.status.some(({ up }) => up)
-  queue = startQueue({ config, redis, allowances, clients, metrics, log: logger, relays, relayUp })
+  queue = startQueue({ config, redis, witness, allowances, clients, metrics, log: logger, relays, relayUp })
   const sender = new Sender({ relays, store, allowances, metrics, queue })
   const app = build({
     sender,

@@ -4,12 +4,42 @@ import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type RedisServer, startRedis } from '../interop/redis-server.ts'
 import { makePki } from '../support/pki.ts'
+import { Address } from './address.ts'
 import { Caller } from './caller.ts'
 import { GatedRelay } from './gated-relay.ts'
 import { Replica } from './replica.ts'
 
 // Two replicas, a Redis that writes everything down, and a relay that keeps books. A lease is 15 s long.
 t.jobs = 5
+
+/** What a clock that is set forward does to all that Redis keeps; ARGV: by how many ms. */
+const CLOCK = `
+local by = tonumber(ARGV[1])
+local function back(key, field)
+  if redis.call('HEXISTS', key, field) == 1 then redis.call('HINCRBY', key, field, -by) end
+end
+for _, key in ipairs(redis.call('KEYS', 'postern:*')) do
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'zset' then
+    for _, member in ipairs(redis.call('ZRANGE', key, 0, -1)) do redis.call('ZINCRBY', key, -by, member) end
+  elseif key == 'postern:queue:held' then
+    for _, field in ipairs(redis.call('HKEYS', key)) do back(key, field) end
+  elseif kind == 'hash' then
+    for _, field in ipairs({ 'due', 'expires', 'created', 'lease' }) do back(key, field) end
+  elseif key == 'postern:queue:asked' then redis.call('DECRBY', key, by)
+  end
+end`
+
+const AN_HOUR_AHEAD = `--import=data:text/javascript,${encodeURIComponent(`
+  const Real = Date
+  const now = () => Real.now() + 3_600_000
+  globalThis.Date = class extends Real {
+    constructor(...given) {
+      if (given.length > 0) super(...given)
+      else super(now())
+    }
+    static now = now
+  }`)}`
 
 interface World {
   readonly relay: GatedRelay
@@ -35,25 +65,29 @@ const message = (subject: string): object => ({
   text: 'Hi.',
 })
 
-async function world(t: Test, { env = {}, allowed = '' } = {}): Promise<World> {
+interface Wishes {
+  readonly env?: Record<string, string>
+  /** Of the second replica alone. */
+  readonly envOfOther?: Record<string, string>
+  /** Where replicas find their Redis, when that is not its own address. */
+  readonly address?: Address
+  readonly redis?: RedisServer
+}
+
+async function world(t: Test, { env = {}, envOfOther = {}, redis: given, address }: Wishes = {}): Promise<World> {
   const pki = await makePki()
   const client = await pki.client('billing')
-  const [redis, relay] = [await startRedis(t, { durable: true }), await GatedRelay.start(t)]
-  const start = (): Promise<Replica> =>
-    Replica.start(
-      t,
-      pki,
-      client,
-      {
-        POSTERN_SMTP_URL: relay.url,
-        POSTERN_REDIS_URL: redis.url,
-        POSTERN_QUEUE: 'on',
-        POSTERN_SHUTDOWN_GRACE: '5s',
-        ...env,
-      },
-      allowed,
-    )
-  const [a, b] = [await start(), await start()]
+  const [redis, relay] = [given ?? (await startRedis(t, { durable: true })), await GatedRelay.start(t)]
+  const start = (own: Record<string, string> = {}): Promise<Replica> =>
+    Replica.start(t, pki, client, {
+      POSTERN_SMTP_URL: relay.url,
+      POSTERN_REDIS_URL: address === undefined ? redis.url : `redis://127.0.0.1:${address.port}`,
+      POSTERN_QUEUE: 'on',
+      POSTERN_SHUTDOWN_GRACE: '5s',
+      ...env,
+      ...own,
+    })
+  const [a, b] = [await start(), await start(envOfOther)]
   const caller = new Caller(pki, client)
   for (const replica of [a, b])
     await until(() => replica.log.some((line) => line.includes('the shared store is there')))
@@ -305,11 +339,107 @@ scenario('a 202 that is lost on the way is given again with its key', async (t) 
   t.equal(relay.times('one'), 1)
 })
 
+scenario(
+  'the clock of Redis is set forward and back: nobody loses a message, and none waits for the clock',
+  async (t) => {
+    const { relay, redis, caller, taken, a, b } = await world(t, { env: { POSTERN_SMTP_TIMEOUT: '50s' } })
+    const sent: string[] = []
+    for (const [ms, stage] of [
+      [3_600_000, 'dot'],
+      [-7_200_000, 'RCPT'],
+      [3_600_000, 'dot'],
+      [-7_200_000, 'dot'],
+    ] as const) {
+      const names = Array.from({ length: 40 }, (_, n) => `${sent.length + n}`)
+      const ids = [(await taken('held', stage)).id]
+      for (const name of names) ids.push(String((await caller.queue(ids.length % 2 ? a : b, message(name))).json['id']))
+      sent.push('held', ...names)
+      await redis.cli('EVAL', CLOCK, '0', String(ms))
+      await pause(7_000) // longer than nobody has to ask until leases are given anew
+      relay.open()
+      const begun = performance.now()
+      for (const id of ids) t.equal((await caller.final(a, id))['status'], 'accepted', `${ms} ms at the ${stage}`)
+      t.ok(performance.now() - begun < 15_000)
+    }
+    t.same([...relay.accepted].sort(), sent.sort())
+  },
+)
+
+scenario('a replica whose clock is wrong by an hour sends each message once, when it is due', async (t) => {
+  const { relay, caller, a, b } = await world(t, { envOfOther: { NODE_OPTIONS: AN_HOUR_AHEAD } })
+  const send_at = new Date(Date.now() + 4_000).toISOString()
+  const scheduled = String((await caller.queue(a, { ...message('scheduled'), send_at })).json['id'])
+  for (let n = 0; n < 20; n++) {
+    const { status, headers, json } = await caller.queue(n % 2 ? a : b, message(`m${n}`))
+    t.equal(status, 202)
+    t.equal(headers['retry-after'], '1')
+    t.ok(Math.abs(Date.parse(json['next_attempt']) - Date.now()) < 60_000, 'the times are those of Redis')
+    t.equal((await caller.final(b, String(json['id'])))['status'], 'accepted')
+  }
+  t.equal((await caller.final(b, scheduled))['status'], 'accepted')
+  t.ok(Date.now() >= Date.parse(send_at))
+  t.equal(relay.accepted.length, 21)
+  t.equal(new Set(relay.accepted).size, 21)
+  t.ok(
+    b.log.every((line) => Date.parse(JSON.parse(line)['time']) > Date.now() + 3_000_000),
+    'its clock was wrong',
+  )
+})
+
+/** A world whose Redis has a replica that may take over its address. */
+async function replicated(t: Test): Promise<World & { fail(): Promise<void>; link: Address }> {
+  const [redis, next] = [await startRedis(t, { durable: true }), await startRedis(t, { durable: true })]
+  const link = await Address.of(t, redis.port)
+  await next.cli('REPLICAOF', '127.0.0.1', String(link.port))
+  await until(async () => (await redis.cli('INFO', 'replication')).includes('state=online'))
+  const address = await Address.of(t, redis.port)
+  const fail = async (): Promise<void> => {
+    await redis.stop()
+    await next.cli('REPLICAOF', 'NO', 'ONE')
+    address.moveTo(next.port)
+  }
+  return { ...(await world(t, { redis, address })), fail, link }
+}
+
+scenario(
+  'Redis fails over to its replica: every 202 ends in one state, and the relay has what the states say',
+  async (t) => {
+    const { relay, redis, caller, taken, a, b, fail } = await replicated(t)
+    const marked = await taken('marked', 'dot')
+    const names = Array.from({ length: 40 }, (_, n) => `m${n}`)
+    const ids: string[] = []
+    for (const name of names) ids.push(String((await caller.queue(ids.length % 2 ? a : b, message(name))).json['id']))
+    await redis.cli('WAIT', '1', '1000')
+    await fail()
+    relay.open()
+    t.equal((await again(() => caller.final(a, marked.id)))['status'], 'accepted')
+    for (const id of ids) t.equal((await again(() => caller.final(b, id)))['status'], 'accepted')
+    t.same([...relay.accepted].sort(), ['marked', ...names].sort())
+  },
+)
+
+scenario('Redis fails over to a replica that lags: nothing is sent twice for what that does not know', async (t) => {
+  const { relay, caller, taken, a, b, fail, link } = await replicated(t)
+  const held = await taken('held', 'RCPT')
+  const before = String((await caller.queue(a, message('before'))).json['id'])
+  await pause(1_000)
+  link.stall() // what is written from here on the replica will never have
+  const after = String((await caller.queue(a, message('after'))).json['id'])
+  relay.open()
+  await pause(3_000)
+  t.same(relay.accepted, [], 'nothing goes out that would be forgotten')
+  await fail()
+  for (const id of [held.id, before]) t.equal((await again(() => caller.final(a, id)))['status'], 'accepted')
+  t.equal((await caller.ask(b, { path: `/v1/messages/${after}` })).status, 404)
+  t.same([...relay.accepted].sort(), ['before', 'held'])
+  t.equal((await again(async () => (await caller.queue(b, message('new'))).json))['status'], 'queued')
+})
+
 /** Asks until there is an answer: a replica whose Redis has just come back may need a moment. */
 async function again<T extends Record<string, unknown>>(ask: () => Promise<T>): Promise<T> {
   for (;;) {
     const answer = await ask().catch(() => undefined)
-    if (answer !== undefined && 'attempts' in answer) return answer
+    if (answer !== undefined && 'expires' in answer) return answer
     await pause(200)
   }
 }

@@ -76,7 +76,10 @@ export class Replica {
   }
 
   async #spawn(): Promise<void> {
-    const child = spawn(...postern('serve'), { stdio: ['ignore', 'pipe', 'inherit'], env: this.#env })
+    const [command, args] = postern('serve')
+    const { NODE_OPTIONS: options } = this.#env
+    if (options !== undefined) args.splice(2, 0, `NODE_OPTIONS=${options}`)
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'inherit'], env: this.#env })
     this.#child = child
     const lines = createInterface({ input: child.stdout })
     await new Promise<void>((resolve, reject) => {

@@ -7,6 +7,7 @@ import { freePort, run, temporaryDirectory } from '../support/process.ts'
 /** Debian's redis-server on a loopback port of its own. */
 export interface RedisServer {
   readonly url: string
+  readonly port: number
   readonly process: ChildProcess
   /** Stops answering without closing anything, as a machine does that is stuck. */
   freeze(): void
@@ -50,6 +51,7 @@ export async function startRedis(t: Test, { durable = false } = {}): Promise<Red
   t.teardown(stop)
   return {
     url: `redis://127.0.0.1:${port}`,
+    port,
     get process() {
       return child
     },

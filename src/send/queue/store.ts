@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
-import { askRedis, type RedisConnection, runScript, type Script } from '../redis.ts'
+import { askRedis, type RedisConnection, runScript, type Script, type Witness } from '../redis.ts'
 import { CANCEL, CLAIM, ENQUEUE, HOLD, MARK, RELEASE, RENEW, SETTLE, STATE, STATS, WAKE } from './scripts.ts'
 
 /** A message that this process may send, as long as its token is the one in the record. */
@@ -69,11 +69,13 @@ const ANONYMOUS_KEY_MS = 60_000
 /** The queue as it lies in Redis. Every method throws a 503 Problem `store_unavailable` when Redis is away. */
 export class QueueStore {
   readonly #redis: RedisConnection
+  readonly #witness: Witness
   /** Of a claim whose answer has not come: what it leased nobody works on. */
   #unheard = ''
 
-  constructor(redis: RedisConnection) {
+  constructor(redis: RedisConnection, witness: Witness) {
     this.#redis = redis
+    this.#witness = witness
   }
 
   /** Throws also where the claim is no longer held: then nothing is queued. */
@@ -113,7 +115,7 @@ export class QueueStore {
 
   /** Whether the message is still this process's to send. */
   async mark({ id, token }: Lease, attempt: Attempt): Promise<boolean> {
-    return (await this.#run(MARK, [id, token, JSON.stringify(attempt)])) === 1
+    return (await this.#witness.run(MARK, [], [id, token, JSON.stringify(attempt)])) === 1
   }
 
   async renew(leases: Iterable<Lease>): Promise<void> {
