@@ -1,6 +1,9 @@
 import { randomBytes } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { AUDIENCE, startIssuer } from '../support/issuer.ts'
 import { callersOver, type Callers, MESSAGE, relayEnv, startRelay, type RelayProgram } from './contenders.ts'
 import {
+  certificates,
   clientCertificate,
   cpuSeconds,
   type GatewayProgram,
@@ -32,6 +35,8 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
     await attachments(relay, share),
     await connections(relay, share),
     await listing(relay, share),
+    await tokens(relay, share),
+    await strangers(relay, share),
     await keys(share),
   ]
   await relay.stop()
@@ -122,6 +127,70 @@ async function listing(relay: RelayProgram, share: number): Promise<string> {
   )
 }
 
+async function tokens(relay: RelayProgram, share: number): Promise<string> {
+  const endings: (() => void)[] = []
+  const issuer = await startIssuer({ teardown: (end: () => void) => void endings.push(end) })
+  const token = await issuer.token(readFileSync(certificates.clientCert, 'utf8'), {
+    exp: Math.floor(Date.now() / 1000) + 3600,
+  })
+  const env = {
+    ...relayEnv(relay),
+    POSTERN_OAUTH_ISSUER: issuer.url,
+    POSTERN_OAUTH_AUDIENCE: AUDIENCE,
+    POSTERN_OAUTH_CA: certificates.ca,
+  }
+  const points: Point[] = []
+  for (const size of [1, 100, 1000, 10_000]) {
+    const others = Array.from(
+      { length: size - 1 },
+      (_, n) => `  c${n}: { token: app-${n}, from: ["c${n}@corp.example"] }\n`,
+    )
+    const clients = `clients:\n${others.join('')}  bench: { token: batch-prod, from: ["*"] }\n`
+    const gateway = await startGateway(env, clients)
+    const rss = residentBytes(gateway.pids, 'VmRSS') / 2 ** 20
+    const headers = `Authorization: Bearer ${token}\r\n`
+    const { cpu, p50 } = await messages(gateway, MESSAGE, Math.ceil(share * 600), 10, headers)
+    points.push({ size, cost: cpu, cells: [figure(gateway.startMs), figure(rss), figure(cpu), figure(p50)] })
+    await gateway.stop()
+  }
+  for (const end of endings) end()
+  return section(
+    'Clients with tokens',
+    ['clients', 'start to listening, ms', 'RSS MB at the start', 'CPU ms / message', 'p50 ms'],
+    points,
+  )
+}
+
+/** Connections with a certificate of the CA that nobody is listed with, each with its handshake and its 403. */
+async function strangers(relay: RelayProgram, share: number): Promise<string> {
+  const gateway = await startGateway(relayEnv(relay))
+  const load = await startScript('dial.js', {
+    env: {
+      LOAD_PORT: String(gateway.port),
+      LOAD_CA: certificates.ca,
+      LOAD_CERT: certificates.strangerCert,
+      LOAD_KEY: certificates.strangerKey,
+    },
+  })
+  const points: Point[] = []
+  let refused = 0
+  for (const size of share < 1 ? [1, 100, 1000] : [1, 100, 1000, 10_000]) {
+    const before = cpuSeconds(gateway.pids)
+    await load.ask({ count: size - refused })
+    const each = ((cpuSeconds(gateway.pids) - before) / (size - refused)) * 1000
+    refused = size
+    const { cpu, p50 } = await messages(gateway, MESSAGE, Math.ceil(share * 600))
+    const rss = residentBytes(gateway.pids, 'VmRSS') / 2 ** 20
+    points.push({ size, cost: cpu, cells: [size < 100 ? '–' : figure(each), figure(rss), figure(cpu), figure(p50)] })
+  }
+  await Promise.all([load.stop(), gateway.stop()])
+  return section(
+    'Strangers that were refused before',
+    ['strangers', 'CPU ms / stranger', 'RSS MB', 'CPU ms / message', 'p50 ms'],
+    points,
+  )
+}
+
 interface Stored {
   readonly bytes: number
   readonly counted: number
@@ -158,10 +227,11 @@ async function messages(
   message: object,
   count: number,
   lanes = 10,
+  headers = '',
 ): Promise<{ cpu: number; p50: number }> {
   const body = put('growth.json', JSON.stringify(message))
-  const many = await callersOver([gateway.port], lanes, body)
-  const one = await callersOver([gateway.port], 1, body)
+  const many = await callersOver([gateway.port], lanes, body, undefined, headers)
+  const one = await callersOver([gateway.port], 1, body, undefined, headers)
   await many.run({ count: Math.ceil(count / 4) }) // until the code is hot
   const measured: { cpu: number; p50: number }[] = []
   for (let round = 0; round < ROUNDS; round++) {

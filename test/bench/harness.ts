@@ -51,6 +51,7 @@ export const directory = mkdtempSync(join(tmpdir(), 'postern-bench-'))
 
 const pki = await makePki()
 const client = await pki.client('bench')
+const stranger = await pki.client('stranger')
 
 /** The certificates of a run, as paths. */
 export const certificates = {
@@ -59,6 +60,9 @@ export const certificates = {
   key: put('server.key', pki.server.key),
   clientCert: put('client.crt', client.certificate),
   clientKey: put('client.key', client.key),
+  /** Of the same CA, listed nowhere. */
+  strangerCert: put('stranger.crt', stranger.certificate),
+  strangerKey: put('stranger.key', stranger.key),
 } as const
 
 /** The certificate of the load. */
@@ -148,6 +152,24 @@ export interface GatewayProgram extends Program {
   readonly startMs: number
   /** Those of its log that match. */
   lines(pattern: RegExp): readonly string[]
+}
+
+/** For Node, so that `heapBytes` can ask. */
+export const HEAP_ON_ASKING = [
+  '--expose-gc',
+  `--import=data:text/javascript,process.on('SIGUSR2',()=>{gc();console.log(JSON.stringify({heap:process.memoryUsage().heapUsed}))})`,
+]
+
+/** The heap of a gateway after a full collection. */
+export async function heapBytes(gateway: GatewayProgram): Promise<number> {
+  const [pid = 0] = gateway.pids
+  const before = gateway.lines(/^{"heap":/).length
+  process.kill(pid, 'SIGUSR2')
+  for (;;) {
+    const lines = gateway.lines(/^{"heap":/)
+    if (lines.length > before) return Number(JSON.parse(lines.at(-1) ?? '{}')['heap'])
+    await pause(LOOK_MS * 10)
+  }
 }
 
 let gateways = 0

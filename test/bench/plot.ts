@@ -44,9 +44,49 @@ ${chart(
   logarithmic,
   series.map(({ points }) => points.map((point) => [x(point.offered), logarithmic(point.p99)])),
 )}
-${series.map(({ name }, index) => `<g transform="translate(${LEFT + (index % 2) * 400} ${TOP + HEIGHT + 50 + Math.floor(index / 2) * 18})"><rect width="14" height="4" y="-6" fill="${COLOURS[index] ?? '#000'}"/><text x="20">${name}</text></g>`).join('\n')}
+${legend(series)}
 </svg>
 `
+}
+
+/** One chart (SVG) of something over time, from 0 on. */
+export function timeline(
+  across: string,
+  up: string,
+  series: readonly { readonly name: string; readonly points: readonly (readonly [number, number])[] }[],
+): string {
+  const all = series.flatMap(({ points }) => points)
+  const [right, top] = [Math.max(...all.map(([at]) => at)), Math.max(...all.map(([, value]) => value)) * 1.1]
+  const x = (at: number): number => (at / right) * WIDTH
+  const y = (value: number): number => HEIGHT - (value / top) * HEIGHT
+  const steps = (most: number): number[] => {
+    const step = [1, 2, 5, 10, 20, 50, 100, 200, 500].find((size) => most / size <= 7) ?? 1000
+    return Array.from({ length: Math.floor(most / step) + 1 }, (_, index) => index * step)
+  }
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH + 2 * LEFT} ${HEIGHT + 130}" font-family="sans-serif" font-size="12">
+<rect width="100%" height="100%" fill="#fff"/>
+${chart(
+  LEFT,
+  up,
+  steps(right),
+  x,
+  steps(top),
+  y,
+  series.map(({ points }) => points.map(([at, value]) => [x(at), y(value)])),
+  across,
+)}
+${legend(series)}
+</svg>
+`
+}
+
+function legend(series: readonly { readonly name: string }[]): string {
+  return series
+    .map(
+      ({ name }, index) =>
+        `<g transform="translate(${LEFT + (index % 2) * (WIDTH / 2 + 10)} ${TOP + HEIGHT + 50 + Math.floor(index / 2) * 18})"><rect width="14" height="4" y="-6" fill="${COLOURS[index] ?? '#000'}"/><text x="20">${name}</text></g>`,
+    )
+    .join('\n')
 }
 
 function chart(
@@ -57,13 +97,14 @@ function chart(
   rows: readonly number[],
   y: (value: number) => number,
   lines: readonly (readonly (readonly number[])[])[],
+  across = 'offered messages/s',
 ): string {
   const at = (value: number): string => value.toFixed(1)
   return `<g transform="translate(${left} ${TOP})">
 <text y="-14" font-weight="bold">${title}</text>
 ${rows.map((value) => `<path d="M0 ${at(y(value))}h${WIDTH}" stroke="#ddd"/><text x="-8" y="${at(y(value) + 4)}" text-anchor="end">${value}</text>`).join('\n')}
 ${columns.map((value) => `<text x="${at(x(value))}" y="${HEIGHT + 16}" text-anchor="middle">${value}</text>`).join('\n')}
-<text x="${WIDTH / 2}" y="${HEIGHT + 32}" text-anchor="middle">offered messages/s</text>
+<text x="${WIDTH / 2}" y="${HEIGHT + 32}" text-anchor="middle">${across}</text>
 <path d="M0 0v${HEIGHT}h${WIDTH}" fill="none" stroke="#444"/>
 ${lines.map((points, index) => `<polyline fill="none" stroke="${COLOURS[index] ?? '#000'}" stroke-width="2" points="${points.map((pair) => pair.map(at).join(',')).join(' ')}"/>`).join('\n')}
 </g>`

@@ -2,7 +2,15 @@ import { randomBytes } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { freePort, run } from '../support/process.ts'
 import { type Callers, callersOver, relayEnv, startPlainRelay } from './contenders.ts'
-import { cpuSeconds, directory, type GatewayProgram, residentBytes, startCommand, startGateway } from './harness.ts'
+import {
+  cpuSeconds,
+  directory,
+  heapBytes,
+  HEAP_ON_ASKING,
+  residentBytes,
+  startCommand,
+  startGateway,
+} from './harness.ts'
 import { figure, median, table } from './results.ts'
 
 const CONCURRENT = 50
@@ -63,10 +71,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
 
 async function backlog(redis: Redis, env: Record<string, string>, sizes: readonly number[]): Promise<string> {
   const port = await freePort()
-  const gateway = await startGateway({ ...relayEnv({ port, secure: false }), ...env }, undefined, [
-    '--expose-gc',
-    `--import=data:text/javascript,process.on('SIGUSR2',()=>{gc();console.log(JSON.stringify({heap:process.memoryUsage().heapUsed}))})`,
-  ])
+  const gateway = await startGateway({ ...relayEnv({ port, secure: false }), ...env }, undefined, HEAP_ON_ASKING)
   const callers = await callersOver([gateway.port], CONCURRENT, undefined, undefined, ASYNC)
   await take(callers, 500) // until the code is hot
   const rows: string[][] = []
@@ -96,17 +101,6 @@ async function backlog(redis: Redis, env: Record<string, string>, sizes: readonl
     table(['queued', 'heap MB', 'RSS MB', 'bytes in Redis / message'], rows),
     `When the relay is back ${queued} messages are sent in ${figure(seconds)} s: ${figure(queued / seconds)} a second, ${figure((cpu / queued) * 1000)} CPU s for 1,000.`,
   ].join('\n\n')
-}
-
-async function heapBytes(gateway: GatewayProgram): Promise<number> {
-  const [pid = 0] = gateway.pids
-  const before = gateway.lines(/^{"heap":/).length
-  process.kill(pid, 'SIGUSR2')
-  for (;;) {
-    const lines = gateway.lines(/^{"heap":/)
-    if (lines.length > before) return Number(JSON.parse(lines.at(-1) ?? '{}')['heap'])
-    await pause(POLL_MS)
-  }
 }
 
 async function take(callers: Callers, count: number): Promise<void> {
