@@ -67,7 +67,7 @@ export class ClientDirectory {
 
   /** Throws a LoadError with what in the file does not go with the rest of the configuration: the CA bundle, the issuer. */
   check({ roots, tokens }: { readonly roots: number; readonly tokens: boolean }): void {
-    const faults = [...(roots > 1 ? this.#needs.oneRoot : []), ...(tokens ? [] : this.#needs.tokens)]
+    const faults = [...(roots > 1 ? this.#needs.oneRoot() : []), ...(tokens ? [] : this.#needs.tokens())]
     if (faults.length > 0) throw new LoadError(faults)
   }
 
@@ -95,8 +95,8 @@ export class ClientDirectory {
 
 /** Sentences about entries of the file that are right only where the CA bundle has one root, or where tokens are taken. */
 interface Needs {
-  readonly oneRoot: readonly string[]
-  readonly tokens: readonly string[]
+  readonly oneRoot: () => readonly string[]
+  readonly tokens: () => readonly string[]
 }
 
 const FINGERPRINT = 'fingerprint'
@@ -143,8 +143,8 @@ export function parseClients(text: string, file: string): ClientDirectory {
     ])
   }
   return new ClientDirectory(reader.clients, reader.identities, {
-    oneRoot: told(reader.oneRoot),
-    tokens: told(reader.tokens),
+    oneRoot: () => told(reader.oneRoot),
+    tokens: () => told(reader.tokens),
   })
 }
 

@@ -39,7 +39,7 @@ export function readYaml(text: string): unknown {
   } catch (error) {
     if (error instanceof RangeError) throw new YamlFault(1, 'it holds a value of millions of characters')
     if (!(error instanceof YAMLException)) throw error
-    throw new YamlFault(lineAt(text, error.mark?.position ?? 0), inPlainWords(error))
+    throw new YamlFault(lines(text)(error.mark?.position ?? 0), inPlainWords(error))
   }
 }
 
@@ -100,6 +100,7 @@ function afterBracket(source: string, from: number): number {
 /** The line of each place, from 1 on; of an entry of a mapping, that of its key. */
 export function linesOf(text: string, places: readonly Place[]): number[] {
   const outline = outlineOf(text)
+  const lineAt = lines(text)
   return places.map((place) => {
     let [node, stands] = [outline, outline]
     for (const position of place) {
@@ -107,12 +108,18 @@ export function linesOf(text: string, places: readonly Place[]): number[] {
       stands = node?.children[position * width]
       node = node?.children[position * width + width - 1]
     }
-    return lineAt(text, Math.max(0, stands?.start ?? 0))
+    return lineAt(Math.max(0, stands?.start ?? 0))
   })
 }
 
-function lineAt(text: string, offset: number): number {
-  return text.slice(0, offset).split('\n').length
+/** The line of an offset. In the order of the text each line is counted once. */
+function lines(text: string): (offset: number) => number {
+  let [line, counted] = [1, 0]
+  return (offset) => {
+    if (offset < counted) [line, counted] = [1, 0]
+    for (; counted < offset; counted++) if (text[counted] === '\n') line += 1
+    return line
+  }
 }
 
 function parse(source: string): { readonly events: Event[]; readonly source: string } {
