@@ -411,7 +411,12 @@ t.test('whatever the issuer answers, keys that are there serve on, for a day', a
   t.intercept(performance, 'now', { value: () => real.call(performance) + ahead })
   const faults: (string | undefined)[] = []
   const source = await startIssuer(t)
-  const issuer = new Issuer(source.url, pki.ca.certificate, (fault) => faults.push(fault))
+  let ca = pki.ca.certificate
+  const issuer = new Issuer(
+    source.url,
+    () => ca,
+    (fault) => faults.push(fault),
+  )
   t.teardown(() => issuer.close())
   t.equal(issuer.keys(Date.now()), undefined)
   t.equal(await issuer.refresh(), 0)
@@ -439,18 +444,34 @@ t.test('whatever the issuer answers, keys that are there serve on, for a day', a
   ahead += 30_000
   t.equal(await issuer.refresh(), 0, 'OpenID discovery')
   t.not(issuer.keys(Date.now()), keys)
+  for (const [now, wait] of [
+    [pki.otherCa.certificate, 30],
+    [pki.ca.certificate, 0],
+  ] as const) {
+    ca = now
+    ahead += 30_000
+    t.equal(await issuer.refresh(), wait, 'its CA is read again for each request')
+  }
   t.equal(issuer.keys(Date.now() + 25 * 3_600_000), undefined, 'after a day they are too old')
 })
 
 t.test('an issuer that hangs, or whose certificate nobody vouches for, is an issuer that is away', async (t) => {
   const source = await startIssuer(t)
   const faults: (string | undefined)[] = []
-  const stranger = new Issuer(source.url, pki.otherCa.certificate, (fault) => faults.push(fault))
+  const stranger = new Issuer(
+    source.url,
+    () => pki.otherCa.certificate,
+    (fault) => faults.push(fault),
+  )
   t.teardown(() => stranger.close())
   t.equal(await stranger.refresh(), 30)
   t.match(faults[0], /certificate|issuer/)
   source.answers.set(METADATA, () => {})
-  const hanging = new Issuer(source.url, pki.ca.certificate, (fault) => faults.push(fault))
+  const hanging = new Issuer(
+    source.url,
+    () => pki.ca.certificate,
+    (fault) => faults.push(fault),
+  )
   t.teardown(() => hanging.close())
   const started = Date.now()
   t.equal(await hanging.refresh(), 30)

@@ -43,7 +43,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   const running = await gatewayStatus(io.env)
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env), ...seenFindings(running))
   await checkRedis(config, errors, warnings)
-  await checkIssuer(config, oauthCa, errors)
+  await checkIssuer(config, () => oauthCa, errors)
   const from = asked.to === undefined ? undefined : (asked.from ?? plainSender(clients))
   if (asked.to !== undefined && from === undefined)
     errors.push(`${config.clients} has no plain address to send from: add --from ADDRESS.`)
@@ -115,7 +115,7 @@ function seenFindings(running: Status | undefined): readonly string[] {
 }
 
 /** Whether the issuer of access tokens tells its keys. */
-async function checkIssuer({ oauth }: Config, ca: string | undefined, errors: string[]): Promise<void> {
+async function checkIssuer({ oauth }: Config, ca: () => string | undefined, errors: string[]): Promise<void> {
   if (oauth.issuer === undefined) return
   const { Issuer } = await import('../clients/issuer.ts')
   const issuer = new Issuer(oauth.issuer, ca, (fault) => {

@@ -1,6 +1,6 @@
-import { get } from 'node:https'
 import { createLocalJWKSet, type JSONWebKeySet, type JWTVerifyGetKey } from 'jose'
 import { isRecord } from '../config/record.ts'
+import { ask } from './https.ts'
 
 /** The keys with which an issuer signs tokens now. A new set of them is a new object. */
 export interface KeySet {
@@ -22,7 +22,7 @@ const MAX_KEYS = 100
  */
 export class Issuer {
   readonly #url: string
-  readonly #ca: string | undefined
+  readonly #ca: () => string | undefined
   readonly #fetched: (fault: string | undefined) => void
   #keys: KeySet | undefined
   #asking: Promise<boolean> | undefined
@@ -31,10 +31,10 @@ export class Issuer {
   #closed = false
 
   /**
-   * `url` is https, and what tokens have in `iss`; `ca` PEM, for an issuer with a private one. `fetched` is told of each attempt
+   * `url` is https, and what tokens have in `iss`; `ca` PEM, for an issuer with a private one, read again for each request. `fetched` is told of each attempt
    * to get the keys, and the reason of one that failed.
    */
-  constructor(url: string, ca: string | undefined, fetched: (fault: string | undefined) => void) {
+  constructor(url: string, ca: () => string | undefined, fetched: (fault: string | undefined) => void) {
     this.#url = url
     this.#ca = ca
     this.#fetched = fetched
@@ -83,7 +83,7 @@ export class Issuer {
 
   async #fetchKeys(signal: AbortSignal): Promise<JWTVerifyGetKey> {
     const url = await this.#jwksUri(signal)
-    const set = await getJson(url, this.#ca, signal)
+    const set = await getJson(url, this.#ca(), signal)
     if (!isKeySet(set)) throw new Error(`${url} is no set of 1 to ${MAX_KEYS} keys`)
     return createLocalJWKSet(set)
   }
@@ -99,7 +99,7 @@ export class Issuer {
     const faults: string[] = []
     for (const place of places) {
       try {
-        const metadata = await getJson(place, this.#ca, signal)
+        const metadata = await getJson(place, this.#ca(), signal)
         if (!isRecord(metadata) || metadata['issuer'] !== this.#url)
           throw new Error(`${place} is not about ${this.#url}`)
         const { jwks_uri: uri } = metadata
@@ -118,47 +118,14 @@ function isKeySet(value: unknown): value is JSONWebKeySet {
   return Array.isArray(keys) && keys.length > 0 && keys.length <= MAX_KEYS && keys.every(isRecord)
 }
 
-/** Follows no redirect: it would lead to another host than the one that is trusted. */
-function getJson(url: string, ca: string | undefined, signal: AbortSignal): Promise<unknown> {
-  return new Promise((resolve, reject) => {
-    const fail = (reason: string): void => reject(new Error(`${url}: ${reason}`))
-    const request = get(
-      url,
-      {
-        ...(ca !== undefined && { ca }),
-        rejectUnauthorized: true, // whatever NODE_TLS_REJECT_UNAUTHORIZED says
-        agent: false,
-        headers: { accept: 'application/json' },
-        signal,
-      },
-      (response) => {
-        if (response.statusCode !== 200) {
-          fail(`status ${response.statusCode}`)
-          return void response.destroy()
-        }
-        const pieces: Buffer[] = []
-        let length = 0
-        response.on('data', (piece: Buffer) => {
-          length += piece.length
-          if (length > MAX_BYTES) response.destroy(new Error(`more than ${MAX_BYTES} bytes`))
-          else pieces.push(piece)
-        })
-        response.once('error', (error) => fail(error.message))
-        response.once('end', () => {
-          try {
-            resolve(JSON.parse(Buffer.concat(pieces).toString()))
-          } catch {
-            fail('no JSON')
-          }
-        })
-      },
-    )
-    request.once('error', (error) =>
-      fail(
-        error.name === 'TimeoutError' || error.name === 'AbortError'
-          ? `no answer within ${ASK_MS / 1000} s`
-          : error.message,
-      ),
-    )
-  })
+async function getJson(url: string, ca: string | undefined, signal: AbortSignal): Promise<unknown> {
+  try {
+    const { status, body } = await ask(url, { ca, signal, headers: { accept: 'application/json' }, most: MAX_BYTES })
+    if (status !== 200) throw new Error(`status ${status}`)
+    return JSON.parse(body.toString())
+  } catch (error) {
+    const said = error instanceof SyntaxError ? 'no JSON' : error instanceof Error ? error.message : 'unknown error'
+    const reason = signal.aborted ? `no answer within ${ASK_MS / 1000} s` : said
+    throw new Error(`${url}: ${reason}`, { cause: error })
+  }
 }

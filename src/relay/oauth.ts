@@ -1,6 +1,6 @@
-import { request } from 'node:https'
 import * as oauth from 'oauth4webapi'
 import type { Config, SmtpOAuth } from '../config/config.ts'
+import { ask } from '../clients/https.ts'
 import { RelayFault } from './fault.ts'
 import { withoutSecrets } from './reply.ts'
 import type { RelayTls } from './relay.ts'
@@ -10,7 +10,7 @@ const UNSTATED_MS = 300_000 // for a token that does not say how long it is vali
 const RENEW_AT = 0.8 // of its life
 // Between requests for a token while none is given, or while relays refuse what is given; doubled each time.
 const FIRST_PAUSE_MS = 250
-const LAST_PAUSE_MS = 10_000
+const LAST_PAUSE_MS = 5_000
 
 type Settings = SmtpOAuth & { readonly tokenUrl: string; readonly clientId: string }
 
@@ -62,6 +62,12 @@ export class TokenSource {
     this.#refusals = this.#replaceAt = 0
   }
 
+  /** Something that may have kept tokens from coming has changed. */
+  retry(): void {
+    this.taken()
+    this.#failures = this.#retryAt = 0
+  }
+
   async #fetch(): Promise<string> {
     try {
       const { access_token: text, expires_in } = await this.#grant()
@@ -97,14 +103,13 @@ export class TokenSource {
     const text = (this.#secret = secret?.())
     const authentication =
       text === undefined ? oauth.TlsClientAuth() : basic ? oauth.ClientSecretBasic(text) : oauth.ClientSecretPost(text)
-    const { oauthCa, cert, key } = this.#tls()
     const response = await oauth.clientCredentialsGrantRequest(
       server,
       client,
       authentication,
       scope === undefined ? {} : { scope },
       {
-        [oauth.customFetch]: (url, options) => post(url, options, { ca: oauthCa, cert, key }),
+        [oauth.customFetch]: (url, options) => post(url, options, this.#tls()),
         signal: () => AbortSignal.timeout(this.#timeout),
       },
     )
@@ -123,47 +128,27 @@ export function tokenSource(smtp: Config['smtp'], tls: () => RelayTls): TokenSou
   return new TokenSource({ ...smtp.oauth, tokenUrl, clientId }, smtp.connectTimeout, tls)
 }
 
-/** A request over TLS that shows a certificate; it follows no redirect, and its answer is bounded. */
-function post(
+async function post(
   url: string,
-  { method, headers, body, signal }: oauth.CustomFetchOptions<'POST', URLSearchParams>,
-  tls: { readonly ca: string | undefined; readonly cert: string | undefined; readonly key: string | undefined },
+  { method, headers: sent, body, signal }: oauth.CustomFetchOptions<'POST', URLSearchParams>,
+  { oauthCa, cert, key }: RelayTls,
 ): Promise<Response> {
-  return new Promise((resolve, reject) => {
-    const given = Object.fromEntries(Object.entries(tls).filter(([, value]) => value !== undefined))
-    // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
-    const options = {
-      ...given,
-      method,
-      headers,
-      agent: false,
-      rejectUnauthorized: true,
-      minVersion: 'TLSv1.2',
-    } as const
-    const asked = request(url, { ...options, ...(signal && { signal }) }, (answer) => {
-      const pieces: Buffer[] = []
-      let size = 0
-      answer.on('data', (piece: Buffer) => {
-        size += piece.length
-        if (size > MOST_BYTES) asked.destroy(new Error('its answer is too long'))
-        pieces.push(piece)
-      })
-      answer.once('error', reject)
-      answer.once('end', () => {
-        const { statusCode: status = 500, headers: answered } = answer
-        const type = answered['content-type'] ?? ''
-        const challenge = answered['www-authenticate']
-        resolve(
-          new Response(Buffer.concat(pieces), {
-            status: status < 200 ? 500 : status,
-            headers: { 'content-type': type, ...(challenge !== undefined && { 'www-authenticate': challenge }) },
-          }),
-        )
-      })
-    })
-    asked.once('error', reject)
-    asked.end(String(body))
+  if (signal === undefined) throw new TypeError('without a time limit')
+  const answer = await ask(url, {
+    method,
+    headers: sent,
+    body: String(body),
+    signal,
+    ca: oauthCa,
+    cert,
+    key,
+    most: MOST_BYTES,
   })
+  const headers = new Headers()
+  for (const name of ['content-type', 'www-authenticate'])
+    if (answer.headers[name] !== undefined) headers.set(name, String(answer.headers[name]))
+  const { status } = answer
+  return new Response(answer.body, { status: status < 200 || status === 204 ? 500 : status, headers })
 }
 
 /** What went wrong, as callers may know it: with nothing of files and addresses on this side. */
@@ -175,6 +160,5 @@ function reasonOf(cause: unknown): string {
     return cause.cause instanceof Response ? `status ${cause.cause.status}` : 'its answer is no token'
   if (cause instanceof RangeError) return 'the secret cannot be read'
   if (!(cause instanceof Error)) return 'unknown error'
-  if (cause.name === 'AbortError' || cause.name === 'TimeoutError') return 'no answer in time'
   return 'code' in cause ? String(cause.code) : cause.message.slice(0, 300)
 }

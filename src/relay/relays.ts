@@ -2,7 +2,7 @@ import type { Config } from '../config/config.ts'
 import { Problem, PROBLEMS, type ProblemCode } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
-import { tokenSource } from './oauth.ts'
+import { type TokenSource, tokenSource } from './oauth.ts'
 import { AttemptFailed } from './outcome.ts'
 import type { SessionCounts } from './pool.ts'
 import { type Attempt, type Delivery, Relay, type RelayObserver, type RelayTls } from './relay.ts'
@@ -33,12 +33,13 @@ const CANNOT: ReadonlySet<ProblemCode> = new Set(['smtputf8_unsupported', 'messa
 /** The relays of the configuration in their order, the first that works taking each message. */
 export class Relays {
   readonly #relays: readonly Relay[]
+  readonly #tokens: TokenSource | undefined
   readonly #events: RelayEvents
   readonly #timeout: number
 
   /** `tls` is asked at each new session: the CA of private relays, and what Postern shows to them. */
   constructor(smtp: Config['smtp'], tls: () => RelayTls, events: RelayEvents) {
-    const tokens = tokenSource(smtp, tls)
+    const tokens = (this.#tokens = tokenSource(smtp, tls))
     this.#relays = smtp.relays.map((address) => new Relay(address, smtp, tls, tokens, events))
     this.#events = events
     this.#timeout = smtp.timeout
@@ -82,8 +83,9 @@ export class Relays {
     await Promise.all(this.#relays.map((relay) => relay.look()))
   }
 
-  /** Has every session replaced by a new one: idle ones now, the others after their message. */
+  /** Has every session replaced by a new one: idle ones now, the others after their message. A token may be asked for at once. */
   refresh(): void {
+    this.#tokens?.retry()
     for (const relay of this.#relays) relay.refresh()
   }
 

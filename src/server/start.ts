@@ -29,7 +29,8 @@ import { Relays } from '../relay/relays.ts'
 
 /** What was read from the files that the configuration names. */
 export interface Loaded extends InForce {
-  readonly oauthCa?: string | undefined
+  /** Reads that of the issuer of tokens again. */
+  readonly oauthCa?: () => string | undefined
 }
 
 /** A gateway that listens. */
@@ -61,7 +62,7 @@ const WRITE_DOWN_MS = 2_000
 export async function start(config: Config, loaded: Loaded, logger: Logger): Promise<Gateway> {
   const shutdown = new Shutdown()
   const metrics = new Metrics()
-  const tokens = await takeTokens(config, loaded.oauthCa, metrics, logger)
+  const tokens = await takeTokens(config, loaded.oauthCa ?? (() => undefined), metrics, logger)
   const clients = new Reloader(loaded, {
     config,
     metrics,
@@ -241,7 +242,7 @@ async function listen(server: NetServer, name: string, host: string, port: numbe
 }
 
 /** Loads what tokens take, where there is an issuer of them, and begins to fetch its keys. */
-async function takeTokens({ oauth, http }: Config, ca: string | undefined, metrics: Metrics, logger: Logger) {
+async function takeTokens({ oauth, http }: Config, ca: () => string | undefined, metrics: Metrics, logger: Logger) {
   const { issuer: url, audience } = oauth
   if (url === undefined || audience === undefined) return undefined
   const [{ Issuer }, { Tokens }] = await Promise.all([import('../clients/issuer.ts'), import('../clients/tokens.ts')])

@@ -74,7 +74,7 @@ export async function startGateway(t: Test, options: GatewayOptions = {}): Promi
     }),
     clients: parseClients((options.clients ?? ANYTHING).replaceAll('FINGERPRINT', client.fingerprint), 'clients.yaml'),
     relayTls: { ca: pki.ca.certificate },
-    oauthCa: pki.ca.certificate,
+    oauthCa: () => pki.ca.certificate,
   }
   const gateway = await start(config, loaded, logger)
   t.teardown(() => gateway.stop())
