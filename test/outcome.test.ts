@@ -1,4 +1,5 @@
 import t from 'tap'
+import { isAboutSession } from '../src/relay/fault.ts'
 import { Relays } from '../src/relay/relays.ts'
 import { STAGES, startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, testConfig } from './support/gateway.ts'
@@ -20,6 +21,13 @@ for (const pipelining of [false, true]) {
     matrix(t, STAGES, pipelining, false),
   )
 }
+
+t.test('a long refusal is judged at once', async (t) => {
+  const started = performance.now()
+  t.equal(isAboutSession('rcpt', { code: 550, text: `550 5.1.1 ${'y'.repeat(80_000)}` }), false)
+  t.equal(isAboutSession('rcpt', { code: 550, text: `550 5.7.1 say EHLO first ${'<'.repeat(80_000)}` }), true)
+  t.ok(performance.now() - started < 1_000, `${performance.now() - started} ms`)
+})
 
 t.test('a relay that cannot be reached is told as such, whatever keeps it away', async (t) => {
   const relay = await startFaultRelay(t)

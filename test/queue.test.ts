@@ -61,7 +61,9 @@ t.test('preferences are read as RFC 7240 has them', async (t) => {
     ['foo="respond-async, wait=3", return=minimal', none],
     ['wait=-1', none],
     ['wait=soon, respond-async', { async: true, waitMs: undefined }],
-    [`${'"'.repeat(10_000)}, respond-async`, { async: true, waitMs: undefined }],
+    [`${'"'.repeat(900)}, respond-async`, { async: true, waitMs: undefined }],
+    [`respond-async, ${'"\\'.repeat(8_000)}`, none],
+    [`respond-async, a${' '.repeat(16_000)}"`, none],
   ] as const)
     t.same(parsePreferences(header), expected, (header ?? 'none').slice(0, 60))
 })

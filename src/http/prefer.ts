@@ -6,11 +6,12 @@ export interface Preferences {
   readonly waitMs: number | undefined
 }
 
+const LONGEST = 1_000 // characters: reading takes the square of them
 const NONE: Preferences = { async: false, waitMs: undefined }
 
 /** Reads a Prefer header. Of a preference that stands there twice the first counts; what cannot be read is ignored (§2). */
 export function parsePreferences(header: string | readonly string[] | undefined): Preferences {
-  if (header === undefined) return NONE
+  if (header === undefined || String(header).length > LONGEST) return NONE
   const found = new Map<string, string>()
   for (const [part] of String(header).matchAll(/(?:[^",]|"(?:[^"\\]|\\.)*")+/g)) {
     const [, name = '', quoted, bare] =

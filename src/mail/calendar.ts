@@ -1,3 +1,5 @@
+import { withoutBlanks } from './raw-header.ts'
+
 /** Characters: an event needs a few thousand, and reading one takes many times its size. */
 export const MAX_CALENDAR = 1_000_000
 
@@ -25,7 +27,8 @@ export function calendarFault(method: string, content: string): string | undefin
   const open: string[] = []
   const methods: string[] = []
   for (const [index, line] of lines.entries()) {
-    const [, name = '', value = ''] = /^([\w-]+)(?:;[^:]*)?:[ \t]*(.*?)[ \t]*$/.exec(line) ?? []
+    const [, name = '', padded = ''] = /^([\w-]+)(?:;[^:]*)?:(.*)$/.exec(line) ?? []
+    const value = withoutBlanks(padded)
     const property = name.toUpperCase()
     if (property === 'BEGIN') open.push(value.toUpperCase())
     if (open[0] !== 'VCALENDAR') return 'is not an iCalendar object: it should begin with BEGIN:VCALENDAR'

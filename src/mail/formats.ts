@@ -72,8 +72,11 @@ function wellFormed(text: string): string | undefined {
   return text.isWellFormed() ? undefined : 'holds half of a surrogate pair'
 }
 
+const LONGEST_MEDIA_TYPE = 255 // a pattern needs memory for each parameter, and gave out at millions
+
 function mediaType(text: string): string | undefined {
   if (
+    text.length > LONGEST_MEDIA_TYPE ||
     !/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(
       text,
     )

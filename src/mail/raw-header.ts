@@ -122,8 +122,11 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   return { fields: parsed, closed, utf8: !ascii }
 }
 
-/** Without spaces and tabs at both ends: trim() also cuts octets that are part of a letter in UTF-8. */
-function withoutBlanks(text: string): string {
+/**
+ * Without spaces and tabs at both ends: trim() also cuts octets that are part of a letter in UTF-8, and a pattern takes the
+ * square of a long run of blanks.
+ */
+export function withoutBlanks(text: string): string {
   let [from, to] = [0, text.length]
   while (text[from] === ' ' || text[from] === '\t') from += 1
   while (to > from && (text[to - 1] === ' ' || text[to - 1] === '\t')) to -= 1

@@ -1,4 +1,4 @@
-import { enhancedCode, type Reply } from './reply.ts'
+import { enhancedCode, type Reply, shown } from './reply.ts'
 
 /** How far a session or a message had come. */
 export type Step =
@@ -49,5 +49,5 @@ export function isAboutSession(step: Step, reply: Reply): boolean {
   if (ABOUT_SESSION.has(reply.code) || isAboutLogin(reply)) return true
   if (step !== 'mail' && step !== 'rcpt') return false
   if ((reply.code === 501 || reply.code === 504) && step === 'mail') return enhanced?.startsWith('5.1.') !== true
-  return IN_WORDS.test(reply.text.replace(/<[^>]*>|\S+@\S+/g, ''))
+  return IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
 }
