@@ -78,9 +78,20 @@ t.test(
     const both = await bench(t, [small, large])
     t.equal(await both.send(), 200)
     t.equal(large.messages.length, 1)
-    const byReply = await startScripted(t, (command) => (command.startsWith('MAIL') ? '552 5.3.4 too big' : undefined))
-    t.equal(await (await bench(t, [byReply])).send(), 'message_too_large', 'or by its reply')
-    t.equal(await (await bench(t, [byReply, large])).send(), 200)
+    for (const [at, reply] of [
+      ['MAIL', '552 5.3.4 too big'],
+      ['MAIL', '552 Message size exceeds maximum permitted'],
+      ['RCPT', '550 5.2.3 too big for this mailbox'],
+      ['dot', '552 message too large'],
+    ] as const) {
+      const byReply = await startScripted(t, (command) => (command.startsWith(at) ? reply : undefined))
+      const way = await bench(t, [byReply])
+      t.equal(await way.send(), 'message_too_large', `or by its reply: ${reply} to ${at}`)
+      t.same(way.changes, [])
+      t.equal(await (await bench(t, [byReply, large])).send(), 200)
+    }
+    const full = await startScripted(t, (command) => (command.startsWith('RCPT') ? '552 mailbox full' : undefined))
+    t.equal(await (await bench(t, [full])).send(), 'rejected_by_relay', 'which a full mailbox is not')
   },
 )
 

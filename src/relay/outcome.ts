@@ -52,7 +52,7 @@ function verdict(fault: RelayFault, relay: string): { problem: Problem; next: Ne
   const aboutTheMessage = fault instanceof NotTaken && refused && !isAboutSession(step, reply)
   if (!aboutTheMessage)
     return { problem: new Problem('relay_unavailable', `${relay}: ${explain(fault).why}.`, told), next: 'next relay' }
-  if (enhancedCode(reply) === '5.3.4') {
+  if (isAboutSize(step, reply)) {
     const detail = `${relay} takes no message of this size: ${shown(reply)}`
     return { problem: new Problem('message_too_large', detail, told), next: 'next relay' }
   }
@@ -64,6 +64,13 @@ function verdict(fault: RelayFault, relay: string): { problem: Problem; next: Ne
   // RFC 5321 §3.8: 421 closes the session, whatever it answers.
   const next = reply.code === 421 ? 'next relay' : 'nothing'
   return { problem: new Problem('deferred_by_relay', `${relay} put the message off: ${shown(reply)}`, told), next }
+}
+
+/** RFC 1870 §6; servers without enhanced codes say 552 alone, which to a recipient is a full mailbox. */
+function isAboutSize(step: RelayFault['step'], reply: Reply): boolean {
+  const enhanced = enhancedCode(reply)
+  if (enhanced === '5.3.4' || enhanced === '5.2.3') return true
+  return reply.code === 552 && enhanced === undefined && step !== 'rcpt'
 }
 
 /** Reply code, enhanced status code and text of an SMTP reply, as answers give them. */

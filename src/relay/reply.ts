@@ -27,11 +27,11 @@ export class ReplyReader {
       const line = text.slice(start, text[end - 1] === '\r' ? end - 1 : end)
       start = end + 1
       if (line === '') continue
-      const [, code, separator] = /^([2-5]\d\d)([ -]|$)/.exec(line) ?? []
-      if (code === undefined) throw new Error(`what it says is no SMTP reply: ${JSON.stringify(line.slice(0, 80))}`)
+      if (!/^[2-5]\d\d(?:[ -]|$)/.test(line))
+        throw new Error(`what it says is no SMTP reply: ${JSON.stringify(line.slice(0, 80))}`)
       if (this.#text.length < KEPT) this.#text += this.#text === '' ? line : `\n${line}`
-      if (separator === '-') continue
-      replies.push({ code: Number(code), text: decoded(this.#text) })
+      if (line[3] === '-') continue
+      replies.push({ code: Number(line.slice(0, 3)), text: decoded(this.#text) })
       this.#text = ''
       this.#octets = 0
     }
