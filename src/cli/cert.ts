@@ -10,13 +10,14 @@ import {
 } from '../tls/issue.ts'
 import { fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import { readConfig } from '../config/config.ts'
+import { codeOf } from '../errors.ts'
 import { withRegistered } from '../clients/register.ts'
-import { clientsFile, inWords } from './client.ts'
+import { clientsFile } from './client.ts'
 import { POLICY_OPTIONS, policyOf } from './entry.ts'
 import { lifetime, listItems, namesOf, readCertificate } from './fingerprint.ts'
 import { untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
-import { type Io, isSystemError, parseCommandLine, refusal, UsageError } from './usage.ts'
+import { type Io, parseCommandLine, refusal, sentence, UsageError, worded } from './usage.ts'
 
 /**
  * `postern cert ca`, `postern cert server [NAME]`, `postern cert client NAME`: makes a key and a certificate, or signs a
@@ -47,7 +48,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     made.push(files.certificate)
     if (register) {
       listed = await replaceFile(clients, (text) =>
-        inWords(`${name} cannot be listed`, () =>
+        worded(`${name} cannot be listed:`, () =>
           withRegistered(text, clients, name, { fingerprints: [fingerprint], ...policy }),
         ),
       )
@@ -110,7 +111,7 @@ function readOrder(args: readonly string[]) {
 
 async function readRequest(file: string): Promise<SigningRequest> {
   const text = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
-  return plainly(file, () => readSigningRequest(text))
+  return readSigningRequest(text).catch(sentence(file))
 }
 
 async function issue(
@@ -119,13 +120,13 @@ async function issue(
 ): Promise<Issued> {
   if (kind === 'ca') {
     await mkdir(dir, { recursive: true, mode: 0o700 }).catch(refusal(`${dir} cannot be made`))
-    return plainly('No CA was made:', () => createAuthority({ san, days }))
+    return createAuthority({ san, days }).catch(sentence('No CA was made:'))
   }
   const authority = await readAuthority(dir)
   // A server is also tried from its own machine.
   const loopback = kind === 'server' ? ['localhost', '127.0.0.1', '::1'] : []
   const wished = { name, usage: kind, san: [...loopback, ...san], days, publicKey: request?.publicKey }
-  return plainly('No certificate was made:', () => issueCertificate(authority, wished))
+  return issueCertificate(authority, wished).catch(sentence('No certificate was made:'))
 }
 
 async function readAuthority(dir: string): Promise<Issued> {
@@ -148,17 +149,9 @@ async function readAuthority(dir: string): Promise<Issued> {
   return { certificate: certificate.toString(), key }
 }
 
-/** A RangeError of the core is a sentence without its beginning. */
-async function plainly<T>(beginning: string, action: () => Promise<T>): Promise<T> {
-  return action().catch((cause: unknown) => {
-    if (!(cause instanceof RangeError)) throw cause
-    throw new UsageError(`${beginning} ${cause.message}.`, { cause })
-  })
-}
-
 async function create(file: string, text: string, mode: number, kind: string): Promise<void> {
   const handle = await open(file, 'wx', mode).catch((error: unknown) => {
-    if (isSystemError(error) && error.code === 'EEXIST') throw inTheWay(file, kind)
+    if (codeOf(error) === 'EEXIST') throw inTheWay(file, kind)
     return refusal(`${file} cannot be made`)(error)
   })
   try {

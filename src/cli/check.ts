@@ -1,12 +1,11 @@
 import type { X509Certificate } from 'node:crypto'
 import { statSync } from 'node:fs'
-import { checkWebroot } from '../operations/acme.ts'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, relayFindings, serverFindings } from '../tls/findings.ts'
-import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext, readWatched } from '../server/load.ts'
+import { loadFiles, readWatched } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
@@ -14,7 +13,7 @@ import { tokenSource } from '../relay/oauth.ts'
 import { parseMailbox } from '../mail/mailbox.ts'
 import { gatewayStatus, type Status } from './gateway.ts'
 import { tryRelay } from './relay-check.ts'
-import { type Io, parseCommandLine, UsageError } from './usage.ts'
+import { type Io, parseCommandLine, UsageError, worded } from './usage.ts'
 
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
 const OPEN_TO_OTHERS = 0o027
@@ -30,12 +29,8 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   const { config, faults: configFaults, warnings: configWarnings } = readConfig(io.env)
   const errors = [...configFaults]
   const warnings = [...configWarnings]
-  const secureContext = collect(() => loadSecureContext(config), errors)
+  const { secureContext, clients, relayTls, oauthCa } = loadFiles(config, errors)
   if (secureContext !== undefined) errors.push(...revocationFindings(secureContext, config))
-  const clients = collect(() => loadClients(config, secureContext), errors)
-  const relayTls = collect(() => loadRelayTls(config), errors)
-  const oauthCa = collect(() => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca), errors)
-  collect(() => checkWebroot(config.http.webroot), errors)
   if (clients?.clients.size === 0)
     errors.push(
       `${config.clients} lists nobody: list a client with "postern client add NAME --cert FILE --from PATTERN".`,
@@ -43,7 +38,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   const running = await gatewayStatus(io.env)
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env), ...seenFindings(running))
   await checkRedis(config, errors, warnings)
-  await checkIssuer(config, () => oauthCa, errors)
+  await checkIssuer(config, oauthCa, errors)
   const from = asked.to === undefined ? undefined : (asked.from ?? plainSender(clients))
   if (asked.to !== undefined && from === undefined)
     errors.push(`${config.clients} has no plain address to send from: add --from ADDRESS.`)
@@ -73,17 +68,10 @@ function readAsked(args: readonly string[]) {
   if (to !== undefined && send !== undefined) throw new UsageError('--to asks and --send sends: take one of them.')
   if (from !== undefined && to === undefined && send === undefined)
     throw new UsageError('--from goes with --to ADDRESS, or with --send ADDRESS.')
-  const [sender, recipient] = [from, to ?? send].map((text) => text && addressIn(text))
+  const [sender, recipient] = [from, to ?? send].map(
+    (text) => text && worded(`"${text}"`, () => parseMailbox(text).address),
+  )
   return { from: sender, to: recipient, send: send !== undefined }
-}
-
-function addressIn(text: string): string {
-  try {
-    return parseMailbox(text).address
-  } catch (cause) {
-    if (!(cause instanceof RangeError)) throw cause
-    throw new UsageError(`"${text}" ${cause.message}.`, { cause })
-  }
 }
 
 /** The first address that some client may send from. */
@@ -155,16 +143,13 @@ function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | u
   const findings = [...serverFindings(chain, bundle), ...bundleFindings(bundle), ...relayFindings(shown)]
   if (clients === undefined) return findings
   const [leaf, ...above] = chain
-  const known = new Set<string>()
-  const strangers: (readonly [string, X509Certificate])[] = []
-  for (const entry of [
-    ...(leaf ? [['the server certificate', leaf] as const] : []),
-    ...[...above, ...bundle].map((authority) => ['the CA certificate', authority] as const),
-  ]) {
-    if (!known.has(entry[1].fingerprint256)) strangers.push(entry)
-    known.add(entry[1].fingerprint256)
-  }
-  return [...findings, ...listingFindings(clients, strangers), ...rootFindings(clients, bundle)]
+  const strangers = new Map(
+    [
+      ...[...bundle, ...above].map((authority) => ['the CA certificate', authority] as const),
+      ...(leaf ? [['the server certificate', leaf] as const] : []),
+    ].map((entry) => [entry[1].fingerprint256, entry]),
+  )
+  return [...findings, ...listingFindings(clients, [...strangers.values()]), ...rootFindings(clients, bundle)]
 }
 
 function certificatesIn(file: string | undefined): readonly X509Certificate[] {

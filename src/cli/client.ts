@@ -1,13 +1,12 @@
 import { createHash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { withValue } from '../clients/edit.ts'
-import { checked, clientsOf, type Entry, withRegistered } from '../clients/register.ts'
+import { checked, clientsOf, withRegistered } from '../clients/register.ts'
 import { nearest } from '../config/suggest.ts'
-import { LoadError } from '../errors.ts'
 import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
 import { gatewayStatus, untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
-import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
+import { type Io, parseCommandLine, refusal, UsageError, worded } from './usage.ts'
 
 const ACTIONS = ['list', 'show', 'add', 'disable', 'enable', 'remove', 'rotate', 'prune'] as const
 
@@ -53,7 +52,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     add: (text) => ({ text: withRegistered(text, file, name, addition), said: `${name} is listed` }),
     rotate: (text) => ({
       text: withRegistered(text, file, name, addition),
-      said: `${name} is known by ${[...identitiesOf(addition)].join(', ')} too; postern client prune ${name} takes the older out`,
+      said: `${name} is known by ${identitiesOf(new Map(Object.entries(addition))).join(', ')} too; postern client prune ${name} takes the older out`,
     }),
     disable: (text, listed) =>
       listed.get('disabled') === true
@@ -73,7 +72,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     action === 'prune' && !force ? (await gatewayStatus(io.env))?.clients.find((one) => one.client === name) : undefined
   let said = ''
   const text = await replaceFile(file, (text) =>
-    inWords(name, () => {
+    worded(`${name}:`, () => {
       const listed = clientsOf(text, file).get(name)
       if (action === 'add' && listed !== undefined)
         throw new RangeError(`it is listed already: postern client rotate ${name} adds an identity`)
@@ -117,11 +116,9 @@ function pruned(text: string, name: string, listed: Listed): Change {
   return { text: edited, said, removed }
 }
 
-function* identitiesOf(entry: Entry | Listed): Generator<string> {
-  const get = (key: string): unknown =>
-    entry instanceof Map ? entry.get(key) : Object.entries(entry).find(([name]) => name === key)?.[1]
-  for (const key of ['fingerprints', 'san']) yield* [get(key) ?? []].flat().map(String)
-  if (get('token') !== undefined) yield `token ${String(get('token'))}`
+function identitiesOf(entry: Listed): readonly string[] {
+  const token = entry.has('token') ? [`token ${String(entry.get('token'))}`] : []
+  return [...['fingerprints', 'san'].flatMap((key) => [entry.get(key) ?? []].flat().map(String)), ...token]
 }
 
 /** A fingerprint without colons and case. */
@@ -140,7 +137,7 @@ function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeEr
 async function show(file: string, name: string, json: boolean, io: Io): Promise<void> {
   const text = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
   const status = await gatewayStatus(io.env)
-  const rows = await inWords(name || file, () => {
+  const rows = worded(`${name || file}:`, () => {
     const clients = clientsOf(text, file)
     if (name !== '' && !clients.has(name)) throw notListed(name, clients)
     return [...clients].flatMap(([client, entry]) => {
@@ -175,7 +172,7 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
       : entry.get('role') === 'proxy'
         ? `${client} (proxy)`
         : client,
-    short([...identitiesOf(entry)]),
+    short(identitiesOf(entry)),
     short([entry.get('from') ?? '-'].flat().map(String)),
     day(seen.last_seen),
     day(seen.certificate_expires),
@@ -199,15 +196,4 @@ function print(rows: readonly (readonly string[])[], io: Io): void {
         .join('  ')
         .trimEnd(),
     )
-}
-
-/** A RangeError is the end of a sentence about a client; the faults of a clients file are whole ones. */
-export function inWords<T>(subject: string, action: () => T): T {
-  try {
-    return action()
-  } catch (cause) {
-    if (cause instanceof LoadError) throw new UsageError(cause.message, { cause })
-    if (!(cause instanceof RangeError)) throw cause
-    throw new UsageError(`${subject}: ${cause.message}.`, { cause })
-  }
 }

@@ -4,7 +4,7 @@ import type { Entry } from '../clients/register.ts'
 import { parseAllowance, parseSize } from '../config/units.ts'
 import { fingerprintOf, formatFingerprint, isKeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { readCertificate } from './fingerprint.ts'
-import { UsageError } from './usage.ts'
+import { UsageError, worded } from './usage.ts'
 
 const MANY = { type: 'string', multiple: true } as const
 const ONE = { type: 'string' } as const
@@ -83,10 +83,5 @@ function taken(option: string, text: string, parse: (text: string) => unknown): 
 }
 
 function read<T>(option: string, text: string, parse: (text: string) => T): T {
-  try {
-    return parse(text)
-  } catch (cause) {
-    if (!(cause instanceof RangeError)) throw cause
-    throw new UsageError(`${option} "${text}" ${cause.message}.`, { cause })
-  }
+  return worded(`${option} "${text}"`, () => parse(text))
 }

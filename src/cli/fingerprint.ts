@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
+import { oneLine } from '../tls/context.ts'
 import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
 
@@ -14,7 +15,7 @@ export async function fingerprint(args: readonly string[], io: Pick<Io, 'print'>
   for (const file of files) {
     try {
       const certificate = await readCertificate(file)
-      io.print(`# ${printable(file)}: ${printable(certificate.subject)}, ${lifetime(certificate)}`)
+      io.print(`# ${oneLine(file)}: ${oneLine(certificate.subject)}, ${lifetime(certificate)}`)
       for (const line of listItems(certificate)) io.print(line)
     } catch (error) {
       if (!(error instanceof UsageError)) throw error
@@ -45,11 +46,11 @@ export function lifetime(certificate: X509Certificate): string {
 
 /** Reads the leaf, which is the first certificate of a PEM file. Throws a UsageError that names the file. */
 export async function readCertificate(file: string): Promise<X509Certificate> {
-  const content = await readFile(file).catch(refusal(`${printable(file)} cannot be read`))
+  const content = await readFile(file).catch(refusal(`${oneLine(file)} cannot be read`))
   try {
     return new X509Certificate(content)
   } catch (cause) {
-    throw new UsageError(`${printable(file)} ${whatItIs(content.toString('latin1'))}`, { cause })
+    throw new UsageError(`${oneLine(file)} ${whatItIs(content.toString('latin1'))}`, { cause })
   }
 }
 
@@ -58,9 +59,4 @@ function whatItIs(text: string): string {
   if (text.includes('PRIVATE KEY-----')) return 'holds a private key and no certificate: name the .crt file.'
   if (text.includes('CERTIFICATE REQUEST-----')) return 'holds a request for a certificate: have it signed first.'
   return 'is not a certificate: it should be PEM (-----BEGIN CERTIFICATE-----) or DER.'
-}
-
-/** On one line, so that neither a file's name nor a subject can add a line to what will be pasted. */
-function printable(text: string): string {
-  return text.replace(/\n/g, ', ').replace(/\p{C}|\p{Zl}|\p{Zp}/gu, '?')
 }

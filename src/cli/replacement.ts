@@ -1,6 +1,7 @@
 import { type FileHandle, open, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
 import { setTimeout as wait } from 'node:timers/promises'
-import { isSystemError, refusal, UsageError } from './usage.ts'
+import { codeOf } from '../errors.ts'
+import { refusal, UsageError } from './usage.ts'
 
 const LOCK_RETRY_MS = 50
 const LOCK_TRIES = 20 // a second in all, while another command holds the lock for some milliseconds
@@ -37,7 +38,7 @@ async function openLock(file: string): Promise<FileHandle> {
     try {
       return await open(file, 'wx', 0o644)
     } catch (error) {
-      if (!isSystemError(error) || error.code !== 'EEXIST') return refusal(`${file} cannot be made`)(error)
+      if (codeOf(error) !== 'EEXIST') return refusal(`${file} cannot be made`)(error)
     }
     if (tries === LOCK_TRIES) throw new UsageError(`${file} is in the way: remove it if no other command is at work.`)
     await wait(LOCK_RETRY_MS)

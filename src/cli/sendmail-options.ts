@@ -7,7 +7,7 @@ export interface SendmailOptions {
   /** Neither `-i` nor `-oi`: a line with a dot alone ends the message. */
   readonly dotEnds: boolean
   readonly verbose: boolean
-  /** `-f` or `-r`: the sender of the envelope. */
+  /** `-f` or `-r`: the sender of the envelope; empty for `<>`. */
   readonly sender: string | undefined
   /** `-F`: for a message without From. */
   readonly name: string | undefined
@@ -54,7 +54,7 @@ export function parseSendmailOptions(args: readonly string[]): SendmailOptions {
     fromHeader: flags.has('t'),
     dotEnds: !flags.has('i'),
     verbose: flags.has('v'),
-    sender: values.get('f'),
+    sender: values.get('f')?.replace(/^<(.*)>$/s, '$1'),
     name: values.get('F'),
     recipients,
   }

@@ -103,10 +103,7 @@ function recipientFields(fields: readonly WrittenField[]): readonly string[] {
 
 /** The sender of the envelope: as told, or else as the header has it, since the client's policy allows that one. */
 function senderOf(fields: readonly WrittenField[], { sender }: SendmailOptions, complete: Complete): string {
-  if (sender !== undefined) {
-    const address = sender.replace(/^<(.*)>$/s, '$1')
-    return address === '' ? '<>' : complete(address)
-  }
+  if (sender !== undefined) return sender === '' ? '<>' : complete(sender)
   const [author] = ['sender', 'from'].flatMap((key) => mailboxesOf(fields, [key]))
   return complete(author?.address ?? login())
 }
@@ -117,7 +114,7 @@ function missingFrom(
   complete: Complete,
 ): readonly WrittenField[] {
   if (fields.some(({ key }) => key === 'from')) return []
-  const address = complete(sender.replace(/^<(.*)>$/s, '$1') || login())
+  const address = complete(sender || login())
   const raw = field('From', mailboxes([{ address, name, local: '', domain: '' }])).trimEnd()
   return [{ name: 'From', key: 'from', raw: Buffer.from(raw).toString('latin1') }]
 }

@@ -4,9 +4,8 @@ import { setFlagsFromString } from 'node:v8'
 import type { Logger } from 'pino'
 import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
-import { checkWebroot } from '../operations/acme.ts'
 import { createLogger } from '../operations/logger.ts'
-import { collect, loadBundle, loadClients, loadRelayTls, loadSecureContext } from '../server/load.ts'
+import { loadFiles } from '../server/load.ts'
 import { digestsOf } from '../server/reload.ts'
 import type { Gateway, Loaded } from '../server/start.ts'
 import { handleSignals } from './signals.ts'
@@ -40,12 +39,7 @@ export function loadAll({ config, faults, warnings }: ConfigResult): {
 } {
   const all = [...faults]
   const digests = digestsOf(config)
-  const secureContext = collect(() => loadSecureContext(config), all)
-  const clients = collect(() => loadClients(config, secureContext), all)
-  const relayTls = collect(() => loadRelayTls(config), all)
-  const oauthCa = (): string | undefined => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca)
-  collect(oauthCa, all)
-  collect(() => checkWebroot(config.http.webroot), all)
+  const { secureContext, clients, relayTls, oauthCa } = loadFiles(config, all)
   if (secureContext === undefined || clients === undefined || relayTls === undefined || all.length > 0)
     throw new LoadError(all)
   return { config, loaded: { secureContext, clients, relayTls, oauthCa, digests }, warnings }

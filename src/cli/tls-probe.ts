@@ -5,10 +5,10 @@ import { alertOf } from '../tls/alerts.ts'
 import { codeOf } from '../errors.ts'
 
 /** The versions that are tried, in the order in which they are told. */
-export const LAB_VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies readonly SecureVersion[]
-export type LabVersion = (typeof LAB_VERSIONS)[number]
+export const TRIED_VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies readonly SecureVersion[]
+export type TriedVersion = (typeof TRIED_VERSIONS)[number]
 
-export interface LabTarget {
+export interface Target {
   readonly host: string
   readonly port: number
   /** CA certificates, PEM: what the server's certificate is verified against. */
@@ -17,8 +17,7 @@ export interface LabTarget {
 }
 
 /** What became of one handshake in one version of TLS. */
-export interface LabResult {
-  readonly version: LabVersion
+export interface Handshake {
   readonly works: boolean
   /** What was negotiated, or how it ended and what to do about it. */
   readonly words: string
@@ -42,7 +41,7 @@ const SETTLE_MS = 1_000 // for a rejection in TLS 1.3 to arrive, which comes aft
  * Tries one version alone. Where the handshake succeeds it waits a second for second thoughts: in TLS 1.3 the server
  * judges the client's certificate when the client is through. Sends nothing but the handshake. Never rejects.
  */
-export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabResult> {
+export function tryVersion(target: Target, version: TriedVersion): Promise<Handshake> {
   return new Promise((resolve) => {
     const socket = connect(options(target, version))
     let agreed: { words: string; server: ServerCertificate | undefined } | undefined
@@ -51,7 +50,7 @@ export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabR
     const settle = (works: boolean, words: string): void => {
       clearTimeout(timer)
       const server = agreed?.server ?? shown(socket, 'untested')
-      resolve({ version, works, words, unreachable: !reached, server })
+      resolve({ works, words, unreachable: !reached, server })
       socket.destroy()
     }
     const end = (how: string): void =>
@@ -72,7 +71,7 @@ export function tryVersion(target: LabTarget, version: LabVersion): Promise<LabR
   })
 }
 
-function options({ host, port, ca, client }: LabTarget, version: LabVersion): ConnectionOptions {
+function options({ host, port, ca, client }: Target, version: TriedVersion): ConnectionOptions {
   const name = host.replace(/^\[(.*)\]$/, '$1')
   return {
     host: name,

@@ -1,9 +1,8 @@
-import type { X509Certificate } from 'node:crypto'
 import { existsSync, readFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { createSecureContext, rootCertificates } from 'node:tls'
-import { parseCertificates } from '../tls/context.ts'
-import { LAB_VERSIONS, type LabResult, type LabTarget, type ServerCertificate, tryVersion } from './tls-probe.ts'
+import { oneLine, parseCertificates } from '../tls/context.ts'
+import { TRIED_VERSIONS, type Handshake, type Target, type ServerCertificate, tryVersion } from './tls-probe.ts'
 import { lifetime } from './fingerprint.ts'
 import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
 
@@ -13,37 +12,30 @@ import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
  */
 export async function tls(args: readonly string[], io: Pick<Io, 'print'>): Promise<number> {
   const { target, against } = await readTarget(args)
-  const without = { ...target, client: undefined }
-  const attempts = LAB_VERSIONS.flatMap((version) =>
-    target.client === undefined
-      ? [{ version, target }]
-      : [
-          { version, target: without },
-          { version, target },
-        ],
-  )
   const results = await Promise.all(
-    attempts.map(async (attempt) => ({ ...attempt, result: await tryVersion(attempt.target, attempt.version) })),
+    TRIED_VERSIONS.flatMap((version) =>
+      (target.client === undefined ? [undefined] : [undefined, target.client]).map(async (client) => ({
+        version,
+        how:
+          target.client === undefined
+            ? ''
+            : client === undefined
+              ? ' without the certificate'
+              : ' with the certificate',
+        ...(await tryVersion({ ...target, client }, version)),
+      })),
+    ),
   )
-  const [first] = results
-  if (first !== undefined && results.every(({ result }) => result.unreachable))
-    throw new UsageError(`${target.host}:${target.port}: ${first.result.words}`)
-  for (const {
-    version,
-    target: { client },
-    result,
-  } of results) {
-    const how =
-      target.client === undefined ? '' : client === undefined ? ' without the certificate' : ' with the certificate'
-    io.print(`${LABELS[version]}${how}: ${result.words}`)
-  }
-  for (const server of distinct(results.map(({ result }) => result))) describe(server, against, io)
-  return results.filter(({ result }) => result.works).length
+  if (results.every(({ unreachable }) => unreachable))
+    throw new UsageError(`${target.host}:${target.port}: ${results[0]?.words}`)
+  for (const { version, how, words } of results) io.print(`${LABELS[version]}${how}: ${words}`)
+  for (const server of distinct(results)) describe(server, against, io)
+  return results.filter(({ works }) => works).length
 }
 
 const LABELS = { TLSv1: 'TLS 1.0', 'TLSv1.1': 'TLS 1.1', 'TLSv1.2': 'TLS 1.2', 'TLSv1.3': 'TLS 1.3' } as const
 
-async function readTarget(args: readonly string[]): Promise<{ target: LabTarget; against: string }> {
+async function readTarget(args: readonly string[]): Promise<{ target: Target; against: string }> {
   const { values, positionals } = parseCommandLine({
     args: [...args],
     allowPositionals: true,
@@ -64,7 +56,7 @@ async function readTarget(args: readonly string[]): Promise<{ target: LabTarget;
   }
 }
 
-async function readClient(certFile: string | undefined, keyFile: string | undefined): Promise<LabTarget['client']> {
+async function readClient(certFile: string | undefined, keyFile: string | undefined): Promise<Target['client']> {
   if (certFile === undefined && keyFile === undefined) return undefined
   if (certFile === undefined || keyFile === undefined)
     throw new UsageError('--cert and --key belong together: name both files.')
@@ -101,7 +93,7 @@ function publicAuthorities(): readonly string[] {
 }
 
 /** Servers may show one certificate to old clients and another to new ones. A full verdict goes before a partial one. */
-function distinct(results: readonly LabResult[]): readonly ServerCertificate[] {
+function distinct(results: readonly Handshake[]): readonly ServerCertificate[] {
   const byLeaf = new Map<string, ServerCertificate>()
   for (const { server } of results) {
     const print = server?.chain[0]?.fingerprint256
@@ -116,10 +108,10 @@ function describe({ chain, verdict }: ServerCertificate, against: string, io: Pi
   const [leaf] = chain
   if (leaf === undefined) return
   io.print('')
-  io.print(`Server certificate: ${subjectOf(leaf)}`)
+  io.print(`Server certificate: ${oneLine(leaf.subject)}`)
   io.print(`  names    ${leaf.subjectAltName ?? 'none: no current client accepts it'}`)
   io.print(`  dates    ${lifetime(leaf)}`)
-  io.print(`  chain    ${chain.map(subjectOf).join(' < ')}`)
+  io.print(`  chain    ${chain.map(({ subject }) => oneLine(subject)).join(' < ')}`)
   io.print(`  verdict  ${VERDICTS.get(verdict) ?? verdict}${verdict === 'untested' ? '' : `, by ${against}`}`)
 }
 
@@ -134,7 +126,3 @@ const VERDICTS: ReadonlyMap<string, string> = new Map([
   ['UNABLE_TO_VERIFY_LEAF_SIGNATURE', 'of a CA that is not trusted, or the server does not send its intermediates'],
   ['UNABLE_TO_GET_ISSUER_CERT_LOCALLY', 'of a CA that is not trusted, or the server does not send its intermediates'],
 ])
-
-function subjectOf(certificate: X509Certificate): string {
-  return certificate.subject.replace(/\n/g, ', ').replace(/\p{C}/gu, '?')
-}

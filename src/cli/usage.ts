@@ -1,6 +1,7 @@
 import { getSystemErrorMap, parseArgs, type ParseArgsConfig } from 'node:util'
 import { whoMay } from '../config/unreadable.ts'
 import { nearest } from '../config/suggest.ts'
+import { codeOf, LoadError } from '../errors.ts'
 
 /** A command cannot do what was asked. Each line of the message is a plain sentence for the person who asked. */
 export class UsageError extends Error {}
@@ -16,7 +17,7 @@ export function parseCommandLine<const T extends ParseArgsConfig>(config: T): Re
   try {
     return parseArgs<T>(config)
   } catch (cause) {
-    if (!isSystemError(cause) || !cause.code.startsWith('ERR_PARSE_ARGS_')) throw cause
+    if (!(cause instanceof Error) || !codeOf(cause).startsWith('ERR_PARSE_ARGS_')) throw cause
     const [complaint = ''] = cause.message.split(/[.\n]/) // Node's advice about "--" that follows fits no command here
     const [, unknown] = /^Unknown option '--([\w-]+)'/.exec(complaint) ?? []
     const meant = unknown === undefined ? undefined : nearest(unknown, Object.keys(config.options ?? {}))
@@ -27,16 +28,28 @@ export function parseCommandLine<const T extends ParseArgsConfig>(config: T): Re
 /** For `catch`: turns a refusal of the operating system into "WHAT: no such file or directory." */
 export function refusal(what: string): (error: unknown) => never {
   return (error) => {
-    const errno = isSystemError(error) ? error.errno : undefined
+    const { errno, code, path, syscall }: NodeJS.ErrnoException = error instanceof Error ? error : new Error()
     const reason = errno === undefined ? undefined : getSystemErrorMap().get(errno)?.[1]
     if (reason === undefined) throw error
-    if (isSystemError(error) && error.code === 'EACCES' && error.path !== undefined && error.syscall === 'open')
-      throw new UsageError(`${what}: ${whoMay(error.path)}.`, { cause: error })
-    throw new UsageError(`${what}: ${reason}.`, { cause: error })
+    const told = code === 'EACCES' && path !== undefined && syscall === 'open' ? whoMay(path) : reason
+    throw new UsageError(`${what}: ${told}.`, { cause: error })
   }
 }
 
-/** Whether an error has a code, as those of the operating system and of Node do. */
-export function isSystemError(error: unknown): error is NodeJS.ErrnoException & { readonly code: string } {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string'
+/** The result of an action whose RangeError is the end of a sentence, of which this is the beginning; a LoadError has whole ones. */
+export function worded<T>(beginning: string, action: () => T): T {
+  try {
+    return action()
+  } catch (cause) {
+    return sentence(beginning)(cause)
+  }
+}
+
+/** The same for `catch`. */
+export function sentence(beginning: string): (cause: unknown) => never {
+  return (cause) => {
+    if (cause instanceof LoadError) throw new UsageError(cause.message, { cause })
+    if (cause instanceof RangeError) throw new UsageError(`${beginning} ${cause.message}.`, { cause })
+    throw cause
+  }
 }

@@ -1,5 +1,5 @@
 import type { X509Certificate } from 'node:crypto'
-import { named } from '../tls/findings.ts'
+import { named } from '../tls/context.ts'
 import { fingerprintOf, keyPinOf } from '../tls/fingerprint.ts'
 import type { ClientDirectory } from './clients-file.ts'
 

@@ -3,7 +3,7 @@ import { TLSSocket } from 'node:tls'
 import type { CertificateIdentity, Client, ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../tls/fingerprint.ts'
-import { notAfter, notBefore } from '../tls/context.ts'
+import { notAfter, notBefore, oneLine } from '../tls/context.ts'
 import { clientNames } from '../tls/names.ts'
 
 /** What the leaf certificate of one connection says. Read once a socket: parsing costs more than the rest of a request. */
@@ -113,7 +113,6 @@ export function checkEnabled({ name, disabled }: Client): void {
 
 /** For the log: who it was. */
 export function describe({ fingerprint256, subject, issuer }: Peer): Record<string, string> {
-  const oneLine = (name: string): string => name.replaceAll('\n', ', ')
   return { fingerprint: fingerprint256, subject: oneLine(subject), issuer: oneLine(issuer) }
 }
 

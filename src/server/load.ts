@@ -3,11 +3,23 @@ import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { unreadable } from '../config/unreadable.ts'
 import { LoadError } from '../errors.ts'
+import { checkWebroot } from '../operations/acme.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import { readCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 
 const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
+
+/** Reads everything that the settings name. What cannot be had is undefined, and told by the faults. */
+export function loadFiles(config: Config, faults: string[]) {
+  const secureContext = collect(() => loadSecureContext(config), faults)
+  const clients = collect(() => loadClients(config, secureContext), faults)
+  const relayTls = collect(() => loadRelayTls(config), faults)
+  const oauthCa = (): string | undefined => loadBundle('POSTERN_OAUTH_CA', config.oauth.ca)
+  collect(oauthCa, faults)
+  collect(() => checkWebroot(config.http.webroot), faults)
+  return { secureContext, clients, relayTls, oauthCa }
+}
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
@@ -41,7 +53,7 @@ export function loadClients(
 }
 
 /** Reads a bundle of CA certificates, where there is one. Throws a LoadError. */
-export function loadBundle(name: string, path: string | undefined): string | undefined {
+function loadBundle(name: string, path: string | undefined): string | undefined {
   if (path === undefined) return undefined
   const faults: string[] = []
   const pem = readFile(name, path, faults)
@@ -79,7 +91,7 @@ function loadRelayPair(smtp: Config['smtp']): { readonly cert: string; readonly 
 }
 
 /** The value, or undefined with the faults of loading it added to the list: so that all are told at once. */
-export function collect<T>(load: () => T, faults: string[]): T | undefined {
+function collect<T>(load: () => T, faults: string[]): T | undefined {
   try {
     return load()
   } catch (error) {

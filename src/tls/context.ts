@@ -61,7 +61,7 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()): S
   for (const authority of authorities) {
     if (!authority.ca)
       faults.push(
-        `the client CA bundle holds ${subjectOf(authority)}, which is not a CA certificate: put the CA that signed it there instead`,
+        `the client CA bundle holds ${named(authority)}, which is not a CA certificate: put the CA that signed it there instead`,
       )
   }
   const crl = readRevocationLists(material.crl, faults)
@@ -186,6 +186,12 @@ function contextFaults(options: SecureContextOptions): string[] {
   }
 }
 
-function subjectOf(certificate: X509Certificate): string {
-  return `"${certificate.subject.replaceAll('\n', ', ')}"`
+/** A certificate's subject in quotation marks, on one line. */
+export function named(certificate: Pick<X509Certificate, 'subject'>): string {
+  return `"${oneLine(certificate.subject)}"`
+}
+
+/** Names are anybody's text: none of them can add a line, or steer a terminal. */
+export function oneLine(text: string): string {
+  return text.replace(/\n/g, ', ').replace(/\p{C}|\p{Zl}|\p{Zp}/gu, '?')
 }

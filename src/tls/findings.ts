@@ -1,6 +1,6 @@
 import type { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
-import { notAfter, notBefore, parseCertificates } from './context.ts'
+import { named, notAfter, notBefore, oneLine, parseCertificates } from './context.ts'
 
 const DAY_MS = 86_400_000
 const SOON_DAYS = 30 // time to find out who renews it
@@ -116,15 +116,6 @@ function hasIssuer(leaf: X509Certificate, bundle: readonly X509Certificate[]): b
 
 function signed(issuer: X509Certificate, certificate: X509Certificate): boolean {
   return certificate.checkIssued(issuer) && certificate.verify(issuer.publicKey)
-}
-
-/** A certificate's subject in quotation marks, on one line. */
-export function named(certificate: X509Certificate): string {
-  return `"${oneLine(certificate.subject)}"`
-}
-
-function oneLine(subject: string): string {
-  return subject.replace(/\n/g, ', ').replace(/\p{C}/gu, '?')
 }
 
 function day(date: Date): string {

@@ -5,6 +5,7 @@ import { type Certificate, readCertificate } from './certificate.ts'
 import type { SecureContext } from './context.ts'
 import { authenticatesClients } from './path.ts'
 import { RevocationList } from './revocation.ts'
+import { named } from './context.ts'
 
 /** What the client CA says of a certificate: a refusal, or the chain up to a root, good until a moment (Unix ms). */
 export type Verdict = { readonly problem: Problem } | Proof
@@ -86,7 +87,7 @@ export class ClientTrust {
           newest !== undefined && newest.getTime() <= now
             ? `the revocation list has expired on ${newest.toISOString()}`
             : 'there is no current revocation list'
-        return `${why} for the client CA "${authority.x509.subject.replaceAll('\n', ', ')}": every certificate that it issued is refused`
+        return `${why} for the client CA ${named(authority.x509)}: every certificate that it issued is refused`
       })
   }
 
