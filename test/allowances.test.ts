@@ -6,6 +6,7 @@ import { Allowances } from '../src/send/allowances.ts'
 import { MESSAGE, oneConnection, startGateway } from './support/gateway.ts'
 import { startOnFiles } from './support/motion.ts'
 import { startRelay } from './support/relay.ts'
+import { startScripted } from './support/scripted-relay.ts'
 
 const withPolicy = (policy: string): string =>
   `clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], ${policy} } }`
@@ -63,6 +64,20 @@ t.test('a recipient that the relay refused is given back to the quota', async (t
   })
   t.equal((await post({ ...MESSAGE, to: to(2) })).status, 200)
   t.equal((await post(MESSAGE)).status, 429)
+})
+
+t.test('what may have been sent is not given back to the quota, what was not is', async (t) => {
+  const relay = await startScripted(t, (command) => (command === 'dot' ? 'what is this' : undefined))
+  const { post, request } = await startGateway(t, {
+    clients: withPolicy('quota: 9/day'),
+    env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TLS: 'off' },
+  })
+  const left = async (): Promise<unknown> => (await request()).json['usage'].quota.remaining
+  t.equal((await post({ ...MESSAGE, to: to(2) })).status, 504)
+  t.equal(await left(), 7)
+  relay.says = (command) => (command === 'dot' ? '550 5.7.1 no' : undefined)
+  t.equal((await post({ ...MESSAGE, to: to(2) })).status, 422)
+  t.equal(await left(), 7)
 })
 
 t.test('an answer given again costs nothing, and a dry run neither', async (t) => {

@@ -1,5 +1,10 @@
 import t from 'tap'
+import { parseClients } from '../src/clients/clients-file.ts'
+import { composeMessage, parseMessage } from '../src/mail/compose.ts'
+import { Departure } from '../src/relay/departure.ts'
+import { Allowances } from '../src/send/allowances.ts'
 import { derivedId, parseIdempotencyKey } from '../src/send/idempotency.ts'
+import { Sender } from '../src/send/send.ts'
 import { MemoryIdempotencyStore } from '../src/send/store-memory.ts'
 import { startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, type TestAnswer } from './support/gateway.ts'
@@ -133,6 +138,41 @@ t.test('an unknown outcome is answered again and not sent again', async (t) => {
   t.equal((await post(MESSAGE)).status, 200, 'without the key it is another message')
   t.equal(relay.complete.length, 2)
 })
+
+t.test(
+  'a gateway that fails while it hands a message over does not call it unsent, now or under its key',
+  async (t) => {
+    const store = new MemoryIdempotencyStore()
+    t.teardown(() => store.close())
+    let tries = 0
+    const relays = {
+      send: async (): Promise<never> => {
+        tries += 1
+        throw new TypeError('a fault of the program')
+      },
+    }
+    const metrics = { idempotency: { inc: () => {} } }
+    const sender = new Sender({ relays, store, metrics, allowances: new Allowances(undefined), queue: undefined })
+    const { clients } = parseClients('clients: { a: { token: a, from: "*" } }', 'f')
+    const client = clients.get('a')
+    if (client === undefined) throw new Error('there is no client')
+    const { envelope, messageId } = composeMessage(parseMessage(MESSAGE, 'id'), new Date())
+    const send = (): Promise<unknown> =>
+      sender.send({
+        id: 'id',
+        client,
+        idempotencyKey: 'k',
+        lostMs: 0,
+        bodyHash: 'hash',
+        dryRun: false,
+        departure: new Departure(),
+        compose: () => ({ envelope, messageId, open: () => [] }),
+      })
+    await t.rejects(send(), { code: 'delivery_unknown', outcome: 'unknown' })
+    t.match(await send(), { kind: 'replayed', status: 504 })
+    t.equal(tries, 1)
+  },
+)
 
 t.test('whatever else is answered frees the key, for another body too', async (t) => {
   const clients =

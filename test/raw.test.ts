@@ -140,7 +140,7 @@ t.test('the envelope is checked as addresses in JSON are, all faults at once', a
 t.test('the policy holds for mail_from, every rcpt_to and everyone the header says the message is from', async (t) => {
   const gateway = await gatewayOf(t, { clients: RESTRICTED })
   const header =
-    'From: ceo@other.example, billing@corp.example\r\nSender: x@other.example\r\nResent-From: y@other.example\r\nDate: x\r\nMessage-ID: <1@c>\r\n\r\n'
+    'From: ceo@other.example, billing@corp.example\r\nSender: x@other.example\r\nResent-From: y@other.example\r\nResent-Sender: w@other.example\r\nAuthor: v@other.example\r\nDate: x\r\nMessage-ID: <1@c>\r\n\r\n'
   const answer = await postRaw(gateway, header, {
     path: rawPath('z@other.example', ['user@corp.example', 'u@other.example']),
   })
@@ -154,6 +154,8 @@ t.test('the policy holds for mail_from, every rcpt_to and everyone the header sa
       '/headers/From ceo@other.example',
       '/headers/Sender x@other.example',
       '/headers/Resent-From y@other.example',
+      '/headers/Resent-Sender w@other.example',
+      '/headers/Author v@other.example',
       '/rcpt_to/1 u@other.example',
     ],
   )

@@ -446,6 +446,13 @@ cases.push({
   })
 }
 
+{
+  // Each of the one signs each of the other: trying every way up would take hours.
+  const [one, other] = [entity('One'), entity('Other')]
+  const crossed = Array.from({ length: 6 }, () => [under(one, other), under(other, one)]).flat()
+  cases.push({ what: 'more ways up than are tried', expected: 'refused here', leaf: leafOf(one), key, bundle: [rootCertificate, under(root, one), ...crossed] })
+}
+
 // Revocation lists (RFC 5280 §5 and §6.3).
 const listOf = (spec: Partial<ListSpec> = {}): string => revocationList({ issuer: root, ...spec })
 const HIT = { revoked: [serial] }
@@ -464,6 +471,7 @@ const at = (...fields: readonly Buffer[]): Partial<CertificateSpec> => ({
   extensions: [...LEAF_EXTENSIONS, point(...fields)],
 })
 listed('that is empty', 'both accept', [listOf()])
+listed('with two signature algorithms', 'refused here alone', [listOf({ innerAlgorithm: 'ecdsa-sha384' })])
 listed('with another serial', 'both accept', [listOf({ revoked: [int(5)] })])
 listed('with the serial', 'both refuse', [listOf(HIT)])
 listed('that has expired', 'both refuse', [listOf({ ...old(9), nextUpdate: time(daysFromNow(-1)) })])

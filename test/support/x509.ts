@@ -209,6 +209,8 @@ export function certificate(spec: CertificateSpec): string {
 export interface ListSpec {
   readonly issuer: Entity
   readonly algorithm?: Algorithm
+  /** What the signed part says of the signature. */
+  readonly innerAlgorithm?: Algorithm
   /** Serial numbers as DER INTEGERs. */
   readonly revoked?: readonly Der[]
   readonly entryExtensions?: readonly Ext[]
@@ -230,7 +232,7 @@ export function revocationList(spec: ListSpec): string {
   )
   const tbs = seq(
     int(1),
-    algorithmIdentifier(algorithm),
+    algorithmIdentifier(spec.innerAlgorithm ?? algorithm),
     issuer.name,
     spec.thisUpdate ?? time(daysFromNow(-1)),
     ...(spec.nextUpdate === null ? [] : [spec.nextUpdate ?? time(daysFromNow(10))]),
