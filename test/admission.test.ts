@@ -124,6 +124,23 @@ t.test(
   },
 )
 
+t.test('who holds as much as the one that asks loses nothing, and no body is cut that has been let go', async (t) => {
+  const admission = new Admission(3, 100)
+  const cut: string[] = []
+  const hold = (client: string, name: string): ReturnType<Admission['enter']> => {
+    const place = admission.enter(client, 10)
+    place.reading(() => cut.push(name) > 0)
+    return place
+  }
+  const [first] = [hold('slow', 'first'), hold('slow', 'second'), hold('quick', 'third')]
+  t.throws(() => hold('quick', 'fourth'), { code: 'overloaded' })
+  t.same(cut, [])
+  first?.release()
+  admission.enter('slow', 10)
+  admission.enter('other', 10)
+  t.same(cut, ['second'])
+})
+
 t.test('a place whose body has come is not taken away', async (t) => {
   const admission = new Admission(2, 100)
   for (let n = 0; n < 2; n++) admission.enter('busy', 10).reading(() => false)

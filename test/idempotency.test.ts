@@ -10,6 +10,8 @@ import { startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, type TestAnswer } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'
 import { startRelay } from './support/relay.ts'
+import { startScripted } from './support/scripted-relay.ts'
+import { dial } from './support/sockets.ts'
 
 t.test('a key is read bare or quoted, and refused when it is neither', async (t) => {
   t.equal(parseIdempotencyKey('order-1'), 'order-1')
@@ -173,6 +175,34 @@ t.test(
     t.equal(tries, 1)
   },
 )
+
+t.test('a refused message whose body never came whole frees its key, for another body too', async (t) => {
+  let refuse = true
+  let judged = false
+  const relay = await startScripted(t, (command) => {
+    judged ||= /^(?:RSET|QUIT)/.test(command)
+    return refuse && command.startsWith('RCPT') ? '550 5.1.1 no' : undefined
+  })
+  const gateway = await startGateway(t, {
+    env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TLS: 'off' },
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }',
+  })
+  const path = '/v1/messages/raw?mail_from=a@corp.example&rcpt_to=u@corp.example'
+  const headers = { 'content-type': 'message/rfc822', 'idempotency-key': 'k' }
+  const socket = await dial(gateway)
+  const head = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
+  socket.write(
+    `POST ${path} HTTP/1.1\r\nHost: x\r\n${head.join('')}Content-Length: 999\r\n\r\nFrom: a@corp.example\r\n\r\nx`,
+  )
+  while (!judged) await new Promise((resolve) => setImmediate(resolve))
+  socket.destroy()
+  refuse = false
+  const again = (): Promise<TestAnswer> =>
+    gateway.request({ method: 'POST', path, headers, body: 'From: a@corp.example\r\n\r\nanother\r\n' })
+  let answer = await again()
+  while (answer.status === 409) answer = await again()
+  t.match(answer, { status: 200, headers: { 'idempotency-replayed': undefined } })
+})
 
 t.test('whatever else is answered frees the key, for another body too', async (t) => {
   const clients =
