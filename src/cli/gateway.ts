@@ -47,24 +47,22 @@ export async function gatewayStatus(env: Io['env']): Promise<Status | undefined>
   }
   if (!isRecord(status) || !isRecord(status['clients_file'])) return undefined
   const { path, sha256 } = status['clients_file']
-  const files = Array.isArray(status['files']) ? status['files'].filter(isRecord) : []
-  const faults: unknown = files.find(({ file }) => file === 'clients')?.['faults']
-  const clients = Array.isArray(status['clients']) ? status['clients'].filter(isRecord) : []
-  const held = isRecord(status['queue']) ? status['queue']['clients'] : undefined
-  const queues = Array.isArray(held) ? held.filter(isRecord) : []
-  const queueOf = (name: unknown): string | null => {
-    const queue = queues.find(({ client }) => client === name)
-    if (queue === undefined) return null
-    const { queued, oldest, next_attempt: next } = queue
-    return `${String(queued)} queued, the oldest at ${String(oldest)}, the next attempt at ${String(next)}`
-  }
+  const rows = (value: unknown): Record<string, unknown>[] => (Array.isArray(value) ? value.filter(isRecord) : [])
   const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
+  const faults = rows(status['files']).find(({ file }) => file === 'clients')?.['faults']
+  const queues = isRecord(status['queue']) ? rows(status['queue']['clients']) : []
+  const queueOf = (name: unknown): string | null => {
+    const held = queues.find(({ client }) => client === name)
+    return held === undefined
+      ? null
+      : `${String(held['queued'])} queued, the oldest at ${String(held['oldest'])}, the next attempt at ${String(held['next_attempt'])}`
+  }
   return {
     path: String(path),
     sha256: String(sha256),
     started: String(status['started']),
     faults: Array.isArray(faults) ? faults.map(String) : [],
-    clients: clients.map((seen) => ({
+    clients: rows(status['clients']).map((seen) => ({
       client: String(seen['client']),
       disabled: seen['disabled'] === true,
       last_seen: text(seen['last_seen']),

@@ -20,31 +20,37 @@ export interface StatusSources {
     readonly sessions?: Readonly<Record<string, number>>
   }[]
   readonly inFlight: () => { readonly messages: number; readonly bytes: number; readonly connections: number }
-  readonly files: () => readonly {
-    readonly file: string
-    readonly paths: readonly string[]
-    readonly sha256: readonly string[]
-    readonly read_at: string | null
-    readonly faults: readonly string[]
-  }[]
+  readonly files: () => readonly FileStatus[]
   readonly clients: () => Iterable<Client>
   readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
   /** The certificate that a client was last seen with, or one that the gateway shows. */
-  readonly certificate: (whose: 'server' | 'relay' | Client) => Certificate | undefined
+  readonly certificate: (whose: 'server' | 'relay' | Client) => CertificateStatus | undefined
   /** Undefined where there is no queue. */
   readonly queue: () => Promise<QueueStats | undefined>
   /** Whether Redis answers; undefined where there is none. */
   readonly store: () => boolean | undefined
 }
 
-interface Certificate {
+/** A certificate, as it was last seen. */
+export interface CertificateStatus {
   readonly last_seen: string
   /** By which entry of the clients file; undefined for one of the gateway. */
   readonly known_by?: string | undefined
   readonly fingerprint: string
+  /** Null where it has none that can be read. */
   readonly not_after: string | null
   /** Whether somebody has to renew it now. */
   readonly ending: boolean
+}
+
+/** Files that are put into force together. `sha256` is that of their content, one for each path. */
+export interface FileStatus {
+  readonly file: string
+  readonly paths: readonly string[]
+  readonly sha256: readonly string[]
+  readonly read_at: string | null
+  /** Why they are, as they are now, not in force. */
+  readonly faults: readonly string[]
 }
 
 /** Something that is not well, and what to do. */
@@ -146,9 +152,7 @@ function* ofTheGateway(
     }
 }
 
-function* ofFiles(
-  files: readonly Pick<ReturnType<StatusSources['files']>[number], 'paths' | 'faults'>[],
-): Generator<Concern> {
+function* ofFiles(files: readonly Pick<FileStatus, 'paths' | 'faults'>[]): Generator<Concern> {
   for (const { paths, faults } of files) {
     if (faults.length === 0) continue
     const [first, ...others] = faults

@@ -3,6 +3,7 @@ import type { Logger } from 'pino'
 import type { Client, ClientDirectory } from '../clients/clients-file.ts'
 import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import type { Metrics } from '../operations/metrics.ts'
+import type { CertificateStatus } from '../operations/status.ts'
 import type { Caller } from '../clients/gate.ts'
 import { notAfter, notBefore } from '../tls/context.ts'
 
@@ -24,17 +25,6 @@ interface Expiring {
   /** Unix ms; of one that the gateway shows, when it was read. */
   seen: number
   by?: string
-}
-
-/** A certificate as the status page shows it. */
-export interface CertificateStatus {
-  readonly last_seen: string
-  readonly known_by?: string | undefined
-  readonly fingerprint: string
-  /** Null where it has none that can be read. */
-  readonly not_after: string | null
-  /** Whether somebody has to renew it now. */
-  readonly ending: boolean
 }
 
 /**

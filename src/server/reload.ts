@@ -10,6 +10,7 @@ import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import type { Metrics } from '../operations/metrics.ts'
+import type { FileStatus } from '../operations/status.ts'
 import { type ClientSource, holderOf, type Listing, type TokenCheck } from '../clients/gate.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
@@ -250,15 +251,6 @@ export class Reloader implements ClientSource {
 /** Digests of the files as they are now. Unreadable files have one too, by the reason. */
 export function digestsOf(config: ReloaderOptions['config']): Digests {
   return new Map(partsOf(config).map(([part, paths]) => [part, readAll(paths).digest]))
-}
-
-/** A part as the status page shows it. `faults`: why its files as they are now are not in force. */
-export interface FileStatus {
-  readonly file: Part
-  readonly paths: readonly string[]
-  readonly sha256: readonly string[]
-  readonly read_at: string | null
-  readonly faults: readonly string[]
 }
 
 /** What the files of a part held at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
