@@ -67,10 +67,17 @@ export function checkRecipientCount(
   recipients: number,
   mostOfAnybody: number,
 ): void {
+  if (recipients > recipientLimit(client, mostOfAnybody)) throw tooManyRecipients(client, recipients, mostOfAnybody)
+}
+
+export function tooManyRecipients(
+  client: Pick<Client, 'maxRecipients'>,
+  recipients: number,
+  mostOfAnybody: number,
+): Problem {
   const most = recipientLimit(client, mostOfAnybody)
   const setBy = most < mostOfAnybody ? "this client's max_recipients" : 'POSTERN_MAX_RECIPIENTS'
-  if (recipients > most)
-    throw new Problem('too_many_recipients', `The message has ${recipients} recipients; ${setBy} allows ${most}.`)
+  return new Problem('too_many_recipients', `The message has ${recipients} recipients; ${setBy} allows ${most}.`)
 }
 
 /** The most bytes that a message may have, and who says so: a 413 names whom to ask for more. */

@@ -96,6 +96,8 @@ export function lingeringClose(socket: Duplex, patience: number): void {
 function follow(socket: Socket, owing: Set<Socket>): Connection {
   const connection: Connection = { answers: new Map(), taken: 0, takenAt: performance.now() }
   connections.set(socket, connection)
+  // A peer that ends its side within a body is answered all the same: Node would end ours before the 408 is ready.
+  socket.allowHalfOpen = true
   socket.once('close', () => {
     owing.delete(socket)
     for (const answer of connection.answers.keys()) settle(connection.answers, answer)

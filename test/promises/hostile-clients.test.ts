@@ -351,6 +351,24 @@ t.test('past the bytes and messages in progress the answer is 503 at once', asyn
   t.equal(await stillServes(gateway), 200)
 })
 
+t.test('a peer that ends its side within a request is answered, and its connection ends', async (t) => {
+  const gateway = await startGateway(t)
+  for (const [start, expected] of [
+    [`${HEAD}Content-Length: 100\r\n\r\n{"from":`, 408],
+    [`${HEAD}Transfer-Encoding: chunked\r\n\r\n5\r\n{"fro`, 408],
+    ['GET /v1/whoami HTTP/1.1\r\nHost', 408],
+    ['', undefined],
+    ['GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n', 200],
+  ] as const) {
+    const socket = await dial(gateway, { allowHalfOpen: true })
+    const everything = rest(socket)
+    socket.write(start)
+    if (expected === 200) await firstAnswer(socket)
+    socket.end()
+    t.equal(parseAnswer(await everything)?.status, expected, JSON.stringify(start.slice(-30)))
+  }
+})
+
 t.test('pipelined messages are no way around the limits', async (t) => {
   const gateway = await startGateway(t, { env: { POSTERN_MAX_PENDING: '5' } })
   const warnings: Error[] = []

@@ -6,6 +6,7 @@ import type { Test } from 'tap'
 import type { TestGateway } from './gateway.ts'
 
 export interface Dial extends ConnectionOptions {
+  readonly allowHalfOpen?: boolean
   /** Who connects; null: without a certificate. The gateway's listed client unless told otherwise. */
   readonly as?: { readonly certificate: string; readonly key: string } | null
 }

@@ -1,3 +1,5 @@
+import { recipientLimit, tooManyRecipients } from '../../clients/authorise.ts'
+import type { Client } from '../../clients/clients-file.ts'
 import { Problem } from '../../errors.ts'
 import { isRecord } from '../../config/record.ts'
 
@@ -6,6 +8,7 @@ const MAX_DEPTH = 64
 const MAX_PARSED = 500_000
 // A message has far fewer values than this beside its recipients. Each may cost the schema a sentence.
 const MAX_VALUES = 10_000
+const MORE_LISTED = 1_000
 const RECIPIENT_FIELDS = ['to', 'cc', 'bcc']
 
 const QUOTE = 0x22
@@ -13,17 +16,26 @@ const BACKSLASH = 0x5c
 const [OPEN_ARRAY, OPEN_OBJECT] = [0x5b, 0x7b]
 const [CLOSE_ARRAY, CLOSE_OBJECT] = [0x5d, 0x7d]
 const COMMA = 0x2c
+const COLON = 0x3a
 
-/**
- * Looks over a JSON text before the parser does, piece by piece as it comes: how deep it nests and how many values it has.
- * That it is JSON is for the parser to say. The function throws a 400 Problem.
- */
-export function jsonLimits(): (piece: Buffer) => void {
-  let values = 1
-  let depth = 0
-  let inString = false
-  let escaped = false
-  return (piece) => {
+/** A look over a JSON text before the parser's, piece by piece as it comes. That it is JSON is for the parser to say. */
+export class JsonScan {
+  /** How many members all its objects have, by the colons outside of strings. */
+  members = 0
+  #values = 1
+  #depth = 0
+  #inString = false
+  #escaped = false
+
+  /** Throws a 400 Problem for a text that nests too deep or has too many values. */
+  look(piece: Buffer): void {
+    let [members, values, depth, inString, escaped] = [
+      this.members,
+      this.#values,
+      this.#depth,
+      this.#inString,
+      this.#escaped,
+    ]
     // By its index: an iterator over bytes takes three times as long.
     for (let at = 0; at < piece.length; at++) {
       const byte = piece[at]
@@ -33,6 +45,7 @@ export function jsonLimits(): (piece: Buffer) => void {
         else if (byte === QUOTE) inString = false
       } else if (byte === QUOTE) inString = true
       else if (byte === COMMA) values += 1
+      else if (byte === COLON) members += 1
       else if (byte === OPEN_ARRAY || byte === OPEN_OBJECT) {
         values += 1
         depth += 1
@@ -40,21 +53,22 @@ export function jsonLimits(): (piece: Buffer) => void {
       } else if (byte === CLOSE_ARRAY || byte === CLOSE_OBJECT) depth -= 1
     }
     if (values > MAX_PARSED) throw tooMuch('has more values')
+    this.members = members
+    this.#values = values
+    this.#depth = depth
+    this.#inString = inString
+    this.#escaped = escaped
   }
 }
 
 /** Counts a parsed message before the schema looks at each value of it. Throws 400 and 413 Problems. */
-export function checkCounts(message: unknown, mostRecipients: number): void {
+export function checkCounts(message: unknown, client: Pick<Client, 'maxRecipients'>, mostOfAnybody: number): void {
   if (!isRecord(message)) return
   const recipients = RECIPIENT_FIELDS.map((name) => message[name]).filter(Array.isArray)
   const listed = recipients.reduce((sum, list) => sum + list.length, 0)
   // Duplicates go out once, so some more may be listed.
-  if (listed > mostRecipients + 1_000) {
-    throw new Problem(
-      'too_many_recipients',
-      `The message lists ${listed} recipients; ${mostRecipients} are allowed in one message.`,
-    )
-  }
+  if (listed > recipientLimit(client, mostOfAnybody) + MORE_LISTED)
+    throw tooManyRecipients(client, listed, mostOfAnybody)
   const others = Object.entries(message).filter(([name]) => !RECIPIENT_FIELDS.includes(name))
   if (countValues(others, MAX_VALUES) > MAX_VALUES) throw tooMuch('has more values')
 }
@@ -68,6 +82,13 @@ function countValues(value: unknown, most: number): number {
     if (count > most) break
   }
   return count
+}
+
+/** How many members all objects of a parsed text have: fewer than the text where a name stands twice, of which one is lost. */
+export function countMembers(value: unknown): number {
+  if (typeof value !== 'object' || value === null) return 0
+  const inner = Object.values(value)
+  return inner.reduce((sum: number, each) => sum + countMembers(each), Array.isArray(value) ? 0 : inner.length)
 }
 
 function tooMuch(what: string): Problem {

@@ -2,12 +2,11 @@ import { isUtf8 } from 'node:buffer'
 import { createHash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { recipientLimit } from '../../clients/authorise.ts'
-import { Problem } from '../../errors.ts'
+import { below, Problem } from '../../errors.ts'
 import { callerOf } from '../identity.ts'
 import { belongs, reduce } from './attachments.ts'
 import { BodyHash } from './hash.ts'
-import { checkCounts, jsonLimits } from './json-limits.ts'
+import { checkCounts, countMembers, JsonScan } from './json-limits.ts'
 import { boundaryOf, Parts } from './multipart.ts'
 import { readWhole } from './reader.ts'
 import { declaredLength, type Submission, submissionOf } from './submission.ts'
@@ -15,7 +14,7 @@ import { declaredLength, type Submission, submissionOf } from './submission.ts'
 /** Reads and parses bodies within bounds, by their media type. Throws 400, 408, 413 and 503 Problems. */
 export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
   const json = app.getDefaultJsonParser('error', 'error')
-  const parseJson = async (request: FastifyRequest, body: Buffer): Promise<unknown> => {
+  const parseJson = async (request: FastifyRequest, scan: JsonScan, body: Buffer): Promise<unknown> => {
     // JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters.
     if (!isUtf8(body)) throw new Problem('malformed_json', 'The body is not valid UTF-8.')
     const text = body.toString('utf8')
@@ -24,14 +23,15 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     }).catch(async (cause: unknown) => {
       throw new Problem('malformed_json', `The body is not valid JSON: ${await whereIn(text)}.`, { cause })
     })
-    checkCounts(message, recipientLimit(callerOf(request).client, maxRecipients))
+    checkCounts(message, callerOf(request).client, maxRecipients)
+    if (countMembers(message) !== scan.members) throw await twice(text)
     return message
   }
-  const parseMessage = async (request: FastifyRequest, submission: Submission, body: Buffer): Promise<unknown> => {
+  const parseMessage = async (request: FastifyRequest, submission: Submission, scan: JsonScan, body: Buffer) => {
     const reduced = reduce(body)
     await submission.turn.take(reduced.json.length)
-    const message = await parseJson(request, reduced.json)
-    if (!belongs(message, reduced.contents)) return parseJson(request, body)
+    const message = await parseJson(request, scan, reduced.json)
+    if (!belongs(message, reduced.contents)) return parseJson(request, scan, body)
     submission.contents = reduced.contents
     return message
   }
@@ -42,19 +42,19 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     const submission = submissionOf(request)
     const reader = submission.read()
     const declared = declaredLength(request)
-    const check = jsonLimits()
+    const scan = new JsonScan()
     const body = await readWhole(
       () => reader.next(),
       declared,
       (piece) => {
-        check(piece)
+        scan.look(piece)
         // A body that does not say how long it is takes its room as it grows.
         if (reader.size > declared) submission.place.grow(Math.min(piece.length, reader.size - declared))
       },
     )
     if (request.headers['idempotency-key'] !== undefined)
       submission.bodyHash = createHash('sha256').update(body).digest('base64url')
-    return parseMessage(request, submission, body)
+    return parseMessage(request, submission, scan, body)
   })
   app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, _payload: IncomingMessage) => {
     if (request.submission === null) return undefined // no method but POST has a body that is read
@@ -69,16 +69,16 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
         errors: [{ path: '/message', message: 'should be the first part' }],
       })
     }
-    const check = jsonLimits()
+    const scan = new JsonScan()
     const body = await readWhole(
       () => parts.read(),
       0,
       (piece) => {
-        check(piece)
+        scan.look(piece)
         submission.place.grow(piece.length)
       },
     )
-    return parseMessage(request, submission, body)
+    return parseMessage(request, submission, scan, body)
   })
   // Read by its route, piece by piece.
   app.addContentTypeParser('message/rfc822', async () => undefined)
@@ -103,4 +103,26 @@ async function whereIn(text: string): Promise<string> {
     { disallowComments: true },
   )
   return found ?? 'it has a key that no message has, "__proto__" or "constructor"'
+}
+
+/** The 400 for a text in which an object has a name twice: parsers keep the last in silence (RFC 8259 §4). */
+async function twice(text: string): Promise<Problem> {
+  const { visit } = await import('jsonc-parser')
+  const open: Set<string>[] = []
+  let path: string | undefined
+  if (text.length <= SEARCHED)
+    visit(text, {
+      onObjectBegin: () => void open.push(new Set()),
+      onObjectEnd: () => void open.pop(),
+      onObjectProperty: (name, _offset, _length, _line, _column, enclosing) => {
+        const names = open.at(-1)
+        if (names?.has(name) === true)
+          path ??= [...enclosing(), name].reduce<string>((parent, each) => below(parent, String(each)), '')
+        names?.add(name)
+      },
+    })
+  const message = 'stands twice'
+  return new Problem('invalid_message', `${path ?? 'A name of the message'} ${message}.`, {
+    errors: path === undefined ? [] : [{ path, message }],
+  })
 }

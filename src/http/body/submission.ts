@@ -122,7 +122,7 @@ function isStreamed({ headers }: FastifyRequest): boolean {
 
 /** Type and subtype of a Content-Type (RFC 9110 §8.3.1) in lower case, without its parameters. */
 function mediaTypeOf(contentType = ''): string {
-  return (/^[^;]*/.exec(contentType)?.[0] ?? '').replace(/[ \t]+$/, '').toLowerCase()
+  return (/^[^;]*/.exec(contentType)?.[0] ?? '').trimEnd().toLowerCase()
 }
 
 /** What a streamed body takes: one that does not say how long it is may be long. */

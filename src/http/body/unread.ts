@@ -16,9 +16,10 @@ export function lingerOverBody(
   done: () => void,
 ): void {
   const { raw, caller, submission } = request
-  if (raw.complete || !hasBody(raw)) {
+  const { readableEnded } = raw.socket // nothing more comes
+  if (raw.complete || !hasBody(raw) || readableEnded) {
     // A stranger has nothing more to ask on this connection.
-    if (caller === null) void reply.header('connection', 'close')
+    if (caller === null || readableEnded) void reply.header('connection', 'close')
     // Where Node itself is about to close (the client was revoked), the header has to stay.
     else if (submission !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection'))
       void reply.removeHeader('connection')
