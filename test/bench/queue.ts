@@ -28,7 +28,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
     POSTERN_QUEUE_KEY: randomBytes(32).toString('base64'),
   }
   const gateway = await startGateway({ ...relayEnv(relay), ...queue })
-  const count = quick ? 1000 : 3000
+  const count = quick ? 1000 : 2000
   const kinds = await Promise.all(
     [
       { name: 'sent while the caller waits', headers: '' },
@@ -42,8 +42,8 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
       rate: [] as number[],
     })),
   )
-  for (const { callers } of kinds) await redis.settled(() => take(callers, count))
-  for (let round = 0; round < (quick ? 7 : 9); round++) {
+  for (const { callers } of kinds) await redis.settled(() => take(callers, 2 * count)) // until the code is hot
+  for (let round = 0; round < (quick ? 3 : 7); round++) {
     for (const { callers, cpu, rate } of round % 2 === 0 ? kinds : kinds.toReversed()) {
       const [before, begun] = [cpuSeconds(gateway.pids), performance.now()]
       await redis.settled(() => take(callers, count))

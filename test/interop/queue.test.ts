@@ -108,6 +108,20 @@ t.test('with wait=N the answer is the final one where there is one in time', asy
   t.match(again, { status: 422, headers: { 'idempotency-replayed': 'true' } })
   t.same(again.json, refused.json)
 
+  t.match(await gateway.request({ path: `/v1/messages/${refused.json['request_id']}` }), {
+    json: { status: 'rejected', problem: refused.json, attempts: [{ outcome: 'not_sent', code: 550 }] },
+  })
+
+  follow(relay, { stage: 'RCPT 2', fault: '451' })
+  const partial = await gateway.post({ ...MESSAGE, cc: 'second@corp.example' }, wait(10, 'p'))
+  t.match(partial, {
+    status: 200,
+    json: { status: 'partial', rejected: [{ email: 'second@corp.example', code: 451 }] },
+  })
+  t.match(await gateway.request({ path: `/v1/messages/${partial.json['id']}` }), {
+    json: { status: 'partial', receipt: partial.json, attempts: [{ outcome: 'partial', code: 250 }] },
+  })
+
   follow(relay, { stage: 'RCPT 1', fault: '451' })
   const putOff = await gateway.post(MESSAGE, wait(10, 'c'))
   t.match(putOff, {
@@ -231,6 +245,25 @@ t.test('what is too large for the queue is sent at once', async (t) => {
   t.equal(relay.messages.length, 1)
 })
 
+t.test('what is streamed is sent at once, and is a 413 with send_at', async (t) => {
+  const { gateway, relay } = await setUp(t)
+  const upload = (message: object) => {
+    const part = (name: string, content: string) =>
+      `--b\r\nContent-Disposition: form-data; name="${name}"; filename="${name}"\r\n\r\n${content}\r\n`
+    const all = { ...MESSAGE, attachments: [{ filename: 'a.txt', part: 'a' }], ...message }
+    return gateway.post(undefined, {
+      headers: { 'content-type': 'multipart/form-data; boundary=b', ...ASYNC.headers },
+      body: `${part('message', JSON.stringify(all))}${part('a', 'Hi.')}--b--\r\n`,
+    })
+  }
+  const answer = await upload({})
+  t.match(answer, { status: 200, json: { status: 'accepted' } })
+  t.notOk(answer.headers['preference-applied'])
+  const send_at = new Date(Date.now() + 60_000).toISOString()
+  t.match(await upload({ send_at }), { status: 413, json: { code: 'message_too_large', detail: /send_at/ } })
+  t.equal(relay.messages.length, 1)
+})
+
 t.test('a relay that is away is asked by a probe, and everything goes out when it is back', async (t) => {
   const { gateway, relay } = await setUpFaulty(t)
   await relay.stop()
@@ -291,6 +324,66 @@ t.test('one client with many messages does not keep another waiting', async (t) 
   await until(() => relay.messages.length === 61)
 })
 
+const BILLING_AND_OTHER =
+  'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: RATE }, other: { san: ["DNS:other"], from: ["*"] } }'
+
+/** Makes so many of a message that is queued for later, all of them due. */
+async function multiply(redis: RedisServer, id: string, many: number): Promise<void> {
+  const script = `
+    local m, c = redis.call('HGETALL', 'postern:queue:m:' .. ARGV[1]), redis.call('GET', 'postern:queue:c:' .. ARGV[1])
+    for n = 1, tonumber(ARGV[2]) do
+      local copy = string.format('%08d', n) .. string.sub(ARGV[1], 9)
+      redis.call('HSET', 'postern:queue:m:' .. copy, unpack(m))
+      redis.call('HSET', 'postern:queue:m:' .. copy, 'key', '')
+      redis.call('SET', 'postern:queue:c:' .. copy, c)
+      for _, list in ipairs({ 'd:billing', 'o:billing' }) do redis.call('ZADD', 'postern:queue:' .. list, n, copy) end
+    end
+    redis.call('ZADD', 'postern:queue:ready', 1, 'billing')`
+  await redis.cli('EVAL', script, '0', id, String(many))
+}
+
+t.test('20,000 messages of one client keep nobody waiting, and go out at the pace of the relay', async (t) => {
+  const RELAY_MS = 50
+  const { gateway, relay, redis } = await setUp(t, {
+    clients: BILLING_AND_OTHER.replace('RATE', '1000000/second'),
+    relay: await slowRelay(t, RELAY_MS),
+  })
+  const other = await gateway.pki.client('other')
+  const later = new Date(Date.now() + 3_600_000).toISOString()
+  await multiply(redis, (await gateway.post({ ...MESSAGE, send_at: later })).json['id'], 20_000)
+  await until(() => relay.messages.length > 100)
+  const before = relay.messages.length
+  const begun = performance.now()
+  await gateway.post({ ...MESSAGE, subject: 'Me too' }, { ...ASYNC, as: other })
+  await until(() => relay.messages.some(({ raw }) => raw.includes('Me too')))
+  t.ok(performance.now() - begun < 2_000, `it took ${performance.now() - begun} ms`)
+  await until(() => relay.messages.length >= before + 1_000)
+  const pace = ((performance.now() - begun) / 1_000) * 10 // ms for each of ten sessions
+  t.ok(pace < 2 * RELAY_MS, `a message took ${pace} ms`)
+})
+
+t.test('a client that its rate holds back keeps no other waiting, and its order', async (t) => {
+  const { gateway, relay } = await setUp(t, { clients: BILLING_AND_OTHER.replace('RATE', '2/second') })
+  const other = await gateway.pki.client('other')
+  const agent = oneConnection(t)
+  for (let n = 0; n < 40; n++) await gateway.post({ ...MESSAGE, subject: `held ${n}` }, { ...ASYNC, agent })
+  const begun = performance.now()
+  const ids = await Promise.all(Array.from({ length: 30 }, () => gateway.post(MESSAGE, { ...ASYNC, as: other })))
+  for (const { json } of ids)
+    for (let status = ''; status !== 'accepted';)
+      status = (await gateway.request({ path: `/v1/messages/${json['id']}`, as: other })).json['status']
+  t.ok(performance.now() - begun < 5_000)
+  const held = (): string[] =>
+    relay.messages.flatMap(({ raw }) => /^Subject: (held \d+)/m.exec(raw.toString())?.[1] ?? [])
+  await until(() => held().length >= 8)
+  const first = held().slice(0, 8)
+  t.same(
+    [...first].sort(),
+    Array.from({ length: 8 }, (_, n) => `held ${n}`),
+    'those that came first are first',
+  )
+})
+
 t.test('while Redis is away what need not wait is sent at once', async (t) => {
   const { gateway, redis, relay } = await setUp(t)
   await redis.stop()
@@ -316,12 +409,34 @@ t.test('with a key no content lies in Redis, and none of it once the message is 
   t.notMatch(all.join('\n'), /xyzzy/i)
   t.ok((await redis.keys()).includes(`postern:queue:c:${json['id']}`))
   await gateway.request({ method: 'DELETE', path: `/v1/messages/${json['id']}` })
+  const kept = Number(await redis.cli('PTTL', `postern:queue:m:${json['id']}`))
+  t.ok(kept > 86_000_000 && kept <= 86_400_000, 'the state is kept for a day')
   const left = await redis.keys()
   t.notOk(left.includes(`postern:queue:c:${json['id']}`))
   t.notOk(
     left.some((name) => /queue:[do]:/.test(name)),
     'nor a place in any list',
   )
+})
+
+t.test('it is tried again after 1, 5, 15 and then each 60 minutes, more or less', async (t) => {
+  const relay = await startFaultRelay(t)
+  const { gateway, redis } = await setUp(t, { env: { POSTERN_SMTP_URL: relay.url } })
+  follow(relay, { stage: 'MAIL', fault: '451' })
+  const { json } = await gateway.post(MESSAGE, ASYNC)
+  const path = `/v1/messages/${json['id']}`
+  for (const [tries, minutes] of [1, 5, 15, 60, 60].entries()) {
+    await until(async () => (await gateway.request({ path })).json['attempts'].length > tries)
+    await until(async () => (await gateway.request({ path })).json['status'] === 'queued')
+    const state = (await gateway.request({ path })).json
+    const after = (Date.parse(state['next_attempt']) - Date.now()) / 60_000
+    t.ok(after > minutes * 0.85 && after < minutes * 1.11, `${after} minutes`)
+    for (const list of ['d:billing', 'ready']) {
+      const member = list === 'ready' ? 'billing' : json['id']
+      await redis.cli('ZADD', `postern:queue:${list}`, 'XX', '1', member)
+    }
+  }
+  t.match(await gateway.request({ path }), { json: { status: /queued|sending/ } })
 })
 
 t.test('what no relay takes in time expires, what is on its way does not', async (t) => {

@@ -171,10 +171,12 @@ export class Queue {
     setImmediate(() => void this.#ask())
   }
 
-  /** Takes no more messages. */
+  /** Takes no more messages, and gives back those in hand that have not begun. */
   stop(): void {
     this.#closed = true
     clearTimeout(this.#timer)
+    for (const begin of [...this.#line.values()].flat()) begin()
+    this.#line.clear()
     for (const tell of [...this.#waiting.values()].flatMap((all) => [...all])) tell()
   }
 
