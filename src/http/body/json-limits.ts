@@ -29,19 +29,18 @@ export class JsonScan {
 
   /** Throws a 400 Problem for a text that nests too deep or has too many values. */
   look(piece: Buffer): void {
-    let [members, values, depth, inString, escaped] = [
-      this.members,
-      this.#values,
-      this.#depth,
-      this.#inString,
-      this.#escaped,
-    ]
-    // By its index: an iterator over bytes takes three times as long.
+    let { members } = this
+    let [values, depth, inString, escaped] = [this.#values, this.#depth, this.#inString, this.#escaped]
+    // By its index, and strings in a loop of their own: an iterator over bytes takes six times as long.
     for (let at = 0; at < piece.length; at++) {
-      const byte = piece[at]
+      let byte = piece[at]
       if (inString) {
-        if (escaped) escaped = false
-        else if (byte === BACKSLASH) escaped = true
+        if (escaped) {
+          escaped = false
+          continue
+        }
+        while (byte !== undefined && byte !== QUOTE && byte !== BACKSLASH) byte = piece[++at]
+        if (byte === BACKSLASH) escaped = true
         else if (byte === QUOTE) inString = false
       } else if (byte === QUOTE) inString = true
       else if (byte === COMMA) values += 1
