@@ -206,6 +206,36 @@ t.test('the secret goes by HTTP Basic where the endpoint asks for that, and is r
   t.equal(Buffer.from(secrets[1]?.slice(6) ?? '', 'base64').toString(), 'postern:second')
 })
 
+t.test('an endpoint says in several ways that it wants the secret elsewhere, or not at all', async (t) => {
+  const { relay } = await startTaker(t, 'XOAUTH2', () => true)
+  const token = { body: { access_token: 'token-1', token_type: 'bearer' } }
+  const challenge = { 'www-authenticate': 'Basic realm="tokens"' }
+  for (const refusal of [
+    { status: 400, body: { error: 'invalid_client' } },
+    { status: 401, body: { error: 'invalid_client' } },
+    { status: 401, headers: challenge, body: '' },
+  ]) {
+    const endpoint = await startEndpoint(t)
+    endpoint.answer = (_, { authorization }) => (authorization === undefined ? refusal : token)
+    t.match(await (await relaysWith(t, [relay], endpoint.url)).send(outgoing(SMALL)), { code: 250 })
+    t.match(endpoint.asked, [
+      { authorization: undefined, body: /s3cret/ },
+      { authorization: /^Basic /, body: /^(?!.*s3cret)/ },
+    ])
+  }
+  const neither = await startEndpoint(t)
+  neither.answer = (_, { authorization }) => ({
+    status: authorization === undefined ? 401 : 400,
+    body: {
+      error: authorization === undefined ? 'invalid_client' : 'invalid_request',
+      error_description: 'AADSTS7000222',
+    },
+  })
+  await t.rejects((await relaysWith(t, [relay], neither.url)).send(outgoing(SMALL)), {
+    message: /invalid_client: AADSTS7000222/,
+  })
+})
+
 t.test('without a secret the relay certificate is shown to the endpoint', async (t) => {
   const endpoint = await startEndpoint(t)
   const { relay } = await startTaker(t, 'XOAUTH2', () => true)
@@ -274,14 +304,17 @@ t.test('a peer that says back what it was sent in confidence does not have it to
     return JSON.stringify([problem.toBody('1'), explain(problem.cause), String(problem.cause)])
   }
   const endpoint = await startEndpoint(t)
-  endpoint.answer = (_, { body }) => ({
-    status: 400,
-    body: { error: 'invalid_client', error_description: `no: ${body}` },
-  })
   const { relay } = await startTaker(t, 'XOAUTH2', () => true)
-  const said = await told(await relaysWith(t, [relay], endpoint.url))
-  t.match(said, /invalid_client: no: .*client_id=postern/)
-  t.notMatch(said, /s3cret/)
+  const secret = 's3/cret +word'
+  for (const error of ['invalid_request', 'invalid_client']) {
+    endpoint.answer = (_, { body, authorization = '' }) => ({
+      status: 400,
+      body: { error, error_description: `no: ${secret} ${authorization} ${body}` },
+    })
+    const said = await told(await relaysWith(t, [relay], endpoint.url, { POSTERN_SMTP_OAUTH_CLIENT_SECRET: secret }))
+    t.match(said, /invalid_\w+: no: … .*grant_type=client_credentials/)
+    t.notMatch(said, /s3|\+word|czM/)
+  }
 
   for (const [mechanism, cut] of [
     ['XOAUTH2', 10_000],

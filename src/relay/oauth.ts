@@ -27,8 +27,8 @@ export class TokenSource {
   #refusals = 0
   #replaceAt = 0
   #basic = false
-  /** As it was last sent: an endpoint may say it back. */
-  #secret: string | undefined
+  /** What was last sent in confidence, in each form that it is sent in: an endpoint may say it back. */
+  #confided: readonly string[] = []
 
   /** `tls` has the certificate to show where there is no secret (RFC 8705 §2). */
   constructor(settings: Settings, timeout: number, tls: () => RelayTls) {
@@ -78,7 +78,7 @@ export class TokenSource {
       return text
     } catch (cause) {
       this.#retryAt = Date.now() + pause(this.#failures++)
-      const told = new Error(withoutSecrets(reasonOf(cause), [this.#secret ?? '']), { cause })
+      const told = new Error(withoutSecrets(reasonOf(cause), this.#confided), { cause })
       this.#fault = new RelayFault('token', { cause: told })
       throw this.#fault
     }
@@ -89,10 +89,12 @@ export class TokenSource {
     try {
       return await this.#ask(this.#basic)
     } catch (error) {
-      const refused = error instanceof oauth.ResponseBodyError || error instanceof oauth.WWWAuthenticateChallengeError
-      if (!refused || error.status !== 401 || this.#settings.secret === undefined) throw error
+      if (this.#settings.secret === undefined || !isUnauthenticated(error)) throw error
+      const response = await this.#ask(!this.#basic).catch((other: unknown) => {
+        throw isUnauthenticated(other) ? other : error
+      })
       this.#basic = !this.#basic
-      return this.#ask(this.#basic)
+      return response
     }
   }
 
@@ -100,7 +102,8 @@ export class TokenSource {
     const { tokenUrl, clientId, secret, scope } = this.#settings
     const server = { issuer: new URL(tokenUrl).origin, token_endpoint: tokenUrl }
     const client = { client_id: clientId }
-    const text = (this.#secret = secret?.())
+    const text = secret?.()
+    this.#confided = text === undefined ? [] : formsOf(clientId, text)
     const authentication =
       text === undefined ? oauth.TlsClientAuth() : basic ? oauth.ClientSecretBasic(text) : oauth.ClientSecretPost(text)
     const response = await oauth.clientCredentialsGrantRequest(
@@ -115,6 +118,18 @@ export class TokenSource {
     )
     return oauth.processClientCredentialsResponse(server, client, response)
   }
+}
+
+/** A secret as it is, in a body, and by HTTP Basic (RFC 6749 §2.3.1). */
+function formsOf(clientId: string, secret: string): readonly string[] {
+  const [id, encoded] = [clientId, secret].map((text) => String(new URLSearchParams([['', text]])).slice(1))
+  return [secret, encoded ?? '', Buffer.from(`${id}:${encoded}`).toString('base64')]
+}
+
+/** RFC 6749 §5.2: 401, or 400 with the same code. */
+function isUnauthenticated(error: unknown): boolean {
+  if (error instanceof oauth.ResponseBodyError) return error.status === 401 || error.error === 'invalid_client'
+  return error instanceof oauth.WWWAuthenticateChallengeError && error.status === 401
 }
 
 function pause(times: number): number {
