@@ -1,4 +1,5 @@
-import { writeFileSync } from 'node:fs'
+import { execFileSync } from 'node:child_process'
+import { unlinkSync, writeFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
@@ -239,6 +240,21 @@ t.test('a URL that cannot be used never shows its password', async (t) => {
     t.equal(faults.length, 1, url)
     t.notMatch(faults.join(), /s3cr3t/)
   }
+})
+
+t.test('a secret that is read again is not waited for where its file has become a pipe', async (t) => {
+  const file = join(t.testdir({ secret: 'first\n' }), 'secret')
+  const { config, faults } = readConfig({
+    POSTERN_SMTP_URL: 'smtp://app@mail.internal',
+    POSTERN_SMTP_OAUTH_TOKEN_URL: 'https://login.example/token',
+    POSTERN_SMTP_OAUTH_CLIENT_ID: 'app',
+    POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE: file,
+  })
+  t.same(faults, [])
+  t.equal(config.smtp.oauth.secret?.(), 'first')
+  unlinkSync(file)
+  execFileSync('mkfifo', [file])
+  t.throws(() => config.smtp.oauth.secret?.(), { name: 'RangeError', message: /_FILE .* is no regular file/ })
 })
 
 t.test('a secret can come from a file, but not from both places', async (t) => {

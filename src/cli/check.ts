@@ -5,7 +5,8 @@ import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, relayFindings, serverFindings } from '../tls/findings.ts'
-import { loadFiles, readWatched } from '../server/load.ts'
+import { readRegularFile } from '../config/regular-file.ts'
+import { loadFiles } from '../server/load.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
@@ -155,7 +156,7 @@ function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | u
 function certificatesIn(file: string | undefined): readonly X509Certificate[] {
   if (file === undefined) return []
   try {
-    return readableCertificates(readWatched(file).toString())
+    return readableCertificates(readRegularFile(file).toString())
   } catch {
     return [] // reported where it is loaded
   }

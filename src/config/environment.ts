@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { readRegularFile } from './regular-file.ts'
 import { nearest } from './suggest.ts'
 import { unreadable } from './unreadable.ts'
 
@@ -78,7 +79,7 @@ export class EnvironmentReader {
     if (file === undefined) return () => value
     return () => {
       try {
-        return readSecret(file)
+        return readRegularFile(file).toString().trim() // opening a pipe that nobody writes to would stop the process
       } catch (error) {
         throw error instanceof RangeError ? new RangeError(`${name}_FILE ${file} ${error.message}`) : error
       }

@@ -1,14 +1,11 @@
-import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
-import { unreadable } from '../config/unreadable.ts'
+import { readRegularFile } from '../config/regular-file.ts'
 import { LoadError } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import { readCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
-
-const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
 
 /** Reads everything that the settings name. What cannot be had is undefined, and told by the faults. */
 export function loadFiles(config: Config, faults: string[]) {
@@ -101,29 +98,9 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
   }
 }
 
-/** The content of a regular file of at most 16 MiB. Throws a RangeError that ends a sentence about the file. */
-export function readWatched(path: string): Buffer {
-  let fd: number | undefined
-  try {
-    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK) // opening a FIFO would wait for somebody who writes to it
-    const stat = fstatSync(fd)
-    if (!stat.isFile()) throw new RangeError(`is ${stat.isDirectory() ? 'a folder' : 'no regular file'}`)
-    const content = Buffer.alloc(Math.min(stat.size, MAX_FILE_BYTES) + 1)
-    let length = 0
-    for (let read = -1; read !== 0 && length < content.length; length += read)
-      read = readSync(fd, content, length, content.length - length, null)
-    if (length > MAX_FILE_BYTES) throw new RangeError('is larger than 16 MiB')
-    return content.subarray(0, length)
-  } catch (error) {
-    throw error instanceof RangeError ? error : new RangeError(unreadable(path, error))
-  } finally {
-    if (fd !== undefined) closeSync(fd)
-  }
-}
-
 function readFile(name: string, path: string, faults: string[]): string {
   try {
-    return readWatched(path).toString()
+    return readRegularFile(path).toString()
   } catch (error) {
     if (!(error instanceof RangeError)) throw error
     faults.push(`${name} ${path} ${error.message}.`)

@@ -4,6 +4,7 @@ import { isDeepStrictEqual } from 'node:util'
 import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
+import { readRegularFile } from '../config/regular-file.ts'
 import { codeOf, LoadError, Problem } from '../errors.ts'
 import type { Connections } from './connections.ts'
 import { ExpiryWatch } from './expiry.ts'
@@ -14,7 +15,7 @@ import type { FileStatus } from '../operations/status.ts'
 import { type ClientSource, holderOf, type Listing, type TokenCheck } from '../clients/gate.ts'
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
-import { loadRelayTls, readWatched } from './load.ts'
+import { loadRelayTls } from './load.ts'
 import { FileWatch } from './watch.ts'
 
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
@@ -267,7 +268,7 @@ function readAll(paths: readonly string[]): Content {
   let unreadable: unknown
   for (const path of paths) {
     try {
-      const bytes = readWatched(path)
+      const bytes = readRegularFile(path)
       digests.push(createHash('sha256').update(bytes).digest('hex'))
       texts.push(bytes.toString())
     } catch (error) {
