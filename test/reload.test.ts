@@ -1,5 +1,6 @@
 import { mkdirSync, renameSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import t from 'tap'
 import { createRevocationList, issueCertificate } from '../src/tls/issue.ts'
 import { formatFingerprint, fingerprintOf } from '../src/tls/fingerprint.ts'
@@ -107,6 +108,21 @@ t.test(
     t.match(await metric(/^postern_reloads_total\{.*"failed"/), / 1$/)
   },
 )
+
+t.test('a certificate that came before its time is in force with the next signal, its file unchanged', async (t) => {
+  const { gateway, write, failed, logged, whoami } = await startOnFiles(t)
+  const notBefore = new Date(Math.ceil(Date.now() / 1000) * 1000 + 2_000)
+  const next = await issueCertificate(pki.ca, { name: 'localhost', usage: 'server', san: ['127.0.0.1'], notBefore })
+  const refusal = await failed('certificate', () => {
+    write('server.key', next.key)
+    write('server.crt', next.certificate)
+  })
+  t.match(refusal['reasons'], [/is not valid before/])
+  await pause(notBefore.getTime() - Date.now() + 50)
+  gateway.reload()
+  await logged({ file: 'certificate', msg: 'a changed file is in force' })
+  t.match(await whoami(), { status: 200, served: printOf(next.certificate) })
+})
 
 for (const [what, content] of [
   ['garbage', 'garbage\n'],
