@@ -129,7 +129,7 @@ export class Pool {
   /** Where new sessions are refused it is no time to give up those that stand; where they are few, one at a time is. */
   get #maySwap(): boolean {
     const few = this.#line.sessions < this.#options.sessions
-    return performance.now() >= this.#retryAt && !(few && this.#leaving.size + this.#opening > 0)
+    return performance.now() >= this.#retryAt && !(few && this.#coming > 0)
   }
 
   get #room(): boolean {
@@ -163,6 +163,12 @@ export class Pool {
     this.#swapTimer = undefined
   }
 
+  /** How many sessions will come in a moment, or make room: of those that are being opened the ones that the relay grants. */
+  get #coming(): number {
+    const granted = this.#line.sessions - (this.#growing ? 1 : 0) - this.#sessions.size
+    return Math.min(this.#opening, Math.max(0, granted)) + this.#leaving.size
+  }
+
   /** How many sessions would be busy if there were enough. */
   get #wanted(): number {
     return this.#entitled.length + this.#line.ready
@@ -175,7 +181,7 @@ export class Pool {
 
   /** How many sessions the tickets in turn wait for that are neither being opened nor getting room. */
   get #needed(): number {
-    return this.#entitled.length - this.#opening - this.#leaving.size
+    return this.#entitled.length - this.#coming
   }
 
   #give(ticket: Ticket, session: Session): void {
@@ -233,7 +239,8 @@ export class Pool {
   #opened(session: Session): void {
     this.#endSwap()
     this.#sessions.add(session)
-    this.#line.sessions = Math.max(this.#line.sessions, this.#sessions.size)
+    // One more than granted, unless another has left meanwhile.
+    this.#line.sessions = Math.max(this.#line.sessions - (this.#growing ? 1 : 0), this.#sessions.size)
     this.#misses = this.#rounds = this.#retryAt = 0
     if (this.#growing) this.#growMisses = this.#growAt = 0
     this.#growing = false
@@ -268,7 +275,9 @@ export class Pool {
       this.#retryAt = pause(this.#rounds++)
       this.#refusedAt = now
     }
-    if (this.#growing || ++this.#misses % MISSES === 0) this.#line.sessions = Math.max(1, standing)
+    const silent = fault.step === 'greeting' && fault.reply === undefined
+    if (silent) this.#line.sessions = Math.max(1, this.#sessions.size)
+    else if (this.#growing || ++this.#misses % MISSES === 0) this.#line.sessions = Math.max(1, standing)
     this.#growing = false
     this.#serve()
   }

@@ -147,7 +147,10 @@ t.test('a relay that is idle is looked at over one session, once in 30 s at most
   await until(async () => performance.now() - idleSince > 65_000)
   const most = Math.ceil((performance.now() - idleSince) / 30_000)
   await idler.stop()
-  const sessions = (await idle.log()).match(/disconnect from .* starttls=1 .*/g) ?? []
+  const ended = async (): Promise<readonly string[]> =>
+    (await idle.log()).match(/disconnect from .* starttls=1 .*/g) ?? []
+  await until(async () => (await ended()).length > 0)
+  const sessions = await ended()
   t.equal(sessions.length, 1, sessions.join('\n'))
   const looks = Number(/ noop=(\d+) /.exec(sessions[0] ?? '')?.[1])
   t.ok(looks >= 2 && looks <= most, `${looks} looks, ${most} at most`)
