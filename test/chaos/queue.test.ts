@@ -427,6 +427,8 @@ scenario('Redis fails over to a replica that lags: nothing is sent twice for wha
   const after = String((await caller.queue(a, message('after'))).json['id'])
   relay.open()
   await pause(3_000)
+  const keyed = { method: 'POST', body: message('keyed'), headers: { 'idempotency-key': 'k' } }
+  t.match(await caller.ask(a, keyed), { status: 503, json: { code: 'store_unavailable', outcome: 'not_sent' } })
   t.same(relay.accepted, [], 'nothing goes out that would be forgotten')
   await fail()
   for (const id of [held.id, before]) t.equal((await again(() => caller.final(a, id)))['status'], 'accepted')

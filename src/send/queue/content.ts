@@ -56,7 +56,9 @@ export class Sealer {
     const [nonce, body] = [sealed.subarray(ID, ID + NONCE), sealed.subarray(ID + NONCE + TAG)]
     const decipher = createDecipheriv(CIPHER, key, nonce).setAAD(Buffer.from(owner))
     decipher.setAuthTag(sealed.subarray(ID + NONCE, ID + NONCE + TAG))
-    return Buffer.concat([decipher.update(body), decipher.final()])
+    const plain = decipher.update(body)
+    decipher.final() // throws where it was changed; there is nothing left to come
+    return plain
   }
 }
 

@@ -10,7 +10,7 @@ import type { Delivery } from '../../relay/relay.ts'
 import type { Allowances } from '../allowances.ts'
 import type { Lock } from '../idempotency.ts'
 import { type QueuedContent, type Sealer, toOutgoing } from './content.ts'
-import type { Attempt, Lease, QueueStore, Times } from './store.ts'
+import type { Attempt, Lease, PutBack, QueueStore, Times } from './store.ts'
 
 /** A message in wire form that is larger is not queued. */
 export const MOST_BYTES = 1_000_000
@@ -250,22 +250,18 @@ export class Queue {
     const { store, sealer, send, relayUp, clients } = this.#options
     const others = this.#leases.size > 1
     if (Buffer.isBuffer(found) && (this.#closed || !relayUp() || (this.#doubtful && others)))
-      return async () => void (await store.release(lease))
+      return () => this.#putBack({ lease }, {})
     let content: QueuedContent
     try {
       content = Buffer.isBuffer(found) ? sealer.open(found, ownerOf(lease)) : found
     } catch (cause) {
-      return () => this.#putOff({ lease }, unreadable(cause), UNREADABLE_RETRY_MS)
+      return () => this.#putBack({ lease }, { delayMs: UNREADABLE_RETRY_MS }, unreadable(cause))
     }
     const client = clients().get(lease.client)
     const refusal = this.#refusal(lease.client, client, content)
     if (refusal !== undefined) return () => this.#settle({ lease, content }, 'cancelled', refusal)
     const heldMs = client && (await this.#heldMs(client))
-    if (heldMs !== undefined)
-      return async () => {
-        await store.hold(lease.client, heldMs)
-        await store.release(lease)
-      }
+    if (heldMs !== undefined) return () => this.#putBack({ lease, content }, { heldMs })
 
     this.#changed({ id: lease.id, client: lease.client, status: 'sending' })
     const at = new Date().toISOString()
@@ -292,8 +288,9 @@ export class Queue {
       if (problem.outcome === 'unknown') return () => this.#settle(work, 'unknown', problem)
       if (!PROBLEMS[problem.code].retryable) return () => this.#settle(work, 'rejected', problem)
       // That Redis was away for the mark is no attempt.
-      if (problem.code === 'store_unavailable') return () => this.#putOff({ lease, content }, problem, POLL_MS)
-      return () => this.#putOff(work, problem, this.#closed ? 0 : retryDelay(tries))
+      if (problem.code === 'store_unavailable')
+        return () => this.#putBack({ lease, content }, { delayMs: POLL_MS }, problem)
+      return () => this.#putBack(work, { delayMs: this.#closed ? 0 : retryDelay(tries) }, problem)
     }
   }
 
@@ -337,17 +334,18 @@ export class Queue {
     }
   }
 
-  async #putOff({ lease, at, ...told }: Tried, problem: Problem, delayMs: number): Promise<void> {
-    const record = {
-      problem: problem.toBody(lease.id),
+  /** What goes back without having been tried has changed nothing that anybody was told of. */
+  async #putBack({ lease, at, ...told }: Tried, how: PutBack, problem?: Problem): Promise<void> {
+    const { id, client } = lease
+    const record = problem && {
+      problem: problem.toBody(id),
       away: problem.code === 'relay_unavailable',
       ...(at !== undefined && { attempt: attemptOf(at, problem.outcome, problem.smtp) }),
     }
-    const due = await persist(() => this.#options.store.release(lease, delayMs, record))
-    if (due === undefined) return
-    const { id, client } = lease
-    const change = due === 'expired' ? { status: due } : { status: 'queued' as const, nextAttempt: due }
-    this.#changed({ id, client, problem, ...told, ...change })
+    const due = await persist(() => this.#options.store.release(lease, { ...how, ...record }))
+    if (due === 'expired') this.#changed({ id, client, problem, ...told, status: due })
+    else if (due !== undefined && problem !== undefined)
+      this.#changed({ id, client, problem, ...told, status: 'queued', nextAttempt: due })
   }
 
   async #settle(

@@ -201,10 +201,11 @@ end`)
 
 /**
  * Puts a message back that the relay does not have. ARGV: id, client, token, ms until it is due (or "": as it was), attempt or "",
- * problem or "", "away" or "". Gives its status and due time, or nothing where it was no longer leased.
+ * problem or "", "away" or "", ms for which its client's rate is used up or "". Gives its status and due time, or nothing where it was
+ * no longer leased.
  */
 export const RELEASE = script(`${ALLOWED}
-local id, client, token, delay, attempt, problem, away = unpack(ARGV)
+local id, client, token, delay, attempt, problem, away, held = unpack(ARGV)
 local m = P .. 'm:' .. id
 if not mine(id, token) then return nil end
 redis.call('ZREM', P .. 'leases', id)
@@ -217,7 +218,9 @@ if expires <= now then
 end
 local at = delay == '' and due(id) or math.floor(now + delay)
 if away ~= '' then redis.call('ZADD', P .. 'away', at, id) end
+if held ~= '' then redis.call('HSET', P .. 'held', client, math.ceil(now + held)) end
 queue(id, client, at, expires)
+if held ~= '' then place(client, true) end
 return { 'queued', tostring(at) }`)
 
 /** ARGV: id, client, token, status, attempt or "", result. */
@@ -235,11 +238,6 @@ local known = redis.call('HMGET', P .. 'm:' .. id, 'client', 'status')
 if known[1] ~= client then return nil end
 if known[2] == 'queued' then settle(id, client, 'cancelled', '') end
 return known[2]`)
-
-/** A client whose rate is used up waits. ARGV: client, ms. */
-export const HOLD = script(`${ALLOWED}
-redis.call('HSET', P .. 'held', ARGV[1], math.ceil(now + ARGV[2]))
-place(ARGV[1], true)`)
 
 /** A relay is back: what was put off because none could be reached is due. */
 export const WAKE = script(`${ALLOWED}

@@ -3,7 +3,7 @@ import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
 import { askRedis, type RedisConnection, runScript, type Script, type Witness } from '../redis.ts'
-import { CANCEL, CLAIM, ENQUEUE, HOLD, MARK, RELEASE, RENEW, SETTLE, STATE, STATS, WAKE } from './scripts.ts'
+import { CANCEL, CLAIM, ENQUEUE, MARK, RELEASE, RENEW, SETTLE, STATE, STATS, WAKE } from './scripts.ts'
 
 /** A message that this process may send, as long as its token is the one in the record. */
 export interface Lease {
@@ -50,6 +50,18 @@ export interface NewMessage {
   readonly token: string | undefined
   /** Nobody but this request knows the key. */
   readonly anonymous: boolean
+}
+
+/** How a message goes back into the queue. */
+export interface PutBack {
+  /** Until it is due; without it as it was. */
+  readonly delayMs?: number
+  readonly attempt?: Attempt
+  readonly problem?: ProblemBody
+  /** No relay could be reached: it is due when one can be. */
+  readonly away?: boolean
+  /** For how long the client's rate is used up, which holds all of its messages back. */
+  readonly heldMs?: number
 }
 
 /** What the queue holds, by client. */
@@ -125,16 +137,12 @@ export class QueueStore {
     )
   }
 
-  /** Without a delay it is due as it was. Gives the due time, or `expired`, or undefined where the lease was lost. */
-  async release(
-    { id, client, token }: Lease,
-    delayMs?: number,
-    { attempt, problem, away = false }: { attempt?: Attempt; problem?: ProblemBody; away?: boolean } = {},
-  ): Promise<number | 'expired' | undefined> {
+  /** Gives the due time, or `expired`, or undefined where the lease was lost. */
+  async release({ id, client, token }: Lease, how: PutBack): Promise<number | 'expired' | undefined> {
+    const { delayMs = '', attempt, problem, away = false, heldMs = '' } = how
     const told = [attempt, problem].map((value) => (value === undefined ? '' : JSON.stringify(value)))
-    const [status, due] = texts(
-      await this.#run(RELEASE, [id, client, token, String(delayMs ?? ''), ...told, away ? 'away' : '']),
-    )
+    const args = [id, client, token, String(delayMs), ...told, away ? 'away' : '', String(heldMs)]
+    const [status, due] = texts(await this.#run(RELEASE, args))
     return status === 'queued' ? Number(due) : status === 'expired' ? status : undefined
   }
 
@@ -152,10 +160,6 @@ export class QueueStore {
   async cancel(id: string, client: string): Promise<QueuedMessage['status'] | undefined> {
     const status = await this.#run(CANCEL, [id, client])
     return typeof status === 'string' ? toStatus(status) : undefined
-  }
-
-  async hold(client: string, ms: number): Promise<void> {
-    await this.#run(HOLD, [client, String(Math.ceil(ms))])
   }
 
   async wake(): Promise<void> {
