@@ -5,13 +5,11 @@ import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/finge
 import type { Metrics } from '../operations/metrics.ts'
 import type { CertificateStatus } from '../operations/status.ts'
 import type { Caller } from '../clients/gate.ts'
-import { notAfter, notBefore } from '../tls/context.ts'
+import { notAfter, notBefore, SHORT_LIVED_MS } from '../tls/context.ts'
 
 const DAY_MS = 86_400_000
 // Time to notice, to find who owns the client, and to roll out a new certificate.
 const WARN_BEFORE_MS = 30 * DAY_MS
-// One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour.
-const SHORT_LIVED_MS = 2 * DAY_MS
 
 /** Whose certificate it is, where it is one that the gateway shows itself: to its callers, or to its relays. */
 export type Shown = 'server' | 'relay'

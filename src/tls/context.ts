@@ -95,6 +95,9 @@ export function parseCertificates(pem: string): X509Certificate[] {
   )
 }
 
+/** One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour. */
+export const SHORT_LIVED_MS = 2 * 86_400_000
+
 /** When a certificate ends; for a date that cannot be read, long ago. Node 20 has it only as a text. */
 export function notAfter({ validTo }: Pick<X509Certificate, 'validTo'>): Date {
   return dateOf(validTo, 0)

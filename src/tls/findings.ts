@@ -1,6 +1,6 @@
 import type { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
-import { named, notAfter, notBefore, oneLine, parseCertificates } from './context.ts'
+import { named, notAfter, notBefore, oneLine, parseCertificates, SHORT_LIVED_MS } from './context.ts'
 
 const DAY_MS = 86_400_000
 const SOON_DAYS = 30 // time to find out who renews it
@@ -102,7 +102,8 @@ export function readableCertificates(pem: string): readonly X509Certificate[] {
 function dateFindings(certificate: X509Certificate, what: string, now: Date): string[] {
   const end = notAfter(certificate)
   const days = Math.floor((end.getTime() - now.getTime()) / DAY_MS)
-  if (end < now || days >= SOON_DAYS) return []
+  const shortLived = end.getTime() - notBefore(certificate).getTime() <= SHORT_LIVED_MS
+  if (end < now || days >= SOON_DAYS || shortLived) return []
   return [`${what} ${named(certificate)} expires on ${day(end)}, in ${days} days: renew it.`]
 }
 
