@@ -1,16 +1,12 @@
-// An identity provider that issues access tokens bound to certificates: oidc-provider, from the folder that is given.
-// node identity-provider.mjs FOLDER PORT AUDIENCE SUBJECT < {"cert","key","ca","jwk"} as JSON
+// An identity provider that issues access tokens bound to certificates.
+// node identity-provider.mjs PORT AUDIENCE SUBJECT < {"cert","key","ca","jwk"} as JSON
 import { createServer } from 'node:https'
-import { createRequire } from 'node:module'
-import { join } from 'node:path'
-import { pathToFileURL } from 'node:url'
+import { Provider } from 'oidc-provider'
 
-const [folder = '', port = '', audience = '', subject = ''] = process.argv.slice(2)
+const [port = '', audience = '', subject = ''] = process.argv.slice(2)
 const pieces = []
 for await (const piece of process.stdin) pieces.push(piece)
 const { cert, key, ca, jwk } = JSON.parse(Buffer.concat(pieces).toString())
-const library = createRequire(join(folder, 'x.js')).resolve('oidc-provider')
-const { Provider } = await import(pathToFileURL(library).href)
 
 const issuer = `https://localhost:${port}`
 const provider = new Provider(issuer, {
