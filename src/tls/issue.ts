@@ -48,7 +48,6 @@ const DAY_MS = 86_400_000
 const CLOCK_SKEW_MS = 5 * 60_000 // a peer whose clock is a little behind takes a new certificate at once
 const AUTHORITY_DAYS = 3650 // replacing a private CA means touching every client
 const LEAF_DAYS = 397 // a year, and a month in which to renew
-const REVOCATION_LIST_DAYS = 30 // an expired list locks everyone out, so it should outlast a holiday
 const P256 = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }
 
 /** Makes a CA for leaf certificates only. Throws a RangeError for an impossible name or lifetime. */
@@ -117,30 +116,6 @@ export async function issueCertificate(authority: Issued, request: CertificateRe
     ],
   })
   return { certificate: pem(certificate.rawData, 'CERTIFICATE'), key }
-}
-
-/** Makes the CA's revocation list (RFC 5280 §5): serial numbers in hex, as `X509Certificate.serialNumber` has them. */
-export async function createRevocationList(
-  authority: Issued,
-  serials: readonly string[],
-  dates: { readonly thisUpdate?: Date; readonly nextUpdate?: Date } = {},
-): Promise<string> {
-  const ca = await signer(authority)
-  const thisUpdate = dates.thisUpdate ?? new Date(Date.now() - CLOCK_SKEW_MS)
-  const reason = x509.X509CrlReason.privilegeWithdrawn
-  const number = Buffer.alloc(8, '0206', 'hex') // a DER INTEGER that grows with time, as the list's number must
-  number.writeUIntBE(Date.now(), 2, 6)
-  const list = await x509.X509CrlGenerator.create({
-    issuer: ca.name,
-    thisUpdate,
-    nextUpdate: dates.nextUpdate ?? new Date(Date.now() + REVOCATION_LIST_DAYS * DAY_MS),
-    signingAlgorithm: P256,
-    signingKey: ca.key,
-    // Without a reason the library would write an empty list of entry extensions, which RFC 5280 §5.3 has no room for.
-    entries: [...new Set(serials)].map((serialNumber) => ({ serialNumber, revocationDate: thisUpdate, reason })),
-    extensions: [ca.identifier, new x509.Extension('2.5.29.20', false, number)],
-  })
-  return pem(list.rawData, 'X509 CRL') // Node reads no other label
 }
 
 async function signer({ certificate, key }: Issued) {

@@ -1,7 +1,7 @@
 import { X509Certificate } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { client } from '../../src/cli/client.ts'
-import { createRevocationList } from '../../src/tls/issue.ts'
+import { createRevocationList } from '../support/revocation-list.ts'
 import { Caller } from '../chaos/caller.ts'
 import { type FaultRelay, type Script, startFaultRelay } from '../support/fault-relay.ts'
 import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'

@@ -1,6 +1,7 @@
 import { Agent } from 'node:https'
 import t from 'tap'
-import { createRevocationList, issueCertificate } from '../../src/tls/issue.ts'
+import { issueCertificate } from '../../src/tls/issue.ts'
+import { createRevocationList } from '../support/revocation-list.ts'
 import { listing, startOnFiles } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 
