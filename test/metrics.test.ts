@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connect } from 'node:tls'
@@ -200,6 +201,7 @@ t.test(
         body: needle,
       })
       await gateway.request({ path: '/v1/whoami', headers: { 'client-cert': needle } })
+      await gateway.request({ path: `/v1/messages/${randomUUID()}` })
       await gateway.post({ ...MESSAGE, to: `${needle}@corp.example`, tags: { [needle]: needle }, [needle]: needle })
       await gateway.post(
         { ...MESSAGE, to: `${needle}@corp.example`, subject: needle, tags: { [needle]: needle } },
@@ -217,7 +219,7 @@ t.test(
     t.same([...clients], ['billing'])
     t.same(
       new Set([...text.matchAll(/route="([^"]*)"/g)].map(([, route]) => route)),
-      new Set(['none', '/v1/whoami', '/v1/messages']),
+      new Set(['none', '/v1/whoami', '/v1/messages', '/v1/messages/{id}']),
     )
   },
 )

@@ -22,7 +22,7 @@ import { followConnections } from './connections.ts'
 import { correlationOf } from './correlation.ts'
 import { identify } from './identity.ts'
 import { SECURITY_HEADERS, toProblem } from './problems.ts'
-import { checkAccept, originForm, Routes } from './routes.ts'
+import { checkAccept, originForm, Routes, templateOf } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { queuedRoutes } from './routes/queued.ts'
 import { rawRoute } from './routes/raw.ts'
@@ -101,7 +101,7 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('onSend', shutdown.close)
   app.addHook('onSend', usageHeaders(allowances))
   app.addHook('onResponse', (request, reply, done) => {
-    const route = request.is404 ? 'none' : (request.routeOptions.url ?? 'none')
+    const route = request.is404 ? 'none' : templateOf(request.routeOptions.url ?? 'none')
     metrics.requestDuration.observe({ route, status: String(reply.statusCode) }, reply.elapsedTime / 1000)
     done()
   })

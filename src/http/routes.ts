@@ -7,7 +7,7 @@ export class Routes {
   readonly #methods = new Map<string, { readonly matches: RegExp; readonly names: Set<string> }>()
 
   add({ url, method }: Pick<RouteOptions, 'url' | 'method'>): void {
-    const path = url.replace(PARAMETER, '{$1}')
+    const path = templateOf(url)
     const known = this.#methods.get(path) ?? {
       matches: new RegExp(`^${url.replaceAll('.', '\\.').replace(PARAMETER, '$2')}$`),
       names: new Set(),
@@ -28,6 +28,11 @@ export class Routes {
     const list = [...found.names].join(', ')
     throw new Problem('method_not_allowed', `This path takes ${list}.`, { headers: { allow: list } })
   }
+}
+
+/** The path of a route as documents write it: a parameter as `{name}`. */
+export function templateOf(url: string): string {
+  return url.includes(':') ? url.replace(PARAMETER, '{$1}') : url
 }
 
 const PARAMETER = /:(\w+)\((.*?)\)/
