@@ -10,7 +10,7 @@ import type { TokenSource } from '../relay/oauth.ts'
 import { Session } from '../relay/session.ts'
 
 /** What is asked of a relay beside a session. */
-export interface Trial {
+interface Trial {
   /** Whether it takes mail from one address to the other; with `send` by a real message. */
   readonly pair?: { readonly from: string; readonly to: string; readonly send: boolean } | undefined
   /** Whether it grants so many sessions at once. */
@@ -20,7 +20,7 @@ export interface Trial {
 }
 
 /** What trying a relay showed, as sentences that name it. */
-export interface RelayFindings {
+interface RelayFindings {
   readonly good: readonly string[]
   readonly warnings: readonly string[]
   readonly faults: readonly string[]

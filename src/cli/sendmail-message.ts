@@ -3,7 +3,7 @@ import { decodeWords } from '../mail/encoded-words.ts'
 import { field, mailboxes, unstructured } from '../mail/fields.ts'
 
 /** A message as a program writes it to sendmail: a header that may be unfinished, and the rest as it comes. */
-export interface WrittenMessage {
+interface WrittenMessage {
   readonly fields: readonly WrittenField[]
   readonly body: AsyncIterable<Buffer>
 }
@@ -16,7 +16,7 @@ export interface WrittenField {
   readonly raw: string
 }
 
-export interface WrittenMailbox {
+interface WrittenMailbox {
   readonly address: string
   readonly name: string
 }

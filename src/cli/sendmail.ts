@@ -25,7 +25,7 @@ const RETRY_FOR_MS = 10_000
 
 type Settings = Partial<Record<(typeof SETTINGS)[number], string>>
 
-export interface SendmailIo {
+interface SendmailIo {
   readonly env: NodeJS.ProcessEnv
   readonly input: AsyncIterable<Buffer>
   print(line: string): void

@@ -6,7 +6,7 @@ import { codeOf } from '../errors.ts'
 
 /** The versions that are tried, in the order in which they are told. */
 export const TRIED_VERSIONS = ['TLSv1', 'TLSv1.1', 'TLSv1.2', 'TLSv1.3'] as const satisfies readonly SecureVersion[]
-export type TriedVersion = (typeof TRIED_VERSIONS)[number]
+type TriedVersion = (typeof TRIED_VERSIONS)[number]
 
 export interface Target {
   readonly host: string

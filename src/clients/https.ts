@@ -3,13 +3,13 @@ import type { IncomingMessage } from 'node:http'
 import { request, type RequestOptions } from 'node:https'
 
 /** What was answered, whole. */
-export interface HttpsAnswer {
+interface HttpsAnswer {
   readonly status: number
   readonly headers: IncomingMessage['headers']
   readonly body: Buffer
 }
 
-export interface HttpsRequest extends Pick<RequestOptions, 'method' | 'headers'> {
+interface HttpsRequest extends Pick<RequestOptions, 'method' | 'headers'> {
   /** PEM, where it is not one that the system trusts. */
   readonly ca?: string | undefined
   /** PEM: what is shown to the server. */

@@ -3,7 +3,7 @@ import { SMTPServer } from 'smtp-server'
 import { portOf } from '../../operations/plain-http.ts'
 import type { Entry, Mailbox } from './mailbox.ts'
 
-export interface InboxOptions {
+interface InboxOptions {
   readonly mailbox: Mailbox
   /** PEM files for STARTTLS. */
   readonly cert: string
