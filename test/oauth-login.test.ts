@@ -454,14 +454,19 @@ t.test(
     const { relay } = await startTaker(t, 'XOAUTH2', () => true)
     const relays = await relaysWith(t, [relay], closed.url)
     await many(relays)
-    t.ok(closed.asked.length <= 5, `${closed.asked.length} requests`)
+    t.ok(closed.asked.length <= 8, `${closed.asked.length} requests`)
     closed.answer = () => ({ body: { access_token: 'x', token_type: 'bearer' } })
-    for (let sent = false; !sent;) sent = await relays.send(outgoing(SMALL)).then(() => true, () => false) // prettier-ignore
+    const sends = (): Promise<boolean> =>
+      relays.send(outgoing(SMALL)).then(
+        () => true,
+        () => false,
+      )
+    while (!(await sends())) await new Promise((resolve) => setTimeout(resolve, 50)) // which ends once the endpoint is asked again
 
     const open = await startEndpoint(t)
     const never = await startTaker(t, 'XOAUTH2', () => false)
     await many(await relaysWith(t, [never.relay], open.url))
-    t.ok(open.asked.length <= 6, `${open.asked.length} tokens`)
+    t.ok(open.asked.length <= 10, `${open.asked.length} tokens`)
     t.ok(never.logins.length >= 50)
   },
 )
