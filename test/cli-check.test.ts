@@ -165,7 +165,7 @@ t.test('a relay certificate that relays would refuse is told before they do', as
   const other = await pki.client('gateway')
   const mesh = await pki.client('gateway', { notAfter: new Date(Date.now() + 3_600_000) })
   for (const [shown, key, said] of [
-    [soon, soon.key, /^warning: The certificate "CN=gateway" expires on \S+, in 19 days: renew it/m],
+    [soon, soon.key, /^warning: The relay certificate "CN=gateway" expires on \S+, in 19 days: renew it/m],
     [pki.expired, pki.expired.key, /^warning: The relay certificate "CN=billing" has expired on \S+, so relays/m],
     [pki.serverOnly, pki.serverOnly.key, /^warning: The relay certificate .* lacks the extended key usage clientAuth/m],
     [soon, other.key, /^error: POSTERN_SMTP_CERT, .*relay key does not belong to the relay certificate/m],

@@ -57,7 +57,7 @@ export function serverFindings(
 export function relayFindings(chain: readonly X509Certificate[], now = new Date()): string[] {
   const [leaf] = chain
   if (leaf === undefined) return []
-  const findings = chain.flatMap((certificate) => dateFindings(certificate, 'The certificate', now))
+  const findings = chain.flatMap((certificate) => dateFindings(certificate, 'The relay certificate', now))
   if (notAfter(leaf) < now)
     findings.push(
       `The relay certificate ${named(leaf)} has expired on ${day(notAfter(leaf))}, so relays that ask for one refuse it: renew it.`,
