@@ -51,7 +51,7 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
   }
   for (const { key, name, value } of fields) {
     if (key !== 'content-type' && key !== 'content-disposition') continue
-    const message = parameterFault(value) ?? wholeMessageFault(value)
+    const message = parameterFault(value) ?? (key === 'content-type' ? wholeMessageFault(value) : undefined)
     if (message !== undefined) faults.push({ path: `/headers/${name}`, message })
   }
   if (faults.length > 0 || first === undefined) throw invalidHeader(faults)

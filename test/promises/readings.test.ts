@@ -292,9 +292,15 @@ t.test('a raw message is whole, and its parameters stand once', async (t) => {
     postRaw(gateway, `From: app@corp.example\r\n${fields}\r\n\r\nx\r\n`, { agent })
   for (const type of [
     'message/partial; id=1; number=1; total=2',
+    '((c))message/partial; id=1',
+    '(\\))message/partial; id=1',
+    '(;) message/external-body',
+    'message/(c)partial; id=1',
     'MESSAGE/(x)Partial',
     'message / external-body; access-type=URL',
     'multipart/mixed; boundary=a; boundary=b',
+    'multipart/mixed; (c)boundary=a; boundary=b',
+    'multipart/mixed; (c) boundary (d) =a; boundary=b',
     'multipart/mixed; boundary=a; x="; y"; BOUNDARY="b"',
     `text/plain; x=${'a;'.repeat(5000)}`.replace(/(.{900})/g, '$1\r\n '),
   ])
@@ -304,6 +310,7 @@ t.test('a raw message is whole, and its parameters stand once', async (t) => {
       type.slice(0, 60),
     )
   t.equal((await send('Content-Type: message/rfc822')).status, 200)
+  t.equal((await send('Content-Type: text/plain; charset=us-ascii (Plain text)')).status, 200)
   t.equal((await send('Content-Type: application/pdf; name*0*=utf-8\'\'x; name*1=y; name="z; name=a"')).status, 200)
   t.equal((await send('Subject: a\u2028Bcc: x')).status, 400)
   t.equal((await send('Subject: a\u0085Bcc: x')).status, 400)
