@@ -1,13 +1,15 @@
 import { X509Certificate } from 'node:crypto'
 import t, { type Test } from 'tap'
 import { client } from '../../src/cli/client.ts'
-import { createRevocationList } from '../support/revocation-list.ts'
+import { durabilityFindings } from '../../src/send/queue/durability.ts'
+import { connectRedis } from '../../src/send/redis.ts'
 import { Caller } from '../chaos/caller.ts'
 import { type FaultRelay, type Script, startFaultRelay } from '../support/fault-relay.ts'
 import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startOnFiles } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
+import { createRevocationList } from '../support/revocation-list.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
 const ASYNC = { headers: { prefer: 'respond-async' } }
@@ -490,6 +492,22 @@ t.test('the metrics, the status and the log show the queue', async (t) => {
     ['queued', 'sending', 'queued', 'cancelled'],
   )
   t.match(lines[2], { code: 'deferred_by_relay', client: 'billing', tags: { job: 'nightly' }, next_attempt: /^20/ })
+})
+
+t.test('a Redis that may forget what is queued is told of, with what to set', async (t) => {
+  const { gateway, redis } = await setUp(t)
+  const forgets = /POSTERN_QUEUE is on, and Redis is not durable: it forgets.*"appendonly yes" and "appendfsync always"/
+  await until(() => gateway.log.some(({ level, msg }) => level === 40 && forgets.test(String(msg))))
+  const connection = await connectRedis(redis.url, () => {})
+  t.teardown(() => connection.destroy())
+  await until(() => connection.isReady)
+  const findings = () => durabilityFindings(connection, { queue: true })
+  t.match(await findings(), [forgets])
+  await redis.cli('CONFIG', 'SET', 'appendonly', 'yes')
+  await redis.cli('CONFIG', 'SET', 'maxmemory-policy', 'allkeys-lru')
+  t.match(await findings(), [/set "appendfsync always"/, /set "maxmemory-policy noeviction"/])
+  await redis.cli('CONFIG', 'SET', 'appendfsync', 'always', 'maxmemory-policy', 'noeviction')
+  t.same(await findings(), [])
 })
 
 t.test('a revocation holds for what its certificate has queued', async (t) => {

@@ -117,10 +117,10 @@ local silent = now - asked > ${SILENCE_MS}
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', silent and '-inf' or now + ${LEASE_MS + 1}, '+inf')) do
   redis.call('ZADD', P .. 'leases', now + ${LEASE_MS}, id)
 end
-if asked > now then -- the clock was set back: what was due before is due
+if asked > now then -- the clock was set back: what was due, or came since, is due
   for _, client in ipairs(redis.call('ZRANGE', P .. 'ready', 0, -1)) do
     local d = P .. 'd:' .. client
-    local list = redis.call('ZRANGEBYSCORE', d, '(' .. now, asked, 'WITHSCORES')
+    local list = redis.call('ZRANGEBYSCORE', d, '(' .. now, asked + ${SILENCE_MS}, 'WITHSCORES')
     for i = 1, #list, 2 do redis.call('ZADD', d, list[i + 1] - asked + now, list[i]) end
     redis.call('HDEL', P .. 'held', client)
     place(client, true)
