@@ -134,6 +134,9 @@ t.test('with wait=N the answer is the final one where there is one in time', asy
     json: { status: 'queued', attempts: [{ outcome: 'not_sent', code: 451, response: /^451/ }] },
   })
 
+  const long = await gateway.post(MESSAGE, wait(100, 'e'))
+  t.match(long, { status: 202, headers: { 'preference-applied': 'respond-async, wait=60' } }, 'nobody waits for longer')
+
   follow(relay, { stage: 'RCPT 1', fault: 'hang' })
   const begun = performance.now()
   t.match(await gateway.post(MESSAGE, wait(1, 'd')), { status: 202, json: { status: 'queued' } })
