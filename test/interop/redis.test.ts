@@ -1,5 +1,7 @@
 import { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
+import { connectRedis, type RedisConnection, Witness } from '../../src/send/redis.ts'
+import { RedisIdempotencyStore } from '../../src/send/store-redis.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { run, serve } from '../support/process.ts'
@@ -55,6 +57,20 @@ t.test('of many requests with one key at once, on both replicas, one is sent', a
     'every 200 is the same answer',
   )
   t.equal(relay.messages.length, 1)
+})
+
+t.test('a key whose answer is stored is not freed: what was begun under it may come to its end unheard', async (t) => {
+  const redis = await startRedis(t)
+  const connection = await new Promise<RedisConnection>((resolve) => {
+    const connecting = connectRedis(redis.url, (up) => up && void connecting.then(resolve))
+  })
+  const store = new RedisIdempotencyStore(connection, new Witness(connection))
+  t.teardown(() => store.close())
+  const first = await store.claim('a', 'k', 'hash')
+  if (first.state !== 'new') throw new Error(first.state)
+  await first.claim.finish({ status: 202, body: 'id' }, 'hash')
+  await first.claim.free()
+  t.match(await store.claim('a', 'k', 'hash'), { state: 'finished', answer: { status: 202, body: 'id' } })
 })
 
 t.test('rates and quotas hold for both replicas together', async (t) => {
