@@ -1,17 +1,15 @@
 import { randomBytes } from 'node:crypto'
-import { mkdtemp, rm } from 'node:fs/promises'
 import { setTimeout as pause } from 'node:timers/promises'
-import { freePort, run } from '../support/process.ts'
+import { freePort } from '../support/process.ts'
 import { type Callers, callersOver, relayEnv, startPlainRelay } from './contenders.ts'
-import { cpuSeconds, heapBytes, HEAP_ON_ASKING, residentBytes, startCommand, startGateway } from './harness.ts'
+import { cpuSeconds, heapBytes, HEAP_ON_ASKING, residentBytes, startGateway } from './harness.ts'
+import { type Redis, startRedis } from './redis.ts'
 import { figure, median, table } from './results.ts'
 
 const CONCURRENT = 50
 const KEY = 'Idempotency-Key: *\r\n'
-const ASYNC = 'Prefer: respond-async\r\n'
 const POLL_MS = 20
-// Of memory: it is not the disk of Redis that is measured.
-const DIRECTORY = '/dev/shm/postern-bench-'
+const ASYNC = 'Prefer: respond-async\r\n'
 
 /** Postern with a queue: what a 202 costs with all that follows it, and what a backlog takes. */
 export async function bench({ quick }: { quick: boolean }): Promise<string> {
@@ -103,44 +101,4 @@ async function backlog(redis: Redis, env: Record<string, string>, sizes: readonl
 async function take(callers: Callers, count: number): Promise<void> {
   const { failed, refused } = await callers.run({ count })
   if (failed + refused.count > 0) throw new Error('a message was not taken')
-}
-
-interface Redis {
-  readonly url: string
-  cli(...command: string[]): Promise<string>
-  /** Of memory in use. */
-  bytes(): Promise<number>
-  /** Resolves when it has been done and nothing is queued or being sent. */
-  settled(work: () => Promise<void>): Promise<void>
-  stop(): Promise<void>
-}
-
-async function startRedis(): Promise<Redis> {
-  const [port, folder] = [await freePort(), await mkdtemp(DIRECTORY)]
-  const cli = (...command: string[]): Promise<string> => run('redis-cli', ['-p', String(port), ...command])
-  const program = await startCommand(
-    'redis-server',
-    [
-      ...['--port', String(port), '--bind', '127.0.0.1', '--save', '', '--dir', folder],
-      ...['--appendonly', 'yes', '--appendfsync', 'always'],
-    ],
-    () =>
-      cli('PING').then(
-        (answer) => answer.startsWith('PONG'),
-        () => false,
-      ),
-  )
-  return {
-    url: `redis://127.0.0.1:${port}`,
-    cli,
-    bytes: async () => Number(/^used_memory:(\d+)/m.exec(await cli('INFO', 'memory'))?.[1]),
-    settled: async (work) => {
-      await work()
-      while (Number(await cli('EXISTS', 'postern:queue:o:bench')) > 0) await pause(POLL_MS)
-    },
-    stop: async () => {
-      await program.stop()
-      await rm(folder, { recursive: true })
-    },
-  }
 }
