@@ -239,7 +239,8 @@ function checkHeader(token: string, invalid: (why: string) => Problem): void {
 }
 
 function reasonOf(error: unknown): string {
-  if (error instanceof errors.JWTExpired) return 'has expired'
+  if (error instanceof errors.JWTExpired)
+    return error.claim === 'exp' ? 'has expired' : 'was issued more than 24 hours ago'
   if (error instanceof errors.JWTClaimValidationFailed) return `has a claim that does not fit here: ${error.claim}`
   if (error instanceof errors.JWSSignatureVerificationFailed) return 'has a signature that does not verify'
   return 'is no signed JWT that can be verified'
