@@ -134,6 +134,11 @@ t.test('a request is signed without its key, under the names that the signer giv
   t.equal(made.subjectAltName, 'DNS:hr, DNS:hr.corp.example')
   t.ok(made.checkPrivateKey(createPrivateKey(await readFile(files('hr')[0]))))
   t.ok(lines.includes('The request also asks for spiffe://corp.example/ceo: give what it may have with --san.'))
+  t.match(
+    (await make('client', 'pr', '--csr', csr)).slice(-2),
+    [/for KEY:$/, / --key KEY https/],
+    'the key is elsewhere',
+  )
   t.notOk((await readdir(dir)).includes('hr.key.pem') || lines.some((line) => line.includes('private key')))
   await make('server', 'mail.corp.example', '--csr', request('server', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256'))
   t.match((await certificate('server')).subjectAltName, 'DNS:mail.corp.example, DNS:localhost')

@@ -73,8 +73,9 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     for (const line of listItems(certificate)) io.print(`      ${line}`)
   }
   const [ca, port] = [join(dir, 'ca.crt'), readConfig(io.env).config.port]
-  io.print('To try it:')
-  io.print(`curl --cacert ${ca} --cert ${files.certificate} --key ${files.key} https://localhost:${port}/v1/whoami`)
+  const key = (await exists(files.key)) ? files.key : 'KEY'
+  io.print(key === 'KEY' ? 'To try it, with the file of its key for KEY:' : 'To try it:')
+  io.print(`curl --cacert ${ca} --cert ${files.certificate} --key ${key} https://localhost:${port}/v1/whoami`)
 }
 
 const OPTIONS = {

@@ -37,8 +37,8 @@ Messages are kept in .postern/inbox/, the newest 500.`,
 postern cert server [NAME]       a server's: server.crt and server.key; localhost is always among its names
 postern cert client NAME         a client's: NAME.crt and NAME.key
 
-  --san NAME            one more name: DNS name, address or URI; repeatable
-  --days N              lifetime
+  --san NAME            one more name: DNS name, address or URI, its kind in front or not; repeatable
+  --days N              lifetime; 3650 of a CA, else 397, if not given
   --dir DIR             where the files are; certs, if not given
   --csr FILE            sign this request: its key stays where it was made
   --register            list the client in the clients file too
@@ -80,7 +80,8 @@ Prints the SHA-256 fingerprint of each certificate and the pin of its public key
     'read the configuration as serve would, and try each relay',
     `postern check [--from A --to B] [--send B]
 
-Prints what is wrong and how to mend it; exit status 1 if anything is.
+Prints what is wrong and how to mend it: an error keeps the gateway or the mail from working, a warning does not. Exit
+status 1 if there is either.
 
   --from A --to B       ask each relay whether it takes mail from A to B, without sending any
   --send B              send a test message to B, from A or the first plain address in the clients file`,
