@@ -16,7 +16,7 @@ interface Measured {
 
 /** What each attack does to the p99 of a client that behaves, in alternation with times of peace; and to memory. */
 export async function bench({ quick }: { quick: boolean }): Promise<string> {
-  const rounds = quick ? 1 : 5
+  const rounds = quick ? 1 : 3
   const seconds = 3
   const relay = await startRelay({})
   const gateway = await startGateway({ ...relayEnv(relay), POSTERN_REQUEST_TIMEOUT: '5s' })
