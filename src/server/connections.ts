@@ -315,7 +315,7 @@ function networkOf(address: string): string {
 }
 
 function certificateOf(tls: TLSSocket): string {
-  return tls.getPeerX509Certificate()?.fingerprint256 ?? 'none'
+  return tls.getPeerCertificate().fingerprint256 ?? 'none' // getPeerX509Certificate leaks: clients/peer.ts
 }
 
 /** How many files and sockets the process may have open; where the system does not tell, as many as it likes. */
