@@ -90,6 +90,8 @@ export interface SmtpReply {
 export interface ProblemDetails {
   readonly errors?: readonly Fault[]
   readonly smtp?: SmtpReply
+  /** Where the code alone does not say it. */
+  readonly outcome?: Outcome
   /** Seconds. */
   readonly retryAfter?: number
   readonly headers?: Readonly<Record<string, string>>
@@ -118,7 +120,7 @@ export class Problem extends Error {
     this.name = 'Problem'
     this.code = code
     this.status = PROBLEMS[code].status
-    this.outcome = code === 'delivery_unknown' ? 'unknown' : 'not_sent'
+    this.outcome = details.outcome ?? (code === 'delivery_unknown' ? 'unknown' : 'not_sent')
     this.errors = errors?.slice(0, MAX_FAULTS)
     this.smtp = details.smtp
     this.log = details.log

@@ -39,7 +39,9 @@ export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger
 class Output implements DestinationStream {
   readonly #lost: (lines: number) => void
   #lines: string[] = []
+  /** Of all lines that are not written yet, and of those that are being written. */
   #chars = 0
+  #taken = 0
   #missing = 0
   /** Whether a look at what waits is due, or a write under way. */
   #busy = false
@@ -86,7 +88,7 @@ class Output implements DestinationStream {
   #take(): Buffer {
     const text = this.#lines.join('')
     this.#lines = []
-    this.#chars = 0
+    this.#taken = this.#chars
     return Buffer.from(this.#lineEnded ? text : `\n${text}`) // after a line of which a part found no room
   }
 
@@ -96,12 +98,14 @@ class Output implements DestinationStream {
       this.#inKernel = false
       if (error?.code === 'EAGAIN') return void setTimeout(() => this.#write(rest), FULL_PIPE_MS)
       if (error !== null) {
+        this.#chars -= this.#taken
         this.#missing += linesIn(rest)
         return void setTimeout(() => this.#next(), FAILED_MS).unref()
       }
       this.#lineEnded = rest[written - 1] === LINE_FEED
       this.#rest = rest.subarray(written)
       if (this.#rest.length > 0) return this.#write(this.#rest)
+      this.#chars -= this.#taken
       const missing = this.#missing
       this.#missing = 0
       if (missing > 0) this.#lost(missing)

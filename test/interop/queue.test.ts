@@ -89,6 +89,11 @@ t.test('a message is answered with 202 and sent', async (t) => {
       smtp: { code: 250 },
     },
   })
+  t.match(
+    await gateway.request({ method: 'DELETE', path: `/v1/messages/${answer.json['id']}` }),
+    { status: 409, json: { code: 'not_cancellable', outcome: 'unknown', detail: /accepted/ } },
+    'nobody may take it for unsent',
+  )
   t.equal(relay.messages.length, 1)
 })
 

@@ -65,6 +65,9 @@ const MOST_WAITING = 1_000
 const SETTLE_TRIES = 60
 const UNREADABLE_RETRY_MS = 60_000 // another replica may have the key
 const RETRY_MINUTES = [1, 5, 15, 60] // and 60 from then on
+/** States of a message of which the relay has nothing. */
+const NOT_SENT = ['rejected', 'expired', 'cancelled']
+
 /** Messages that are in hand for each that may be handed over at a time: no session with a relay waits for Redis. */
 const AHEAD = 3
 
@@ -134,7 +137,9 @@ export class Queue {
     const state = await this.state(id, client)
     if (status === undefined || state === undefined) throw noSuchMessage()
     if (status !== 'queued')
-      throw new Problem('not_cancellable', `Only what is queued can be cancelled: the message is ${status}.`)
+      throw new Problem('not_cancellable', `Only what is queued can be cancelled: the message is ${status}.`, {
+        outcome: NOT_SENT.includes(status) ? 'not_sent' : 'unknown',
+      })
     this.#changed({ id, client, status: 'cancelled' })
     return state.message
   }
