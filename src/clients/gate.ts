@@ -96,8 +96,8 @@ function listed({ peer, known: found }: Holder): Caller {
   return { peer, ...found }
 }
 
-/** All of them: Node keeps the first of several Authorization headers in silence. */
-function valuesOf(rawHeaders: readonly string[], name: string): string[] {
+/** All values of a header, named in lower case: Node keeps the first of several Authorization, Content-Type or Host in silence. */
+export function valuesOf(rawHeaders: readonly string[], name: string): string[] {
   return rawHeaders.filter((_, index) => index % 2 === 1 && rawHeaders[index - 1]?.toLowerCase() === name)
 }
 

@@ -81,8 +81,7 @@ export class Tokens implements TokenCheck {
         )
       return { peer, ...known }
     }
-    const claims =
-      this.#recentClaims(authorization, peer, now) ?? this.#rememberedClaims(authorization, { peer, known }, now)
+    const claims = this.#claimsFor(authorization, { peer, known }, now)
     if (now > claims.until + SKEW_S * 1000) throw this.#invalid('has expired')
     if (now < claims.from - SKEW_S * 1000) throw this.#invalid('is not valid yet')
     const named = directory.withToken(claims.clientId)
@@ -100,19 +99,22 @@ export class Tokens implements TokenCheck {
     return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
   }
 
-  #recentClaims([header, ...others]: readonly string[], peer: Peer, now: number): Claims | undefined {
+  /** What is known of the token. Throws a Problem, or UnverifiedToken. */
+  #claimsFor(authorization: readonly string[], { peer, known }: Holder, now: number): Claims {
+    const [header, ...others] = authorization
     const recent = this.#recent.get(peer)
-    const isSame = recent?.header === header && others.length === 0 && recent?.keys === this.#issuer.keys(now)
-    return isSame ? recent?.claims : undefined
-  }
-
-  #rememberedClaims(authorization: readonly string[], holder: Holder, now: number): Claims {
-    const token = this.#tokenIn(authorization, holder)
+    if (
+      recent !== undefined &&
+      recent.header === header &&
+      others.length === 0 &&
+      recent.keys === this.#issuer.keys(now)
+    )
+      return recent.claims
+    const token = this.#tokenIn(authorization, { peer, known })
     const claims = this.#claimsOf(token, now)
-    const [header] = authorization
     if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
     if (header !== undefined && this.#verifiedWith !== undefined)
-      this.#recent.set(holder.peer, { header, claims, keys: this.#verifiedWith })
+      this.#recent.set(peer, { header, claims, keys: this.#verifiedWith })
     return claims
   }
 

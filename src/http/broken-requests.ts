@@ -6,7 +6,7 @@ import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import { logRefusal } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
-import { admit, type Arrival, type ClientSource } from '../clients/gate.ts'
+import { admit, type Arrival, type ClientSource, valuesOf } from '../clients/gate.ts'
 import { brokenOff, stopBody } from './body/reader.ts'
 import { lingeringClose, unanswered } from './connections.ts'
 import { problemAnswer, rawProblem } from './problems.ts'
@@ -124,13 +124,11 @@ export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: (
   const { headers, rawHeaders, httpVersion } = raw
   if (rawHeaders.length > 2 * MAX_HEADER_FIELDS)
     throw new Problem('invalid_header', `A request has at most ${MAX_HEADER_FIELDS} header fields.`)
-  const count = (field: RegExp): number =>
-    rawHeaders.filter((name, index) => index % 2 === 0 && field.test(name)).length
-  const hosts = count(/^host$/i)
+  const hosts = valuesOf(rawHeaders, 'host').length
   if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1'))
     throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
   // Node keeps the first of two, and would take for the body what only decoding makes it.
-  if (count(/^content-type$/i) > 1)
+  if (valuesOf(rawHeaders, 'content-type').length > 1)
     throw new Problem('invalid_header', 'A request has at most one Content-Type header (RFC 9110 §8.3).')
   if (!/^chunked$/i.test(headers['transfer-encoding'] ?? 'chunked'))
     throw new Problem('invalid_header', 'The only transfer coding that is taken is chunked (RFC 9112 §6.1).')
