@@ -229,19 +229,20 @@ export class Pool {
       const session = await this.#options.open()
       if (!session.wire.open) throw new Error('it closed the connection')
       this.#opening -= 1
-      this.#opened(session)
+      this.#opened(session, begun)
     } catch (error) {
       this.#opening -= 1
       this.#refused(error instanceof RelayFault ? error : new RelayFault('connect', { cause: error }), begun)
     }
   }
 
-  #opened(session: Session): void {
+  #opened(session: Session, begun: number): void {
     this.#endSwap()
     this.#sessions.add(session)
     // One more than granted, unless another has left meanwhile.
     this.#line.sessions = Math.max(this.#line.sessions - (this.#growing ? 1 : 0), this.#sessions.size)
-    this.#misses = this.#rounds = this.#retryAt = 0
+    // One that was begun before the last refusal tells nothing about it.
+    if (begun >= this.#refusedAt) this.#misses = this.#rounds = this.#retryAt = 0
     if (this.#growing) this.#growMisses = this.#growAt = 0
     this.#growing = false
     // Spread, so that sessions opened together do not end together.
