@@ -1,4 +1,3 @@
-import { once } from 'node:events'
 import {
   cpSync,
   existsSync,
@@ -10,7 +9,6 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
@@ -21,6 +19,7 @@ import { HEADERS_IN_WORDS } from '../src/mail/formats.ts'
 import { MessageSchema } from '../src/mail/schemas.ts'
 import { Metrics } from '../src/operations/metrics.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
+import { freePort } from './support/process.ts'
 import { blocks, launch, literals, PAGES, pathOf, shell, table, textOf } from './support/readme.ts'
 import { startRelay } from './support/relay.ts'
 
@@ -404,14 +403,6 @@ async function startDev(t: Test, command: string, folder: string): Promise<Dev> 
 async function startServe(t: Test, folder: string, env: Record<string, string>): Promise<number> {
   const firstLine = launch(t, 'exec node dist/cli.js serve', folder, { POSTERN_HOST: '127.0.0.1', ...env })
   return JSON.parse(await firstLine(/"msg":"listening"/)).port
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const address = server.address()
-  server.close()
-  return typeof address === 'object' && address !== null ? address.port : 0
 }
 
 function newestMail(folder: string): string {

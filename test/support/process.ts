@@ -1,4 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
+import { randomInt } from 'node:crypto'
 import { once } from 'node:events'
 import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { Agent, request as httpsRequest } from 'node:https'
@@ -9,7 +10,6 @@ import { createInterface } from 'node:readline'
 import type { Test } from 'tap'
 import { ANYTHING, type TestAnswer } from './gateway.ts'
 import { type Leaf, makePki } from './pki.ts'
-import { portOf } from './sockets.ts'
 
 /** Sends a body in JSON to /v1/messages as the listed client. */
 export type Post = (body: unknown, headers?: Record<string, string>) => Promise<TestAnswer>
@@ -115,14 +115,20 @@ export async function writeFiles(directory: string, files: Readonly<Record<strin
     await writeFile(join(directory, name), content, { mode: name.endsWith('.key') ? 0o600 : 0o644 })
 }
 
-/** A loopback port that nobody had a moment ago, for servers that cannot choose one themselves. */
+/**
+ * A loopback port that nobody had a moment ago, for servers that cannot choose one themselves, or come back to theirs. It lies
+ * below those that a system gives to connections going out: among them one may be taken while its server is away.
+ */
 export async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const port = portOf(server)
-  server.close()
-  await once(server, 'close')
-  return port
+  for (;;) {
+    const port = randomInt(20_000, 32_768)
+    const server = createServer()
+    const free = await new Promise<boolean>((resolve) => {
+      server.once('error', () => resolve(false))
+      server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)))
+    })
+    if (free) return port
+  }
 }
 
 /** Runs a program to its end and resolves with its stdout. Throws with its stderr when its exit status is not 0. */
