@@ -1,80 +1,16 @@
 import { isIP } from './ip.ts'
 import { hostname, networkInterfaces } from 'node:os'
-import type { SecureVersion } from 'node:tls'
 import { EnvironmentReader } from './environment.ts'
 import { parseRelays, type RelayAddress } from './smtp-url.ts'
 import { parseDuration, parseSize } from './units.ts'
 
 export type { RelayAddress }
 
-export type SmtpTlsMode = 'required' | 'opportunistic' | 'off'
-export interface SmtpOAuth {
-  /** Undefined where relays are not logged in to in this way. */
-  readonly tokenUrl: string | undefined
-  readonly clientId: string | undefined
-  /** Without it the relay certificate is shown (RFC 8705 §2). */
-  readonly secret: (() => string) | undefined
-  readonly scope: string | undefined
-  /** PEM file. */
-  readonly ca: string | undefined
-}
-export type LogRecipients = 'full' | 'domain' | 'none'
-
-/** The whole configuration as the environment states it. Sizes are bytes, times milliseconds. */
-export interface Config {
-  readonly host: string
-  readonly port: number
-  readonly tls: {
-    readonly cert: string
-    readonly key: string
-    readonly clientCa: string
-    readonly crl: string | undefined
-    readonly minVersion: SecureVersion
-    readonly maxVersion: SecureVersion
-  }
-  readonly clients: string
-  readonly smtp: {
-    readonly relays: readonly RelayAddress[]
-    readonly tls: SmtpTlsMode
-    readonly ca: string | undefined
-    /** The name that the relays' certificates have, where that is not the host's. */
-    readonly servername: string | undefined
-    /** Files of what Postern shows to relays. */
-    readonly cert: string | undefined
-    readonly key: string | undefined
-    /** How to get a token to log in with, as the user of each relay that has no password. */
-    readonly oauth: SmtpOAuth
-    readonly connections: number
-    readonly sessionAge: number
-    readonly sessionMessages: number
-    readonly connectTimeout: number
-    readonly timeout: number
-    readonly name: string
-  }
-  readonly maxSize: number
-  readonly maxRecipients: number
-  readonly maxPending: number
-  readonly maxConnections: number
-  readonly maxInflight: number
-  readonly requestTimeout: number
-  readonly shutdownGrace: number
-  readonly redisUrl: string | undefined
-  /** Undefined: every message is sent while its caller waits. */
-  readonly queue: { readonly expires: number; readonly keys: readonly Buffer[] } | undefined
-  readonly ops: { readonly host: string; readonly port: number }
-  readonly http: {
-    readonly port: number | undefined
-    readonly webroot: string | undefined
-    readonly publicUrl: string | undefined
-  }
-  /** Access tokens are taken where there is an issuer; `audience` is then set too. */
-  readonly oauth: {
-    readonly issuer: string | undefined
-    readonly audience: string | undefined
-    readonly ca: string | undefined
-  }
-  readonly log: { readonly level: string; readonly recipients: LogRecipients }
-}
+/** The whole configuration as the environment states it. Sizes are bytes, times milliseconds, certificates and keys PEM files. */
+export type Config = Readonly<ReturnType<typeof readSettings>>
+export type SmtpTlsMode = Config['smtp']['tls']
+export type SmtpOAuth = Config['smtp']['oauth']
+export type LogRecipients = Config['log']['recipients']
 
 export interface ConfigResult {
   /** Complete even when there are faults, so that the files it names can be checked in the same run. */
@@ -96,73 +32,12 @@ const CLEAR_QUEUE =
   'POSTERN_QUEUE_KEY is not set: the content of queued messages lies in Redis in clear. Set it to the output of "openssl rand -base64 32".'
 
 const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
-const CONNECT_MS = 10_000
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
 
 /** Reads `POSTERN_*` from an environment, and the files that `NAME_FILE` variables point to. Never throws. */
 export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
   const reader = new EnvironmentReader(env)
-  const { text, secret, choice, number, parsed } = reader
-  const queue = {
-    on: choice('POSTERN_QUEUE', 'off', ['off', 'on']) === 'on',
-    expires: parsed('POSTERN_QUEUE_EXPIRES', DAY_MS, (text) => parseDuration(text, LONGEST_QUEUED_MS)),
-    keys: secret('POSTERN_QUEUE_KEY', parseQueueKeys) ?? [],
-  }
-  const requestTimeout = parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration)
-  const oauth = smtpOAuth(reader)
-  const connectTimeout = parsed('POSTERN_SMTP_CONNECT_TIMEOUT', undefined, parseDuration)
-  const config: Config = {
-    host: text('POSTERN_HOST', '0.0.0.0'),
-    port: number('POSTERN_PORT', 8443, 0, 65_535),
-    tls: {
-      cert: text('POSTERN_TLS_CERT', 'certs/server.crt'),
-      key: text('POSTERN_TLS_KEY', 'certs/server.key'),
-      clientCa: text('POSTERN_TLS_CLIENT_CA', 'certs/ca.crt'),
-      crl: text('POSTERN_TLS_CRL', undefined),
-      minVersion: choice('POSTERN_TLS_MIN_VERSION', 'TLSv1.2', TLS_VERSIONS),
-      maxVersion: choice('POSTERN_TLS_MAX_VERSION', 'TLSv1.3', TLS_VERSIONS),
-    },
-    clients: text('POSTERN_CLIENTS', 'certs/clients.yaml'),
-    smtp: {
-      relays: secret('POSTERN_SMTP_URL', (urls) => parseRelays(urls, oauth.tokenUrl !== undefined)) ?? [],
-      tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
-      ca: text('POSTERN_SMTP_CA', undefined),
-      servername: parsed('POSTERN_SMTP_SERVERNAME', undefined, parseHostName),
-      cert: text('POSTERN_SMTP_CERT', undefined),
-      key: text('POSTERN_SMTP_KEY', undefined),
-      oauth,
-      connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
-      sessionAge: parsed('POSTERN_SMTP_SESSION_AGE', 300_000, parseDuration),
-      sessionMessages: number('POSTERN_SMTP_SESSION_MESSAGES', 100, 1, 1_000_000),
-      connectTimeout: connectTimeout ?? CONNECT_MS,
-      timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
-      name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
-    },
-    maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
-    maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
-    maxConnections: number('POSTERN_MAX_CONNECTIONS', 10_000, 1, 1_000_000),
-    maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
-    maxInflight: parsed('POSTERN_MAX_INFLIGHT', 256e6, parseSize),
-    requestTimeout,
-    shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', 30_000, parseDuration),
-    redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
-    queue: queue.on ? queue : undefined,
-    ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },
-    http: {
-      port: number('POSTERN_HTTP_PORT', undefined, 0, 65_535),
-      webroot: text('POSTERN_ACME_WEBROOT', undefined),
-      publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parsePublicUrl),
-    },
-    oauth: {
-      issuer: parsed('POSTERN_OAUTH_ISSUER', undefined, parseIssuer),
-      audience: text('POSTERN_OAUTH_AUDIENCE', text('POSTERN_PUBLIC_URL', undefined)),
-      ca: text('POSTERN_OAUTH_CA', undefined),
-    },
-    log: {
-      level: choice('POSTERN_LOG_LEVEL', 'info', LOG_LEVELS),
-      recipients: choice('POSTERN_LOG_RECIPIENTS', 'full', ['full', 'domain', 'none']),
-    },
-  }
+  const config = readSettings(reader)
   if (config.smtp.relays.length === 0 && !reader.failed('POSTERN_SMTP_URL')) {
     reader.fault(
       'POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.',
@@ -181,7 +56,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
   for (const fault of oauthFaults(config.smtp, reader)) reader.fault(fault)
   if ((config.smtp.cert === undefined) !== (config.smtp.key === undefined))
     reader.fault('POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.')
-  if (queue.on && config.redisUrl === undefined && !reader.failed('POSTERN_REDIS_URL'))
+  if (config.queue !== undefined && config.redisUrl === undefined && !reader.failed('POSTERN_REDIS_URL'))
     reader.fault('POSTERN_QUEUE=on needs POSTERN_REDIS_URL: the Redis that keeps queued messages.')
   reader.refuseUnknown()
   return {
@@ -189,10 +64,85 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
     faults: reader.faults,
     warnings: [
       ...plaintextWarnings(config.smtp),
-      ...timeoutWarnings(config.smtp, connectTimeout),
+      ...(reader.text('POSTERN_SMTP_CONNECT_TIMEOUT', undefined) === undefined ? [] : timeoutWarnings(config.smtp)),
       ...sizeWarnings(config),
-      ...(queue.on && queue.keys.length === 0 && !reader.failed('POSTERN_QUEUE_KEY') ? [CLEAR_QUEUE] : []),
+      ...(config.queue?.keys.length === 0 && !reader.failed('POSTERN_QUEUE_KEY') ? [CLEAR_QUEUE] : []),
     ],
+  }
+}
+
+/** Each setting with its default. What cannot be read becomes its default, and a fault. */
+function readSettings({ text, secret, fresh, choice, number, parsed }: EnvironmentReader) {
+  const queueIsOn = choice('POSTERN_QUEUE', 'off', ['off', 'on']) === 'on'
+  const queue = {
+    expires: parsed('POSTERN_QUEUE_EXPIRES', DAY_MS, (text) => parseDuration(text, LONGEST_QUEUED_MS)),
+    keys: secret('POSTERN_QUEUE_KEY', parseQueueKeys) ?? [],
+  }
+  /** How to get a token to log in with, as the user of each relay that has no password. */
+  const smtpOAuth = {
+    /** Undefined where relays are not logged in to in this way. */
+    tokenUrl: parsed('POSTERN_SMTP_OAUTH_TOKEN_URL', undefined, parsePublicUrl),
+    clientId: text('POSTERN_SMTP_OAUTH_CLIENT_ID', undefined),
+    /** Without it the relay certificate is shown (RFC 8705 §2). */
+    secret: fresh('POSTERN_SMTP_OAUTH_CLIENT_SECRET'),
+    scope: text('POSTERN_SMTP_OAUTH_SCOPE', undefined),
+    ca: text('POSTERN_SMTP_OAUTH_CA', undefined),
+  }
+  return {
+    host: text('POSTERN_HOST', '0.0.0.0'),
+    port: number('POSTERN_PORT', 8443, 0, 65_535),
+    tls: {
+      cert: text('POSTERN_TLS_CERT', 'certs/server.crt'),
+      key: text('POSTERN_TLS_KEY', 'certs/server.key'),
+      clientCa: text('POSTERN_TLS_CLIENT_CA', 'certs/ca.crt'),
+      crl: text('POSTERN_TLS_CRL', undefined),
+      minVersion: choice('POSTERN_TLS_MIN_VERSION', 'TLSv1.2', TLS_VERSIONS),
+      maxVersion: choice('POSTERN_TLS_MAX_VERSION', 'TLSv1.3', TLS_VERSIONS),
+    },
+    clients: text('POSTERN_CLIENTS', 'certs/clients.yaml'),
+    smtp: {
+      relays: secret('POSTERN_SMTP_URL', (urls) => parseRelays(urls, smtpOAuth.tokenUrl !== undefined)) ?? [],
+      tls: choice('POSTERN_SMTP_TLS', 'required', ['required', 'opportunistic', 'off']),
+      ca: text('POSTERN_SMTP_CA', undefined),
+      /** The name that the relays' certificates have, where that is not the host's. */
+      servername: parsed('POSTERN_SMTP_SERVERNAME', undefined, parseHostName),
+      /** What Postern shows to relays. */
+      cert: text('POSTERN_SMTP_CERT', undefined),
+      key: text('POSTERN_SMTP_KEY', undefined),
+      oauth: smtpOAuth,
+      connections: number('POSTERN_SMTP_CONNECTIONS', 10, 1, 1000),
+      sessionAge: parsed('POSTERN_SMTP_SESSION_AGE', 300_000, parseDuration),
+      sessionMessages: number('POSTERN_SMTP_SESSION_MESSAGES', 100, 1, 1_000_000),
+      connectTimeout: parsed('POSTERN_SMTP_CONNECT_TIMEOUT', 10_000, parseDuration),
+      timeout: parsed('POSTERN_SMTP_TIMEOUT', 60_000, parseDuration),
+      name: parsed('POSTERN_SMTP_NAME', ownName(), parseEhloName),
+    },
+    maxSize: parsed('POSTERN_MAX_SIZE', 25e6, parseSize),
+    maxRecipients: number('POSTERN_MAX_RECIPIENTS', 100, 1, 100_000),
+    maxConnections: number('POSTERN_MAX_CONNECTIONS', 10_000, 1, 1_000_000),
+    maxPending: number('POSTERN_MAX_PENDING', 1000, 1, 1_000_000),
+    maxInflight: parsed('POSTERN_MAX_INFLIGHT', 256e6, parseSize),
+    requestTimeout: parsed('POSTERN_REQUEST_TIMEOUT', 30_000, parseDuration),
+    shutdownGrace: parsed('POSTERN_SHUTDOWN_GRACE', 30_000, parseDuration),
+    redisUrl: secret('POSTERN_REDIS_URL', parseRedisUrl),
+    /** Undefined: every message is sent while its caller waits. */
+    queue: queueIsOn ? queue : undefined,
+    ops: { host: text('POSTERN_OPS_HOST', '127.0.0.1'), port: number('POSTERN_OPS_PORT', 9464, 0, 65_535) },
+    http: {
+      port: number('POSTERN_HTTP_PORT', undefined, 0, 65_535),
+      webroot: text('POSTERN_ACME_WEBROOT', undefined),
+      publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parsePublicUrl),
+    },
+    /** Access tokens are taken where there is an issuer; `audience` is then set too. */
+    oauth: {
+      issuer: parsed('POSTERN_OAUTH_ISSUER', undefined, parseIssuer),
+      audience: text('POSTERN_OAUTH_AUDIENCE', text('POSTERN_PUBLIC_URL', undefined)),
+      ca: text('POSTERN_OAUTH_CA', undefined),
+    },
+    log: {
+      level: choice('POSTERN_LOG_LEVEL', 'info', LOG_LEVELS),
+      recipients: choice('POSTERN_LOG_RECIPIENTS', 'full', ['full', 'domain', 'none']),
+    },
   }
 }
 
@@ -235,16 +185,6 @@ function parseEhloName(text: string): string {
   return text
 }
 
-function smtpOAuth(reader: EnvironmentReader): SmtpOAuth {
-  return {
-    tokenUrl: reader.parsed('POSTERN_SMTP_OAUTH_TOKEN_URL', undefined, parsePublicUrl),
-    clientId: reader.text('POSTERN_SMTP_OAUTH_CLIENT_ID', undefined),
-    secret: reader.fresh('POSTERN_SMTP_OAUTH_CLIENT_SECRET'),
-    scope: reader.text('POSTERN_SMTP_OAUTH_SCOPE', undefined),
-    ca: reader.text('POSTERN_SMTP_OAUTH_CA', undefined),
-  }
-}
-
 function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: EnvironmentReader): readonly string[] {
   const { tokenUrl, clientId, secret } = oauth
   if (['TOKEN_URL', 'CLIENT_SECRET'].some((name) => reader.failed(`POSTERN_SMTP_OAUTH_${name}`))) return []
@@ -284,7 +224,7 @@ function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
     )
 }
 
-function timeoutWarnings({ relays, timeout }: Config['smtp'], connectTimeout = 0): readonly string[] {
+function timeoutWarnings({ relays, timeout, connectTimeout }: Config['smtp']): readonly string[] {
   const most = Math.floor(timeout / (Math.max(1, relays.length) + 1))
   if (connectTimeout <= most) return []
   return [

@@ -7,21 +7,8 @@ import { LogLimit } from '../operations/log-limit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { transportOf } from './connections.ts'
 
-/** Why a handshake failed: the values of the metric's label. */
-type HandshakeFailure =
-  | 'no_certificate'
-  | 'unknown_ca'
-  | 'expired'
-  | 'revoked'
-  | 'wrong_purpose'
-  | 'protocol_version'
-  | 'no_shared_cipher'
-  | 'plain_http'
-  | 'timeout'
-  | 'reset'
-  | 'other'
-
-type Verdict = readonly [reason: HandshakeFailure, advice: string]
+/** Why a handshake failed, which is the label of the metric, and what to do. */
+type Verdict = readonly [reason: string, advice: string]
 
 const PLAIN_TEXT =
   'This port speaks HTTPS with client certificates (mutual TLS), and what came was not TLS. Use https:// and a client certificate.\n'
@@ -61,7 +48,7 @@ export function watchHandshakes(
     if (transport !== undefined) failed(transport)
     const remote = socket.remoteAddress ?? (transport && addresses.get(transport)) ?? 'unknown'
     if (limit.take(`${reason} ${remote}`)) {
-      const line = { reason, remote, error_code: detail(error, socket), advice }
+      const line = { reason, remote, error_code: verificationError(socket) ?? codeOf(error), advice }
       // Scanners and probes that only connect are nobody's fault.
       if (reason === 'reset' || reason === 'timeout') log.info(line, 'TLS handshake failed')
       else log.warn(line, 'TLS handshake failed')
@@ -74,10 +61,9 @@ export function watchHandshakes(
 
 function judge(error: Error, socket: TLSSocket, received: number): Verdict {
   const unverified = verificationError(socket)
-  if (unverified !== undefined)
-    return VERIFICATION.get(unverified) ?? ['other', `The client's certificate was refused (${unverified}).`]
-  const known = LIBRARY.get(codeOf(error))
+  const known = VERDICTS.get(unverified ?? codeOf(error))
   if (known !== undefined) return known
+  if (unverified !== undefined) return ['other', `The client's certificate was refused (${unverified}).`]
   const alert = alertOf(error)
   if (alert !== undefined) return alertVerdict(alert.number, alert.name)
   if (/^(ECONNRESET|EPIPE|ERR_SSL_UNEXPECTED_EOF_WHILE_READING)$/.test(codeOf(error))) {
@@ -96,60 +82,8 @@ const TRUST =
 const OWN_CA =
   'have it signed by a CA in POSTERN_TLS_CLIENT_CA, or add its CA there, and let it send its intermediates.'
 
-// What Node found when it verified the client's chain; the handshake itself only reports a reset.
-const VERIFICATION: ReadonlyMap<string, Verdict> = new Map<string, Verdict>([
-  ['CERT_HAS_EXPIRED', ['expired', "The client's certificate or one of its CAs has expired: renew it."]],
-  [
-    'CERT_NOT_YET_VALID',
-    ['expired', "The client's certificate is not valid yet: check the clocks of both machines, or wait."],
-  ],
-  [
-    'CERT_REVOKED',
-    ['revoked', "The client's certificate is on the revocation list: issue a new one if the client is to come back."],
-  ],
-  ['CRL_HAS_EXPIRED', ['revoked', 'POSTERN_TLS_CRL has expired, which shuts everyone out: publish a new list.']],
-  ['CRL_NOT_YET_VALID', ['revoked', 'POSTERN_TLS_CRL is not valid yet, which shuts everyone out: check the clock.']],
-  [
-    'CRL_SIGNATURE_FAILURE',
-    ['revoked', 'The signature of POSTERN_TLS_CRL does not hold: have the CA publish it again.'],
-  ],
-  [
-    'UNABLE_TO_GET_CRL',
-    ['revoked', "POSTERN_TLS_CRL holds no list of the CA that signed the client's certificate: add one."],
-  ],
-  [
-    'INVALID_PURPOSE',
-    ['wrong_purpose', "The client's certificate is not for clients: issue one with the extended key usage clientAuth."],
-  ],
-  ['DEPTH_ZERO_SELF_SIGNED_CERT', ['unknown_ca', `The client's certificate is self-signed: ${OWN_CA}`]],
-  [
-    'SELF_SIGNED_CERT_IN_CHAIN',
-    ['unknown_ca', `The client's certificate is of a CA that is not trusted here: ${OWN_CA}`],
-  ],
-  [
-    'UNABLE_TO_VERIFY_LEAF_SIGNATURE',
-    ['unknown_ca', `The client's certificate is of a CA that is not trusted here: ${OWN_CA}`],
-  ],
-  ['UNABLE_TO_GET_ISSUER_CERT', ['unknown_ca', `The chain of the client's certificate is incomplete: ${OWN_CA}`]],
-  [
-    'UNABLE_TO_GET_ISSUER_CERT_LOCALLY',
-    ['unknown_ca', `The chain of the client's certificate is incomplete: ${OWN_CA}`],
-  ],
-  ['CERT_SIGNATURE_FAILURE', ['unknown_ca', `The client's certificate names a CA that did not sign it: ${OWN_CA}`]],
-  ['INVALID_CA', ['unknown_ca', `The client's certificate was signed by a certificate that is no CA: ${OWN_CA}`]],
-  [
-    'PATH_LENGTH_EXCEEDED',
-    ['unknown_ca', `The client's certificate was signed by a CA that may not sign it: ${OWN_CA}`],
-  ],
-  [
-    'UNSPECIFIED',
-    [
-      'other',
-      "A key or signature in the client's chain is too weak: RSA takes 2048 bits or more, a signature SHA-256 or better.",
-    ],
-  ],
-])
-
+const FOREIGN_CA = `The client's certificate is of a CA that is not trusted here: ${OWN_CA}`
+const CUT_CHAIN = `The chain of the client's certificate is incomplete: ${OWN_CA}`
 const CIPHERS =
   'The client offers no cipher, group or signature algorithm that is accepted here: it needs ECDHE with AES-GCM or ChaCha20-Poly1305.'
 const VERSION =
@@ -157,43 +91,74 @@ const VERSION =
 const PLAIN =
   'Plain HTTP or something else that is not TLS came: use https:// in the client, and TCP passthrough in a proxy.'
 
-const LIBRARY: ReadonlyMap<string, Verdict> = new Map<string, Verdict>([
-  [
-    'ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE',
-    ['no_certificate', 'The client sent no certificate: give it one with its key ("postern cert client NAME").'],
-  ],
-  ['ERR_SSL_UNSUPPORTED_PROTOCOL', ['protocol_version', VERSION]],
-  ['ERR_SSL_UNKNOWN_PROTOCOL', ['protocol_version', VERSION]],
-  ['ERR_SSL_VERSION_TOO_LOW', ['protocol_version', VERSION]],
-  ['ERR_SSL_WRONG_SSL_VERSION', ['protocol_version', VERSION]],
-  [
-    'ERR_SSL_INAPPROPRIATE_FALLBACK',
-    [
-      'protocol_version',
+// By reason: the codes of OpenSSL and Node, and of what Node found when it verified the client's chain, of which the handshake
+// itself only reports a reset.
+const ADVICE: Readonly<Record<string, Readonly<Record<string, string>>>> = {
+  no_certificate: {
+    ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE:
+      'The client sent no certificate: give it one with its key ("postern cert client NAME").',
+  },
+  expired: {
+    CERT_HAS_EXPIRED: "The client's certificate or one of its CAs has expired: renew it.",
+    CERT_NOT_YET_VALID: "The client's certificate is not valid yet: check the clocks of both machines, or wait.",
+  },
+  revoked: {
+    CERT_REVOKED: "The client's certificate is on the revocation list: issue a new one if the client is to come back.",
+    CRL_HAS_EXPIRED: 'POSTERN_TLS_CRL has expired, which shuts everyone out: publish a new list.',
+    CRL_NOT_YET_VALID: 'POSTERN_TLS_CRL is not valid yet, which shuts everyone out: check the clock.',
+    CRL_SIGNATURE_FAILURE: 'The signature of POSTERN_TLS_CRL does not hold: have the CA publish it again.',
+    UNABLE_TO_GET_CRL: "POSTERN_TLS_CRL holds no list of the CA that signed the client's certificate: add one.",
+  },
+  wrong_purpose: {
+    INVALID_PURPOSE: "The client's certificate is not for clients: issue one with the extended key usage clientAuth.",
+  },
+  unknown_ca: {
+    DEPTH_ZERO_SELF_SIGNED_CERT: `The client's certificate is self-signed: ${OWN_CA}`,
+    SELF_SIGNED_CERT_IN_CHAIN: FOREIGN_CA,
+    UNABLE_TO_VERIFY_LEAF_SIGNATURE: FOREIGN_CA,
+    UNABLE_TO_GET_ISSUER_CERT: CUT_CHAIN,
+    UNABLE_TO_GET_ISSUER_CERT_LOCALLY: CUT_CHAIN,
+    CERT_SIGNATURE_FAILURE: `The client's certificate names a CA that did not sign it: ${OWN_CA}`,
+    INVALID_CA: `The client's certificate was signed by a certificate that is no CA: ${OWN_CA}`,
+    PATH_LENGTH_EXCEEDED: `The client's certificate was signed by a CA that may not sign it: ${OWN_CA}`,
+  },
+  protocol_version: {
+    ERR_SSL_UNSUPPORTED_PROTOCOL: VERSION,
+    ERR_SSL_UNKNOWN_PROTOCOL: VERSION,
+    ERR_SSL_VERSION_TOO_LOW: VERSION,
+    ERR_SSL_WRONG_SSL_VERSION: VERSION,
+    ERR_SSL_INAPPROPRIATE_FALLBACK:
       'The client fell back to an older version than both sides speak: something between them may be in the way.',
-    ],
-  ],
-  ['ERR_SSL_NO_SHARED_CIPHER', ['no_shared_cipher', CIPHERS]],
-  ['ERR_SSL_NO_SHARED_GROUPS', ['no_shared_cipher', CIPHERS]],
-  ['ERR_SSL_NO_SUITABLE_GROUPS', ['no_shared_cipher', CIPHERS]],
-  ['ERR_SSL_NO_SUITABLE_KEY_SHARE', ['no_shared_cipher', CIPHERS]],
-  ['ERR_SSL_NO_SHARED_SIGNATURE_ALGORITHMS', ['no_shared_cipher', CIPHERS]],
-  ['ERR_SSL_NO_SUITABLE_SIGNATURE_ALGORITHM', ['no_shared_cipher', CIPHERS]],
-  ['ERR_SSL_HTTP_REQUEST', ['plain_http', PLAIN]],
-  ['ERR_SSL_HTTPS_PROXY_REQUEST', ['plain_http', PLAIN]],
-  ['ERR_SSL_WRONG_VERSION_NUMBER', ['plain_http', PLAIN]],
-  [
-    'ERR_TLS_HANDSHAKE_TIMEOUT',
-    [
-      'timeout',
+  },
+  no_shared_cipher: {
+    ERR_SSL_NO_SHARED_CIPHER: CIPHERS,
+    ERR_SSL_NO_SHARED_GROUPS: CIPHERS,
+    ERR_SSL_NO_SUITABLE_GROUPS: CIPHERS,
+    ERR_SSL_NO_SUITABLE_KEY_SHARE: CIPHERS,
+    ERR_SSL_NO_SHARED_SIGNATURE_ALGORITHMS: CIPHERS,
+    ERR_SSL_NO_SUITABLE_SIGNATURE_ALGORITHM: CIPHERS,
+  },
+  plain_http: {
+    ERR_SSL_HTTP_REQUEST: PLAIN,
+    ERR_SSL_HTTPS_PROXY_REQUEST: PLAIN,
+    ERR_SSL_WRONG_VERSION_NUMBER: PLAIN,
+  },
+  timeout: {
+    ERR_TLS_HANDSHAKE_TIMEOUT:
       'The peer connected and did not finish the handshake in time: check that nothing between drops packets.',
-    ],
-  ],
-  [
-    'ERR_SSL_NO_APPLICATION_PROTOCOL',
-    ['other', 'The client asks for a protocol other than http/1.1 (ALPN): let it offer http/1.1.'],
-  ],
-])
+  },
+  other: {
+    UNSPECIFIED:
+      "A key or signature in the client's chain is too weak: RSA takes 2048 bits or more, a signature SHA-256 or better.",
+    ERR_SSL_NO_APPLICATION_PROTOCOL:
+      'The client asks for a protocol other than http/1.1 (ALPN): let it offer http/1.1.',
+  },
+}
+const VERDICTS: ReadonlyMap<string, Verdict> = new Map(
+  Object.entries(ADVICE).flatMap(([reason, byCode]) =>
+    Object.entries(byCode).map(([code, advice]) => [code, [reason, advice]]),
+  ),
+)
 
 /** Alerts of clients are about what the server showed, so none of them counts as a fault of a client certificate. */
 function alertVerdict(number: number, name: string): Verdict {
@@ -208,10 +173,6 @@ function alertVerdict(number: number, name: string): Verdict {
 function verificationError({ authorizationError }: TLSSocket): string | undefined {
   const error: unknown = authorizationError
   return error === null || error === undefined ? undefined : String(error)
-}
-
-function detail(error: Error, socket: TLSSocket): string {
-  return verificationError(socket) ?? codeOf(error)
 }
 
 function answerInPlainText(transport: Socket, socket: TLSSocket): void {
