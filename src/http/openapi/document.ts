@@ -16,6 +16,8 @@ import { problemResponses } from './problems.ts'
 export function describeApi(port: number): object {
   const text = readFileSync(new URL('openapi.yaml', import.meta.url), 'utf8')
   const document = JSON.parse(JSON.stringify(load(text.replaceAll('8443', String(port)))))
+  const { 'x-problems': notes } = document
+  delete document['x-problems']
   document.info.version = VERSION
   document.components.schemas = {
     Message: MessageSchema,
@@ -28,7 +30,7 @@ export function describeApi(port: number): object {
   for (const operation of Object.values<object>(document.paths).flatMap((path) => Object.values(path))) {
     const { 'x-problems': kind } = operation
     delete operation['x-problems']
-    const all = Object.entries<object>({ ...operation.responses, ...problemResponses(kind) })
+    const all = Object.entries<object>({ ...operation.responses, ...problemResponses(kind, notes) })
     operation.responses = Object.fromEntries(
       all.map(([status, response]) => [status, { ...response, headers: headersOf(status, kind) }]),
     )
