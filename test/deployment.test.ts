@@ -164,10 +164,9 @@ t.test('the alerts ask for metrics, labels and values that there are', async (t)
   const [rules = {}] = documents(t, blocks('operations', 'yaml', 'What to alert on')[0]?.text ?? '')
   const metrics = new Metrics()
   metrics.observe({
-    relayPending: () => 0,
-    relaySessions: () => [],
-    inflightBytes: () => 0,
-    connections: () => 0,
+    pending: () => 0,
+    relays: () => [],
+    inFlight: () => ({ messages: 0, bytes: 0, connections: 0 }),
     queue: async () => undefined,
     usage: async () => [],
   })

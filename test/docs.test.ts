@@ -308,10 +308,9 @@ t.test('the clients file of the README is one that Postern takes', async (t) => 
 t.test('the metrics are exactly those that there are, with their labels', async (t) => {
   const metrics = new Metrics()
   metrics.observe({
-    relayPending: () => 0,
-    relaySessions: () => [],
-    inflightBytes: () => 0,
-    connections: () => 0,
+    pending: () => 0,
+    relays: () => [],
+    inFlight: () => ({ messages: 0, bytes: 0, connections: 0 }),
     queue: async () => undefined,
     usage: async () => [],
   })

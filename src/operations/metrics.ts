@@ -1,27 +1,11 @@
 import { collectDefaultMetrics, Counter, Gauge, Histogram, Registry } from 'prom-client'
 import { type Problem, PROBLEMS } from '../errors.ts'
-import type { QueueStats } from '../send/queue/store.ts'
-import type { Usage } from '../send/allowances.ts'
 import type { MessageResult } from '../send/send.ts'
 import { History } from './history.ts'
+import type { Levels } from './status.ts'
 
 // Seconds: from a hand-over on the same machine to a slow relay.
 const SECONDS_BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
-
-/** Numbers that are read at each scrape. */
-export interface Levels {
-  readonly relayPending: () => number
-  readonly relaySessions: () => readonly {
-    readonly relay: string
-    readonly sessions: Readonly<Record<string, number>>
-  }[]
-  readonly inflightBytes: () => number
-  readonly connections: () => number
-  /** Undefined where there is no queue. */
-  readonly queue: () => Promise<QueueStats | undefined>
-  /** What each listed client with a rate or a quota has left. */
-  readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
-}
 
 /**
  * What the operations port tells Prometheus. Label values are bounded: client names come from the clients file, all
@@ -69,54 +53,47 @@ export class Metrics {
     for (const code of Object.keys(PROBLEMS)) this.rejections.inc({ code }, 0)
   }
 
-  /** Adds what is measured on demand. To be called once. */
-  observe({ relayPending, relaySessions, inflightBytes, connections, queue, usage }: Levels): void {
+  /** Adds what is measured on demand, at each scrape. To be called once. */
+  observe({ pending, relays, inFlight, queue, usage }: Levels): void {
     collectDefaultMetrics({ register: this.registry })
-    this.#gauge('relay_pending', 'Messages waiting for a relay or being handed over.', [], relayPending)
-    const sessions = new Gauge({
-      name: 'postern_relay_sessions',
-      help: 'Sessions with a relay: opening, idle or busy with a message.',
-      labelNames: ['relay', 'state'],
-      registers: [this.registry],
-      collect() {
-        for (const { relay, sessions: counts } of relaySessions())
-          for (const [state, count] of Object.entries(counts)) sessions.set({ relay, state }, count)
+    this.#gauge('relay_pending', 'Messages waiting for a relay or being handed over.', [], (gauge) =>
+      gauge.set(pending()),
+    )
+    this.#gauge(
+      'relay_sessions',
+      'Sessions with a relay: opening, idle or busy with a message.',
+      ['relay', 'state'],
+      (gauge) => {
+        for (const { relay, sessions } of relays())
+          for (const [state, count] of Object.entries(sessions)) gauge.set({ relay, state }, count)
       },
+    )
+    this.#gauge('inflight_bytes', 'Bytes of request bodies in progress.', [], (gauge) => gauge.set(inFlight().bytes))
+    this.#gauge('connections', 'Connections that are open on the HTTPS port, handshakes included.', [], (gauge) =>
+      gauge.set(inFlight().connections),
+    )
+    const inQueue = 'Messages in the queue that all replicas share: queued or sending.'
+    this.#gauge('queue_messages', inQueue, ['state'], async (gauge) => {
+      gauge.reset() // nothing is known while Redis is away
+      const stats = await queue().catch(() => null)
+      if (stats === null) return
+      const waiting = (stats?.clients ?? []).reduce((sum, client) => sum + client.queued, 0)
+      gauge.set({ state: 'queued' }, waiting)
+      gauge.set({ state: 'sending' }, stats?.sending ?? 0)
     })
-    this.#gauge('inflight_bytes', 'Bytes of request bodies in progress.', [], inflightBytes)
-    this.#gauge('connections', 'Connections that are open on the HTTPS port, handshakes included.', [], connections)
-    const queued = new Gauge({
-      name: 'postern_queue_messages',
-      help: 'Messages in the queue that all replicas share: queued or sending.',
-      labelNames: ['state'],
-      registers: [this.registry],
-      async collect() {
-        queued.reset() // nothing is known while Redis is away
-        const stats = await queue().catch(() => null)
-        if (stats === null) return
-        const waiting = (stats?.clients ?? []).reduce((sum, client) => sum + client.queued, 0)
-        queued.set({ state: 'queued' }, waiting)
-        queued.set({ state: 'sending' }, stats?.sending ?? 0)
-      },
-    })
-    const remaining = new Gauge({
-      name: 'postern_client_remaining',
-      help: 'What a client has left of its rate (messages) and its quota (recipients).',
-      labelNames: ['client', 'limit'],
-      registers: [this.registry],
-      async collect() {
-        const all = await usage()
-        remaining.reset() // a client may be gone, or its limit
-        for (const [client, limits] of all)
-          for (const [limit, left] of Object.entries(limits)) remaining.set({ client, limit }, left.remaining)
-      },
+    const left = 'What a client has left of its rate (messages) and its quota (recipients).'
+    this.#gauge('client_remaining', left, ['client', 'limit'], async (gauge) => {
+      const all = await usage()
+      gauge.reset() // a client may be gone, or its limit
+      for (const [client, limits] of all)
+        for (const [limit, { remaining }] of Object.entries(limits)) gauge.set({ client, limit }, remaining)
     })
   }
 
   /** Where tokens are taken. `fetchedAt` is Unix time in seconds, 0 before the first answer. */
   observeIssuer(fetchedAt: () => number): void {
     const help = 'When the keys of the token issuer were last fetched, as a Unix time.'
-    this.#gauge('issuer_keys_timestamp_seconds', help, [], fetchedAt)
+    this.#gauge('issuer_keys_timestamp_seconds', help, [], (gauge) => gauge.set(fetchedAt()))
   }
 
   /** Counts a message that got its answer, and its recipients where a relay had a say. `addressed` is how many it had. */
@@ -142,32 +119,27 @@ export class Metrics {
     if (count > 0) this.recipients.inc({ client, result }, count)
   }
 
-  #counter<T extends string>(name: string, help: string, labelNames: readonly T[]): Counter<T> {
-    return new Counter({ name: `postern_${name}`, help, labelNames: [...labelNames], registers: [this.registry] })
+  #counter<T extends string>(name: string, help: string, labels: readonly T[]): Counter<T> {
+    return new Counter(this.#options(name, help, labels))
   }
 
-  #histogram<T extends string>(name: string, help: string, labelNames: readonly T[]): Histogram<T> {
-    return new Histogram({
-      name: `postern_${name}`,
-      help,
-      labelNames: [...labelNames],
-      buckets: SECONDS_BUCKETS,
-      registers: [this.registry],
-    })
+  #histogram<T extends string>(name: string, help: string, labels: readonly T[]): Histogram<T> {
+    return new Histogram({ ...this.#options(name, help, labels), buckets: SECONDS_BUCKETS })
   }
 
-  #gauge<T extends string>(name: string, help: string, labelNames: readonly T[], read?: () => number): Gauge<T> {
-    return new Gauge({
-      name: `postern_${name}`,
-      help,
-      labelNames: [...labelNames],
-      registers: [this.registry],
-      ...(read && {
-        collect() {
-          this.set(read())
-        },
-      }),
-    })
+  /** `collect` sets it at each scrape. */
+  #gauge<T extends string>(
+    name: string,
+    help: string,
+    labels: readonly T[],
+    collect: (gauge: Gauge<T>) => void | Promise<void> = () => {},
+  ): Gauge<T> {
+    const gauge: Gauge<T> = new Gauge({ ...this.#options(name, help, labels), collect: () => collect(gauge) })
+    return gauge
+  }
+
+  #options<T extends string>(name: string, help: string, labels: readonly T[]) {
+    return { name: `postern_${name}`, help, labelNames: [...labels], registers: [this.registry] }
   }
 }
 

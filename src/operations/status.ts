@@ -7,26 +7,32 @@ import type { History } from './history.ts'
 
 const DAY_MS = 86_400_000
 
-/** What the status is made of, each asked for when it is read. No recipient, subject or secret may be in it. */
-export interface StatusSources {
-  readonly history: History
-  readonly shuttingDown: () => boolean
-  /** `fault`: what took it down. */
+/** What the gateway has in hand, asked for when it is read: for the metrics too. */
+export interface Levels {
+  /** Messages that wait for a relay or are handed over. */
+  readonly pending: () => number
+  /** `fault`: what took it down. Sessions by their state. */
   readonly relays: () => readonly {
     readonly relay: string
     readonly up: boolean
     readonly fault?: { readonly why: string; readonly advice: string } | undefined
-    /** By their state. */
-    readonly sessions?: Readonly<Record<string, number>>
+    readonly sessions: Readonly<Record<string, number>>
   }[]
   readonly inFlight: () => { readonly messages: number; readonly bytes: number; readonly connections: number }
-  readonly files: () => readonly FileStatus[]
-  readonly clients: () => Iterable<Client>
+  /** What each listed client with a rate or a quota has left. */
   readonly usage: () => Promise<readonly (readonly [client: string, usage: Usage])[]>
-  /** The certificate that a client was last seen with, or one that the gateway shows. */
-  readonly certificate: (whose: 'server' | 'relay' | Client) => CertificateStatus | undefined
   /** Undefined where there is no queue. */
   readonly queue: () => Promise<QueueStats | undefined>
+}
+
+/** What the status is made of beside them. No recipient, subject or secret may be in it. */
+interface StatusSources extends Levels {
+  readonly history: History
+  readonly shuttingDown: () => boolean
+  readonly files: () => readonly FileStatus[]
+  readonly clients: () => Iterable<Client>
+  /** The certificate that a client was last seen with, or one that the gateway shows. */
+  readonly certificate: (whose: 'server' | 'relay' | Client) => CertificateStatus | undefined
   /** Whether Redis answers; undefined where there is none. */
   readonly store: () => boolean | undefined
 }

@@ -17,7 +17,7 @@ import { codeOf, LoadError } from '../errors.ts'
 import { Metrics } from '../operations/metrics.ts'
 import { portOf } from '../operations/plain-http.ts'
 import { operationsServer } from '../operations/server.ts'
-import { statusOf } from '../operations/status.ts'
+import { type Levels, statusOf } from '../operations/status.ts'
 import { connectRedis, Witness } from '../send/redis.ts'
 import { explain } from '../relay/advice.ts'
 import { Connections } from './connections.ts'
@@ -129,15 +129,19 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   })
   watchHandshakes(app.server, metrics, logger, (transport) => connections.failed(transport))
   let firstLook: Promise<void> = Promise.resolve()
-  const usage = (): ReturnType<Allowances['usageOf']> => allowances.usageOf(clients.current.directory.clients.values())
-  metrics.observe({
-    relayPending: () => relays.pending,
-    relaySessions: () => relays.status.map(({ label, sessions }) => ({ relay: label, sessions })),
-    inflightBytes: () => admission.bytes,
-    connections: () => connections.size,
-    usage,
+  const levels: Levels = {
+    pending: () => relays.pending,
+    relays: () =>
+      relays.status.map(({ label, ...state }) => ({
+        relay: label,
+        ...state,
+        fault: state.up ? undefined : faults.get(label),
+      })),
+    inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: connections.size }),
+    usage: () => allowances.usageOf(clients.current.directory.clients.values()),
     queue: async () => queue?.stats(),
-  })
+  }
+  metrics.observe(levels)
   const operations = operationsServer({
     host: config.ops.host,
     metrics,
@@ -147,21 +151,13 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       return relayUp() ? undefined : 'no relay is reachable'
     },
     status: statusOf({
+      ...levels,
       history: metrics.history,
       shuttingDown: () => shutdown.begun,
-      relays: () =>
-        relays.status.map(({ label, ...state }) => ({
-          relay: label,
-          ...state,
-          fault: state.up ? undefined : faults.get(label),
-        })),
-      inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: connections.size }),
       files: () => clients.files,
       clients: () => clients.current.directory.clients.values(),
-      usage,
       certificate: (whose) => clients.certificates.status(whose),
       store: () => redis?.isReady,
-      queue: async () => queue?.stats(),
     }),
     describe: () => describeApi(portOf(app.server)),
   })
