@@ -25,6 +25,15 @@ t.test('a sound configuration has no findings', async (t) => {
   t.match(lines, [/^ok: relay localhost:\d+: encrypted, offers PIPELINING/, /^ok: 1 clients, 1 relays/])
 })
 
+t.test('an address that this machine does not have is told, by the setting that has it', async (t) => {
+  for (const name of ['POSTERN_HOST', 'POSTERN_OPS_HOST'])
+    for (const host of ['192.0.2.1', 'nothing.invalid'])
+      t.match(
+        (await run(t, { env: { [name]: host } })).lines.at(-1),
+        `error: ${name} "${host}" is no address of this machine (E`,
+      )
+})
+
 t.test('everything that is wrong with certificates and keys is a line with how to mend it', async (t) => {
   const pki = await makePki()
   const other = await issueCertificate(pki.ca, { name: 'localhost', usage: 'server' })

@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import { createTransport } from 'nodemailer'
 import t, { type Test } from 'tap'
 import { launch, shell } from './support/readme.ts'
+import { portOf } from './support/sockets.ts'
 
 function newFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'postern-dev-'))
@@ -14,8 +15,13 @@ function newFolder(t: Test): string {
 }
 
 /** `postern dev` in a folder; `port` is that of its gateway. */
-const dev = (t: Test, folder: string, port = 0): ((pattern: RegExp) => Promise<string>) =>
-  launch(t, `POSTERN_PORT=${port} exec '${process.execPath}' '${join(process.cwd(), 'dist/cli.js')}' dev`, folder, {})
+const dev = (t: Test, folder: string, port = 0, opsPort = 0): ((pattern: RegExp) => Promise<string>) =>
+  launch(
+    t,
+    `POSTERN_OPS_PORT=${opsPort} POSTERN_PORT=${port} exec '${process.execPath}' '${join(process.cwd(), 'dist/cli.js')}' dev`,
+    folder,
+    {},
+  )
 
 t.test('dev makes certificates in a folder of its own and leaves the others alone', async (t) => {
   const folder = newFolder(t)
@@ -67,6 +73,19 @@ t.test('any app can send to the inbox over plain SMTP, with a login or without',
     { number: 1, subject: 'Plain' },
   ])
   t.match(await (await fetch(new URL('ways', page))).json(), { curl: await firstLine(/^curl /), smtp })
+})
+
+t.test('the operations port may be the one that the page of the inbox would take', async (t) => {
+  const free = createServer().listen(0, '127.0.0.1')
+  await once(free, 'listening')
+  const page = portOf(free)
+  await new Promise((closed) => free.close(closed))
+  const firstLine = dev(t, newFolder(t), page - 1, page)
+  t.equal(
+    await firstLine(/ another /),
+    `Port ${page} is set for another listener: the page of the inbox takes another one this time.`,
+  )
+  t.match(await firstLine(/^See how it is on/), `http://127.0.0.1:${page}/`)
 })
 
 t.test('the ports are fixed, and one that is taken is said so', async (t) => {

@@ -257,6 +257,43 @@ t.test('a secret that is read again is not waited for where its file has become 
   t.throws(() => config.smtp.oauth.secret?.(), { name: 'RangeError', message: /_FILE .* is no regular file/ })
 })
 
+t.test('a relay is named once, in one spelling', async (t) => {
+  const relays = (urls: string) => readConfig({ POSTERN_SMTP_URL: urls })
+  for (const twice of ['smtp://a:x@mail.internal', 'smtp://Mail.INTERNAL:587/', 'smtp://mail%2einternal'])
+    t.match(relays(`smtp://mail.internal ${twice}`).faults, [
+      /^POSTERN_SMTP_URL names mail\.internal:587 twice: name each server once\.$/,
+    ])
+  t.match(relays('smtp://127.0.0.1:25 smtp://127.1:25').faults, [/names 127\.0\.0\.1:25 twice/])
+  t.same(relays('smtp://mail.internal smtp://mail.internal:25 smtps://mail.internal').faults, [])
+  t.match(relays('smtp://Bücher.example').config.smtp.relays, [{ host: 'xn--bcher-kva.example' }])
+})
+
+t.test('a host that is none is refused, and so is a control character', async (t) => {
+  for (const url of [
+    'smtp://a,b',
+    'smtp://a%0d%0ab',
+    'smtp://a%20b',
+    'smtp://a%2fb',
+    'smtp://u:p%00x@mail',
+    'smtp://u%0a:p@mail',
+  ])
+    t.match(
+      readConfig({ POSTERN_SMTP_URL: url }).faults,
+      [/^POSTERN_SMTP_URL has a (?:host that is no|control character)/],
+      url,
+    )
+  t.match(readConfig({ POSTERN_SMTP_URL: 'smtp://u:p/q@mail' }).faults, [
+    /percent-encode "\/", "\?" and "#" in a password/,
+  ])
+})
+
+t.test('a file of a secret that has no end, or that nobody writes to, ends the start', async (t) => {
+  const pipe = join(t.testdir({}), 'pipe')
+  execFileSync('mkfifo', [pipe])
+  for (const file of ['/dev/zero', pipe])
+    t.match(readConfig({ POSTERN_SMTP_URL_FILE: file }).faults, [/^POSTERN_SMTP_URL_FILE \S+ is no regular file\.$/])
+})
+
 t.test('a secret can come from a file, but not from both places', async (t) => {
   const dir = t.testdir({})
   const file = join(dir, 'url')

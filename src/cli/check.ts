@@ -1,12 +1,15 @@
 import type { X509Certificate } from 'node:crypto'
 import { statSync } from 'node:fs'
+import { createServer } from 'node:net'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
 import type { SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
 import { bundleFindings, readableCertificates, relayFindings, serverFindings } from '../tls/findings.ts'
 import { readRegularFile } from '../config/regular-file.ts'
+import { LoadError } from '../errors.ts'
 import { loadFiles } from '../server/load.ts'
+import { listen } from '../server/start.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
@@ -38,6 +41,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
     )
   const running = await gatewayStatus(io.env)
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env), ...seenFindings(running))
+  await checkAddresses(config, errors)
   await checkRedis(config, errors, warnings)
   await checkIssuer(config, oauthCa, errors)
   const from = asked.to === undefined ? undefined : (asked.from ?? plainSender(clients))
@@ -101,6 +105,21 @@ function seenFindings(running: Status | undefined): readonly string[] {
       `Not seen since the gateway was started on ${started.slice(0, 10)}: ${unseen.join(', ')}. Disable or remove who is gone.`,
     )
   return findings
+}
+
+/** Whether this machine has the addresses to listen on. Its ports may be those of the gateway that runs. */
+async function checkAddresses({ host, ops }: Config, errors: string[]): Promise<void> {
+  for (const [name, address] of [
+    ['POSTERN_PORT', host],
+    ['POSTERN_OPS_PORT', ops.host],
+  ] as const) {
+    const server = createServer()
+    await listen(server, name, address, 0).catch((error: unknown) => {
+      if (!(error instanceof LoadError)) throw error
+      errors.push(...error.faults)
+    })
+    server.close()
+  }
 }
 
 /** Whether the issuer of access tokens tells its keys. */

@@ -31,13 +31,14 @@ export async function dev({ env, print }: Io): Promise<number> {
     },
   }
   await makeCertificates(io)
-  const { port } = readConfig(io.env).config
+  const { port, ops, http } = readConfig(io.env).config
+  const taken = [ops.port, http.port]
   const mailbox = await Mailbox.open(INBOX)
   const ways = { curl: '', smtp: '' }
-  const page = await onPort('the page of the inbox', port === 0 ? 0 : port + 1, io, (free) =>
+  const page = await onPort('the page of the inbox', port === 0 ? 0 : port + 1, taken, io, (free) =>
     openInboxPage(free, mailbox, () => ways),
   )
-  const inbox = await onPort('the SMTP inbox', port === 0 ? 0 : port + 2, io, (free) =>
+  const inbox = await onPort('the SMTP inbox', port === 0 ? 0 : port + 2, taken, io, (free) =>
     openInbox({
       mailbox,
       cert: join(CERTS, 'server.crt'),
@@ -107,15 +108,24 @@ async function makeCertificates(io: Io): Promise<void> {
   }
 }
 
-/** Opens something on its port, or where that is taken on a free one, and says so. */
-async function onPort<T>(what: string, port: number, { print }: Io, open: (port: number) => Promise<T>): Promise<T> {
+/** Opens something on its port, or where that is in use or `taken` by a setting on a free one, and says so. */
+async function onPort<T>(
+  what: string,
+  port: number,
+  taken: readonly (number | undefined)[],
+  { print }: Io,
+  open: (port: number) => Promise<T>,
+): Promise<T> {
+  const set = port !== 0 && taken.includes(port)
   try {
-    return await open(port)
+    if (!set) return await open(port)
   } catch (error) {
     if (codeOf(error) !== 'EADDRINUSE') throw error
-    print(`Port ${port} is in use by another program: ${what} takes another one this time.`)
-    return open(0)
   }
+  print(
+    `Port ${port} is ${set ? 'set for' : 'in use by'} another ${set ? 'listener' : 'program'}: ${what} takes another one this time.`,
+  )
+  return open(0)
 }
 
 function curlLine(port: number): string {

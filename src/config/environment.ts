@@ -1,7 +1,5 @@
-import { readFileSync } from 'node:fs'
 import { readRegularFile } from './regular-file.ts'
 import { nearest } from './suggest.ts'
-import { unreadable } from './unreadable.ts'
 
 /**
  * Reads `POSTERN_*` variables one by one and collects what is wrong with them, a plain sentence each. A value that cannot
@@ -79,7 +77,7 @@ export class EnvironmentReader {
     if (file === undefined) return () => value
     return () => {
       try {
-        return readRegularFile(file).toString().trim() // opening a pipe that nobody writes to would stop the process
+        return readSecret(file)
       } catch (error) {
         throw error instanceof RangeError ? new RangeError(`${name}_FILE ${file} ${error.message}`) : error
       }
@@ -116,9 +114,5 @@ export class EnvironmentReader {
 }
 
 function readSecret(file: string): string {
-  try {
-    return readFileSync(file, 'utf8').trim()
-  } catch (error) {
-    throw new RangeError(unreadable(file, error))
-  }
+  return readRegularFile(file).toString().trim()
 }

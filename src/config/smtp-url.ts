@@ -1,3 +1,4 @@
+import { domainToASCII } from 'node:url'
 import { isIP } from './ip.ts'
 
 /** One SMTP server to hand messages to. `label` is what logs and answers call it: it never holds a secret. */
@@ -16,10 +17,14 @@ export interface RelayAddress {
  * the setting's name and quotes nothing of the URL: it holds a password.
  */
 export function parseRelays(text: string, withTokens = false): readonly RelayAddress[] {
-  return text
+  const relays = text
     .split(/\s+/)
     .filter(Boolean)
     .map((url) => parseRelay(url, withTokens))
+  const labels = relays.map(({ label }) => label)
+  const twice = labels.find((label, index) => labels.indexOf(label) !== index)
+  if (twice !== undefined) throw new RangeError(`names ${twice} twice: name each server once`)
+  return relays
 }
 
 function parseRelay(text: string, withTokens: boolean): RelayAddress {
@@ -27,7 +32,9 @@ function parseRelay(text: string, withTokens: boolean): RelayAddress {
   try {
     url = new URL(text)
   } catch {
-    throw new RangeError('is not a URL such as smtp://user:password@mail.internal:587')
+    throw new RangeError(
+      'is not a URL such as smtp://user:password@mail.internal:587 (percent-encode "/", "?" and "#" in a password)',
+    )
   }
   if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:')
     throw new RangeError('should begin with smtp:// or smtps://')
@@ -42,7 +49,7 @@ function parseRelay(text: string, withTokens: boolean): RelayAddress {
   if (url.username !== '' && url.password === '' && !withTokens)
     throw new RangeError('has a user and no password: give one, or set POSTERN_SMTP_OAUTH_TOKEN_URL')
   const secure = url.protocol === 'smtps:'
-  const host = decode(url.hostname).replace(/^\[(.*)\]$/, '$1')
+  const host = hostOf(decode(url.hostname))
   const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)
   return {
     host,
@@ -54,10 +61,21 @@ function parseRelay(text: string, withTokens: boolean): RelayAddress {
   }
 }
 
+/** One spelling of each host: in lower case, a name in Unicode as its A-label, IPv6 without brackets. */
+function hostOf(name: string): string {
+  const host = name.startsWith('[') ? name.slice(1, -1) : domainToASCII(name)
+  if (isIP(host) === 0 && !/^[a-z0-9._-]+$/.test(host))
+    throw new RangeError('has a host that is no name and no address')
+  return host
+}
+
 function decode(text: string): string {
+  let decoded: string
   try {
-    return decodeURIComponent(text)
+    decoded = decodeURIComponent(text)
   } catch {
     throw new RangeError('has a percent sign that encodes nothing: write % as %25')
   }
+  if (/\p{Cc}/u.test(decoded)) throw new RangeError('has a control character in host, user or password')
+  return decoded
 }

@@ -221,18 +221,19 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   return gateway
 }
 
-async function listen(server: NetServer, name: string, host: string, port: number): Promise<void> {
+/** Listens at the host and port of two settings. Throws a LoadError that names the one at fault. */
+export async function listen(server: NetServer, name: string, host: string, port: number): Promise<void> {
   server.listen(port, host)
   try {
     await once(server, 'listening')
   } catch (error) {
     const code = codeOf(error)
+    if (code !== 'EADDRINUSE' && code !== 'EACCES') {
+      const setting = name === 'POSTERN_OPS_PORT' ? 'POSTERN_OPS_HOST' : 'POSTERN_HOST'
+      throw new LoadError([`${setting} "${host}" is no address of this machine (${code}).`])
+    }
     const why =
-      code === 'EADDRINUSE'
-        ? 'is in use by another program'
-        : code === 'EACCES'
-          ? 'may not be bound by this user: take one above 1023'
-          : `cannot be bound (${code})`
+      code === 'EADDRINUSE' ? 'is in use by another program' : 'may not be bound by this user: take one above 1023'
     throw new LoadError([`${name}: ${host}:${port} ${why}.`])
   }
 }

@@ -1,4 +1,4 @@
-import { cpSync, writeFileSync } from 'node:fs'
+import { cpSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { elsewhere, install, pack } from './tarball.ts'
@@ -15,8 +15,8 @@ t.test('the package holds what runs, its types and its pages, and nothing of the
   t.same(
     tarball.contents.filter(
       (path) =>
-        !/^dist\/|^(?:package\.json|README\.md|LICENSE)$/.test(path) ||
-        /\.map$|test/.test(path.replace('dist/docs/testing.md', '')),
+        !/^(?:dist|src\/docs)\/|^(?:package\.json|README\.md|CHANGELOG\.md|LICENSE)$/.test(path) ||
+        /\.map$|test/.test(path.replace('docs/testing.md', '')),
     ),
     [],
   )
@@ -28,6 +28,13 @@ t.test('the package holds what runs, its types and its pages, and nothing of the
     'dist/docs/apps.md',
   ])
     t.ok(tarball.contents.includes(path), path)
+  const links = [...readFileSync('README.md', 'utf8').matchAll(/\]\((?!https?:|#)([^)#]+)/g)].map(([, path]) => path)
+  t.ok(links.length > 20)
+  t.same(
+    links.filter((path) => !tarball.contents.includes(path ?? '')),
+    [],
+    'what the README points to is there',
+  )
   t.ok(tarball.size < 1_500_000)
   t.end()
 })
