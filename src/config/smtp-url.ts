@@ -49,7 +49,7 @@ function parseRelay(text: string, withTokens: boolean): RelayAddress {
   if (url.username !== '' && url.password === '' && !withTokens)
     throw new RangeError('has a user and no password: give one, or set POSTERN_SMTP_OAUTH_TOKEN_URL')
   const secure = url.protocol === 'smtps:'
-  const host = hostOf(decode(url.hostname))
+  const host = hostOf(url.hostname)
   const port = url.port === '' ? (secure ? 465 : 587) : Number(url.port)
   return {
     host,
@@ -63,9 +63,10 @@ function parseRelay(text: string, withTokens: boolean): RelayAddress {
 
 /** One spelling of each host: in lower case, a name in Unicode as its A-label, IPv6 without brackets. */
 function hostOf(name: string): string {
-  const host = name.startsWith('[') ? name.slice(1, -1) : domainToASCII(name)
-  if (isIP(host) === 0 && !/^[a-z0-9._-]+$/.test(host))
-    throw new RangeError('has a host that is no name and no address')
+  if (name.startsWith('[')) return name.slice(1, -1)
+  const decoded = decode(name)
+  const host = /^[\p{L}\p{M}\p{N}._-]+$/u.test(decoded) ? domainToASCII(decoded) : '' // it ends a name at "/"
+  if (host === '') throw new RangeError('has a host that is no name and no address')
   return host
 }
 
