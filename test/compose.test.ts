@@ -6,12 +6,15 @@ import t, { type Test } from 'tap'
 import { parseMailbox } from '../src/mail/mailbox.ts'
 import { slices } from '../src/mail/outgoing.ts'
 import { composeMessage, parseMessage } from '../src/mail/compose.ts'
+import { type EncodedText, encodeText } from '../src/mail/text.ts'
 import type { MessageInput } from '../src/mail/schemas.ts'
 
 const BASE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello' } as const
 const KOREAN = '청구서가 발행되었습니다. 확인해 주세요.'
 const RTL = 'مرحبا بالعالم، هذه فاتورتك — שלום'
 const EMOJI = 'Team 👩‍👩‍👧‍👦 👍🏽 🏳️‍🌈 done'
+const octetsOf = ({ content }: EncodedText): Buffer =>
+  Buffer.isBuffer(content) ? content : Buffer.concat([...content.slices()])
 const base64 = (text: string | Buffer): string => Buffer.from(text).toString('base64')
 
 const CORPUS: Record<string, Omit<MessageInput, 'from' | 'to' | 'subject'> & Partial<MessageInput>> = {
@@ -292,6 +295,26 @@ t.test('the header has each field once, with a date and an id', async (t) => {
       .match(/^Message-ID: (.*)\r$/im)?.[1],
     '<own@corp.example>',
   )
+})
+
+t.test('a short text takes the form that it has within a long one', async (t) => {
+  const long = 'A line of 30 printable octets\n'.repeat(600)
+  const alphabet = ['\r', '\n', '\r\n', '\t', ' ', '.', '=', 'x'.repeat(38), 'x'.repeat(38), 'é', '\0', 'From ']
+  let [seed, sevenBit] = [7, 0]
+  const random = (below: number): number => (seed = (seed * 48_271) % 2_147_483_647) % below
+  for (let n = 0; n < 3_000; n++) {
+    const choice = alphabet.slice(0, 9 + (n % 4))
+    const text = Array.from({ length: random(12) }, () => choice[random(choice.length)] ?? '').join('')
+    const [short, within] = [encodeText(text), encodeText(long + text)]
+    if (within.encoding !== '7bit') {
+      if (short.encoding === '7bit') t.fail(JSON.stringify(text))
+      continue
+    }
+    sevenBit += 1
+    const end = octetsOf(within).subarray(long.length + 600)
+    if (short.encoding !== '7bit' || !end.equals(octetsOf(short))) t.fail(JSON.stringify(text))
+  }
+  t.ok(sevenBit > 500 && sevenBit < 2_900, `${sevenBit} of 3,000 in 7 bits`)
 })
 
 t.test('the envelope states the octets of the message', async (t) => {

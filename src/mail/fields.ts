@@ -53,10 +53,13 @@ export function unstructured(text: string): string {
 
 /** Mailboxes for From, To, Cc and Reply-To as tokens, from the parsed values alone. */
 export function mailboxes(list: readonly Mailbox[]): readonly string[] {
-  return list.flatMap(({ address, name }, index) => {
+  const tokens: string[] = []
+  for (const [index, { address, name }] of list.entries()) {
     const comma = index < list.length - 1 ? ',' : ''
-    return name === '' ? [address + comma] : [...phrase(name), `<${address}>${comma}`]
-  })
+    if (name === '') tokens.push(address + comma)
+    else tokens.push(...phrase(name), `<${address}>${comma}`)
+  }
+  return tokens
 }
 
 /** RFC 5322 §3.2.5. A quoted string is one token. */
