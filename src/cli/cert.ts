@@ -1,4 +1,4 @@
-import { createHash, createPrivateKey, X509Certificate } from 'node:crypto'
+import { createPrivateKey, hash, X509Certificate } from 'node:crypto'
 import { lstat, mkdir, open, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
@@ -66,7 +66,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   if (kind !== 'client') return
   if (register) {
     io.print(`${clients}: lists ${name} by ${fingerprint}`)
-    io.print(await untilInForce(clients, createHash('sha256').update(listed).digest('hex'), io.env))
+    io.print(await untilInForce(clients, hash('sha256', listed, 'hex'), io.env))
   } else {
     io.print(`To list it: postern client add ${name} --cert ${files.certificate} --from PATTERN`)
     io.print('Or paste into the clients file, under "fingerprints", one of:')

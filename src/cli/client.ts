@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
@@ -88,7 +88,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     }),
   )
   io.print(`${file}: ${said}.`)
-  io.print(await untilInForce(file, createHash('sha256').update(text).digest('hex'), io.env))
+  io.print(await untilInForce(file, hash('sha256', text, 'hex'), io.env))
 }
 
 type Listed = ReadonlyMap<string, unknown>

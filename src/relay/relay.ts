@@ -37,8 +37,6 @@ export interface Attempt {
   readonly deadline: number
   /** How long the relay may take until it asks for the content, ms. */
   readonly patience: number
-  /** On a session that has carried nothing yet. */
-  readonly fresh: boolean
   /** In whose name, for fairness. */
   readonly client: string
   readonly mark: Mark | undefined
@@ -112,10 +110,13 @@ export class Relay {
     return this.#offer?.has('8BITMIME') ?? true
   }
 
-  /** Hands a message over once. A caller that leaves ends it only while it waits. Throws an AttemptFailed. */
-  async send(outgoing: Outgoing, attempt: Attempt): Promise<Delivery> {
+  /**
+   * Hands a message over once, with `fresh` on a session that has carried nothing yet. A caller that leaves ends it only while it
+   * waits. Throws an AttemptFailed.
+   */
+  async send(outgoing: Outgoing, attempt: Attempt, fresh = false): Promise<Delivery> {
     if (this.#offer !== undefined) this.#requires(outgoing.envelope, this.#offer)
-    const ticket = new Waiting(attempt.client, outgoing.streamed !== undefined, attempt.fresh)
+    const ticket = new Waiting(attempt.client, outgoing.streamed !== undefined, fresh)
     const session = await this.#session(ticket, outgoing, attempt)
     let refused = false
     let theirs = true // and not the session's

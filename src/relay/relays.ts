@@ -94,13 +94,13 @@ export class Relays {
   }
 
   /** Tries a relay, and once more on a fresh session where the first session alone was at fault. */
-  async #attempt(relay: Relay, outgoing: Outgoing, attempt: Omit<Attempt, 'fresh'>): Promise<Delivery> {
+  async #attempt(relay: Relay, outgoing: Outgoing, attempt: Attempt): Promise<Delivery> {
     const begun = performance.now()
     try {
-      return await relay.send(outgoing, { ...attempt, fresh: false })
+      return await relay.send(outgoing, attempt)
     } catch (error) {
       if (!(error instanceof AttemptFailed) || error.next !== 'fresh session') throw error
-      return await relay.send(outgoing, { ...attempt, fresh: true })
+      return await relay.send(outgoing, attempt, true)
     } finally {
       this.#events.attempted?.(relay.label, (performance.now() - begun) / 1000)
     }

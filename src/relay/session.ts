@@ -36,7 +36,7 @@ export class NotTaken extends RelayFault {
 interface Command {
   readonly step: Step
   readonly line: string
-  readonly recipient?: string
+  readonly recipient: string | undefined
 }
 
 /** One session with a relay, which carries messages one after the other. Its state is its own, and says nothing of the relay. */
@@ -70,11 +70,11 @@ export class Session {
    * On a session that has carried messages every refused recipient counts against it. Throws a NotTaken, or what `mark` throws.
    */
   async send(outgoing: Outgoing, label: string, mark?: Mark): Promise<Taken> {
-    const recipients = await this.#sendEnvelope(outgoing.envelope, this.messages++ > 0)
+    const { accepted, rejected } = await this.#sendEnvelope(outgoing.envelope, this.messages++ > 0)
     if (mark !== undefined) await this.#marked(mark, label)
     const reply = await this.#sendContent(outgoing, label)
     this.#begun = false
-    return { reply, ...recipients }
+    return { reply, accepted, rejected }
   }
 
   /** Asks whether the relay is there and, `withMail`, whether it takes messages of this session. Throws a RelayFault. */
@@ -89,7 +89,8 @@ export class Session {
 
   /** MAIL, RCPT and DATA, in one go where the relay takes that (RFC 2920). Resolves when the content is asked for. */
   #sendEnvelope(envelope: Envelope, used: boolean): Promise<Pick<Taken, 'accepted' | 'rejected'>> {
-    const commands = [...(this.#begun ? [RSET] : []), ...envelopeCommands(envelope, this.offer), DATA]
+    const commands = envelopeCommands(envelope, this.offer)
+    if (this.#begun) commands.unshift(RSET)
     const pipelining = this.offer.has('PIPELINING')
     const accepted: string[] = []
     const refused: { readonly recipient: string; readonly reply: Reply }[] = []
@@ -191,10 +192,10 @@ export class Session {
   }
 }
 
-const RSET: Command = { step: 'mail', line: 'RSET\r\n' }
-const DATA: Command = { step: 'data', line: 'DATA\r\n' }
+const RSET: Command = { step: 'mail', line: 'RSET\r\n', recipient: undefined }
+const DATA: Command = { step: 'data', line: 'DATA\r\n', recipient: undefined }
 
-function envelopeCommands({ from, to, size, eightBit, smtpUtf8, dsn }: Envelope, offer: Offer): readonly Command[] {
+function envelopeCommands({ from, to, size, eightBit, smtpUtf8, dsn }: Envelope, offer: Offer): Command[] {
   let mail = `MAIL FROM:<${safe(from)}>`
   if (size !== undefined && offer.has('SIZE')) mail += ` SIZE=${size}`
   if ((eightBit === true || smtpUtf8) && offer.has('8BITMIME')) mail += ' BODY=8BITMIME'
@@ -203,10 +204,11 @@ function envelopeCommands({ from, to, size, eightBit, smtpUtf8, dsn }: Envelope,
   if (withDsn && dsn.return !== undefined) mail += dsn.return === 'full' ? ' RET=FULL' : ' RET=HDRS'
   if (withDsn && dsn.envelopeId !== undefined) mail += ` ENVID=${xtext(dsn.envelopeId)}`
   const notify = withDsn && dsn.notify !== undefined ? ` NOTIFY=${dsn.notify.join(',').toUpperCase()}` : ''
-  return [
-    { step: 'mail', line: `${mail}\r\n` },
-    ...to.map((recipient): Command => ({ step: 'rcpt', line: `RCPT TO:<${safe(recipient)}>${notify}\r\n`, recipient })),
-  ]
+  const commands: Command[] = [{ step: 'mail', line: `${mail}\r\n`, recipient: undefined }]
+  for (const recipient of to)
+    commands.push({ step: 'rcpt', line: `RCPT TO:<${safe(recipient)}>${notify}\r\n`, recipient })
+  commands.push(DATA)
+  return commands
 }
 
 /** Addresses were parsed long before; no slip there may become a command here. */

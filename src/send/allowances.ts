@@ -19,6 +19,9 @@ export interface Remaining {
   readonly reset_s: number
 }
 
+/** Of a client. */
+type Limits = Pick<Client, 'name' | 'rate' | 'quota'>
+
 export interface Usage {
   readonly rate?: Remaining
   readonly quota?: Remaining
@@ -37,7 +40,7 @@ export class Allowances {
   }
 
   /** Takes one message and so many recipients. Throws a 429 Problem, having taken nothing. */
-  async take({ name, rate, quota }: Client, recipients: number): Promise<Taken> {
+  async take({ name, rate, quota }: Limits, recipients: number): Promise<Taken> {
     const message = await this.#take('rate', name, rate, 1, 'rate_limited')
     try {
       const addressed = await this.#take('quota', name, quota, recipients, 'quota_exceeded')

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { Problem, type ProblemCode } from '../errors.ts'
 
 /** How long a key and its answer are kept. */
@@ -80,7 +80,7 @@ export function parseIdempotencyKey(header: string): string {
 
 /** A message id's local part that any replica derives again from client and key, so that a duplicate shows downstream. */
 export function derivedId(client: string, key: string): string {
-  return createHash('sha256').update(`${client}\0${key}`).digest('hex').slice(0, 40)
+  return hash('sha256', `${client}\0${key}`, 'hex').slice(0, 40)
 }
 
 /** Whether this problem is stored as the answer to its key. */

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import { Problem } from '../errors.ts'
 
 export type RedisConnection = Awaited<ReturnType<typeof connectRedis>>
@@ -77,10 +77,15 @@ export async function connectRedis(url: string, onChange: (up: boolean, reason?:
 /** Asks Redis within bounds. Throws a 503 Problem `store_unavailable` when it is away, hangs or answers nonsense. */
 export function askRedis<T>(command: Promise<T>): Promise<T> {
   return new Promise((resolve, reject) => {
-    const fail = (cause: unknown): void =>
+    const fail = (cause: unknown): void => {
+      clearTimeout(timer)
       reject(new Problem('store_unavailable', 'The shared store does not answer.', { cause, retryAfter: 2 }))
+    }
     const timer = setTimeout(() => fail(new Error('no answer in time')), ANSWER_MS)
-    command.then(resolve, fail).finally(() => clearTimeout(timer))
+    command.then((reply) => {
+      clearTimeout(timer)
+      resolve(reply)
+    }, fail)
   })
 }
 
@@ -91,7 +96,7 @@ export interface Script {
 }
 
 export function script(text: string): Script {
-  return { text, sha: createHash('sha1').update(text).digest('hex') }
+  return { text, sha: hash('sha1', text, 'hex') }
 }
 
 /** Runs a script, as `askRedis` asks. Texts come as bytes with `bytes`. */

@@ -160,7 +160,10 @@ export class Sender {
     if (lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
     const { tags, certificate } = deferral
     const content = { envelope, messageId, tags, certificate, bytes: bytesOf(outgoing) }
-    const taken = await this.#options.allowances.take({ ...client, rate: undefined }, envelope.to.length)
+    const taken = await this.#options.allowances.take(
+      { name: client.name, rate: undefined, quota: client.quota },
+      envelope.to.length,
+    )
     const message = { id, client: client.name, content, due: deferral.sendAt ?? 0, anonymous }
     let times: Times | undefined
     try {

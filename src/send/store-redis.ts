@@ -1,4 +1,4 @@
-import { createHash, randomUUID } from 'node:crypto'
+import { hash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS } from './idempotency.ts'
@@ -69,7 +69,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
   }
 
   async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
-    const name = `postern:idempotency:${scope}:${createHash('sha256').update(key).digest('base64url')}`
+    const name = `postern:idempotency:${scope}:${hash('sha256', key, 'base64url')}`
     const token = randomUUID()
     const written = this.#redis.isReady
     let reply: unknown

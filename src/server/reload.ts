@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import type { Server } from 'node:https'
 import { isDeepStrictEqual } from 'node:util'
 import type { Logger } from 'pino'
@@ -269,7 +269,7 @@ function readAll(paths: readonly string[]): Content {
   for (const path of paths) {
     try {
       const bytes = readRegularFile(path)
-      digests.push(createHash('sha256').update(bytes).digest('hex'))
+      digests.push(hash('sha256', bytes, 'hex'))
       texts.push(bytes.toString())
     } catch (error) {
       digests.push(reasonsOf(error)[0] ?? '')

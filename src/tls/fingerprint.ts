@@ -1,4 +1,4 @@
-import { createHash, type X509Certificate } from 'node:crypto'
+import { hash, type X509Certificate } from 'node:crypto'
 
 /** SHA-256 of a leaf certificate's DER encoding: 64 lower-case hex digits, no colons. */
 export type Fingerprint = string & { readonly __brand: 'Fingerprint' }
@@ -52,7 +52,7 @@ export function fingerprintOf(certificate: X509Certificate): Fingerprint {
 /** Costs a key export and a hash, 65 to 250 µs: ask once a connection. */
 export function keyPinOf(certificate: X509Certificate): KeyPin {
   const spki = certificate.publicKey.export({ type: 'spki', format: 'der' })
-  return createHash('sha256').update(spki).digest('base64') as KeyPin
+  return hash('sha256', spki, 'base64') as KeyPin
 }
 
 /** `AB:CD:…`, as `openssl x509 -noout -fingerprint -sha256` prints it. */

@@ -1,4 +1,4 @@
-import { createHash, createPrivateKey, createPublicKey, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
+import { createPrivateKey, createPublicKey, hash, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
 import { isIP } from '../config/ip.ts'
 import type { Extension, JsonGeneralName } from '@peculiar/x509'
 
@@ -197,7 +197,7 @@ function publicKeyOf(key: string): Buffer {
 
 /** RFC 7093 §2, method 4. */
 function keyIdentifier(publicKey: Buffer): string {
-  return createHash('sha256').update(publicKey).digest('hex').slice(0, 40)
+  return hash('sha256', publicKey, 'hex').slice(0, 40)
 }
 
 function pem(der: ArrayBuffer, label: string): string {

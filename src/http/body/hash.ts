@@ -1,4 +1,4 @@
-import { createHash, type Hash } from 'node:crypto'
+import { createHash, type Hash, hash } from 'node:crypto'
 
 /** A hash over several texts and contents, such that none can pass for a part of another. */
 export class BodyHash {
@@ -8,7 +8,7 @@ export class BodyHash {
   /** Begins the next content; `name` is part of what is hashed. */
   begin(name: string): void {
     this.#close()
-    this.#whole.update(createHash('sha256').update(name).digest())
+    this.#whole.update(hash('sha256', name, 'buffer'))
     this.#part = createHash('sha256')
   }
 

@@ -22,15 +22,16 @@ const COLON = 0x3a
 export class JsonScan {
   /** How many members all its objects have, by the colons outside of strings. */
   members = 0
-  #values = 1
+  /** How many values it has, by its commas and brackets. */
+  values = 1
   #depth = 0
   #inString = false
   #escaped = false
 
   /** Throws a 400 Problem for a text that nests too deep or has too many values. */
   look(piece: Buffer): void {
-    let { members } = this
-    let [values, depth, inString, escaped] = [this.#values, this.#depth, this.#inString, this.#escaped]
+    let { members, values } = this
+    let [depth, inString, escaped] = [this.#depth, this.#inString, this.#escaped]
     // By its index, and strings in a loop of their own: an iterator over bytes takes six times as long.
     for (let at = 0; at < piece.length; at++) {
       let byte = piece[at]
@@ -53,7 +54,7 @@ export class JsonScan {
     }
     if (values > MAX_PARSED) throw tooMuch('has more values')
     this.members = members
-    this.#values = values
+    this.values = values
     this.#depth = depth
     this.#inString = inString
     this.#escaped = escaped
@@ -61,8 +62,13 @@ export class JsonScan {
 }
 
 /** Counts a parsed message before the schema looks at each value of it. Throws 400 and 413 Problems. */
-export function checkCounts(message: unknown, client: Pick<Client, 'maxRecipients'>, mostOfAnybody: number): void {
-  if (!isRecord(message)) return
+export function checkCounts(
+  message: unknown,
+  { values }: Pick<JsonScan, 'values'>,
+  client: Pick<Client, 'maxRecipients'>,
+  mostOfAnybody: number,
+): void {
+  if (values <= MORE_LISTED || !isRecord(message)) return // too few for any limit
   const recipients = RECIPIENT_FIELDS.map((name) => message[name]).filter(Array.isArray)
   const listed = recipients.reduce((sum, list) => sum + list.length, 0)
   // Duplicates go out once, so some more may be listed.

@@ -1,5 +1,5 @@
 import { isUtf8 } from 'node:buffer'
-import { createHash } from 'node:crypto'
+import { hash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { below, Problem } from '../../errors.ts'
@@ -23,7 +23,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     }).catch(async (cause: unknown) => {
       throw new Problem('malformed_json', `The body is not valid JSON: ${await whereIn(text)}.`, { cause })
     })
-    checkCounts(message, callerOf(request).client, maxRecipients)
+    checkCounts(message, scan, callerOf(request).client, maxRecipients)
     if (countMembers(message) !== scan.members) throw await twice(text)
     return message
   }
@@ -52,8 +52,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
         if (reader.size > declared) submission.place.grow(Math.min(piece.length, reader.size - declared))
       },
     )
-    if (request.headers['idempotency-key'] !== undefined)
-      submission.bodyHash = createHash('sha256').update(body).digest('base64url')
+    if (request.headers['idempotency-key'] !== undefined) submission.bodyHash = hash('sha256', body, 'base64url')
     return parseMessage(request, submission, scan, body)
   })
   app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, _payload: IncomingMessage) => {

@@ -111,19 +111,21 @@ export class Queue {
     message: { id: string; client: string; content: QueuedContent; due: number; anonymous: boolean },
     waitMs: number,
   ): Promise<Times> {
-    const { id, client, content } = message
+    const { id, client, content, due, anonymous } = message
     const { store, sealer, lifetime, relayUp } = this.#options
     const token = waitMs > 0 && this.#room() > 0 ? randomUUID() : undefined
     const sealed = sealer.seal(content, ownerOf(message))
     const { messageId } = content
-    const times = await store.enqueue(lock, { ...message, messageId, content: sealed, lifetime, token })
+    const record = { id, client, messageId, content: sealed, due, lifetime, token, anonymous }
+    const times = await store.enqueue(lock, record)
     if (token !== undefined) {
       await Promise.race([this.#work({ id, client, token }, 0, content), pause(waitMs, undefined, { ref: false })])
       return times
     }
     if (times.waitMs === 0 && this.#room() > 0) this.kick()
     const deadline = performance.now() + (relayUp() ? waitMs : 0)
-    for (const status of ['queued', 'sending']) await this.changeOf(id, status, deadline - performance.now())
+    for (const status of waitMs > 0 ? ['queued', 'sending'] : [])
+      await this.changeOf(id, status, deadline - performance.now())
     return times
   }
 
@@ -206,7 +208,7 @@ export class Queue {
     try {
       const room = this.#room()
       const { taken, ended, wakeMs: next } = await this.#options.store.claim(room)
-      for (const { tries, content, ...lease } of taken) void this.#work(lease, tries, content)
+      for (const { lease, tries, content } of taken) void this.#work(lease, tries, content)
       for (const change of ended) this.#changed(change)
       // When all places are taken, those that become free look for more.
       if (taken.length < room) wakeMs = Math.min(POLL_MS, Math.max(next, 5))
@@ -331,7 +333,7 @@ export class Queue {
   /** Takes one of the client's rate, or gives how long that holds all of its messages back. */
   async #heldMs(client: Client): Promise<number | undefined> {
     try {
-      await this.#options.allowances.take({ ...client, quota: undefined }, 0)
+      await this.#options.allowances.take({ name: client.name, rate: client.rate, quota: undefined }, 0)
       return undefined
     } catch (error) {
       if (!(error instanceof Problem)) throw error

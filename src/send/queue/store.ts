@@ -13,7 +13,8 @@ export interface Lease {
 }
 
 /** A message that was claimed. */
-export interface Taken extends Lease {
+export interface Taken {
+  readonly lease: Lease
   /** How often it was tried. */
   readonly tries: number
   /** Sealed; empty where it is lost. */
@@ -110,9 +111,7 @@ export class QueueStore {
       taken: list(claimed).map((entry) => {
         const [id, client, tries, content] = list(entry)
         return {
-          id: String(id),
-          client: String(client),
-          token,
+          lease: { id: String(id), client: String(client), token },
           tries: Number(tries),
           content: Buffer.isBuffer(content) ? content : Buffer.alloc(0),
         }
