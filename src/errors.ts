@@ -133,7 +133,7 @@ export class Problem extends Error {
   }
 
   /** The body of the answer (RFC 9457). */
-  toBody(requestId: string): ProblemBody {
+  toBody(requestId: string) {
     const { title, retryable } = PROBLEMS[this.code]
     return {
       type: `urn:postern:problem:${this.code}`,
@@ -150,18 +150,7 @@ export class Problem extends Error {
   }
 }
 
-export interface ProblemBody {
-  readonly type: string
-  readonly title: string
-  readonly status: number
-  readonly detail: string
-  readonly code: ProblemCode
-  readonly retryable: boolean
-  readonly outcome: Outcome
-  readonly request_id: string
-  readonly errors?: readonly Fault[]
-  readonly smtp?: SmtpReply
-}
+export type ProblemBody = ReturnType<Problem['toBody']>
 
 /** What an operator has configured cannot be used. Each fault is one plain line; the message is all of them. */
 export class LoadError extends Error {

@@ -15,7 +15,8 @@ import { durabilityFindings } from '../send/queue/durability.ts'
 import { connectRedis } from '../send/redis.ts'
 import { tokenSource } from '../relay/oauth.ts'
 import { parseMailbox } from '../mail/mailbox.ts'
-import { gatewayStatus, type Status } from './gateway.ts'
+import type { Status } from '../operations/status.ts'
+import { gatewayStatus } from './gateway.ts'
 import { tryRelay } from './relay-check.ts'
 import { type Io, parseCommandLine, UsageError, worded } from './usage.ts'
 
@@ -93,7 +94,7 @@ function seenFindings(running: Status | undefined): readonly string[] {
   const unseen = clients
     .filter(({ last_seen, disabled }) => last_seen === null && !disabled)
     .map(({ client }) => client)
-  const findings = clients.flatMap(({ client, ending, certificate_expires: end }) => {
+  const findings = clients.flatMap(({ client, certificate_ending: ending, certificate_expires: end }) => {
     if (!ending || end === null) return []
     const days = Math.floor((Date.parse(end) - Date.now()) / DAY_MS)
     return [

@@ -4,6 +4,7 @@ import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
 import { nearest } from '../config/suggest.ts'
 import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
+import type { Status } from '../operations/status.ts'
 import { gatewayStatus, untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
 import { type Io, parseCommandLine, refusal, UsageError, worded } from './usage.ts'
@@ -141,12 +142,10 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
     const clients = clientsOf(text, file)
     if (name !== '' && !clients.has(name)) throw notListed(name, clients)
     return [...clients].flatMap(([client, entry]) => {
-      const {
-        last_seen = null,
-        certificate_expires = null,
-        queue = null,
-      } = status?.clients.find((one) => one.client === client) ?? {}
-      return name === '' || client === name ? [{ client, entry, seen: { last_seen, certificate_expires, queue } }] : []
+      if (name !== '' && client !== name) return []
+      const { last_seen = null, certificate_expires = null } =
+        status?.clients.find((one) => one.client === client) ?? {}
+      return [{ client, entry, seen: { last_seen, certificate_expires, queue: queueOf(client, status) } }]
     })
   })
   if (json) {
@@ -179,6 +178,14 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
   ])
   print([['NAME', 'KNOWN BY', 'FROM', 'LAST SEEN', 'CERTIFICATE ENDS'], ...table], io)
   if (status === undefined) io.print('No gateway answers here: what was last seen is not known.')
+}
+
+/** What the queue holds of a client, in words. */
+function queueOf(name: string, status: Status | undefined): string | null {
+  const held = status?.queue?.clients.find(({ client }) => client === name)
+  return held === undefined
+    ? null
+    : `${held.queued} queued, the oldest at ${held.oldest}, the next attempt at ${held.next_attempt}`
 }
 
 /** The first one, and how many there are besides. */

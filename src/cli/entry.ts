@@ -1,3 +1,4 @@
+import type { parseArgs, ParseArgsConfig } from 'node:util'
 import { parseCount, parseName } from '../clients/clients-file.ts'
 import { PatternList } from '../clients/patterns.ts'
 import type { Entry } from '../clients/register.ts'
@@ -23,13 +24,7 @@ export const POLICY_OPTIONS = {
 /** The options that say how a client is known. */
 export const IDENTITY_OPTIONS = { cert: MANY, fingerprint: MANY, san: MANY, ca: ONE, token: ONE } as const
 
-type Values<Options> = {
-  readonly [Name in keyof Options]?: Options[Name] extends { multiple: true }
-    ? string[]
-    : Options[Name] extends { type: 'boolean' }
-      ? boolean
-      : string
-}
+type Values<T extends NonNullable<ParseArgsConfig['options']>> = ReturnType<typeof parseArgs<{ options: T }>>['values']
 
 /** The policy as the clients file has it. Throws a UsageError for a value that it would refuse. */
 export function policyOf(values: Values<typeof POLICY_OPTIONS>): Entry {

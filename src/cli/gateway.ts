@@ -2,30 +2,11 @@ import { realpath } from 'node:fs/promises'
 import { setTimeout as pause } from 'node:timers/promises'
 import { isRecord } from '../config/record.ts'
 import { readConfig } from '../config/config.ts'
-import type { Io } from './usage.ts'
-
-/** What a command asks of the gateway that runs on this machine: its `/status.json`. */
-export interface Status {
-  readonly path: string
-  /** Of the content of the clients file in force, in hex. */
-  readonly sha256: string
-  readonly started: string
-  readonly clients: readonly SeenClient[]
-  readonly faults: readonly string[]
-}
-
-interface SeenClient {
-  readonly client: string
-  readonly disabled: boolean
-  readonly last_seen: string | null
-  readonly fingerprint: string | null
-  readonly certificate_expires: string | null
-  readonly ending: boolean
-  /** What the queue holds of it, in words. */
-  readonly queue: string | null
-}
+import type { Status } from '../operations/status.ts'
+import { type Io, UsageError } from './usage.ts'
 
 const ANSWER_MS = 2_000
+const READY_MS = 3_000
 const IN_FORCE_MS = 5_000 // a changed file is in force within 2 s
 const POLL_MS = 100
 
@@ -36,42 +17,21 @@ export function operationsUrl(env: Io['env']): string {
   return `http://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`
 }
 
-/** Undefined where no gateway answers. */
+/** The `/status.json` of the gateway that runs on this machine. Undefined where none answers. */
 export async function gatewayStatus(env: Io['env']): Promise<Status | undefined> {
-  let status: unknown
   try {
     const answer = await fetch(`${operationsUrl(env)}/status.json`, { signal: AbortSignal.timeout(ANSWER_MS) })
-    status = await answer.json()
+    const status: unknown = await answer.json()
+    return isStatus(status) ? status : undefined
   } catch {
     return undefined
   }
-  if (!isRecord(status) || !isRecord(status['clients_file'])) return undefined
-  const { path, sha256 } = status['clients_file']
-  const rows = (value: unknown): Record<string, unknown>[] => (Array.isArray(value) ? value.filter(isRecord) : [])
-  const text = (value: unknown): string | null => (typeof value === 'string' ? value : null)
-  const faults = rows(status['files']).find(({ file }) => file === 'clients')?.['faults']
-  const queues = isRecord(status['queue']) ? rows(status['queue']['clients']) : []
-  const queueOf = (name: unknown): string | null => {
-    const held = queues.find(({ client }) => client === name)
-    return held === undefined
-      ? null
-      : `${String(held['queued'])} queued, the oldest at ${String(held['oldest'])}, the next attempt at ${String(held['next_attempt'])}`
-  }
-  return {
-    path: String(path),
-    sha256: String(sha256),
-    started: String(status['started']),
-    faults: Array.isArray(faults) ? faults.map(String) : [],
-    clients: rows(status['clients']).map((seen) => ({
-      client: String(seen['client']),
-      disabled: seen['disabled'] === true,
-      last_seen: text(seen['last_seen']),
-      fingerprint: text(seen['fingerprint']),
-      certificate_expires: text(seen['certificate_expires']),
-      ending: seen['certificate_ending'] === true,
-      queue: queueOf(seen['client']),
-    })),
-  }
+}
+
+function isStatus(answer: unknown): answer is Status {
+  return (
+    isRecord(answer) && isRecord(answer['clients_file']) && [answer['files'], answer['clients']].every(Array.isArray)
+  )
 }
 
 /** A sentence on whether the gateway that runs here has this content of the clients file in force. Waits some seconds for it. */
@@ -82,10 +42,22 @@ export async function untilInForce(file: string, sha256: string, env: Io['env'])
     const status = await gatewayStatus(env)
     if (status === undefined)
       return `No gateway answers at ${url}: it holds from its next start on, or within 2 s where one runs elsewhere.`
-    if (status.sha256 === sha256) return `The gateway at ${url} has it in force.`
-    if ((await realpath(status.path).catch(() => status.path)) !== own)
-      return `The gateway at ${url} reads another file, ${status.path}: there nothing has changed.`
+    const { path, sha256: inForce } = status.clients_file
+    if (inForce === sha256) return `The gateway at ${url} has it in force.`
+    if (path !== null && (await realpath(path).catch(() => path)) !== own)
+      return `The gateway at ${url} reads another file, ${path}: there nothing has changed.`
+    const [fault] = status.files.find(({ file }) => file === 'clients')?.faults ?? []
     if (Date.now() > until)
-      return `The gateway at ${url} does NOT have it in force: ${status.faults[0] ?? 'it has not read the file yet, see its log'}.`
+      return `The gateway at ${url} does NOT have it in force: ${fault ?? 'it has not read the file yet, see its log'}.`
   }
+}
+
+/** `postern health`: asks `/readyz` on the operations port. Throws a UsageError when the gateway is not ready. */
+export async function health(env: Io['env']): Promise<void> {
+  const url = `${operationsUrl(env)}/readyz`
+  const answer = await fetch(url, { signal: AbortSignal.timeout(READY_MS) }).catch((cause: unknown) => {
+    throw new UsageError(`Nothing answers at ${url}.`, { cause })
+  })
+  const reason = (await answer.text()).trim()
+  if (answer.status !== 200) throw new UsageError(`The gateway is not ready: ${reason}.`)
 }

@@ -15,7 +15,7 @@ const POLICY = `What it may do (in the clients file; each that is given is set, 
   --raw                 may send complete messages (POST /v1/messages/raw)`
 
 /** What each command is for, in one line, and its page. */
-export const COMMANDS: Readonly<Record<string, readonly [summary: string, page: string]>> = {
+const COMMANDS: Readonly<Record<string, readonly [summary: string, page: string]>> = {
   serve: [
     'the gateway',
     `postern serve
@@ -147,4 +147,9 @@ export function page(topic: string): string {
     )
   }
   return readFileSync(new URL(`${topic === 'ko' ? 'README.ko' : topic}.md`, PAGES), 'utf8').trimEnd()
+}
+
+export function unknownCommand(command: string): UsageError {
+  const meant = didYouMean(command, [...Object.keys(COMMANDS), 'help'])
+  return new UsageError(`postern: there is no command "${command}"${meant}. See postern help.`)
 }

@@ -1,18 +1,7 @@
 import { UsageError } from './usage.ts'
 
 /** How sendmail was called. */
-export interface SendmailOptions {
-  /** `-t`: the header names recipients. */
-  readonly fromHeader: boolean
-  /** Neither `-i` nor `-oi`: a line with a dot alone ends the message. */
-  readonly dotEnds: boolean
-  readonly verbose: boolean
-  /** `-f` or `-r`: the sender of the envelope; empty for `<>`. */
-  readonly sender: string | undefined
-  /** `-F`: for a message without From. */
-  readonly name: string | undefined
-  readonly recipients: readonly string[]
-}
+export type SendmailOptions = ReturnType<typeof parseSendmailOptions>
 
 // Of sendmail, Postfix and Exim; what is about a queue or a daemon of its own is read and means nothing here.
 const FLAGS = 'EGUimnstvxy'
@@ -20,7 +9,7 @@ const WITH_VALUE = 'ABCDFLMNOPRVXbefhopr'
 const WITH_GLUED_VALUE = 'd'
 
 /** Reads the options as sendmail does: grouped (`-ti`), with values glued (`-fx@y`) or apart. Throws a UsageError. */
-export function parseSendmailOptions(args: readonly string[]): SendmailOptions {
+export function parseSendmailOptions(args: readonly string[]) {
   const flags = new Set<string>()
   const values = new Map<string, string>()
   const recipients: string[] = []
@@ -51,10 +40,14 @@ export function parseSendmailOptions(args: readonly string[]): SendmailOptions {
       `-b${mode} is not done here: this sends one message from its input, and has no queue or daemon.`,
     )
   return {
+    /** `-t`: the header names recipients. */
     fromHeader: flags.has('t'),
+    /** Neither `-i` nor `-oi`: a line with a dot alone ends the message. */
     dotEnds: !flags.has('i'),
     verbose: flags.has('v'),
+    /** `-f` or `-r`: the sender of the envelope; empty for `<>`. */
     sender: values.get('f')?.replace(/^<(.*)>$/s, '$1'),
+    /** `-F`: for a message without From. */
     name: values.get('F'),
     recipients,
   }

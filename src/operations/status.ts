@@ -66,8 +66,10 @@ interface Concern {
   readonly advice: string
 }
 
+export type Status = Awaited<ReturnType<ReturnType<typeof statusOf>>>
+
 /** The status of the gateway as `/status.json` gives it and the page at `/` shows it. */
-export function statusOf(sources: StatusSources): () => Promise<object> {
+export function statusOf(sources: StatusSources) {
   const started = new Date().toISOString()
   return async () => {
     const usage = new Map(await sources.usage())

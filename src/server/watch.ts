@@ -1,64 +1,41 @@
-import { stat } from 'node:fs/promises'
-import { codeOf } from '../errors.ts'
+import { unwatchFile, watchFile } from 'node:fs'
 
-// A change is in force after two looks, well within the 2 seconds that are promised. A look at five files costs 0.2 ms of CPU.
-const LOOK_MS = 300
-// A file that is written to without a pause is read all the same after this time.
+const LOOK_MS = 300 // a look at five files costs 0.2 ms of CPU
+const REST_MS = 400 // longer than a look: a file that is still being written to has changed again by then
+// A file that is written to without a pause is read all the same after this time. A change is in force within 2 seconds.
 const MAX_UNSETTLED_MS = 1_200
 
 /**
- * Looks at files and tells when they have changed and come to rest. It follows symbolic links each time, which is how
- * Kubernetes and certbot replace files; a watch of the file system would stay with the file that was replaced.
+ * Looks at files and tells when they have changed and come to rest. Each look follows symbolic links, which is how
+ * Kubernetes and certbot replace files; events of the file system would stay with the file that was replaced.
  */
 export class FileWatch {
   readonly #paths: readonly string[]
   readonly #changed: () => void
-  readonly #timer: NodeJS.Timeout
-  #told = ''
-  #last = ''
+  #timer: NodeJS.Timeout | undefined
   #unsettledSince: number | undefined
-  #looking = false
-  #closed = false
 
   /** `changed` is called for the first state too: a file may have been replaced since it was read. */
   constructor(paths: readonly string[], changed: () => void) {
     this.#paths = paths
     this.#changed = changed
-    this.#timer = setInterval(() => void this.#look(), LOOK_MS)
-    this.#timer.unref()
+    for (const path of paths) watchFile(path, { interval: LOOK_MS, persistent: false }, this.#noticed)
+    this.#noticed()
   }
 
   close(): void {
-    this.#closed = true
-    clearInterval(this.#timer)
+    for (const path of this.#paths) unwatchFile(path, this.#noticed)
+    clearTimeout(this.#timer)
   }
 
-  async #look(): Promise<void> {
-    if (this.#looking) return // a file system that hangs
-    this.#looking = true
-    const now = (await Promise.all(this.#paths.map(markOf))).join('\n')
-    this.#looking = false
-    if (this.#closed) return
-    const settled = now === this.#last
-    this.#last = now
-    if (now === this.#told) {
+  readonly #noticed = (): void => {
+    const now = performance.now()
+    this.#unsettledSince ??= now
+    const wait = Math.min(REST_MS, this.#unsettledSince + MAX_UNSETTLED_MS - now)
+    clearTimeout(this.#timer)
+    this.#timer = setTimeout(() => {
       this.#unsettledSince = undefined
-      return
-    }
-    this.#unsettledSince ??= Date.now()
-    if (!settled && Date.now() - this.#unsettledSince < MAX_UNSETTLED_MS) return
-    this.#unsettledSince = undefined
-    this.#told = settled ? now : '' // a file that was read while it changed is read again when it rests
-    this.#changed()
-  }
-}
-
-/** Differs when a file has been written, replaced, or reached by another link. */
-async function markOf(path: string): Promise<string> {
-  try {
-    const { dev, ino, size, mtimeNs, ctimeNs } = await stat(path, { bigint: true })
-    return [dev, ino, size, mtimeNs, ctimeNs].join(' ')
-  } catch (error) {
-    return codeOf(error)
+      this.#changed()
+    }, wait).unref()
   }
 }
