@@ -3,9 +3,9 @@ import { statSync } from 'node:fs'
 import { createServer } from 'node:net'
 import type { ClientDirectory } from '../clients/clients-file.ts'
 import { type Config, readConfig } from '../config/config.ts'
-import type { SecureContext } from '../tls/context.ts'
+import { parseCertificates, type SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
-import { bundleFindings, readableCertificates, relayFindings, serverFindings } from '../tls/findings.ts'
+import { bundleFindings, relayFindings, serverFindings } from '../tls/findings.ts'
 import { readRegularFile } from '../config/regular-file.ts'
 import { LoadError } from '../errors.ts'
 import { loadFiles } from '../server/load.ts'
@@ -176,7 +176,7 @@ function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | u
 function certificatesIn(file: string | undefined): readonly X509Certificate[] {
   if (file === undefined) return []
   try {
-    return readableCertificates(readRegularFile(file).toString())
+    return parseCertificates(readRegularFile(file).toString())
   } catch {
     return [] // reported where it is loaded
   }

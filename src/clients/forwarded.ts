@@ -97,7 +97,7 @@ function fromByteSequence(value: string): X509Certificate {
   const base64 = /^:([A-Za-z0-9+/]+={0,2}):$/.exec(value)?.[1] ?? ''
   const der = Buffer.from(base64, 'base64')
   // What does not come back the same was not base64, and a certificate with bytes after it is not one certificate.
-  if (der.toString('base64') !== base64) throw malformed('Client-Cert is not one byte sequence (RFC 9440)')
+  if (der.toString('base64') !== base64) throw refusal('Client-Cert is not one byte sequence (RFC 9440).')
   return parse(der, 'Client-Cert')
 }
 
@@ -105,7 +105,7 @@ function fromByteSequence(value: string): X509Certificate {
 function fromEscapedPem(value: string): X509Certificate {
   const pem = /^[\w.~%!*'()-]+$/.test(value) ? decode(value) : ''
   const base64 = /^-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*$/.exec(pem)?.[1]
-  if (base64 === undefined) throw malformed('X-SSL-Client-Cert is not one URL-encoded certificate in PEM form')
+  if (base64 === undefined) throw refusal('X-SSL-Client-Cert is not one URL-encoded certificate in PEM form.')
   return parse(Buffer.from(base64, 'base64'), 'X-SSL-Client-Cert')
 }
 
@@ -122,16 +122,12 @@ function parse(der: Buffer, header: string): X509Certificate {
   try {
     certificate = new X509Certificate(der)
   } catch (cause) {
-    throw malformed(`${header} holds no certificate`, cause)
+    throw refusal(`${header} holds no certificate.`, cause)
   }
-  if (!certificate.raw.equals(der)) throw malformed(`${header} holds more than a certificate`)
+  if (!certificate.raw.equals(der)) throw refusal(`${header} holds more than a certificate.`)
   return certificate
 }
 
-function malformed(what: string, cause?: unknown): Problem {
-  return new Problem('unknown_certificate', `${what}.`, { cause })
-}
-
-function refusal(detail: string): Problem {
-  return new Problem('unknown_certificate', detail)
+function refusal(detail: string, cause?: unknown): Problem {
+  return new Problem('unknown_certificate', detail, { cause })
 }

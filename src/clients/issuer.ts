@@ -40,11 +40,6 @@ export class Issuer {
     this.#fetched = fetched
   }
 
-  /** Begins to fetch. `close` ends it. */
-  start(): void {
-    void this.refresh()
-  }
-
   close(): void {
     this.#closed = true
     clearTimeout(this.#timer)
@@ -55,7 +50,7 @@ export class Issuer {
     return this.#keys !== undefined && now - this.#keys.at < LONGEST_USE_MS ? this.#keys : undefined
   }
 
-  /** Asks for the keys, at most once in 30 s. Resolves with the seconds until it may be tried again: 0 for new keys. */
+  /** Asks for the keys, at most once in 30 s, and then again and again until `close`. Resolves with the seconds until it may be tried again: 0 for new keys. */
   async refresh(): Promise<number> {
     if (this.#asking === undefined) {
       const wait = this.#askedAt + LEAST_INTERVAL_MS - performance.now()

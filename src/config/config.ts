@@ -180,9 +180,14 @@ function parsePublicUrl(text: string): string {
   return text
 }
 
-function parseEhloName(text: string): string {
-  if (!/^[A-Za-z0-9.:[\]_-]{1,255}$/.test(text)) throw new RangeError('is not a host name or [address]')
-  return text
+const parseHostName = matching(/^[A-Za-z0-9.:_-]{1,255}$/, 'is not a host name')
+const parseEhloName = matching(/^[A-Za-z0-9.:[\]_-]{1,255}$/, 'is not a host name or [address]')
+
+function matching(form: RegExp, fault: string): (text: string) => string {
+  return (text) => {
+    if (!form.test(text)) throw new RangeError(fault)
+    return text
+  }
 }
 
 function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: EnvironmentReader): readonly string[] {
@@ -207,11 +212,6 @@ function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: Envir
   return [
     'POSTERN_SMTP_OAUTH_TOKEN_URL is set, and no relay would be logged in to with it: POSTERN_SMTP_URL should name a user without a password, such as smtp://user@mail.internal:587.',
   ]
-}
-
-function parseHostName(text: string): string {
-  if (!/^[A-Za-z0-9.:_-]{1,255}$/.test(text)) throw new RangeError('is not a host name')
-  return text
 }
 
 function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {

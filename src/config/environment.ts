@@ -36,14 +36,11 @@ export class EnvironmentReader {
     return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? fallback
   }
 
-  number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F => {
-    const value = this.text(name, undefined)
-    if (value === undefined) return fallback
-    if (/^\d{1,9}$/.test(value) && Number(value) >= least && Number(value) <= most) return Number(value)
-    this.#failed.add(name)
-    this.fault(`${name} "${value}" is not a whole number from ${least} to ${most}.`)
-    return fallback
-  }
+  number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F =>
+    this.parsed(name, fallback, (text) => {
+      if (/^\d{1,9}$/.test(text) && Number(text) >= least && Number(text) <= most) return Number(text)
+      throw new RangeError(`is not a whole number from ${least} to ${most}`)
+    })
 
   choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
     const value = this.text(name, undefined)

@@ -5,13 +5,14 @@ const MINUTES = 60
 const MINUTE_MS = 60_000
 const MAX_REFUSALS = 500 // pairs of code and client in a minute; those beyond are counted without their client
 
-/** A kind of refusal: times in Unix ms. */
-interface Refused {
+/** A kind of refusal, as the status shows it. */
+export interface Refusals {
   readonly code: ProblemCode
+  /** Null for strangers. */
   readonly client: string | null
   readonly count: number
-  readonly last: number
-  /** Of the last one. */
+  /** When the last one was, as ISO 8601 has it, and what an operator can do about it. */
+  readonly last: string
   readonly advice: string
 }
 
@@ -19,17 +20,7 @@ interface Minute {
   /** Unix minutes. */
   readonly at: number
   readonly outcomes: Map<string, number>
-  readonly refusals: Map<string, Refused>
-}
-
-/** What the last hour's status shows of a kind of refusal. */
-export interface Refusals {
-  readonly code: ProblemCode
-  /** Null for strangers. */
-  readonly client: string | null
-  readonly count: number
-  readonly last: string
-  readonly advice: string
+  readonly refusals: Map<string, Refusals>
 }
 
 /** Messages and refusals of the last hour, by the minute: for the status page. The metrics count from the start. */
@@ -46,7 +37,8 @@ export class History {
     const name = refusals.size < MAX_REFUSALS ? client : null
     const key = `${code} ${name ?? ''}`
     const count = (refusals.get(key)?.count ?? 0) + 1
-    refusals.set(key, { code, client: name, count, last: Date.now(), advice: log?.['advice'] ?? adviceFor(code) })
+    const last = new Date().toISOString()
+    refusals.set(key, { code, client: name, count, last, advice: log?.['advice'] ?? adviceFor(code) })
   }
 
   /** For each outcome that there was, its numbers in each of the last 60 minutes, the current one last. */
@@ -64,15 +56,13 @@ export class History {
 
   /** The latest first. */
   refusals(): readonly Refusals[] {
-    const all = new Map<string, Refused>()
+    const all = new Map<string, Refusals>()
     for (const { at, refusals } of this.#minutes) {
       if (at <= minuteNow() - MINUTES) continue
       for (const [key, refused] of refusals)
         all.set(key, { ...refused, count: refused.count + (all.get(key)?.count ?? 0) })
     }
-    return [...all.values()]
-      .sort((a, b) => b.last - a.last)
-      .map((refused) => ({ ...refused, last: new Date(refused.last).toISOString() }))
+    return [...all.values()].sort((a, b) => b.last.localeCompare(a.last))
   }
 
   #current(): Minute {

@@ -24,7 +24,8 @@ export interface AttemptOptions {
 export interface Answer {
   readonly status: number
   readonly headers: IncomingMessage['headers']
-  readonly text: string
+  /** What its JSON says; undefined where it is none. */
+  readonly body: unknown
 }
 
 /**
@@ -129,5 +130,17 @@ async function read(response: IncomingMessage): Promise<Answer> {
     if (size > MAX_ANSWER_BYTES) throw new Error('the answer is too large')
     pieces.push(piece)
   }
-  return { status: response.statusCode ?? 0, headers: response.headers, text: Buffer.concat(pieces).toString() }
+  return { status: response.statusCode ?? 0, headers: response.headers, body: parse(Buffer.concat(pieces).toString()) }
+}
+
+function parse(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return undefined
+  }
+}
+
+export function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null
 }

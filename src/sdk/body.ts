@@ -17,33 +17,26 @@ const KEPT_BYTES = 1024 * 1024
 
 export function bodyOf(source: MessageSource): Body {
   if (typeof source === 'string' || source instanceof Uint8Array) return bytesBody(Buffer.from(source))
-  return typeof source === 'function' ? new OpenedBody(source) : new StreamBody(source)
+  return typeof source === 'function' ? openedBody(source) : new StreamBody(source)
 }
 
-export function bytesBody(bytes: Buffer): Body {
+export function bytesBody(bytes: Buffer): Body & { readonly bytes: Buffer } {
   return {
     bytes,
+    ...openedBody(async function* () {
+      yield bytes
+    }),
+  }
+}
+
+function openedBody(source: () => Pieces | Promise<Pieces>): Body {
+  return {
     repeatable: true,
     async *open() {
-      yield bytes
+      yield* await source()
     },
     release() {},
   }
-}
-
-class OpenedBody implements Body {
-  readonly repeatable = true
-  readonly #source: () => Pieces | Promise<Pieces>
-
-  constructor(source: () => Pieces | Promise<Pieces>) {
-    this.#source = source
-  }
-
-  async *open(): Pieces {
-    yield* await this.#source()
-  }
-
-  release(): void {}
 }
 
 /** Pieces are numbered, so that a try that was given up and the one that follows it can wait for the same piece. */

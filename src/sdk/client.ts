@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto'
 import type { OutgoingHttpHeaders } from 'node:http'
 import { Agent } from 'node:https'
 import { setTimeout as pause } from 'node:timers/promises'
-import { type Answer, attempt, type Failure } from './attempt.ts'
+import { type Answer, attempt, type Failure, isRecord } from './attempt.ts'
 import { type Body, bodyOf, bytesBody, type MessageSource } from './body.ts'
 import { type CredentialFiles, type Credentials, CredentialStore, outOfDate } from './credentials.ts'
 import { notSent, type Outcome, PosternError, type ProblemMembers, reasonOf } from './error.ts'
@@ -320,14 +320,8 @@ function common({ signal, timeout, idempotencyKey = randomUUID(), prefer }: Send
 }
 
 /** The body of an answer, or the error that it stands for. */
-function readAnswer<T>({ status, headers, text }: Answer): T | PosternError {
+function readAnswer<T>({ status, headers, body }: Answer): T | PosternError {
   const retryAfter = secondsOf(headers['retry-after'])
-  let body: unknown
-  try {
-    body = JSON.parse(text)
-  } catch {
-    body = undefined
-  }
   if (status >= 200 && status < 300 && isRecord(body)) return body as T
   if (isProblem(body)) return new PosternError({ ...body, status }, { retryAfter })
   // Not the gateway: something in front of it, which may have passed the request on, or not.
@@ -391,8 +385,4 @@ function secondsOf(retryAfter: string | undefined): number | undefined {
 
 function isProblem(body: unknown): body is ProblemMembers {
   return isRecord(body) && typeof body['code'] === 'string' && typeof body['retryable'] === 'boolean'
-}
-
-function isRecord(body: unknown): body is Record<string, unknown> {
-  return typeof body === 'object' && body !== null
 }

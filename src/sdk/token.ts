@@ -1,5 +1,5 @@
 import { Agent } from 'node:https'
-import { attempt } from './attempt.ts'
+import { attempt, isRecord } from './attempt.ts'
 import { bytesBody } from './body.ts'
 import { type CredentialFiles, type Credentials, CredentialStore } from './credentials.ts'
 import { PosternError, reasonOf } from './error.ts'
@@ -83,8 +83,8 @@ async function ask(options: ClientCredentialsOptions, agent: Agent, credentials:
     signal: AbortSignal.timeout(TIMEOUT_MS),
   })
   if ('error' in result) throw unavailable(`could not be asked: ${reasonOf(result.error)}`, !result.untrusted)
-  const { status, text } = result
-  const { access_token, expires_in = DEFAULT_LIFE_S, error, error_description } = parse(text)
+  const { status, body } = result
+  const { access_token, expires_in = DEFAULT_LIFE_S, error, error_description } = isRecord(body) ? body : {}
   if (status !== 200 || typeof access_token !== 'string')
     throw unavailable(`answered ${[status, error, error_description].filter(Boolean).join(' ')}`, status >= 500)
   const life = Number(expires_in)
@@ -94,13 +94,4 @@ async function ask(options: ClientCredentialsOptions, agent: Agent, credentials:
 function unavailable(what: string, retryable: boolean): PosternError {
   const detail = `The token endpoint ${what}.`
   return new PosternError({ code: 'token_unavailable', detail, retryable, outcome: 'not_sent' })
-}
-
-function parse(text: string): Record<string, unknown> {
-  try {
-    const body: unknown = JSON.parse(text)
-    return typeof body === 'object' && body !== null ? { ...body } : {}
-  } catch {
-    return {}
-  }
 }

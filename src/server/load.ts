@@ -20,12 +20,12 @@ export function loadFiles(config: Config, faults: string[]) {
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
-  const faults: string[] = []
-  const cert = readFile('POSTERN_TLS_CERT', tls.cert, faults)
-  const key = readFile('POSTERN_TLS_KEY', tls.key, faults)
-  const clientCa = readFile('POSTERN_TLS_CLIENT_CA', tls.clientCa, faults)
-  const crl = tls.crl === undefined ? undefined : readFile('POSTERN_TLS_CRL', tls.crl, faults)
-  if (faults.length > 0) throw new LoadError(faults)
+  const [cert = '', key = '', clientCa = '', crl] = readFiles(
+    ['POSTERN_TLS_CERT', tls.cert],
+    ['POSTERN_TLS_KEY', tls.key],
+    ['POSTERN_TLS_CLIENT_CA', tls.clientCa],
+    ['POSTERN_TLS_CRL', tls.crl],
+  )
   try {
     return secureContextOptions({ cert, key, clientCa, crl, minVersion: tls.minVersion, maxVersion: tls.maxVersion })
   } catch (error) {
@@ -40,9 +40,7 @@ export function loadClients(
   { clients, oauth }: Pick<Config, 'clients' | 'oauth'>,
   secureContext: SecureContext | undefined,
 ): ClientDirectory {
-  const faults: string[] = []
-  const text = readFile('POSTERN_CLIENTS', clients, faults)
-  if (faults.length > 0) throw new LoadError(faults)
+  const [text = ''] = readFiles(['POSTERN_CLIENTS', clients])
   const directory = parseClients(text, clients)
   const roots = secureContext === undefined ? 1 : new ClientTrust(secureContext).roots
   directory.check({ roots, tokens: oauth.issuer !== undefined })
@@ -51,10 +49,10 @@ export function loadClients(
 
 /** Reads a bundle of CA certificates, where there is one. Throws a LoadError. */
 function loadBundle(name: string, path: string | undefined): string | undefined {
-  if (path === undefined) return undefined
+  const [pem] = readFiles([name, path])
+  if (pem === undefined) return undefined
   const faults: string[] = []
-  const pem = readFile(name, path, faults)
-  if (faults.length === 0) readCertificates(pem, `${name} ${path}:`, faults)
+  readCertificates(pem, `${name} ${path}:`, faults)
   if (faults.length > 0) throw new LoadError(faults)
   return pem
 }
@@ -76,10 +74,8 @@ export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
 /** Its dates are the relay's to judge: only some may ask for it. */
 function loadRelayPair(smtp: Config['smtp']): { readonly cert: string; readonly key: string } | undefined {
   if (smtp.cert === undefined || smtp.key === undefined) return undefined
+  const [cert = '', key = ''] = readFiles(['POSTERN_SMTP_CERT', smtp.cert], ['POSTERN_SMTP_KEY', smtp.key])
   const faults: string[] = []
-  const cert = readFile('POSTERN_SMTP_CERT', smtp.cert, faults)
-  const key = readFile('POSTERN_SMTP_KEY', smtp.key, faults)
-  if (faults.length > 0) throw new LoadError(faults)
   readPair({ cert, key }, 'relay', faults)
   if (faults.length === 0) return { cert, key }
   throw new LoadError(
@@ -98,12 +94,18 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
   }
 }
 
-function readFile(name: string, path: string, faults: string[]): string {
-  try {
-    return readRegularFile(path).toString()
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error
-    faults.push(`${name} ${path} ${error.message}.`)
-    return ''
-  }
+/** The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their faults. */
+function readFiles(...files: readonly (readonly [name: string, path: string | undefined])[]): (string | undefined)[] {
+  const faults: string[] = []
+  const texts = files.map(([name, path]) => {
+    try {
+      return path && readRegularFile(path).toString()
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error
+      faults.push(`${name} ${path} ${error.message}.`)
+      return undefined
+    }
+  })
+  if (faults.length > 0) throw new LoadError(faults)
+  return texts
 }

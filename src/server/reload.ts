@@ -16,7 +16,7 @@ import { type ClientSource, holderOf, type Listing, type TokenCheck } from '../c
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { loadRelayTls } from './load.ts'
-import { FileWatch } from './watch.ts'
+import { watchFiles } from './watch.ts'
 
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
 export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients' | 'relay_tls'
@@ -91,14 +91,11 @@ export class Reloader implements ClientSource {
 
   /** Begins to watch. `close` ends it. */
   serve(server: Server, connections: Connections): void {
-    const files = new FileWatch(
-      partsOf(this.#options.config).flatMap(([, paths]) => paths),
-      () => this.reload(),
-    )
-    const timer = setInterval(() => this.#tick(), SWEEP_MS)
-    timer.unref()
+    const paths = partsOf(this.#options.config).flatMap(([, files]) => files)
+    const endWatch = watchFiles(paths, () => this.reload())
+    const timer = setInterval(() => this.#tick(), SWEEP_MS).unref()
     const close = (): void => {
-      files.close()
+      endWatch()
       clearInterval(timer)
     }
     this.#serving = { server, connections, close }

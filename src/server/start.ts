@@ -12,17 +12,20 @@ import type { Config } from '../config/config.ts'
 import { Sender } from '../send/send.ts'
 import { MemoryIdempotencyStore } from '../send/store-memory.ts'
 import { RedisIdempotencyStore } from '../send/store-redis.ts'
-import type { Queue } from '../send/queue/queue.ts'
+import { Sealer } from '../send/queue/content.ts'
+import { durabilityFindings } from '../send/queue/durability.ts'
+import { Queue } from '../send/queue/queue.ts'
+import { QueueStore } from '../send/queue/store.ts'
 import { codeOf, LoadError } from '../errors.ts'
+import { resultOf, writeTransition } from '../operations/audit.ts'
 import { Metrics } from '../operations/metrics.ts'
 import { portOf } from '../operations/plain-http.ts'
 import { operationsServer } from '../operations/server.ts'
 import { type Levels, statusOf } from '../operations/status.ts'
-import { connectRedis, Witness } from '../send/redis.ts'
+import { connectRedis, type RedisConnection, Witness } from '../send/redis.ts'
 import { explain } from '../relay/advice.ts'
 import { Connections } from './connections.ts'
 import { watchHandshakes } from './handshakes.ts'
-import { startQueue, warnOfLoss } from './queue.ts'
 import { stopGracefully } from './stop.ts'
 import { type InForce, Reloader } from './reload.ts'
 import { Relays } from '../relay/relays.ts'
@@ -107,7 +110,25 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       : new RedisIdempotencyStore(redis, witness)
   const allowances = new Allowances(redis)
   const relayUp = (): boolean => relays.status.some(({ up }) => up)
-  queue = startQueue({ config, redis, witness, allowances, clients, metrics, log: logger, relays, relayUp })
+  if (config.queue !== undefined && redis !== undefined && witness !== undefined)
+    queue = new Queue({
+      store: new QueueStore(redis, witness),
+      sealer: new Sealer(config.queue.keys),
+      send: (outgoing, client, onMark) => relays.send(outgoing, undefined, { client, onMark }),
+      relayUp,
+      allowances,
+      clients: () => clients.current.directory.clients,
+      revoked: (certificate) => clients.current.trust.hasRevoked(certificate, Date.now()),
+      limits: config,
+      most: config.smtp.connections,
+      lifetime: config.queue.expires,
+      changed: (change) => {
+        writeTransition(logger, change, config.log.recipients)
+        const { client, status, content } = change
+        if (status === 'queued' || status === 'sending') return
+        metrics.countMessage(client, resultOf(change), content?.envelope.to.length ?? 0)
+      },
+    })
   const sender = new Sender({ relays, store, allowances, metrics, queue })
   const app = build({
     sender,
@@ -221,6 +242,11 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   return gateway
 }
 
+/** Says in the log what keeps Redis from holding what it was given. */
+async function warnOfLoss(redis: RedisConnection, logger: Logger): Promise<void> {
+  for (const finding of await durabilityFindings(redis, { queue: true })) logger.warn(finding)
+}
+
 /** Listens at the host and port of two settings. Throws a LoadError that names the one at fault. */
 export async function listen(server: NetServer, name: string, host: string, port: number): Promise<void> {
   server.listen(port, host)
@@ -257,6 +283,6 @@ async function takeTokens({ oauth, http }: Config, ca: () => string | undefined,
     }
     away = fault !== undefined
   })
-  issuer.start()
+  void issuer.refresh()
   return new Tokens({ issuer: url, audience, publicUrl: http.publicUrl }, issuer)
 }

@@ -6,36 +6,27 @@ const REST_MS = 400 // longer than a look: a file that is still being written to
 const MAX_UNSETTLED_MS = 1_200
 
 /**
- * Looks at files and tells when they have changed and come to rest. Each look follows symbolic links, which is how
- * Kubernetes and certbot replace files; events of the file system would stay with the file that was replaced.
+ * Looks at files and calls `changed` when they have changed and come to rest, and once at the beginning: a file may have been
+ * replaced since it was read. Each look follows symbolic links, which is how Kubernetes and certbot replace files; events of the
+ * file system would stay with the file that was replaced. Returns what ends it.
  */
-export class FileWatch {
-  readonly #paths: readonly string[]
-  readonly #changed: () => void
-  #timer: NodeJS.Timeout | undefined
-  #unsettledSince: number | undefined
-
-  /** `changed` is called for the first state too: a file may have been replaced since it was read. */
-  constructor(paths: readonly string[], changed: () => void) {
-    this.#paths = paths
-    this.#changed = changed
-    for (const path of paths) watchFile(path, { interval: LOOK_MS, persistent: false }, this.#noticed)
-    this.#noticed()
-  }
-
-  close(): void {
-    for (const path of this.#paths) unwatchFile(path, this.#noticed)
-    clearTimeout(this.#timer)
-  }
-
-  readonly #noticed = (): void => {
+export function watchFiles(paths: readonly string[], changed: () => void): () => void {
+  let timer: NodeJS.Timeout | undefined
+  let unsettledSince: number | undefined
+  const noticed = (): void => {
     const now = performance.now()
-    this.#unsettledSince ??= now
-    const wait = Math.min(REST_MS, this.#unsettledSince + MAX_UNSETTLED_MS - now)
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => {
-      this.#unsettledSince = undefined
-      this.#changed()
-    }, wait).unref()
+    unsettledSince ??= now
+    clearTimeout(timer)
+    const rest = (): void => {
+      unsettledSince = undefined
+      changed()
+    }
+    timer = setTimeout(rest, Math.min(REST_MS, unsettledSince + MAX_UNSETTLED_MS - now)).unref()
+  }
+  for (const path of paths) watchFile(path, { interval: LOOK_MS, persistent: false }, noticed)
+  noticed()
+  return () => {
+    for (const path of paths) unwatchFile(path, noticed)
+    clearTimeout(timer)
   }
 }

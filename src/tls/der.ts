@@ -16,6 +16,12 @@ export const TAG = {
   /** [0] and [3] EXPLICIT, where lists and certificates keep their extensions. */
   explicit0: 0xa0,
   explicit3: 0xa3,
+  // Kinds of GeneralName (RFC 5280 §4.2.1.6).
+  email: 0x81,
+  dnsName: 0x82,
+  directoryName: 0xa4,
+  uri: 0x86,
+  address: 0x87,
 } as const
 
 /** An X.509 extension (RFC 5280 §4.2); `id` is the content of its object identifier, in hex. */
@@ -55,13 +61,6 @@ export function readExtensions(explicit: Buffer): Extension[] {
   })
 }
 
-/** The extensions of a certificate. Throws a RangeError where it cannot be read. */
-export function extensionsOf({ raw }: { readonly raw: Buffer }): Extension[] {
-  const [signed] = within(raw)
-  const explicit = signed && [...elements(signed.content)].find(({ tag }) => tag === TAG.explicit3)
-  return explicit === undefined ? [] : readExtensions(explicit.content)
-}
-
 /** A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC, a day that there is. Throws a RangeError. */
 export function readTime({ tag, content }: Element): Date {
   const text = content.toString('latin1')
@@ -83,4 +82,9 @@ function measure(der: Buffer, start: number): { content: number; end: number } {
   const end = content + (lengthBytes === 0 ? first : der.readUIntBE(start + 2, lengthBytes))
   if (end > der.length) throw new RangeError('ends too early')
   return { content, end }
+}
+
+/** ASCII without regard to case: toLowerCase() would turn the Kelvin sign into a "k". */
+export function asciiLower(text: string): string {
+  return text.replace(/[A-Z]+/g, (capitals) => capitals.toLowerCase())
 }

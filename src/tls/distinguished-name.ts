@@ -1,4 +1,4 @@
-import { elements, within } from './der.ts'
+import { asciiLower, elements, within } from './der.ts'
 
 /** A RelativeDistinguishedName: its attributes, type and value in the form in which names are compared (RFC 5280 §7.1). */
 export type Rdn = readonly { readonly type: string; readonly value: string }[]
@@ -28,10 +28,7 @@ function comparable(tag: number, content: Buffer): string {
   const encoding = ENCODINGS.get(tag)
   if (encoding === undefined) return `${tag} ${content.toString('hex')}`
   const text = tag === BMP_STRING ? Buffer.from(content).swap16().toString('utf16le') : content.toString(encoding)
-  return text
-    .replace(/[ \t\n\v\f\r]+/g, ' ')
-    .replace(/^ | $/g, '')
-    .replace(/[A-Z]+/g, (capitals) => capitals.toLowerCase())
+  return asciiLower(text.replace(/[ \t\n\v\f\r]+/g, ' ').replace(/^ | $/g, ''))
 }
 
 const BMP_STRING = 0x1e

@@ -1,6 +1,6 @@
-import type { X509Certificate } from 'node:crypto'
+import { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
-import { named, notAfter, notBefore, oneLine, parseCertificates, SHORT_LIVED_MS } from './context.ts'
+import { named, notAfter, notBefore, oneLine, SHORT_LIVED_MS } from './context.ts'
 
 const DAY_MS = 86_400_000
 const SOON_DAYS = 30 // time to find out who renews it
@@ -90,15 +90,6 @@ export function bundleFindings(bundle: readonly X509Certificate[], now = new Dat
   })
 }
 
-/** The certificates of a PEM text; none when they cannot be read, which others report. */
-export function readableCertificates(pem: string): readonly X509Certificate[] {
-  try {
-    return parseCertificates(pem)
-  } catch {
-    return []
-  }
-}
-
 function dateFindings(certificate: X509Certificate, what: string, now: Date): string[] {
   const end = notAfter(certificate)
   const days = Math.floor((end.getTime() - now.getTime()) / DAY_MS)
@@ -111,7 +102,7 @@ function hasIssuer(leaf: X509Certificate, bundle: readonly X509Certificate[]): b
   return (
     signed(leaf, leaf) ||
     bundle.some((issuer) => signed(issuer, leaf)) ||
-    rootCertificates.some((pem) => readableCertificates(pem).some((issuer) => signed(issuer, leaf)))
+    rootCertificates.some((pem) => signed(new X509Certificate(pem), leaf))
   )
 }
 

@@ -1,14 +1,9 @@
 import { type Certificate, EXTENSION } from './certificate.ts'
 import { isWithin, readName, type Rdn } from './distinguished-name.ts'
-import { elements, within } from './der.ts'
+import { asciiLower, elements, TAG, within } from './der.ts'
 
-// RFC 5280 §4.2.1.6: the context tags of the kinds of GeneralName that constraints are read for.
-const EMAIL = 0x81
-const DNS = 0x82
-const DIRECTORY = 0xa4
-const URI = 0x86
-const ADDRESS = 0x87
-const KINDS = [EMAIL, DNS, DIRECTORY, URI, ADDRESS]
+const { email: EMAIL, dnsName: DNS, directoryName: DIRECTORY, uri: URI, address: ADDRESS } = TAG
+const KINDS: readonly number[] = [EMAIL, DNS, DIRECTORY, URI, ADDRESS]
 const COMMON_NAME = '550403'
 const EMAIL_ADDRESS = '2a864886f70d010901'
 
@@ -62,7 +57,7 @@ function namesOf({ extensions, subject }: Certificate, isLeaf: boolean): Name[] 
 }
 
 function readGeneralName(kind: number, bytes: Buffer): Name {
-  const text = bytes.toString('latin1').replace(/[A-Z]+/g, (capitals) => capitals.toLowerCase())
+  const text = asciiLower(bytes.toString('latin1'))
   return { kind, bytes, text, path: kind === DIRECTORY ? readName(bytes) : [] }
 }
 

@@ -108,9 +108,7 @@ export class Mailbox {
     try {
       return JSON.parse(await readFile(this.#notes(file), 'utf8'))
     } catch {
-      const [, day = '', hour = '', minute = '', second = '', ms = ''] =
-        /^(.{10})T(..)-(..)-(..)-(...)Z/.exec(file) ?? []
-      const receivedAt = `${day}T${hour}:${minute}:${second}.${ms}Z`
+      const receivedAt = file.replace(/^(.{10}T..)-(..)-(..)-(...Z).*/, '$1:$2:$3.$4')
       return describe(
         { number, receivedAt, envelope: { sender: '', recipients: [] }, file },
         await readFile(join(this.#directory, file)),
