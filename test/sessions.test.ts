@@ -410,6 +410,15 @@ t.test('a reply of 200 KB is told with 1,000 characters, and one without an end 
   await rest.relays.close()
 })
 
+t.test('what a relay says after its 250 takes nothing of it back, reply or not', async (t) => {
+  for (const more of ['250 2.0.0 again', '421 4.4.2 timeout', 'no reply', '250-']) {
+    const relay = await startScripted(t, (command) => (command === 'dot' ? `250 2.0.0 queued\r\n${more}` : undefined))
+    const { send, changes } = await bench(t, [relay])
+    for (let count = 0; count < 3; count++) t.equal(await send(), 200, more)
+    t.same(changes, [])
+  }
+})
+
 t.test('a 421 at the dot for one message puts that one off, and the relay stays up', async (t) => {
   let refuse = true
   const relay = await startScripted(t, (command) =>

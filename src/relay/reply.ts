@@ -15,11 +15,10 @@ const SHOWN = 1000
 export class ReplyReader {
   #line = ''
   #text = ''
-  #octets = 0
+  #octets = 0;
 
-  /** The replies that this piece completes. Throws an Error for what is no reply, and for one without an end. */
-  push(piece: Buffer): readonly Reply[] {
-    const replies: Reply[] = []
+  /** The replies that this piece completes, one by one. Throws an Error at what is no reply, and for one without an end. */
+  *push(piece: Buffer): Generator<Reply> {
     this.#octets += piece.length
     const text = this.#line + piece.toString('latin1')
     let start = 0
@@ -31,13 +30,13 @@ export class ReplyReader {
         throw new Error(`what it says is no SMTP reply: ${JSON.stringify(line.slice(0, 80))}`)
       if (this.#text.length < KEPT) this.#text += this.#text === '' ? line : `\n${line}`
       if (line[3] === '-') continue
-      replies.push({ code: Number(line.slice(0, 3)), text: decoded(this.#text) })
+      const reply = { code: Number(line.slice(0, 3)), text: decoded(this.#text) }
       this.#text = ''
       this.#octets = 0
+      yield reply // ahead of the next line, which may be none: this one has been said
     }
     this.#line = text.slice(start, start + KEPT)
     if (this.#octets > LONGEST) throw new Error('its reply has no end')
-    return replies
   }
 }
 
