@@ -15,7 +15,7 @@ function served(line: Line): Ticket[] {
 const names = (tickets: readonly Ticket[]): string => tickets.map(({ client }) => client).join('')
 
 t.test('clients take turns, however many messages one of them has in the line', (t) => {
-  const line = new Line(100)
+  const line = new Line({ sessions: 100 })
   for (const client of 'aaaaabcb') line.add(ticket(client))
   t.equal(names(served(line)), 'abcabaaa')
   t.equal(line.length, 0)
@@ -23,7 +23,7 @@ t.test('clients take turns, however many messages one of them has in the line', 
 })
 
 t.test('uploads have three quarters of the sessions, one client half of them, and messages pass them', (t) => {
-  const line = new Line(8)
+  const line = new Line({ sessions: 8 })
   for (const client of 'aaaaaabbbc') line.add(ticket(client, true))
   const uploads = served(line)
   t.same(
@@ -38,7 +38,7 @@ t.test('uploads have three quarters of the sessions, one client half of them, an
 })
 
 t.test('a client whose messages are refused has half of the sessions, and gets them back', (t) => {
-  const line = new Line(4)
+  const line = new Line({ sessions: 4 })
   line.judged('a', true)
   for (const client of 'aaaabb') line.add(ticket(client))
   const first = served(line)
@@ -49,7 +49,7 @@ t.test('a client whose messages are refused has half of the sessions, and gets t
 })
 
 t.test('where there is one session everyone may have it', (t) => {
-  const line = new Line(1)
+  const line = new Line({ sessions: 1 })
   line.judged('a', true)
   for (const one of [ticket('a'), ticket('a', true)]) {
     line.add(one)
@@ -61,7 +61,7 @@ t.test('where there is one session everyone may have it', (t) => {
 })
 
 t.test('who leaves the line is not called', (t) => {
-  const line = new Line(2)
+  const line = new Line({ sessions: 2 })
   const [gone, stays] = [ticket('a'), ticket('a')]
   line.add(gone)
   line.add(stays)

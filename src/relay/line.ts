@@ -21,8 +21,7 @@ const REFUSED_MS = 60_000
  * client whose messages the relay has lately refused.
  */
 export class Line {
-  /** How many there may be, as long as the relay grants no fewer. */
-  sessions: number
+  readonly #grant: { readonly sessions: number }
   readonly #waiting = new Map<string, Ticket[]>()
   readonly #busy = new Map<string, number>()
   readonly #uploading = new Map<string, number>()
@@ -30,8 +29,9 @@ export class Line {
   #allUploading = 0
   #length = 0
 
-  constructor(sessions: number) {
-    this.sessions = sessions
+  /** `grant` tells how many sessions there may be. */
+  constructor(grant: { readonly sessions: number }) {
+    this.#grant = grant
   }
 
   get length(): number {
@@ -103,7 +103,7 @@ export class Line {
   }
 
   #admits(client: string, streamed: boolean): boolean {
-    const uploads = Math.max(1, Math.floor((this.sessions * 3) / 4))
+    const uploads = Math.max(1, Math.floor((this.#grant.sessions * 3) / 4))
     if (streamed && (this.#allUploading >= uploads || (this.#uploading.get(client) ?? 0) >= this.#half)) return false
     return this.#spare(client) > 0
   }
@@ -117,7 +117,7 @@ export class Line {
   }
 
   get #half(): number {
-    return Math.max(1, this.sessions >> 1)
+    return Math.max(1, this.#grant.sessions >> 1)
   }
 
   #count({ client, streamed }: Ticket, more: 1 | -1): void {

@@ -1,4 +1,5 @@
 import { RelayFault } from './fault.ts'
+import { Grant } from './grant.ts'
 import { Line, type Ticket } from './line.ts'
 import type { Session } from './session.ts'
 
@@ -17,22 +18,15 @@ export interface PoolOptions {
 /** Sessions by what they do. */
 export type SessionCounts = Readonly<Record<'opening' | 'idle' | 'busy', number>>
 
-// When a relay refuses a session while others stand, the next one is tried after this pause, doubled each time.
-const FIRST_PAUSE_MS = 50
-const LAST_PAUSE_MS = 60_000
 // Servers count a session for a moment after its end: Exim until its process is gone.
 const LINGER_MS = 1_000
-// After this many refused sessions in a row the relay is taken to grant fewer than before.
-const MISSES = 3
 // A relay that has all its sessions may leave new ones without a greeting: after so long an idle one makes room.
 const SWAP_MS = 250
 
-/**
- * The sessions with one relay. How many it grants is learned from those that it refuses while others stand: then messages wait
- * for the others, and one more is tried from time to time.
- */
+/** The sessions with one relay. Where it grants fewer than are wanted, messages wait for those that stand. */
 export class Pool {
   readonly #options: PoolOptions
+  readonly #grant: Grant
   readonly #line: Line
   readonly #sessions = new Set<Session>()
   readonly #leaving = new Set<Session>()
@@ -41,17 +35,8 @@ export class Pool {
   #entitled: Ticket[] = []
   #opening = 0
   #busy = 0
-  /** Refusals in a row of sessions within the granted number, in how many rounds, and when the next may be tried, by performance.now(). */
-  #misses = 0
-  #rounds = 0
-  #refusedAt = 0
-  #retryAt = 0
-  /** When a session ended last. */
+  /** When a session ended last, by performance.now(). */
   #endedAt = -Infinity
-  /** The same for one session beyond the granted number. */
-  #growMisses = 0
-  #growAt = 0
-  #growing = false
   #timer: NodeJS.Timeout | undefined
   #swapTimer: NodeJS.Timeout | undefined
   #closed: RelayFault | undefined
@@ -59,7 +44,8 @@ export class Pool {
 
   constructor(options: PoolOptions) {
     this.#options = options
-    this.#line = new Line(options.sessions)
+    this.#grant = new Grant(options.sessions)
+    this.#line = new Line(this.#grant)
   }
 
   get counts(): SessionCounts {
@@ -128,12 +114,11 @@ export class Pool {
 
   /** Where new sessions are refused it is no time to give up those that stand; where they are few, one at a time is. */
   get #maySwap(): boolean {
-    const few = this.#line.sessions < this.#options.sessions
-    return performance.now() >= this.#retryAt && !(few && this.#coming > 0)
+    return this.#grant.open && !(this.#grant.few && this.#coming > 0)
   }
 
   get #room(): boolean {
-    return this.#sessions.size + this.#opening < this.#line.sessions && performance.now() >= this.#retryAt
+    return this.#sessions.size + this.#opening < this.#grant.sessions && this.#grant.open
   }
 
   #serve(): void {
@@ -152,7 +137,7 @@ export class Pool {
 
   /** Ends an idle session for tickets that need a new one, where those that are being opened do not come: or the relay is slow to greet. */
   #swap(): void {
-    const due = this.#urgent && this.#leaving.size === 0 && performance.now() >= this.#retryAt
+    const due = this.#urgent && this.#leaving.size === 0 && this.#grant.open
     if (due && this.#idle.length > 0) return this.#leave(this.#idle.shift()) // no other one until a session comes
     this.#swapTimer = undefined
     this.#serve()
@@ -165,8 +150,7 @@ export class Pool {
 
   /** How many sessions will come in a moment, or make room: of those that are being opened the ones that the relay grants. */
   get #coming(): number {
-    const granted = this.#line.sessions - (this.#growing ? 1 : 0) - this.#sessions.size
-    return Math.min(this.#opening, Math.max(0, granted)) + this.#leaving.size
+    return Math.min(this.#opening, Math.max(0, this.#grant.known - this.#sessions.size)) + this.#leaving.size
   }
 
   /** How many sessions would be busy if there were enough. */
@@ -203,22 +187,10 @@ export class Pool {
 
   /** Tries one session more than granted, now or when its pause is over. */
   #grow(): void {
-    const now = performance.now()
-    const more = this.#line.sessions < this.#options.sessions && !this.#growing
-    if (
-      more &&
-      now >= this.#growAt &&
-      now >= this.#retryAt &&
-      this.#sessions.size + this.#opening >= this.#line.sessions
-    ) {
-      this.#line.sessions += 1
-      this.#growing = true
-      return
-    }
-    const times = [this.#retryAt, more ? this.#growAt : 0].filter((time) => time > now)
-    if (times.length === 0) return
+    const ms = this.#grant.grow(this.#sessions.size + this.#opening)
+    if (ms === undefined || ms === 0) return
     clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#serve(), Math.min(...times) - now)
+    this.#timer = setTimeout(() => this.#serve(), ms)
     this.#timer.unref()
   }
 
@@ -239,12 +211,7 @@ export class Pool {
   #opened(session: Session, begun: number): void {
     this.#endSwap()
     this.#sessions.add(session)
-    // One more than granted, unless another has left meanwhile.
-    this.#line.sessions = Math.max(this.#line.sessions - (this.#growing ? 1 : 0), this.#sessions.size)
-    // One that was begun before the last refusal tells nothing about it.
-    if (begun >= this.#refusedAt) this.#misses = this.#rounds = this.#retryAt = 0
-    if (this.#growing) this.#growMisses = this.#growAt = 0
-    this.#growing = false
+    this.#grant.opened(begun, this.#sessions.size)
     // Spread, so that sessions opened together do not end together.
     const age = setTimeout(() => this.#grownOld(session), this.#options.age * (0.9 + Math.random() / 10))
     age.unref()
@@ -261,25 +228,16 @@ export class Pool {
 
   #refused(fault: RelayFault, begun: number): void {
     this.#endSwap()
-    const now = performance.now()
     const standing = this.#sessions.size - this.#leaving.size + this.#opening
-    const counted = fault.step === 'greeting' && (this.#leaving.size > 0 || now < this.#endedAt + LINGER_MS)
+    const greeting = fault.step === 'greeting'
+    const counted = greeting && (this.#leaving.size > 0 || performance.now() < this.#endedAt + LINGER_MS)
     if (standing === 0 && !counted) {
-      this.#line.sessions = this.#options.sessions
-      this.#growing = false
-      this.#misses = this.#rounds = this.#retryAt = this.#growMisses = this.#growAt = 0
+      this.#grant.forget()
       return this.#failAll(fault)
     }
-    const pause = (rounds: number): number => now + Math.min(FIRST_PAUSE_MS * 2 ** rounds, LAST_PAUSE_MS)
-    if (this.#growing) this.#growAt = pause(this.#growMisses++)
-    else if (begun >= this.#refusedAt) {
-      this.#retryAt = pause(this.#rounds++)
-      this.#refusedAt = now
-    }
-    const silent = fault.step === 'greeting' && fault.reply === undefined
-    if (silent) this.#line.sessions = Math.max(1, this.#sessions.size)
-    else if (this.#growing || ++this.#misses % MISSES === 0) this.#line.sessions = Math.max(1, standing)
-    this.#growing = false
+    // One that is left without a greeting is one too many; others that are being opened say nothing.
+    const silent = greeting && fault.reply === undefined
+    this.#grant.refused(begun, silent ? this.#sessions.size : standing, silent)
     this.#serve()
   }
 
