@@ -1,5 +1,6 @@
 import { createPrivateKey, hash, X509Certificate } from 'node:crypto'
-import { lstat, mkdir, open, readFile, rm } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
   createAuthority,
@@ -31,7 +32,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   const files = { key: `${base}.key`, certificate: `${base}.crt` }
   const request = order.csr === undefined ? undefined : await readRequest(order.csr)
   for (const file of Object.values(files)) {
-    if ((await exists(file)) && !(request !== undefined && file === files.key)) throw inTheWay(file, kind)
+    if (existsSync(file) && !(request !== undefined && file === files.key)) throw inTheWay(file, kind)
   }
   const issued = await issue(order, request)
   const certificate = new X509Certificate(issued.certificate)
@@ -73,7 +74,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     for (const line of listItems(certificate)) io.print(`      ${line}`)
   }
   const [ca, port] = [join(dir, 'ca.crt'), readConfig(io.env).config.port]
-  const key = (await exists(files.key)) ? files.key : 'KEY'
+  const key = existsSync(files.key) ? files.key : 'KEY'
   io.print(key === 'KEY' ? 'To try it, with the file of its key for KEY:' : 'To try it:')
   io.print(`curl --cacert ${ca} --cert ${files.certificate} --key ${key} https://localhost:${port}/v1/whoami`)
 }
@@ -134,9 +135,9 @@ async function readAuthority(dir: string): Promise<Issued> {
   const files = { certificate: join(dir, 'ca.crt'), key: join(dir, 'ca.key') }
   const at = dir === 'certs' ? '' : ` --dir ${dir}`
   const elsewhere = 'To list a certificate that you have: postern client add NAME --cert FILE --from PATTERN.'
-  if (!(await exists(files.certificate)))
+  if (!existsSync(files.certificate))
     throw new UsageError(`${files.certificate} is missing: run "postern cert ca${at}" first. ${elsewhere}`)
-  if (!(await exists(files.key)))
+  if (!existsSync(files.key))
     throw new UsageError(
       `${files.key} is missing: sign where the key of your CA is kept (postern cert client NAME --csr FILE), or bring it here. ${elsewhere}`,
     )
@@ -151,18 +152,12 @@ async function readAuthority(dir: string): Promise<Issued> {
 }
 
 async function create(file: string, text: string, mode: number, kind: string): Promise<void> {
-  const handle = await open(file, 'wx', mode).catch((error: unknown) => {
-    if (codeOf(error) === 'EEXIST') throw inTheWay(file, kind)
-    return refusal(`${file} cannot be made`)(error)
-  })
   try {
-    await handle.writeFile(text)
-    await handle.sync()
+    await writeFile(file, text, { flag: 'wx', mode, flush: true })
   } catch (error) {
-    await rm(file, { force: true })
+    if (codeOf(error) === 'EEXIST') throw inTheWay(file, kind)
+    await rm(file, { force: true }).catch(() => {}) // a part of it
     refusal(`${file} cannot be written`)(error)
-  } finally {
-    await handle.close()
   }
 }
 
@@ -174,11 +169,4 @@ function inTheWay(file: string, kind: string): UsageError {
       `${what} it is the CA that your clients have their certificates from. Go on with it, or make another in a folder of its own with --dir.`,
     )
   return new UsageError(`${what} move it and its other half aside, or use --dir.`)
-}
-
-function exists(file: string): Promise<boolean> {
-  return lstat(file).then(
-    () => true,
-    () => false,
-  )
 }

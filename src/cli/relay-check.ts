@@ -19,20 +19,16 @@ interface Trial {
   readonly tokens: TokenSource | undefined
 }
 
-/** What trying a relay showed, as sentences that name it. */
-interface RelayFindings {
-  readonly good: readonly string[]
-  readonly warnings: readonly string[]
-  readonly faults: readonly string[]
-}
-
-/** Opens a session as a message would, and asks MAIL where a login is offered that the settings do not have. */
+/**
+ * Opens a session as a message would, and asks MAIL where a login is offered that the settings do not have. Resolves with what
+ * that showed, as sentences that name the relay.
+ */
 export async function tryRelay(
   address: RelayAddress,
   { smtp, maxSize }: Pick<Config, 'smtp' | 'maxSize'>,
   tls: RelayTls,
   { pair, sessions, tokens }: Trial,
-): Promise<RelayFindings> {
+) {
   const name = `relay ${address.label}`
   const good: string[] = []
   const warnings: string[] = []

@@ -2,12 +2,7 @@ import { isUtf8 } from 'node:buffer'
 import { decodeWords } from '../mail/encoded-words.ts'
 import { field, mailboxes, unstructured } from '../mail/fields.ts'
 
-/** A message as a program writes it to sendmail: a header that may be unfinished, and the rest as it comes. */
-interface WrittenMessage {
-  readonly fields: readonly WrittenField[]
-  readonly body: AsyncIterable<Buffer>
-}
-
+/** A field of the header. */
 export interface WrittenField {
   readonly name: string
   /** The name in lower case. */
@@ -29,8 +24,11 @@ const ADDRESSES = /^(?:resent-)?(?:from|sender|reply-to|to|cc|bcc)$/
 const TEXTS = /^(?:subject|comments|keywords|organization|x-.*)$/
 const REMOVED = ['bcc', 'resent-bcc', 'return-path']
 
-/** Reads the header, and no more of the body than came with it. Throws a WrittenFault for a header of more than 64 KiB. */
-export async function readWritten(input: AsyncIterable<Buffer>, dotEnds: boolean): Promise<WrittenMessage> {
+/**
+ * Reads a message as a program writes it to sendmail: the header, which may be unfinished, and no more of the body than
+ * came with it. Throws a WrittenFault for a header of more than 64 KiB.
+ */
+export async function readWritten(input: AsyncIterable<Buffer>, dotEnds: boolean) {
   const pieces = (dotEnds ? untilDot(input) : input)[Symbol.asyncIterator]()
   let text = ''
   for (;;) {

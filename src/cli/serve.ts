@@ -7,7 +7,7 @@ import { LoadError } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
 import { loadFiles } from '../server/load.ts'
 import { digestsOf } from '../server/reload.ts'
-import type { Gateway, Loaded } from '../server/start.ts'
+import type { Gateway } from '../server/start.ts'
 import { handleSignals } from './signals.ts'
 
 // V8 decides in its first collections, when its nursery is small, which objects live long. Under load those of messages in
@@ -32,11 +32,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
 }
 
 /** Everything the gateway needs from outside. Throws a LoadError with all faults of the configuration at once. */
-export function loadAll({ config, faults, warnings }: ConfigResult): {
-  config: Config
-  loaded: Loaded
-  warnings: readonly string[]
-} {
+export function loadAll({ config, faults, warnings }: ConfigResult) {
   const all = [...faults]
   const digests = digestsOf(config)
   const { secureContext, clients, relayTls, oauthCa } = loadFiles(config, all)

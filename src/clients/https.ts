@@ -2,13 +2,6 @@ import { once } from 'node:events'
 import type { IncomingMessage } from 'node:http'
 import { request, type RequestOptions } from 'node:https'
 
-/** What was answered, whole. */
-interface HttpsAnswer {
-  readonly status: number
-  readonly headers: IncomingMessage['headers']
-  readonly body: Buffer
-}
-
 interface HttpsRequest extends Pick<RequestOptions, 'method' | 'headers'> {
   /** PEM, where it is not one that the system trusts. */
   readonly ca?: string | undefined
@@ -21,8 +14,8 @@ interface HttpsRequest extends Pick<RequestOptions, 'method' | 'headers'> {
   readonly signal: AbortSignal
 }
 
-/** A request on a connection of its own. It follows no redirect, which would lead to another host than the one that is trusted. */
-export async function ask(url: string, { body, most, signal, ...options }: HttpsRequest): Promise<HttpsAnswer> {
+/** A request on a connection of its own, and the whole answer. It follows no redirect, which would lead to another host than the one that is trusted. */
+export async function ask(url: string, { body, most, signal, ...options }: HttpsRequest) {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
   // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
   const asked = request(url, { ...given, agent: false, signal, rejectUnauthorized: true, minVersion: 'TLSv1.2' })

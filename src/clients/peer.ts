@@ -1,42 +1,33 @@
 import { X509Certificate } from 'node:crypto'
 import { TLSSocket } from 'node:tls'
-import type { CertificateIdentity, Client, ClientDirectory, Known } from './clients-file.ts'
+import type { Client, ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { notAfter, notBefore, oneLine } from '../tls/context.ts'
 import { clientNames } from '../tls/names.ts'
 
 /** What the leaf certificate of one connection says. Read once a socket: parsing costs more than the rest of a request. */
-export interface Peer extends CertificateIdentity {
-  readonly fingerprint: Fingerprint
-  /** The same with colons and in upper case, as openssl prints it. */
-  readonly fingerprint256: string
-  readonly subject: string
-  readonly issuer: string
-  /** In hex, lower case. */
-  readonly serial: string
-  /** `URI:…` and `DNS:…` */
-  readonly names: readonly string[]
-  readonly notBefore: Date
-  readonly notAfter: Date
-}
+export type Peer = Readonly<ReturnType<typeof peerFrom>>
 
 // Certificates: longer than real chains are.
 const MAX_CHAIN = 10
 
 /** What a leaf certificate says; whether it may be believed is for others to decide. */
-export function peerFrom(leaf: X509Certificate): Peer {
+export function peerFrom(leaf: X509Certificate) {
   let keyPin: KeyPin | undefined
   let names: readonly string[] | undefined
   return {
     fingerprint: fingerprintOf(leaf),
+    /** The same with colons and in upper case, as openssl prints it. */
     fingerprint256: leaf.fingerprint256,
     get keyPin() {
       return (keyPin ??= keyPinOf(leaf))
     },
     subject: leaf.subject,
     issuer: leaf.issuer,
+    /** In hex, lower case. */
     serial: leaf.serialNumber.toLowerCase(),
+    /** `URI:…` and `DNS:…` */
     get names() {
       return (names ??= clientNames(leaf))
     },

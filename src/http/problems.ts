@@ -10,20 +10,14 @@ export const SECURITY_HEADERS = {
   'cache-control': 'no-store',
 } as const
 
-/** A problem as it goes over the wire (RFC 9457), whoever writes it there. */
-export interface ProblemAnswer {
-  readonly status: number
-  readonly headers: Readonly<Record<string, string>>
-  // Bytes: to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
-  readonly body: Buffer
-}
-
 /** Every problem becomes an answer here: one that was thrown, a stored one, and one for bytes that are no request. */
-export function problemAnswer(problem: Problem, requestId: string): ProblemAnswer {
+export function problemAnswer(problem: Problem, requestId: string) {
   return asAnswer(problem.status, problem.headers, JSON.stringify(problem.toBody(requestId)), requestId)
 }
 
-function asAnswer(status: number, headers: ProblemAnswer['headers'], text: string, requestId: string): ProblemAnswer {
+/** A problem as it goes over the wire (RFC 9457), whoever writes it there. */
+function asAnswer(status: number, headers: Problem['headers'], text: string, requestId: string) {
+  // Bytes: to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
   const body = Buffer.from(text)
   return {
     status,
@@ -47,7 +41,7 @@ export function storedProblem(status: number, text: string, request: FastifyRequ
   return send(reply, asAnswer(status, {}, text, request.id))
 }
 
-function send(reply: FastifyReply, { status, headers, body }: ProblemAnswer): FastifyReply {
+function send(reply: FastifyReply, { status, headers, body }: ReturnType<typeof asAnswer>): FastifyReply {
   return reply.code(status).headers(headers).send(body)
 }
 

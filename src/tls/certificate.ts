@@ -1,6 +1,6 @@
 import type { X509Certificate } from 'node:crypto'
-import { type Element, elements, type Extension, readExtensions, readTime, TAG, within } from './der.ts'
-import { readName, type Rdn } from './distinguished-name.ts'
+import { elements, type Extension, readExtensions, readTime, TAG, within } from './der.ts'
+import { readName } from './distinguished-name.ts'
 
 /** Object identifiers of extensions (RFC 5280 §4.2), as extensions are known by here. */
 export const EXTENSION = {
@@ -17,22 +17,10 @@ export const EXTENSION = {
 } as const
 
 /** A certificate's own fields (RFC 5280 §4.1), as far as paths are judged by them. */
-export interface Certificate {
-  readonly x509: X509Certificate
-  /** Hex of the DER integer. */
-  readonly serial: string
-  readonly algorithm: Element
-  readonly issuer: readonly Rdn[]
-  readonly subject: readonly Rdn[]
-  /** Unix ms. */
-  readonly notBefore: number
-  readonly notAfter: number
-  readonly keyAlgorithm: Element
-  readonly extensions: ReadonlyMap<string, Extension>
-}
+export type Certificate = Readonly<ReturnType<typeof readCertificate>>
 
 /** Throws a RangeError for what is not as RFC 5280 has it, dates and duplicate extensions included. */
-export function readCertificate(x509: X509Certificate): Certificate {
+export function readCertificate(x509: X509Certificate) {
   const [signed, algorithm] = within(x509.raw)
   const fields = [...elements(signed?.content ?? Buffer.alloc(0))]
   if (fields[0]?.tag === TAG.explicit0) fields.shift() // the version
@@ -44,14 +32,16 @@ export function readCertificate(x509: X509Certificate): Certificate {
   if (!from || !until || !keyAlgorithm) throw new RangeError('is short')
   const explicit = fields.find(({ tag }) => tag === TAG.explicit3)
   const listed = explicit === undefined ? [] : readExtensions(explicit.content)
-  const extensions = new Map(listed.map((extension) => [extension.id, extension]))
+  const extensions: ReadonlyMap<string, Extension> = new Map(listed.map((extension) => [extension.id, extension]))
   if (extensions.size < listed.length) throw new RangeError('has an extension twice')
   return {
     x509,
+    /** Hex of the DER integer. */
     serial: serial.content.toString('hex'),
     algorithm,
     issuer: readName(issuer.whole),
     subject: readName(subject.whole),
+    /** Unix ms. */
     notBefore: readTime(from).getTime(),
     notAfter: readTime(until).getTime(),
     keyAlgorithm,

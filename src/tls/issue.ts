@@ -1,4 +1,5 @@
-import { createPrivateKey, createPublicKey, hash, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
+import { createPrivateKey, createPublicKey, generateKeyPair, hash, randomBytes, X509Certificate } from 'node:crypto'
+import { promisify } from 'node:util'
 import { isIP } from '../config/ip.ts'
 import type { Extension, JsonGeneralName } from '@peculiar/x509'
 
@@ -37,12 +38,7 @@ export interface CertificateRequest extends AuthorityRequest {
 }
 
 /** What a request for a certificate (PKCS#10) asks for, and its signature proves: that its sender has the key. */
-export interface SigningRequest {
-  /** DER, SPKI. */
-  readonly publicKey: Buffer
-  /** DNS names, addresses and URIs that it asks for. */
-  readonly names: readonly string[]
-}
+export type SigningRequest = Awaited<ReturnType<typeof readSigningRequest>>
 
 const DAY_MS = 86_400_000
 const CLOCK_SKEW_MS = 5 * 60_000 // a peer whose clock is a little behind takes a new certificate at once
@@ -69,11 +65,11 @@ export async function createAuthority(request: AuthorityRequest = {}): Promise<I
       ...alternativeNames(request.san ?? []),
     ],
   })
-  return { certificate: pem(certificate.rawData, 'CERTIFICATE'), key }
+  return { certificate: `${certificate.toString('pem')}\n`, key }
 }
 
 /** Reads a request in PEM. Throws a RangeError for one that is damaged, not signed by its own key, or whose key is weak. */
-export async function readSigningRequest(pem: string): Promise<SigningRequest> {
+export async function readSigningRequest(pem: string) {
   let request: InstanceType<typeof x509.Pkcs10CertificateRequest>
   let sound: boolean
   try {
@@ -87,6 +83,7 @@ export async function readSigningRequest(pem: string): Promise<SigningRequest> {
   const bits = createPublicKey({ key: publicKey, format: 'der', type: 'spki' }).asymmetricKeyDetails?.modulusLength
   if (bits !== undefined && bits < 2048) throw new RangeError(`has an RSA key of ${bits} bits: 2048 is the least`)
   const asked = request.extensions.find((extension) => extension instanceof x509.SubjectAlternativeNameExtension)
+  /** The public key in DER (SPKI), and the DNS names, addresses and URIs that it asks for. */
   return { publicKey, names: asked?.names.items.map(({ value }) => value) ?? [] }
 }
 
@@ -115,7 +112,7 @@ export async function issueCertificate(authority: Issued, request: CertificateRe
       ...alternativeNames(usage === 'server' || isDnsName(name) ? [name, ...san] : san),
     ],
   })
-  return { certificate: pem(certificate.rawData, 'CERTIFICATE'), key }
+  return { certificate: `${certificate.toString('pem')}\n`, key }
 }
 
 async function signer({ certificate, key }: Issued) {
@@ -175,8 +172,8 @@ function isDnsName(value: string): boolean {
 }
 
 async function newKey(): Promise<string> {
-  const { privateKey } = await webcrypto.subtle.generateKey(P256, true, ['sign', 'verify'])
-  return pem(await webcrypto.subtle.exportKey('pkcs8', privateKey), 'PRIVATE KEY')
+  const { privateKey } = await promisify(generateKeyPair)('ec', { namedCurve: 'P-256' })
+  return privateKey.export({ type: 'pkcs8', format: 'pem' }).toString()
 }
 
 function newSerial(): string {
@@ -188,7 +185,7 @@ function newSerial(): string {
 function signingKey(pkcs8: string) {
   const key = createPrivateKey(pkcs8)
   if (key.asymmetricKeyDetails?.namedCurve !== 'prime256v1') throw new RangeError('the CA key is not an EC P-256 key')
-  return webcrypto.subtle.importKey('pkcs8', key.export({ type: 'pkcs8', format: 'der' }), P256, false, ['sign'])
+  return crypto.subtle.importKey('pkcs8', key.export({ type: 'pkcs8', format: 'der' }), P256, false, ['sign'])
 }
 
 function publicKeyOf(key: string): Buffer {
@@ -198,8 +195,4 @@ function publicKeyOf(key: string): Buffer {
 /** RFC 7093 §2, method 4. */
 function keyIdentifier(publicKey: Buffer): string {
   return hash('sha256', publicKey, 'hex').slice(0, 40)
-}
-
-function pem(der: ArrayBuffer, label: string): string {
-  return `${x509.PemConverter.encode(der, label)}\n`
 }

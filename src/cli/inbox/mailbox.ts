@@ -2,7 +2,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import PostalMime from 'postal-mime'
-import { bccOf, mailboxesOf, type MailView, attachedTo } from './view.ts'
+import { attachedTo, bccOf, mailboxesOf } from './view.ts'
 
 /** Who a message was handed over from and to, whatever its header says. */
 export interface Envelope {
@@ -11,15 +11,14 @@ export interface Envelope {
 }
 
 /** What is kept of a message beside its file. */
-export interface Entry extends MailView {
+export type Entry = Awaited<ReturnType<typeof describe>>
+
+/** What is known of a message before it is read. */
+interface Known {
   /** Counts from 1, and never again what it was before. */
   readonly number: number
   readonly receivedAt: string
   readonly envelope: Envelope
-  /** Bytes. */
-  readonly size: number
-  /** What its reader reads, for the search. */
-  readonly text: string
   /** The name of its `.eml` file. */
   readonly file: string
 }
@@ -122,10 +121,7 @@ export class Mailbox {
   }
 }
 
-async function describe(
-  known: Pick<Entry, 'number' | 'receivedAt' | 'envelope' | 'file'>,
-  content: Buffer,
-): Promise<Entry> {
+async function describe(known: Known, content: Buffer) {
   const mail = await PostalMime.parse(content)
   const [to, cc] = [mailboxesOf(mail.to), mailboxesOf(mail.cc)]
   return {
@@ -133,10 +129,13 @@ async function describe(
     from: mailboxesOf([mail.from])[0] ?? known.envelope.sender,
     to,
     cc,
+    /** Recipients of the envelope that no header names. */
     bcc: bccOf(mail, known.envelope.recipients),
     subject: mail.subject ?? '',
     attachments: attachedTo(mail).length,
+    /** Bytes. */
     size: content.length,
+    /** What its reader reads, for the search. */
     text: (mail.text ?? mail.html?.replace(/<[^>]*>/g, ' ') ?? '').slice(0, MAX_SEARCHED),
   }
 }

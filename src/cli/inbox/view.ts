@@ -1,16 +1,5 @@
 import { type Address, type Attachment, decodeWords, type Email } from 'postal-mime'
 
-/** What the list shows of a message. */
-export interface MailView {
-  readonly from: string
-  readonly to: readonly string[]
-  readonly cc: readonly string[]
-  /** Recipients of the envelope that no header names. */
-  readonly bcc: readonly string[]
-  readonly subject: string
-  readonly attachments: number
-}
-
 const MAX_INLINE_BYTES = 32_000_000 // of pictures written into one message's html, which may name the same one often
 const MAX_HEAD_BYTES = 64 * 1024
 
