@@ -43,8 +43,7 @@ export interface CertificateStatus {
   /** By which entry of the clients file; undefined for one of the gateway. */
   readonly known_by?: string | undefined
   readonly fingerprint: string
-  /** Null where it has none that can be read. */
-  readonly not_after: string | null
+  readonly not_after: string
   /** Whether somebody has to renew it now. */
   readonly ending: boolean
 }
@@ -60,11 +59,9 @@ export interface FileStatus {
 }
 
 /** Something that is not well, and what to do. */
-interface Concern {
-  readonly severity: 'down' | 'warning'
-  readonly what: string
-  readonly advice: string
-}
+type Concern = ReturnType<typeof down | typeof warning>
+const down = (what: string, advice: string) => ({ severity: 'down', what, advice }) as const
+const warning = (what: string, advice: string) => ({ severity: 'warning', what, advice }) as const
 
 export type Status = Awaited<ReturnType<ReturnType<typeof statusOf>>>
 
@@ -110,7 +107,7 @@ export function statusOf(sources: StatusSources) {
       },
       files,
     }
-    const concerns = [...ofTheGateway(sources, status.relays), ...ofFiles(files), ...ofCertificates(sources)]
+    const concerns = [...ofTheGateway(sources), ...ofFiles(files), ...ofCertificates(sources)]
     const state = concerns.some(({ severity }) => severity === 'down')
       ? 'down'
       : concerns.length > 0
@@ -120,80 +117,56 @@ export function statusOf(sources: StatusSources) {
   }
 }
 
-function* ofTheGateway(
-  { shuttingDown, store, clients }: StatusSources,
-  relays: readonly {
-    readonly relay: string
-    readonly up: boolean
-    readonly fault?: string
-    readonly advice?: string
-  }[],
-): Generator<Concern> {
-  if (shuttingDown())
-    yield {
-      severity: 'down',
-      what: 'The gateway is shutting down.',
-      advice: 'Nothing: it ends when what is in flight is over.',
-    }
-  const away = relays.filter(({ up }) => !up)
-  for (const { relay, fault, advice = '' } of away) {
-    const all = away.length === relays.length
-    yield {
-      severity: all ? 'down' : 'warning',
-      what: `${relay} is down${fault === undefined ? '' : `: ${fault}`}.`,
-      advice:
-        `${advice} ${all ? 'Nothing is sent until a relay is back' : 'The other relays carry its load'}; postern check tries them all.`.trim(),
-    }
+function* ofTheGateway({ shuttingDown, relays, store, clients }: StatusSources): Generator<Concern> {
+  if (shuttingDown()) yield down('The gateway is shutting down.', 'Nothing: it ends when what is in flight is over.')
+  const all = relays()
+  const away = all.filter(({ up }) => !up)
+  for (const { relay, fault } of away) {
+    const what = `${relay} is down${fault === undefined ? '' : `: ${withoutAddresses(fault.why)}`}.`
+    const noneIsUp = away.length === all.length
+    const now = noneIsUp ? 'Nothing is sent until a relay is back' : 'The other relays carry its load'
+    yield (noneIsUp ? down : warning)(what, `${fault?.advice ?? ''} ${now}; postern check tries them all.`.trim())
   }
   if (store() === false)
-    yield {
-      severity: 'warning',
-      what: 'Redis does not answer.',
-      advice:
-        'Requests with an Idempotency-Key are refused and rates count for this replica alone until it is back: look at Redis.',
-    }
+    yield warning(
+      'Redis does not answer.',
+      'Requests with an Idempotency-Key are refused and rates count for this replica alone until it is back: look at Redis.',
+    )
   if ([...clients()].length === 0)
-    yield {
-      severity: 'warning',
-      what: 'The clients file lists nobody: every request is refused.',
-      advice: 'List a client: postern client add NAME --cert FILE --from PATTERN.',
-    }
+    yield warning(
+      'The clients file lists nobody: every request is refused.',
+      'List a client: postern client add NAME --cert FILE --from PATTERN.',
+    )
 }
 
 function* ofFiles(files: readonly Pick<FileStatus, 'paths' | 'faults'>[]): Generator<Concern> {
   for (const { paths, faults } of files) {
     if (faults.length === 0) continue
     const [first, ...others] = faults
-    yield {
-      severity: 'warning',
-      what: `${paths.join(', ')} cannot be put into force: ${first}${others.length > 0 ? ` (and ${others.length} more)` : ''}`,
-      advice: 'The last good one stays in force. Mend the file: it is read again by itself.',
-    }
+    yield warning(
+      `${paths.join(', ')} cannot be put into force: ${first}${others.length > 0 ? ` (and ${others.length} more)` : ''}`,
+      'The last good one stays in force. Mend the file: it is read again by itself.',
+    )
   }
 }
 
 function* ofCertificates({ certificate, clients }: StatusSources): Generator<Concern> {
-  const ends = [
-    {
-      whose: 'The certificate of the gateway',
-      seen: certificate('server'),
-      advice: 'Renew POSTERN_TLS_CERT: it is taken up by itself.',
-    },
-    {
-      whose: 'The certificate that is shown to the relays',
-      seen: certificate('relay'),
-      advice: 'Renew POSTERN_SMTP_CERT: it is taken up by itself.',
-    },
-    ...[...clients()].map((client) => ({
-      whose: `The certificate of ${client.name}`,
-      seen: certificate(client),
-      advice: `Issue a new one, list it beside the old one with postern client rotate ${client.name}, and hand it over.`,
-    })),
+  const ends: [whose: string, seen: CertificateStatus | undefined, advice: string][] = [
+    ['The certificate of the gateway', certificate('server'), 'Renew POSTERN_TLS_CERT: it is taken up by itself.'],
+    [
+      'The certificate that is shown to the relays',
+      certificate('relay'),
+      'Renew POSTERN_SMTP_CERT: it is taken up by itself.',
+    ],
   ]
-  for (const { whose, seen, advice } of ends) {
-    if (seen?.ending !== true || seen.not_after === null) continue
+  for (const client of clients()) {
+    const advice = `Issue a new one, list it beside the old one with postern client rotate ${client.name}, and hand it over.`
+    ends.push([`The certificate of ${client.name}`, certificate(client), advice])
+  }
+  for (const [whose, seen, advice] of ends) {
+    if (seen?.ending !== true) continue
     const days = Math.floor((Date.parse(seen.not_after) - Date.now()) / DAY_MS)
-    yield { severity: 'warning', what: `${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice }
+    yield warning(`${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice)
   }
 }
 

@@ -5,11 +5,9 @@ import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/finge
 import type { Metrics } from '../operations/metrics.ts'
 import type { CertificateStatus } from '../operations/status.ts'
 import type { Caller } from '../clients/gate.ts'
-import { notAfter, notBefore, SHORT_LIVED_MS } from '../tls/context.ts'
+import { isEnding, notAfter, notBefore } from '../tls/context.ts'
 
 const DAY_MS = 86_400_000
-// Time to notice, to find who owns the client, and to roll out a new certificate.
-const WARN_BEFORE_MS = 30 * DAY_MS
 
 /** Whose certificate it is, where it is one that the gateway shows itself: to its callers, or to its relays. */
 export type Shown = 'server' | 'relay'
@@ -17,9 +15,8 @@ const SHOWN: readonly string[] = ['server', 'relay'] satisfies Shown[]
 
 interface Expiring {
   readonly fingerprint: Fingerprint
-  /** Unix ms. */
-  readonly notAfter: number
-  readonly shortLived: boolean
+  readonly notBefore: Date
+  readonly notAfter: Date
   /** Unix ms; of one that the gateway shows, when it was read. */
   seen: number
   by?: string
@@ -45,19 +42,17 @@ export class ExpiryWatch {
   /** PEM; of a chain, its first certificate. */
   shows(to: Shown, certificate: string): void {
     const leaf = new X509Certificate(certificate)
-    this.#note(to, {
-      ...lifeOf(notBefore(leaf), notAfter(leaf)),
-      fingerprint: fingerprintOf(leaf),
-      seen: Date.now(),
-    })
+    const dates = { notBefore: notBefore(leaf), notAfter: notAfter(leaf) }
+    this.#note(to, { ...dates, fingerprint: fingerprintOf(leaf), seen: Date.now() })
   }
 
   seen({ client, peer, by }: Caller): void {
     const subject = subjectOf(client.name)
     const known = this.#expiring.get(subject)
     const seen = Date.now()
-    if (known?.fingerprint === peer.fingerprint) Object.assign(known, { seen, by })
-    else this.#note(subject, { ...lifeOf(peer.notBefore, peer.notAfter), fingerprint: peer.fingerprint, seen, by })
+    const { fingerprint, notBefore: from, notAfter: until } = peer
+    if (known?.fingerprint === fingerprint) Object.assign(known, { seen, by })
+    else this.#note(subject, { fingerprint, notBefore: from, notAfter: until, seen, by })
   }
 
   /** The certificate that a client was last seen with, or one that the gateway shows. */
@@ -68,8 +63,8 @@ export class ExpiryWatch {
       last_seen: new Date(known.seen).toISOString(),
       known_by: known.by,
       fingerprint: formatFingerprint(known.fingerprint),
-      not_after: Number.isNaN(known.notAfter) ? null : new Date(known.notAfter).toISOString(),
-      ending: isEnding(known, Date.now()),
+      not_after: known.notAfter.toISOString(),
+      ending: isEnding(known.notBefore, known.notAfter, Date.now()),
     }
   }
 
@@ -87,34 +82,26 @@ export class ExpiryWatch {
   warn(now: number): void {
     for (const [fingerprint, at] of this.#warned) if (now - at >= DAY_MS) this.#warned.delete(fingerprint)
     for (const [subject, expiring] of this.#expiring) {
-      const { fingerprint, notAfter: end } = expiring
-      if (!isEnding(expiring, now) || this.#warned.has(fingerprint)) continue
+      const { fingerprint, notBefore: from, notAfter: until } = expiring
+      if (!isEnding(from, until, now) || this.#warned.has(fingerprint)) continue
       this.#warned.set(fingerprint, now)
-      const days = Math.floor((end - now) / DAY_MS)
+      const days = Math.floor((until.getTime() - now) / DAY_MS)
       this.#log.warn(
         {
           subject,
           fingerprint: formatFingerprint(fingerprint),
-          not_after: new Date(end).toISOString(),
+          not_after: until.toISOString(),
           days_left: days,
         },
-        end < now ? 'a certificate has expired' : 'a certificate expires soon: renew it',
+        until.getTime() < now ? 'a certificate has expired' : 'a certificate expires soon: renew it',
       )
     }
   }
 
   #note(subject: string, expiring: Expiring): void {
     this.#expiring.set(subject, expiring)
-    this.#metrics.certificateExpiry.set({ subject }, Math.floor(expiring.notAfter / 1000))
+    this.#metrics.certificateExpiry.set({ subject }, Math.floor(expiring.notAfter.getTime() / 1000))
   }
-}
-
-function lifeOf(from: Date, until: Date): Pick<Expiring, 'notAfter' | 'shortLived'> {
-  return { notAfter: until.getTime(), shortLived: until.getTime() - from.getTime() <= SHORT_LIVED_MS }
-}
-
-function isEnding({ notAfter: end, shortLived }: Expiring, now: number): boolean {
-  return !shortLived && end - now <= WARN_BEFORE_MS
 }
 
 /** A client may have the name that a certificate of the gateway goes by. */

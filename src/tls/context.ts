@@ -95,8 +95,15 @@ export function parseCertificates(pem: string): X509Certificate[] {
   )
 }
 
-/** One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour. */
-export const SHORT_LIVED_MS = 2 * 86_400_000
+const DAY_MS = 86_400_000
+// One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour.
+const SHORT_LIVED_MS = 2 * DAY_MS
+const SOON_MS = 30 * DAY_MS // to notice, to find who owns it, and to roll out a new one
+
+/** Whether somebody has to renew a certificate now, or had to. `now` is Unix ms. */
+export function isEnding(from: Date, until: Date, now: number): boolean {
+  return until.getTime() - from.getTime() > SHORT_LIVED_MS && until.getTime() - now <= SOON_MS
+}
 
 /** When a certificate ends; for a date that cannot be read, long ago. Node 20 has it only as a text. */
 export function notAfter({ validTo }: Pick<X509Certificate, 'validTo'>): Date {

@@ -1,9 +1,8 @@
 import { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
-import { named, notAfter, notBefore, oneLine, SHORT_LIVED_MS } from './context.ts'
+import { isEnding, named, notAfter, notBefore, oneLine } from './context.ts'
 
 const DAY_MS = 86_400_000
-const SOON_DAYS = 30 // time to find out who renews it
 const SERVER_AUTH = '1.3.6.1.5.5.7.3.1'
 const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
 
@@ -92,9 +91,8 @@ export function bundleFindings(bundle: readonly X509Certificate[], now = new Dat
 
 function dateFindings(certificate: X509Certificate, what: string, now: Date): string[] {
   const end = notAfter(certificate)
+  if (end < now || !isEnding(notBefore(certificate), end, now.getTime())) return []
   const days = Math.floor((end.getTime() - now.getTime()) / DAY_MS)
-  const shortLived = end.getTime() - notBefore(certificate).getTime() <= SHORT_LIVED_MS
-  if (end < now || days >= SOON_DAYS || shortLived) return []
   return [`${what} ${named(certificate)} expires on ${day(end)}, in ${days} days: renew it.`]
 }
 
