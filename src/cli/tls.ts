@@ -12,18 +12,16 @@ import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
  */
 export async function tls(args: readonly string[], io: Pick<Io, 'print'>): Promise<number> {
   const { target, against } = await readTarget(args)
+  const ways =
+    target.client === undefined
+      ? [{ how: '', client: undefined }]
+      : [
+          { how: ' without the certificate', client: undefined },
+          { how: ' with the certificate', client: target.client },
+        ]
   const results = await Promise.all(
     TRIED_VERSIONS.flatMap((version) =>
-      (target.client === undefined ? [undefined] : [undefined, target.client]).map(async (client) => ({
-        version,
-        how:
-          target.client === undefined
-            ? ''
-            : client === undefined
-              ? ' without the certificate'
-              : ' with the certificate',
-        ...(await tryVersion({ ...target, client }, version)),
-      })),
+      ways.map(async ({ how, client }) => ({ version, how, ...(await tryVersion({ ...target, client }, version)) })),
     ),
   )
   if (results.every(({ unreachable }) => unreachable))

@@ -4,7 +4,7 @@ import { Problem, type ProblemCode } from '../errors.ts'
 import type { ClientDirectory } from './clients-file.ts'
 import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedToken } from './gate.ts'
 import type { Issuer, KeySet } from './issuer.ts'
-import { checkEnabled, describe, type Peer } from './peer.ts'
+import { checkEnabled, describe } from './peer.ts'
 
 export interface TokenOptions {
   readonly issuer: string
@@ -43,8 +43,6 @@ export class Tokens implements TokenCheck {
   readonly #metadataUrl: readonly string[]
   /** By the digest of the token. */
   #verified = new Map<string, Claims>()
-  /** What a connection sent last: three gates would digest it three times for each message. */
-  readonly #recent = new WeakMap<Peer, { readonly header: string; readonly claims: Claims; readonly keys: KeySet }>()
   #verifiedWith: KeySet | undefined
 
   constructor(options: TokenOptions, issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>) {
@@ -81,7 +79,9 @@ export class Tokens implements TokenCheck {
         )
       return { peer, ...known }
     }
-    const claims = this.#claimsFor(authorization, { peer, known }, now)
+    const token = this.#tokenIn(authorization, { peer, known })
+    const claims = this.#claimsOf(token, now)
+    if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
     if (now > claims.until + SKEW_S * 1000) throw this.#invalid('has expired')
     if (now < claims.from - SKEW_S * 1000) throw this.#invalid('is not valid yet')
     const named = directory.withToken(claims.clientId)
@@ -97,25 +97,6 @@ export class Tokens implements TokenCheck {
       throw this.#invalid('is not bound to this certificate: its cnf["x5t#S256"] has to be the certificate\'s')
     checkEnabled(named.client)
     return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
-  }
-
-  /** What is known of the token. Throws a Problem, or UnverifiedToken. */
-  #claimsFor(authorization: readonly string[], { peer, known }: Holder, now: number): Claims {
-    const [header, ...others] = authorization
-    const recent = this.#recent.get(peer)
-    if (
-      recent !== undefined &&
-      recent.header === header &&
-      others.length === 0 &&
-      recent.keys === this.#issuer.keys(now)
-    )
-      return recent.claims
-    const token = this.#tokenIn(authorization, { peer, known })
-    const claims = this.#claimsOf(token, now)
-    if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
-    if (header !== undefined && this.#verifiedWith !== undefined)
-      this.#recent.set(peer, { header, claims, keys: this.#verifiedWith })
-    return claims
   }
 
   /** The one token of a request (RFC 6750 §2.1). */
@@ -159,9 +140,7 @@ export class Tokens implements TokenCheck {
         throw new Problem(
           'keys_unavailable',
           'The key of the access token is not known yet: the keys of its issuer are fetched again soon.',
-          {
-            retryAfter,
-          },
+          { retryAfter },
         )
       claims = await this.#claims(token, keys)
     }
