@@ -78,6 +78,7 @@ export function toProblem(error: unknown, request: FastifyRequest): Problem {
       `This path does not take ${JSON.stringify(request.headers['content-type'] ?? 'a body without a type')}.`,
     )
   }
+  if (code === 'not_found') return new Problem(code, 'There is nothing at this path.', { cause: error })
   if (code !== undefined) return new Problem(code, error.message, { cause: error })
   const status = error.statusCode ?? 500
   return status >= 400 && status < 500

@@ -36,8 +36,9 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
       ? undefined
       : 'is not a message id: it should be <local@domain>',
   rfc3339: (text) =>
-    /^\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)$/.test(text) &&
-    !Number.isNaN(Date.parse(text))
+    /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)$/.test(text) &&
+    !Number.isNaN(Date.parse(text)) &&
+    isDay(text.slice(0, 10))
       ? undefined
       : 'is not a time such as 2026-01-05T09:00:00Z (RFC 3339)',
   'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
@@ -45,6 +46,11 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
     HEADER_NAME.test(text) ? undefined : `is not an allowed header field: ${HEADERS_IN_WORDS} are`,
   'tag-name': (text) =>
     /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
+}
+
+/** Date takes November 31 for December 1. */
+function isDay(text: string): boolean {
+  return new Date(`${text}T00:00:00Z`).toISOString().startsWith(text)
 }
 
 /** The same as a validator of JSON schemas takes them. */
