@@ -144,7 +144,7 @@ t.test('what cannot be done is a sentence with what was most likely meant, and c
   const { run, read } = await workshop(t)
   const bad: [args: string[], sentence: RegExp][] = [
     [[], /^Say what to do: postern client list, show, add/],
-    [['ad', 'x'], /^There is no "client ad": did you mean "add"\?/],
+    [['ad', 'x'], /^There is no "client ad" \(did you mean "add"\?\)\. Say: /],
     [['show'], /^Name the client/],
     [['list', 'x'], /^"x" is too much/],
     [['add', 'billing', '--fingerprint', hex(6)], /billing: it is listed already: postern client rotate billing/],
@@ -160,6 +160,8 @@ t.test('what cannot be done is a sentence with what was most likely meant, and c
     [['add', 'x', '--cert', '/nowhere', '--from', '*'], /^\/nowhere cannot be read: no such file/],
     [['add', 'x', '--toke', 'x'], /^Unknown option '--toke' \(did you mean --token\?\)/],
     [['disable', 'biling'], /^biling: it is not listed \(did you mean billing\?\)\./],
+    [['disable', 'billing', '--force'], /^--force is for postern client prune/],
+    [['enable', 'billing', '--json'], /^--json is for postern client list and show/],
     [['disable', 'billing', '--raw'], /^--raw is for postern client add and rotate/],
     [['show', 'nobody-like-it'], /^nobody-like-it: it is not listed: see postern client list/],
   ]

@@ -209,7 +209,7 @@ t.test('the exit status says what to do next', async (t) => {
     [65, 'user', {}, `${MESSAGE}${'x'.repeat(70)}\n`.repeat(20_000), /1,?000,?000|1 ?MB/],
     [67, '550@corp.example', {}, MESSAGE, /550@corp\.example was refused: .*no 550@corp\.example/],
     [67, 'user 550@corp.example', {}, MESSAGE, /550@corp\.example was refused/],
-    [67, 'a%b@corp.example', {}, MESSAGE, /rcpt_to/],
+    [67, 'user a%b@corp.example', {}, MESSAGE, /^postern sendmail: \/rcpt_to\/1 a%b@corp\.example has .*$/],
     [75, '450@corp.example', {}, MESSAGE, /450@corp\.example/],
     [75, 'user', { POSTERN_URL: `https://localhost:${await freePort()}` }, MESSAGE, /could not be reached/],
     [77, '-f boss@elsewhere.example user', {}, MESSAGE, /boss@elsewhere\.example/],
@@ -219,6 +219,7 @@ t.test('the exit status says what to do next', async (t) => {
     [78, 'user', { POSTERN_URL: '' }, MESSAGE, /POSTERN_URL/],
     [78, 'user', { POSTERN_KEY: '/nowhere/client.key' }, MESSAGE, /nowhere/],
     [78, 'user', { POSTERN_DOMAIN: '' }, MESSAGE, /POSTERN_DOMAIN/],
+    [78, 'user', { POSTERN_URL: 'gateway' }, MESSAGE, /POSTERN_URL "gateway" is not a URL/],
     [78, 'user', { POSTERN_URL: 'http://localhost' }, MESSAGE, /https/],
   ] as const
   await Promise.all(

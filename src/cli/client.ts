@@ -32,7 +32,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   if (action === undefined) {
     const meant = nearest(word, ACTIONS)
     const said =
-      word === '' ? 'Say what to do' : `There is no "client ${word}"${meant ? `: did you mean "${meant}"?` : ''}. Say`
+      word === '' ? 'Say what to do' : `There is no "client ${word}"${meant ? ` (did you mean "${meant}"?)` : ''}. Say`
     throw new UsageError(`${said}: postern client ${ACTIONS.join(', ')}. See postern help client.`)
   }
   if (rest.length > 0 || (action === 'list' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
@@ -41,6 +41,9 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   const asked = Object.keys(entry)[0]
   if (asked !== undefined && action !== 'add' && action !== 'rotate')
     throw new UsageError(`--${asked} is for postern client add and rotate.`)
+  if (force && action !== 'prune') throw new UsageError('--force is for postern client prune.')
+  if (json && action !== 'list' && action !== 'show')
+    throw new UsageError('--json is for postern client list and show.')
   const file = clientsFile(io)
   if (action === 'list' || action === 'show') return show(file, name, json, io)
   const addition = { ...(await identityOf(entry)), ...policyOf(entry) }

@@ -63,6 +63,7 @@ class NotConfigured extends Error {}
 
 async function send(options: SendmailOptions, settings: Settings, io: SendmailIo): Promise<number> {
   const { POSTERN_URL: url = '', POSTERN_CA: ca, POSTERN_CERT: cert = '', POSTERN_KEY: key = '' } = settings
+  if (!URL.canParse(url)) throw new NotConfigured(`POSTERN_URL "${url}" is not a URL.`)
   const complete: Complete = (name) => {
     if (name.includes('@')) return name
     if (settings.POSTERN_DOMAIN === undefined)
@@ -85,7 +86,15 @@ async function send(options: SendmailOptions, settings: Settings, io: SendmailIo
     yield header
     yield* body
   }
-  const receipt = await client.sendRaw(message(), { mailFrom: from, rcptTo: [...new Set(recipients)] })
+  const rcptTo = [...new Set(recipients)]
+  const receipt = await client.sendRaw(message(), { mailFrom: from, rcptTo }).catch((error: unknown) => {
+    if (!(error instanceof PosternError)) throw error
+    const errors = error.errors?.map((fault) => {
+      const address = rcptTo[Number(/^\/rcpt_to\/(\d+)/.exec(fault.path)?.[1])] ?? ''
+      return fault.message.includes(address) ? fault : { ...fault, message: `${address} ${fault.message}` }
+    })
+    throw new PosternError({ ...error, ...(errors && { errors }) }, error)
+  })
   if (options.verbose) {
     const response = 'smtp' in receipt ? receipt.smtp?.response : undefined
     io.print([`${receipt.message_id} ${receipt.status}`, response].filter(Boolean).join(': '))
@@ -161,7 +170,10 @@ function explain(error: unknown): readonly [status: number, ...lines: string[]] 
   const { code, status = 0, outcome, detail, errors = [], smtp } = error
   const rejected = smtp?.rejected ?? []
   const lines = [
-    `${detail}${outcome === 'unknown' ? ' The message may have been sent.' : ''}`,
+    // The detail of a 400 is the first of its errors.
+    ...(status === 400 && errors.length > 0
+      ? []
+      : [`${detail}${outcome === 'unknown' ? ' The message may have been sent.' : ''}`]),
     ...errors.map(({ path, message }) => `${path} ${message}`),
     ...rejected.map(({ email, message }) => `${email} was refused: ${message}`),
   ]

@@ -35,10 +35,10 @@ export interface ServerCertificate {
 }
 
 const CONNECT_MS = 5_000 // a server that needs longer for a handshake is not usable
-const SETTLE_MS = 1_000 // for a rejection in TLS 1.3 to arrive, which comes after the client's handshake
+const SETTLE_MS = 700 // for a rejection in TLS 1.3 to arrive, which comes after the client's handshake; a gateway waits 1 s for a request
 
 /**
- * Tries one version alone. Where the handshake succeeds it waits a second for second thoughts: in TLS 1.3 the server
+ * Tries one version alone. Where the handshake succeeds it waits for second thoughts: in TLS 1.3 the server
  * judges the client's certificate when the client is through. Sends nothing but the handshake. Never rejects.
  */
 export function tryVersion(target: Target, version: TriedVersion): Promise<Handshake> {

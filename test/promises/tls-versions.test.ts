@@ -53,6 +53,13 @@ t.test('a certificate that is refused works in no version, TLS 1.3 included', as
   }
 })
 
+t.test('a certificate that nobody has listed works in a handshake, and is refused above it', async (t) => {
+  const { port, pki } = await startGateway(t)
+  const { ca, leaf } = files(t, { ca: pki.ca, leaf: await pki.client('unlisted') })
+  const { works, text } = await run([`localhost:${port}`, '--cert', leaf.crt, '--key', leaf.key, '--ca', ca.crt])
+  t.equal(works, 2, text)
+})
+
 t.test('a gateway that stops at TLS 1.2 refuses a client that insists on 1.3 with protocol_version', async (t) => {
   const { port, pki, client } = await startGateway(t, { env: { POSTERN_TLS_MAX_VERSION: 'TLSv1.2' } })
   const { ca, good } = files(t, { ca: pki.ca, good: client })
