@@ -170,3 +170,13 @@ export function codeOf(error: unknown): string {
 function takesRetryAfter(status: number): boolean {
   return status === 409 || status === 429 || status === 503
 }
+
+/** What is read, or what `fault` makes of the RangeError of a reader: the end of a sentence about what it read. */
+export function readOr<T, F>(read: () => T, fault: (reason: string) => F): T | F {
+  try {
+    return read()
+  } catch (error) {
+    if (error instanceof RangeError) return fault(error.message)
+    throw error
+  }
+}

@@ -1,6 +1,6 @@
 import { didYouMean } from '../config/suggest.ts'
 import { type Allowance, parseAllowance, parseSize } from '../config/units.ts'
-import { LoadError } from '../errors.ts'
+import { LoadError, readOr } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { PatternList } from './patterns.ts'
 import { linesOf, type Place, readYaml, YamlFault } from './yaml.ts'
@@ -296,12 +296,7 @@ class Reader {
   }
 
   #attempt<T>(place: Place, subject: string, parse: () => T): T | undefined {
-    try {
-      return parse()
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error
-      return this.#fault(place, `${subject} ${error.message}`)
-    }
+    return readOr(parse, (reason) => this.#fault(place, `${subject} ${reason}`))
   }
 
   /** A reason that costs time to find is found only for faults that are told. */

@@ -1,3 +1,4 @@
+import { readOr } from '../errors.ts'
 import { readRegularFile } from './regular-file.ts'
 import { nearest } from './suggest.ts'
 
@@ -99,14 +100,11 @@ export class EnvironmentReader {
   }
 
   #attempt<T>(name: string, shown: string, parse: () => T): T | undefined {
-    try {
-      return parse()
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error
+    return readOr(parse, (reason) => {
       this.#failed.add(name)
-      this.fault(`${name}${shown} ${error.message}.`)
+      this.fault(`${name}${shown} ${reason}.`)
       return undefined
-    }
+    })
   }
 }
 

@@ -1,7 +1,7 @@
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
 import type { Config } from '../config/config.ts'
 import { readRegularFile } from '../config/regular-file.ts'
-import { LoadError } from '../errors.ts'
+import { LoadError, readOr } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
 import type { RelayTls } from '../relay/relay.ts'
 import { readCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
@@ -97,15 +97,12 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
 /** The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their faults. */
 function readFiles(...files: readonly (readonly [name: string, path: string | undefined])[]): (string | undefined)[] {
   const faults: string[] = []
-  const texts = files.map(([name, path]) => {
-    try {
-      return path && readRegularFile(path).toString()
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error
-      faults.push(`${name} ${path} ${error.message}.`)
-      return undefined
-    }
-  })
+  const texts = files.map(([name, path]) =>
+    readOr(
+      () => path && readRegularFile(path).toString(),
+      (reason) => void faults.push(`${name} ${path} ${reason}.`),
+    ),
+  )
   if (faults.length > 0) throw new LoadError(faults)
   return texts
 }

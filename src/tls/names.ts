@@ -1,4 +1,5 @@
 import type { X509Certificate } from 'node:crypto'
+import { readOr } from '../errors.ts'
 import { EXTENSION, readCertificate } from './certificate.ts'
 import { asciiLower, TAG, within } from './der.ts'
 
@@ -7,14 +8,12 @@ import { asciiLower, TAG, within } from './der.ts'
  * the certificate itself: the text that Node makes of them has to be taken apart again, and names hold commas.
  */
 export function clientNames(certificate: X509Certificate): readonly string[] {
-  try {
+  const names = (): string[] => {
     const extension = readCertificate(certificate).extensions.get(EXTENSION.alternativeNames)
     return (extension === undefined ? [] : within(extension.value)).flatMap(({ tag, content }) => {
       const name = content.toString('latin1')
       return tag === TAG.uri ? [`URI:${name}`] : tag === TAG.dnsName ? [`DNS:${asciiLower(name)}`] : []
     })
-  } catch (error) {
-    if (error instanceof RangeError) return [] // a certificate whose names cannot be read has none
-    throw error
   }
+  return readOr(names, () => []) // a certificate whose names cannot be read has none
 }

@@ -1,4 +1,4 @@
-import { type Fault, Problem } from '../../errors.ts'
+import { type Fault, Problem, readOr } from '../../errors.ts'
 import {
   addressRefusal,
   checkRecipientCount,
@@ -120,16 +120,15 @@ function refusedSender(from: Address | undefined, client: Client): readonly Refu
 /** Throws a 400 Problem `invalid_message` that names every faulty address. Duplicates go out once. */
 function parseEnvelope({ mail_from, rcpt_to }: RawQueryInput): RawEnvelope {
   const faults: Fault[] = []
-  const parse = (text: string, path: string): Address[] => {
-    try {
-      return [parseAddress(text.replace(/^<(.*)>$/s, '$1'))]
-    } catch (error) {
-      if (!(error instanceof RangeError)) throw error
-      const hint = text.includes(' ') ? ' (a "+" in a query is written %2B)' : ''
-      faults.push({ path, message: error.message + hint })
-      return []
-    }
-  }
+  const parse = (text: string, path: string): Address[] =>
+    readOr(
+      () => [parseAddress(text.replace(/^<(.*)>$/s, '$1'))],
+      (reason) => {
+        const hint = text.includes(' ') ? ' (a "+" in a query is written %2B)' : ''
+        faults.push({ path, message: reason + hint })
+        return []
+      },
+    )
   const [from] = mail_from === '' || mail_from === '<>' ? [] : parse(mail_from, '/mail_from')
   const recipients = [rcpt_to].flat().flatMap((text, index) => parse(text, `/rcpt_to/${index}`))
   const [first] = faults
