@@ -8,9 +8,10 @@ import { ForwardedCertificates } from '../src/clients/forwarded.ts'
 import { createRevocationList } from './support/revocation-list.ts'
 import { ClientTrust } from '../src/tls/trust.ts'
 import { formatFingerprint } from '../src/tls/fingerprint.ts'
-import { oneConnection } from './support/gateway.ts'
+import { MESSAGE, oneConnection, startGateway } from './support/gateway.ts'
 import { type MovingGateway, type MovingOptions, startOnFiles, type WhoamiAnswer } from './support/motion.ts'
 import { type Leaf, makePki } from './support/pki.ts'
+import { startRelay } from './support/relay.ts'
 import { basicConstraints, certificate, ecKey, name } from './support/x509.ts'
 
 const pki = await makePki()
@@ -251,4 +252,22 @@ t.test('strangers whose certificates a proxy forwards crowd out no verdict on a 
   judged = []
   ask(first ?? client)
   t.same(judged, [first?.print], 'as many are remembered as is said')
+})
+
+t.test('a stranger behind a proxy does not end the connection on which others are served', async (t) => {
+  const app = await pki.client('app')
+  const stranger = await pki.client('stranger')
+  const relay = await startRelay(t, {
+    onData: (stream, _session, done) => {
+      stream.resume().once('end', () => setTimeout(done, 2_500)) // longer than a refused body is waited for
+    },
+  })
+  const { post } = await startGateway(t, {
+    relay,
+    clients: `clients: { edge: { fingerprints: [FINGERPRINT], role: proxy }, app: { fingerprints: ["${app.fingerprint}"], from: ["*"] } }`,
+  })
+  const agent = oneConnection(t)
+  const by = (leaf: Leaf) => post(MESSAGE, { agent, headers: { 'client-cert': byteSequence(leaf) } })
+  t.match(await by(stranger), { status: 403, headers: { connection: undefined } })
+  t.match(await by(app), { status: 200, json: { status: 'accepted' } })
 })

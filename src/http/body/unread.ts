@@ -1,5 +1,6 @@
 import type { IncomingMessage } from 'node:http'
 import type { FastifyReply, FastifyRequest } from 'fastify'
+import { type ClientSource, holderOf } from '../../clients/gate.ts'
 import { discard, hasBody } from './reader.ts'
 
 // A refused body is read and thrown away for this long. Closing at once would reset the connection and lose the answer.
@@ -9,37 +10,44 @@ const LINGER_MS = 2_000
  * An answer that comes before the body was read: give the peer a moment to see it, then end the connection. "Connection:
  * close", which Fastify adds when a body is refused, would close at once, and under unread bytes that loses the answer.
  */
-export function lingerOverBody(
-  request: FastifyRequest,
-  reply: FastifyReply,
-  _payload: unknown,
-  done: () => void,
-): void {
-  const { raw, caller, submission } = request
-  const { readableEnded } = raw.socket // nothing more comes
-  if (raw.complete || !hasBody(raw) || readableEnded) {
-    // A stranger has nothing more to ask on this connection.
-    if (caller === null || readableEnded) void reply.header('connection', 'close')
-    // Where Node itself is about to close (the client was revoked), the header has to stay.
-    else if (submission !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection'))
-      void reply.removeHeader('connection')
-    return done()
-  }
-  void reply.removeHeader('connection')
-  if (raw.readableFlowing === true) drain(raw)
-  // Only once the answer is on its way, which may be long: its turn is after those of earlier requests. A peer that waits
-  // for 100 (Continue) must not be asked for the body now either.
-  // Before Node's own listener, which would throw the body away with its memory still taken.
-  reply.raw.prependOnceListener('finish', () => {
-    drain(raw)
-    const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS)
-    timer.unref()
-    // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
-    raw.once('close', () => {
-      if (caller !== null || raw.socket.destroyed) clearTimeout(timer)
+export function lingerOverBody(clients: ClientSource) {
+  return (request: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
+    const { raw, submission } = request
+    const { readableEnded } = raw.socket // nothing more comes
+    const served = request.caller !== null || isClients(raw.socket, clients)
+    if (raw.complete || !hasBody(raw) || readableEnded) {
+      // A stranger has nothing more to ask on this connection.
+      if (!served || readableEnded) void reply.header('connection', 'close')
+      // Where Node itself is about to close (the client was revoked), the header has to stay.
+      else if (submission !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection'))
+        void reply.removeHeader('connection')
+      return done()
+    }
+    void reply.removeHeader('connection')
+    if (raw.readableFlowing === true) drain(raw)
+    // Only once the answer is on its way, which may be long: its turn is after those of earlier requests. A peer that waits
+    // for 100 (Continue) must not be asked for the body now either.
+    // Before Node's own listener, which would throw the body away with its memory still taken.
+    reply.raw.prependOnceListener('finish', () => {
+      drain(raw)
+      const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS)
+      timer.unref()
+      // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
+      raw.once('close', () => {
+        if (served || raw.socket.destroyed) clearTimeout(timer)
+      })
     })
-  })
-  done()
+    done()
+  }
+}
+
+/** Whether a connection goes on after a refusal: it is a client's, such as a proxy that passed on the request of a stranger. */
+function isClients(socket: unknown, clients: ClientSource): boolean {
+  try {
+    return holderOf(socket, clients.current, Date.now()).known !== undefined
+  } catch {
+    return false
+  }
 }
 
 function drain(raw: IncomingMessage): void {
