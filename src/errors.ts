@@ -108,7 +108,8 @@ export class Problem extends Error {
   readonly errors: readonly Fault[] | undefined
   readonly smtp: SmtpReply | undefined
   readonly headers: Readonly<Record<string, string>>
-  readonly log: Readonly<Record<string, string>> | undefined
+  /** For the log alone: whose request it was, where that is known. */
+  log: Readonly<Record<string, string>> | undefined
 
   constructor(code: ProblemCode, detail: string, details: ProblemDetails = {}) {
     const { errors, cause } = details

@@ -45,6 +45,12 @@ interface World extends TestGateway {
   ask(authorization?: string | string[], options?: TestRequest): Promise<TestAnswer>
 }
 
+const logLines = (text: string): Record<string, unknown>[] =>
+  text
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+
 async function startWorld(t: Test, clients: string = CLIENTS, env: Record<string, string> = {}): Promise<World> {
   const issuer = await startIssuer(t)
   const leaf = await pki.client('job 7')
@@ -213,6 +219,13 @@ t.test('every forged, foreign, stale or misused token is refused with its status
   )
   t.match(logText(), 'insufficient_scope')
   t.notOk(logText().includes(signature), 'no token in the log')
+  const refusals = logLines(logText()).filter(({ msg }) => msg === 'refused')
+  t.ok(refusals.length > 20)
+  t.same(
+    [...new Set(refusals.map((line) => line['fingerprint']))],
+    [formatFingerprint(leaf.fingerprint)],
+    'but who sent it',
+  )
   t.strictSame(issuer.asked, [METADATA, '/jwks'], 'and nothing was fetched for any of them')
   t.match(await ask(`Bearer ${good}`), { status: 200 })
 })
@@ -245,6 +258,7 @@ t.test('with a certificate beside the token both have to agree, and who needs no
   t.match(await as(client), { status: 200, json: { client: 'billing' } }, 'who needs no token')
   refused(t, await as(client, 'batch-prod'), 403, 'token_client_mismatch', 'who needs no token and sends one')
   t.match(await as(leaf, 'off-prod'), { status: 403, json: { code: 'client_disabled' } })
+  t.match(logLines(world.logText()).at(-1), { client: 'off', fingerprint: formatFingerprint(leaf.fingerprint) })
   refused(t, await as(leaf), 401, 'token_required', 'an unlisted certificate without a token')
 })
 

@@ -2,7 +2,7 @@ import { X509Certificate } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
 import type { Holder, Listing } from './gate.ts'
 import { Problem } from '../errors.ts'
-import { checkDates, checkEnabled, known, type Peer, peerFrom, stranger } from './peer.ts'
+import { checkDates, checkEnabled, known, noted, type Peer, peerFrom, stranger } from './peer.ts'
 import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
 
 /** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
@@ -55,7 +55,7 @@ export class ForwardedCertificates {
     const leaf = name === 'client-cert' ? fromByteSequence(value) : fromEscapedPem(value)
     const peer = peerFrom(leaf)
     const verdict = this.#trust.judge(leaf, [], now)
-    if (verdict.problem !== undefined) throw verdict.problem
+    if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
     const judged = { peer, verdict, until: verdict.until }
     holderOf(judged, listing, now) // only what is listed is remembered: others could crowd it out
     return judged
@@ -70,7 +70,7 @@ function holderOf(
   checkDates(peer, now)
   const found = known(peer, directory, () => rootOf(verdict))
   if (found === undefined && tokens === undefined) throw stranger(peer)
-  if (found !== undefined) checkEnabled(found.client)
+  if (found !== undefined) checkEnabled(found.client, peer)
   return { peer, known: found }
 }
 

@@ -2,7 +2,17 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { Client, ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { FORWARDED_HEADERS, type ForwardedCertificates } from './forwarded.ts'
-import { checkDates, checkEnabled, known, noCertificate, type Peer, peerFrom, presentedBy, stranger } from './peer.ts'
+import {
+  checkDates,
+  checkEnabled,
+  known,
+  noCertificate,
+  noted,
+  type Peer,
+  peerFrom,
+  presentedBy,
+  stranger,
+} from './peer.ts'
 import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
 
 export interface Caller {
@@ -137,8 +147,8 @@ export function holderOf(socket: unknown, { directory, trust, tokens }: Listing,
   if (state.found?.directory !== directory || state.found.verdict !== verdict)
     state.found = { directory, verdict, known: known(peer, directory, () => rootOf(verdict)) }
   const found = state.found.known
-  if (verdict.problem !== undefined) throw verdict.problem
+  if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
   if (found === undefined && tokens === undefined) throw stranger(peer)
-  if (found !== undefined) checkEnabled(found.client)
+  if (found !== undefined) checkEnabled(found.client, peer)
   return { peer, known: found }
 }

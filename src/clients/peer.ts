@@ -62,11 +62,14 @@ export function noCertificate(): Problem {
  * Dates are checked with each request and not only in the handshake, because a long connection outlives a certificate.
  * Throws a 403 Problem, for dates that cannot be read too.
  */
-export function checkDates({ notBefore: from, notAfter: until }: Peer, now: number): void {
-  if (!(now <= until.getTime()))
-    throw new Problem('certificate_expired', `The client certificate expired on ${until.toISOString()}.`)
-  if (!(now >= from.getTime()))
-    throw new Problem('certificate_expired', `The client certificate is not valid before ${from.toISOString()}.`)
+export function checkDates(peer: Peer, now: number): void {
+  const { notBefore: from, notAfter: until } = peer
+  const why = !(now <= until.getTime())
+    ? `expired on ${until.toISOString()}`
+    : !(now >= from.getTime())
+      ? `is not valid before ${from.toISOString()}`
+      : undefined
+  if (why !== undefined) throw noted(new Problem('certificate_expired', `The client certificate ${why}.`), peer)
 }
 
 /**
@@ -97,8 +100,17 @@ export function stranger(peer: Peer): Problem {
 }
 
 /** Throws a 403 Problem for a client that is listed as disabled. */
-export function checkEnabled({ name, disabled }: Client): void {
-  if (disabled) throw new Problem('client_disabled', `${name} is disabled in the clients file.`)
+export function checkEnabled({ name, disabled }: Client, peer: Peer): void {
+  if (disabled)
+    throw new Problem('client_disabled', `${name} is disabled in the clients file.`, {
+      log: { client: name, ...describe(peer) },
+    })
+}
+
+/** What was thrown about a peer, with who it was for the log. */
+export function noted(error: unknown, peer: Peer): unknown {
+  if (error instanceof Problem) error.log ??= describe(peer)
+  return error
 }
 
 /** For the log: who it was. */

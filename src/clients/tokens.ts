@@ -4,7 +4,7 @@ import { Problem, type ProblemCode } from '../errors.ts'
 import type { ClientDirectory } from './clients-file.ts'
 import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedToken } from './gate.ts'
 import type { Issuer, KeySet } from './issuer.ts'
-import { checkEnabled, describe } from './peer.ts'
+import { checkEnabled, noted } from './peer.ts'
 
 export interface TokenOptions {
   readonly issuer: string
@@ -70,7 +70,20 @@ export class Tokens implements TokenCheck {
   }
 
   /** The caller by its certificate and its token. Throws a Problem, or UnverifiedToken for one whose signature was not seen before. */
-  callerOf({ peer, known }: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller {
+  callerOf(holder: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller {
+    try {
+      return this.#callerOf(holder, authorization, directory, now)
+    } catch (error) {
+      throw noted(error, holder.peer)
+    }
+  }
+
+  #callerOf(
+    { peer, known }: Holder,
+    authorization: readonly string[],
+    directory: ClientDirectory,
+    now: number,
+  ): Caller {
     if (known !== undefined && known.client.token === undefined) {
       if (authorization.some((value) => /^bearer\b/i.test(value)))
         throw this.#refusal(
@@ -81,7 +94,12 @@ export class Tokens implements TokenCheck {
     }
     const token = this.#tokenIn(authorization, { peer, known })
     const claims = this.#claimsOf(token, now)
-    if (claims === undefined) throw new UnverifiedToken(() => this.#verify(token))
+    if (claims === undefined)
+      throw new UnverifiedToken(() =>
+        this.#verify(token).catch((error: unknown) => {
+          throw noted(error, peer)
+        }),
+      )
     if (now > claims.until + SKEW_S * 1000) throw this.#invalid('has expired')
     if (now < claims.from - SKEW_S * 1000) throw this.#invalid('is not valid yet')
     const named = directory.withToken(claims.clientId)
@@ -89,13 +107,12 @@ export class Tokens implements TokenCheck {
       throw this.#refusal(
         'token_client_mismatch',
         `The client_id ${JSON.stringify(claims.clientId.slice(0, 100))} of the access token is not that of a client that may come with the certificate ${peer.fingerprint256}.`,
-        describe(peer),
       )
     if (typeof claims.scope !== 'string' || !claims.scope.split(' ').includes(SCOPE))
       throw this.#refusal('insufficient_scope', `The access token does not have the scope ${SCOPE}.`)
     if (claims.thumbprint !== Buffer.from(peer.fingerprint, 'hex').toString('base64url'))
       throw this.#invalid('is not bound to this certificate: its cnf["x5t#S256"] has to be the certificate\'s')
-    checkEnabled(named.client)
+    checkEnabled(named.client, peer)
     return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
   }
 
@@ -109,7 +126,7 @@ export class Tokens implements TokenCheck {
         known === undefined
           ? `No client is listed with the certificate ${peer.fingerprint256}`
           : `${known.client.name} sends a token with each request`
-      throw this.#refusal('token_required', `${who}: send Authorization: Bearer with an access token.`, describe(peer))
+      throw this.#refusal('token_required', `${who}: send Authorization: Bearer with an access token.`)
     }
     if (value.length > MAX_HEADER_CHARS)
       throw this.#refusal('invalid_token_request', 'The Authorization header is larger than 8 KB.')
@@ -172,11 +189,11 @@ export class Tokens implements TokenCheck {
   }
 
   #invalid(why: string, cause?: unknown): Problem {
-    return this.#refusal('invalid_token', `The access token ${why}.`, undefined, cause)
+    return this.#refusal('invalid_token', `The access token ${why}.`, cause)
   }
 
   /** RFC 6750 §3, RFC 9728 §5.1. */
-  #refusal(code: ProblemCode, detail: string, log?: Readonly<Record<string, string>>, cause?: unknown): Problem {
+  #refusal(code: ProblemCode, detail: string, cause?: unknown): Problem {
     const error = CHALLENGES[code]
     const parameters = [
       ...(error === undefined
@@ -187,7 +204,6 @@ export class Tokens implements TokenCheck {
     ]
     return new Problem(code, detail, {
       headers: { 'www-authenticate': ['Bearer', parameters.join(', ')].join(' ').trim() },
-      ...(log && { log }),
       cause,
     })
   }
