@@ -1,3 +1,5 @@
+import type { Message, ScheduledMessage } from './message.ts'
+
 /** What a message can come as. A function is called for each try; everything else is read once. */
 export type MessageSource = string | Uint8Array | Pieces | (() => Pieces | Promise<Pieces>)
 export type Pieces = AsyncIterable<string | Uint8Array>
@@ -27,6 +29,15 @@ export function bytesBody(bytes: Buffer): Body & { readonly bytes: Buffer } {
       yield bytes
     }),
   }
+}
+
+/** The body of POST /v1/messages. */
+export function jsonBody({ attachments, ...message }: Message | ScheduledMessage): Body {
+  const encoded = attachments?.map(({ content, ...attachment }) => ({
+    ...attachment,
+    content: typeof content === 'string' ? content : Buffer.from(content).toString('base64'),
+  }))
+  return bytesBody(Buffer.from(JSON.stringify({ ...message, attachments: encoded })))
 }
 
 function openedBody(source: () => Pieces | Promise<Pieces>): Body {

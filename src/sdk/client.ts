@@ -3,33 +3,16 @@ import type { OutgoingHttpHeaders } from 'node:http'
 import { Agent } from 'node:https'
 import { setTimeout as pause } from 'node:timers/promises'
 import { type Answer, attempt, type Failure, isRecord } from './attempt.ts'
-import { type Body, bodyOf, bytesBody, type MessageSource } from './body.ts'
+import { type Body, bodyOf, jsonBody, type MessageSource } from './body.ts'
 import { type CredentialFiles, type Credentials, CredentialStore, outOfDate } from './credentials.ts'
 import { notSent, type Outcome, PosternError, type ProblemMembers, reasonOf } from './error.ts'
-import {
-  type Message,
-  type MessageState,
-  type Queued,
-  type Receipt,
-  type ScheduledMessage,
-  toJson,
-  type Whoami,
-} from './message.ts'
+import type { Message, MessageState, Queued, Receipt, ScheduledMessage, Whoami } from './message.ts'
 
 export type { MessageSource, Pieces } from './body.ts'
 export type { CredentialFiles, Pem } from './credentials.ts'
 export { PosternError } from './error.ts'
 export type { Outcome, ProblemMembers, RejectedRecipient, SmtpReply } from './error.ts'
-export type {
-  Attachment,
-  Mailbox,
-  Message,
-  MessageState,
-  Queued,
-  Receipt,
-  ScheduledMessage,
-  Whoami,
-} from './message.ts'
+export type * from './message.ts'
 export { clientCredentials, type ClientCredentialsOptions } from './token.ts'
 
 /**
@@ -141,7 +124,7 @@ export class Postern {
       ...common(options),
       path: `v1/messages${options.dryRun === true ? '?dry_run=true' : ''}`,
       headers: { 'content-type': 'application/json' },
-      body: bytesBody(toJson(message)),
+      body: jsonBody(message),
     })
   }
 

@@ -103,18 +103,3 @@ export interface Whoami {
   }
   readonly usage?: { readonly rate?: Usage; readonly quota?: Usage }
 }
-
-/** The body of POST /v1/messages. */
-export function toJson({ attachments, ...message }: Message | ScheduledMessage): Buffer {
-  return Buffer.from(
-    JSON.stringify({
-      ...message,
-      ...(attachments && {
-        attachments: attachments.map(({ content, ...attachment }) => ({
-          ...attachment,
-          content: typeof content === 'string' ? content : Buffer.from(content).toString('base64'),
-        })),
-      }),
-    }),
-  )
-}
