@@ -13,10 +13,7 @@ interface InboxOptions {
   onMessage(entry: Entry): void
 }
 
-export interface Inbox {
-  readonly port: number
-  close(): Promise<void>
-}
+export type Inbox = Awaited<ReturnType<typeof openInbox>>
 
 const MAX_BYTES = 64_000_000
 
@@ -24,7 +21,7 @@ const MAX_BYTES = 64_000_000
  * An SMTP server on loopback that takes every message, with STARTTLS or without, with any login or none, keeps it and
  * delivers nothing: for `postern dev`. A message that cannot be kept is answered with 451. Rejects when the port is taken.
  */
-export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOptions): Promise<Inbox> {
+export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOptions) {
   const server = new SMTPServer({
     name: 'inbox.postern.invalid',
     banner: 'Postern development inbox',
@@ -59,6 +56,6 @@ export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOp
   })
   return {
     port: portOf(server.server),
-    close: () => new Promise((resolve) => server.close(() => resolve())),
+    close: () => new Promise<void>((resolve) => server.close(() => resolve())),
   }
 }

@@ -14,13 +14,7 @@ import {
 import type { Entry, Mailbox } from './mailbox.ts'
 import { bytesOf, detailsOf, inert, nameOf } from './view.ts'
 
-export interface InboxPage {
-  /** Where the page is: `http://127.0.0.1:PORT/`. */
-  readonly url: string
-  /** Tells every open page that the messages have changed. */
-  changed(): void
-  close(): void
-}
+export type InboxPage = Awaited<ReturnType<typeof openInboxPage>>
 
 /** How mail gets here, for a page without any. */
 export interface Ways {
@@ -44,7 +38,7 @@ const FILES: Readonly<Record<string, PlainAnswer>> = {
 const NOTHING = plain(404, 'There is nothing at this path.')
 
 /** The page of the development inbox, plain HTTP on loopback. `ways` is asked each time. Rejects when the port is taken. */
-export async function openInboxPage(port: number, mailbox: Mailbox, ways: () => Ways): Promise<InboxPage> {
+export async function openInboxPage(port: number, mailbox: Mailbox, ways: () => Ways) {
   const watchers = new Set<ServerResponse>()
   const changed = (): void => watchers.forEach((watcher) => watcher.write('data: changed\n\n'))
   const server = plainServer(async (request, response) => {
@@ -64,7 +58,9 @@ export async function openInboxPage(port: number, mailbox: Mailbox, ways: () => 
   server.listen(port, '127.0.0.1')
   await once(server, 'listening')
   return {
+    /** Where the page is. */
     url: `http://127.0.0.1:${portOf(server)}/`,
+    /** Tells every open page that the messages have changed. */
     changed,
     close: () => {
       server.close()

@@ -2,14 +2,7 @@ import { readFileSync } from 'node:fs'
 import { load } from 'js-yaml'
 import { isRecord } from '../../config/record.ts'
 import { VERSION } from '../../config/version.ts'
-import {
-  MessageSchema,
-  ProblemSchema,
-  QueuedMessageSchema,
-  QueuedSchema,
-  ReceiptSchema,
-  WhoamiSchema,
-} from '../../mail/schemas.ts'
+import * as schemas from '../../mail/schemas.ts'
 import { problemResponses } from './problems.ts'
 
 /** The OpenAPI 3.1 description of the API: openapi.yaml, and what the code knows better. `port` is the gateway's own. */
@@ -20,12 +13,12 @@ export function describeApi(port: number): object {
   delete document['x-problems']
   document.info.version = VERSION
   document.components.schemas = {
-    Message: MessageSchema,
-    Receipt: ReceiptSchema,
-    Queued: QueuedSchema,
-    QueuedMessage: QueuedMessageSchema,
-    Whoami: WhoamiSchema,
-    Problem: ProblemSchema,
+    Message: schemas.MessageSchema,
+    Receipt: schemas.ReceiptSchema,
+    Queued: schemas.QueuedSchema,
+    QueuedMessage: schemas.QueuedMessageSchema,
+    Whoami: schemas.WhoamiSchema,
+    Problem: schemas.ProblemSchema,
   }
   for (const operation of Object.values<object>(document.paths).flatMap((path) => Object.values(path))) {
     const { 'x-problems': kind } = operation
