@@ -125,12 +125,9 @@ export class Problem extends Error {
     this.errors = errors?.slice(0, MAX_FAULTS)
     this.smtp = details.smtp
     this.log = details.log
-    this.headers = takesRetryAfter(this.status)
-      ? {
-          'retry-after': String(Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))),
-          ...details.headers,
-        }
-      : { ...details.headers }
+    const retryAfter = Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))
+    const takesRetryAfter = this.status === 409 || this.status === 429 || this.status === 503
+    this.headers = { ...(takesRetryAfter && { 'retry-after': String(retryAfter) }), ...details.headers }
   }
 
   /** The body of the answer (RFC 9457). */
@@ -166,10 +163,6 @@ export class LoadError extends Error {
 /** The system's error code (`ENOENT`, …) for a sentence. The system's messages hold paths; its codes do not. */
 export function codeOf(error: unknown): string {
   return error instanceof Error && 'code' in error ? String(error.code) : 'unknown error'
-}
-
-function takesRetryAfter(status: number): boolean {
-  return status === 409 || status === 429 || status === 503
 }
 
 /** What is read, or what `fault` makes of the RangeError of a reader: the end of a sentence about what it read. */

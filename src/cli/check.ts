@@ -63,7 +63,10 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   for (const warning of warnings) io.print(`warning: ${warning}`)
   for (const error of errors) io.print(`error: ${error}`)
   const found = errors.length + warnings.length
-  if (found === 0) io.print(`ok: ${summary(config, clients?.clients.size ?? 0)}`)
+  if (found === 0)
+    io.print(
+      `ok: ${clients?.clients.size} clients, ${config.smtp.relays.length} relays, listening would be on ${config.host}:${config.port}`,
+    )
   return found
 }
 
@@ -205,8 +208,4 @@ function modeOf(file: string): number {
   } catch {
     return 0
   }
-}
-
-function summary(config: Config, clients: number): string {
-  return `${clients} clients, ${config.smtp.relays.length} relays, listening would be on ${config.host}:${config.port}`
 }

@@ -1,4 +1,4 @@
-import { constants, statSync } from 'node:fs'
+import { constants, existsSync } from 'node:fs'
 import { open, realpath } from 'node:fs/promises'
 import type { IncomingMessage, Server } from 'node:http'
 import { isIPv6 } from 'node:net'
@@ -44,18 +44,10 @@ async function challenge(webroot: string, token: string): Promise<PlainAnswer> {
 
 /** Throws a LoadError when the webroot is no directory: an ACME client would fail much later, and elsewhere. */
 export function checkWebroot(webroot: string | undefined): void {
-  if (webroot === undefined || isDirectory(webroot)) return
+  if (webroot === undefined || existsSync(`${webroot}/.`)) return // not so for one that this user may not enter
   throw new LoadError([
     `POSTERN_ACME_WEBROOT ${webroot} is not a directory: make it, and name it to the ACME client as its webroot.`,
   ])
-}
-
-function isDirectory(path: string): boolean {
-  try {
-    return statSync(path).isDirectory()
-  } catch {
-    return false // not there, or not to be seen by this user
-  }
 }
 
 /** The content of a challenge's file. Rejects for anything but a small regular file that really lies in the webroot. */

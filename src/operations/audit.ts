@@ -19,10 +19,10 @@ export interface Audit {
 
 /** Who asked, from where, and how long it took. */
 export interface RequestFacts {
-  readonly client: string | undefined
-  readonly fingerprint: string | undefined
-  readonly knownBy: string | undefined
-  readonly remote: string | undefined
+  readonly client?: string | undefined
+  readonly fingerprint?: string | undefined
+  readonly knownBy?: string | undefined
+  readonly remote?: string | undefined
   readonly durationMs: number
 }
 
@@ -89,14 +89,7 @@ export function writeTransition(
   }
   const { envelope, messageId, tags, bytes } = content
   const audit = { messageId, from: envelope.from, recipients: envelope.to, bytes: bytes.length, tags }
-  writeAudit(
-    log,
-    { client, fingerprint: undefined, knownBy: undefined, remote: undefined, durationMs },
-    audit,
-    resultOf(change),
-    recipients,
-    line,
-  )
+  writeAudit(log, { client, durationMs }, audit, resultOf(change), recipients, line)
 }
 
 /**

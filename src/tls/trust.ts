@@ -100,7 +100,7 @@ export class ClientTrust {
     if (path === undefined) return refusal('The client certificate was not issued by a client CA that is in force.')
     const ends: number[] = []
     for (const way of paths) {
-      if (!isReadable(() => authenticatesClients(way)))
+      if (!holds(() => authenticatesClients(way)))
         return refusal('The client certificate is not one for TLS clients, or a CA above it may not have issued it.')
       ends.push(...way.slice(1).map(({ notAfter }) => notAfter))
       for (const [index, certificate] of this.#checksRevocation ? way.entries() : []) {
@@ -136,7 +136,7 @@ export class ClientTrust {
         if (!(issuer.notBefore <= now && now < issuer.notAfter) || !x509.checkIssued(issuer.x509)) continue
         steps += 1
         if (steps > MAX_STEPS || paths.length > MAX_PATHS) return
-        if (isSignedBy(x509, issuer.x509)) climb(way, issuer)
+        if (holds(() => x509.verify(issuer.x509.publicKey))) climb(way, issuer)
       }
     }
     climb([], leaf)
@@ -146,7 +146,7 @@ export class ClientTrust {
   /** The current lists in whose scope a certificate is: several are one list in parts. None where one is not its issuer's. */
   #covering(certificate: Certificate, issuer: Certificate, now: number): RevocationList[] {
     const lists = this.#lists.filter(
-      (list) => list.isOf(issuer) && list.isCurrent(now) && isReadable(() => list.covers(certificate)),
+      (list) => list.isOf(issuer) && list.isCurrent(now) && holds(() => list.covers(certificate)),
     )
     const own = this.#listsOf(issuer)
     return lists.every((list) => own.includes(list)) ? lists : []
@@ -168,15 +168,8 @@ function refusal(detail: string): { readonly problem: Problem } {
   return { problem: new Problem('unknown_certificate', detail) }
 }
 
-function isSignedBy(certificate: X509Certificate, issuer: X509Certificate): boolean {
-  try {
-    return certificate.verify(issuer.publicKey)
-  } catch {
-    return false // a key of a kind that is not known here
-  }
-}
-
-function isReadable(judge: () => boolean): boolean {
+/** What cannot be read does not hold, nor a signature with a kind of key that is not known here. */
+function holds(judge: () => boolean): boolean {
   return readable([judge])[0] === true
 }
 
