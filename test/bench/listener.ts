@@ -42,7 +42,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
   ].join('\n\n')
 }
 
-interface Dialled {
+export interface Dialled {
   readonly name: string
   readonly rates: number[]
   readonly cpu: number[]
@@ -50,7 +50,8 @@ interface Dialled {
   stop(): Promise<void>
 }
 
-async function dialled(name: string, server: Program, port: number): Promise<Dialled> {
+/** A load that opens a connection for each request to a server. */
+export async function dialled(name: string, server: Program, port: number): Promise<Dialled> {
   const load = await startScript('dial.js', {
     env: {
       LOAD_PORT: String(port),

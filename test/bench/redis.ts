@@ -10,7 +10,10 @@ const DIRECTORY = '/dev/shm/postern-bench-'
 /** A real Redis that writes down each command before it answers, as a queue needs it. */
 export interface Redis {
   readonly url: string
+  readonly pids: readonly number[]
   cli(...command: string[]): Promise<string>
+  /** Commands that callers have asked for since its start: a script is one. */
+  commands(): Promise<number>
   /** Of memory in use. */
   bytes(): Promise<number>
   /** Resolves when it has been done and nothing is queued or being sent. */
@@ -35,7 +38,13 @@ export async function startRedis(): Promise<Redis> {
   )
   return {
     url: `redis://127.0.0.1:${port}`,
+    pids: program.pids,
     cli,
+    commands: async () =>
+      [...(await cli('INFO', 'commandstats')).matchAll(/^cmdstat_(?:evalsha|eval|wait):calls=(\d+)/gm)].reduce(
+        (sum, [, calls]) => sum + Number(calls),
+        0,
+      ),
     bytes: async () => Number(/^used_memory:(\d+)/m.exec(await cli('INFO', 'memory'))?.[1]),
     settled: async (work) => {
       await work()
