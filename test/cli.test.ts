@@ -4,16 +4,15 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { check } from '../src/cli/check.ts'
+import { postern as program } from './support/process.ts'
 
-const CLI = join(process.cwd(), 'dist', 'cli.js')
-
+// In a folder of its own and without a setting; one that begins to serve is killed.
 function postern(...args: string[]): {
   readonly status: number | null
   readonly stdout: string
   readonly stderr: string
 } {
-  // In a folder of its own and without a setting; one that begins to serve is killed.
-  return spawnSync(process.execPath, [CLI, ...args], {
+  return spawnSync(...program(...args), {
     encoding: 'utf8',
     env: {},
     cwd: FOLDER,

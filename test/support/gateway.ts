@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https'
 import type { IncomingHttpHeaders } from 'node:http'
+import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
 import { pino } from 'pino'
 import type { Test } from 'tap'
 import { parseClients } from '../../src/clients/clients-file.ts'
@@ -26,7 +27,7 @@ export interface TestGateway {
   post(body: unknown, options?: TestRequest): Promise<TestAnswer>
 }
 
-export interface TestRequest extends Omit<RequestOptions, 'headers'> {
+export interface TestRequest extends Omit<RequestOptions, 'headers' | keyof SecureContextOptions> {
   readonly as?: { readonly certificate: string; readonly key: string } | null
   readonly headers?: Record<string, string | string[]>
   readonly body?: string | Buffer
@@ -122,22 +123,34 @@ export function testConfig(env: Record<string, string>): Config {
   return config
 }
 
+const contexts = new WeakMap<object, SecureContext>()
+
+/** A client's side of TLS, made once for each certificate: one costs as much as a handshake. */
+function contextOf({ ca }: Pki, as: TestRequest['as']): SecureContext {
+  const made =
+    contexts.get(as ?? ca) ?? createSecureContext({ ca: ca.certificate, cert: as?.certificate, key: as?.key })
+  contexts.set(as ?? ca, made)
+  return made
+}
+
 async function ask(
   port: number,
   pki: Pki,
   client: Leaf,
   { as = client, body, ...options }: TestRequest,
 ): Promise<TestAnswer> {
-  const outgoing = httpsRequest({
+  const asked = {
     host: '127.0.0.1',
     servername: 'localhost',
     port,
     path: '/v1/whoami',
     ca: pki.ca.certificate,
-    ...(as && { cert: as.certificate, key: as.key }),
+    ...(as && { cert: as.certificate, key: as.key }), // by which an agent tells its connections apart
+    secureContext: contextOf(pki, as),
     agent: options.agent ?? new Agent({ maxCachedSessions: 0 }),
     ...options,
-  })
+  }
+  const outgoing = httpsRequest(asked)
   outgoing.on('error', () => {}) // `once` hears it too until the answer is there; after an early one the rest of a body may not get through
   outgoing.end(body)
   const [answer] = await once(outgoing, 'response')

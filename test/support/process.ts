@@ -29,7 +29,7 @@ export interface GatewayProcess {
 
 /** The program as users start it: without the loader that tap adds to every Node.js process below a test. */
 export function postern(...args: readonly string[]): [command: string, args: string[]] {
-  return ['env', ['-u', 'NODE_OPTIONS', process.execPath, 'dist/cli.js', ...args]]
+  return ['env', ['-u', 'NODE_OPTIONS', process.execPath, join(process.cwd(), 'dist', 'cli.js'), ...args]]
 }
 
 /** Starts the built gateway against a relay and stops it at the end of the test. */
