@@ -2,7 +2,7 @@ import { hash } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
-import { nearest } from '../config/suggest.ts'
+import { didYouMean, nearest } from '../config/suggest.ts'
 import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
 import type { Status } from '../operations/status.ts'
 import { gatewayStatus, untilInForce } from './gateway.ts'
@@ -30,9 +30,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   const [word = '', name = '', ...rest] = positionals
   const action = ACTIONS.find((known) => known === word)
   if (action === undefined) {
-    const meant = nearest(word, ACTIONS)
-    const said =
-      word === '' ? 'Say what to do' : `There is no "client ${word}"${meant ? ` (did you mean "${meant}"?)` : ''}. Say`
+    const said = word === '' ? 'Say what to do' : `There is no "client ${word}"${didYouMean(word, ACTIONS)}. Say`
     throw new UsageError(`${said}: postern client ${ACTIONS.join(', ')}. See postern help client.`)
   }
   if (rest.length > 0 || (action === 'list' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
