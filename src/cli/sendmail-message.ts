@@ -1,9 +1,11 @@
 import { isUtf8 } from 'node:buffer'
+import { userInfo } from 'node:os'
 import { decodeWords } from '../mail/encoded-words.ts'
 import { field, mailboxes, unstructured } from '../mail/fields.ts'
+import type { SendmailOptions } from './sendmail-options.ts'
 
 /** A field of the header. */
-export interface WrittenField {
+interface WrittenField {
   readonly name: string
   /** The name in lower case. */
   readonly key: string
@@ -87,17 +89,53 @@ async function* untilDot(input: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
 }
 
 /** What makes an address of a name alone. */
-export type Complete = (name: string) => string
+type Complete = (name: string) => string
+type Fields = readonly WrittenField[]
 
-/** The header as it goes out: addresses complete, comments as names, text encoded, and without what is for the envelope. */
-export function writeHeader(fields: readonly WrittenField[], complete: Complete): Buffer {
+/** Whom the message is from and to, as the options and the header say. Throws a WrittenFault for a message to nobody. */
+export function envelopeOf(
+  fields: Fields,
+  { recipients, fromHeader, sender }: SendmailOptions,
+  complete: Complete,
+): { readonly mailFrom: string; readonly rcptTo: readonly string[] } {
+  // RFC 5322 §3.6.6: a message that is resent goes to whom it is resent to.
+  const resent = ['resent-to', 'resent-cc', 'resent-bcc']
+  const named = fields.some(({ key }) => resent.includes(key)) ? resent : ['to', 'cc', 'bcc']
+  const to = [...recipients.flatMap(parseMailboxes), ...(fromHeader ? mailboxesOf(fields, named) : [])]
+  if (to.length === 0) throw new WrittenFault('the header names no recipient')
+  // As told, or else as the header has it, since the client's policy allows that one.
+  const [author] = ['sender', 'from'].flatMap((key) => mailboxesOf(fields, [key]))
+  return {
+    mailFrom: sender === '' ? '<>' : complete(sender ?? author?.address ?? login()),
+    rcptTo: [...new Set(to.map(({ address }) => complete(address)))],
+  }
+}
+
+/** The header as it goes out: with a From, addresses complete, comments as names, text encoded, and without what is for the envelope. */
+export function headerOf(fields: Fields, { sender, name = '' }: SendmailOptions, complete: Complete): Buffer {
   const lines = fields.filter(({ key }) => !REMOVED.includes(key)).map((written) => rewritten(written, complete))
+  if (!fields.some(({ key }) => key === 'from'))
+    lines.push(mailboxField('From', [{ address: complete(sender || login()), name }]))
   return Buffer.from(`${lines.join('')}\r\n`, 'latin1')
 }
 
+function login(): string {
+  try {
+    return userInfo().username
+  } catch {
+    return 'nobody' // an id that no file knows, as in containers
+  }
+}
+
 /** The mailboxes of some fields, in their order. */
-export function mailboxesOf(fields: readonly WrittenField[], keys: readonly string[]): readonly WrittenMailbox[] {
+function mailboxesOf(fields: Fields, keys: readonly string[]): readonly WrittenMailbox[] {
   return fields.filter(({ key }) => keys.includes(key)).flatMap((written) => parseMailboxes(valueOf(written)))
+}
+
+/** A field of mailboxes, one character for each octet. */
+function mailboxField(name: string, written: readonly WrittenMailbox[]): string {
+  const list = written.map((mailbox) => ({ ...mailbox, local: '', domain: '' }))
+  return Buffer.from(field(name, mailboxes(list))).toString('latin1')
 }
 
 function rewritten(written: WrittenField, complete: Complete): string {
@@ -108,13 +146,8 @@ function rewritten(written: WrittenField, complete: Complete): string {
   const found = parseMailboxes(valueOf(written))
   // What is complete stays as it is, so that signatures go on holding.
   if (plain && !raw.includes('(') && found.every(({ address }) => address.includes('@'))) return `${raw}\r\n`
-  const list = found.map(({ address, name: shown }) => ({
-    address: complete(address),
-    name: shown,
-    local: '',
-    domain: '',
-  }))
-  return Buffer.from(field(name, mailboxes(list))).toString('latin1')
+  const whole = found.map(({ address, name: shown }) => ({ address: complete(address), name: shown }))
+  return mailboxField(name, whole)
 }
 
 /** The value of a field, unfolded. Octets that are no UTF-8 are taken for Latin-1, as old programs write it. */
@@ -130,7 +163,7 @@ const TOKEN = /\s+|"(?:[^"\\]|\\.)*"|<[^<>]*>|[,;:]|\((?:[^()\\]|\\.)*\)|[^\s",;
  * Reads mailboxes as people and programs write them: with comments, in groups, without a domain. Throws a WrittenFault for
  * what could be read in two ways; the gateway judges what comes of the rest.
  */
-export function parseMailboxes(text: string): readonly WrittenMailbox[] {
+function parseMailboxes(text: string): readonly WrittenMailbox[] {
   const found: WrittenMailbox[] = []
   let words: string[] = []
   let comments: string[] = []

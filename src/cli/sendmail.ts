@@ -1,16 +1,6 @@
 import { readFileSync } from 'node:fs'
-import { userInfo } from 'node:os'
 import { Postern, PosternError } from '../sdk/client.ts'
-import { field, mailboxes } from '../mail/fields.ts'
-import {
-  type Complete,
-  mailboxesOf,
-  parseMailboxes,
-  readWritten,
-  WrittenFault,
-  type WrittenField,
-  writeHeader,
-} from './sendmail-message.ts'
+import { envelopeOf, headerOf, readWritten, WrittenFault } from './sendmail-message.ts'
 import { codeOf } from '../errors.ts'
 import { parseSendmailOptions, type SendmailOptions } from './sendmail-options.ts'
 import { UsageError } from './usage.ts'
@@ -64,7 +54,7 @@ class NotConfigured extends Error {}
 async function send(options: SendmailOptions, settings: Settings, io: SendmailIo): Promise<number> {
   const { POSTERN_URL: url = '', POSTERN_CA: ca, POSTERN_CERT: cert = '', POSTERN_KEY: key = '' } = settings
   if (!URL.canParse(url)) throw new NotConfigured(`POSTERN_URL "${url}" is not a URL.`)
-  const complete: Complete = (name) => {
+  const complete = (name: string): string => {
     if (name.includes('@')) return name
     if (settings.POSTERN_DOMAIN === undefined)
       throw new NotConfigured(`POSTERN_DOMAIN is not set: it makes an address of "${name}".`)
@@ -73,21 +63,15 @@ async function send(options: SendmailOptions, settings: Settings, io: SendmailIo
   if (options.recipients.length === 0 && !options.fromHeader)
     throw new UsageError('Nobody to send to: name recipients, or give -t for those in the header.')
   const { fields, body } = await readWritten(io.input, options.dotEnds)
-  const recipients = [
-    ...options.recipients.flatMap(parseMailboxes),
-    ...(options.fromHeader ? mailboxesOf(fields, recipientFields(fields)) : []),
-  ].map(({ address }) => complete(address))
-  if (recipients.length === 0) throw new WrittenFault('the header names no recipient')
-  const from = senderOf(fields, options, complete)
-  const header = writeHeader([...fields, ...missingFrom(fields, options, complete)], complete)
+  const { mailFrom, rcptTo } = envelopeOf(fields, options, complete)
+  const header = headerOf(fields, options, complete)
 
   const client = new Postern({ url, ca, cert, key, retryFor: RETRY_FOR_MS })
   async function* message(): AsyncGenerator<Buffer> {
     yield header
     yield* body
   }
-  const rcptTo = [...new Set(recipients)]
-  const receipt = await client.sendRaw(message(), { mailFrom: from, rcptTo }).catch((error: unknown) => {
+  const receipt = await client.sendRaw(message(), { mailFrom, rcptTo }).catch((error: unknown) => {
     if (!(error instanceof PosternError)) throw error
     const errors = error.errors?.map((fault) => {
       const address = rcptTo[Number(/^\/rcpt_to\/(\d+)/.exec(fault.path)?.[1])] ?? ''
@@ -102,38 +86,6 @@ async function send(options: SendmailOptions, settings: Settings, io: SendmailIo
   const rejected = 'rejected' in receipt ? receipt.rejected : []
   for (const { email, message } of rejected) io.complain(`postern sendmail: ${email} was refused: ${message}`)
   return rejected.length > 0 ? EX.NOUSER : EX.OK
-}
-
-/** RFC 5322 §3.6.6: a message that is resent goes to whom it is resent to. */
-function recipientFields(fields: readonly WrittenField[]): readonly string[] {
-  const resent = ['resent-to', 'resent-cc', 'resent-bcc']
-  return fields.some(({ key }) => resent.includes(key)) ? resent : ['to', 'cc', 'bcc']
-}
-
-/** The sender of the envelope: as told, or else as the header has it, since the client's policy allows that one. */
-function senderOf(fields: readonly WrittenField[], { sender }: SendmailOptions, complete: Complete): string {
-  if (sender !== undefined) return sender === '' ? '<>' : complete(sender)
-  const [author] = ['sender', 'from'].flatMap((key) => mailboxesOf(fields, [key]))
-  return complete(author?.address ?? login())
-}
-
-function missingFrom(
-  fields: readonly WrittenField[],
-  { sender = '', name = '' }: SendmailOptions,
-  complete: Complete,
-): readonly WrittenField[] {
-  if (fields.some(({ key }) => key === 'from')) return []
-  const address = complete(sender || login())
-  const raw = field('From', mailboxes([{ address, name, local: '', domain: '' }])).trimEnd()
-  return [{ name: 'From', key: 'from', raw: Buffer.from(raw).toString('latin1') }]
-}
-
-function login(): string {
-  try {
-    return userInfo().username
-  } catch {
-    return 'nobody' // an id that no file knows, as in containers
-  }
 }
 
 /** From the environment, or else from the file. Throws NotConfigured where what it takes to connect is in neither. */
