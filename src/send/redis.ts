@@ -11,6 +11,8 @@ const MAX_WAITING_COMMANDS = 10_000
 
 // What a server says that is there and is not, or no longer, the one that keeps the data: behind its address there may be another.
 const WRONG_SERVER = /^(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|MISCONF|NOREPLICAS)\b/
+// What any error reply begins with: OOM and NOPERM are of a server that will say the same to whoever asks again.
+const ERROR_REPLY = /^[A-Z]{3,}\b/
 const LOOK_MS = 1_000
 
 /**
@@ -47,8 +49,9 @@ export async function connectRedis(url: string, onChange: (up: boolean, reason?:
       wrong = 0
       change(true)
     } catch (error) {
-      if (!(error instanceof Error) || !WRONG_SERVER.test(error.message)) return
+      if (!(error instanceof Error) || !ERROR_REPLY.test(error.message)) return
       change(false, error)
+      if (!WRONG_SERVER.test(error.message)) return
       leaving = true
       client.destroy()
       leaving = false

@@ -89,10 +89,12 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     attempted: (relay, seconds) => metrics.relayDuration.observe({ relay }, seconds),
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
+  let storeUp = false
   const redis =
     config.redisUrl === undefined
       ? undefined
       : await connectRedis(config.redisUrl, (up, reason) => {
+          storeUp = up
           if (up) {
             logger.info('the shared store is there')
             if (config.queue !== undefined && redis !== undefined) void warnOfLoss(redis, logger).catch(() => {})
@@ -178,7 +180,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       files: () => clients.files,
       clients: () => clients.current.directory.clients.values(),
       certificate: (whose) => clients.certificates.status(whose),
-      store: () => redis?.isReady,
+      store: () => redis && storeUp && redis.isReady,
     }),
     describe: () => describeApi(portOf(app.server)),
   })

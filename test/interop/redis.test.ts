@@ -215,3 +215,25 @@ t.test(
     t.match(a.logText(), /READONLY/)
   },
 )
+
+t.test('a server that is full is told in the log and on the status page, once, until it has room', async (t) => {
+  const redis = await startRedis(t)
+  const gateway = await startGateway(t, { env: { POSTERN_REDIS_URL: redis.url } })
+  const limit = (bytes: string) =>
+    run('redis-cli', ['-p', new URL(redis.url).port, 'config', 'set', 'maxmemory', bytes])
+  const said = (words: string): number => gateway.log.filter(({ msg }) => String(msg).startsWith(words)).length
+  const state = async (): Promise<string> => {
+    const answer = await fetch(`http://127.0.0.1:${gateway.gateway.opsPort}/status.json`)
+    return String(Object(await answer.json()).state)
+  }
+  await until(async () => said('the shared store is there') === 1)
+  await limit('1')
+  await until(async () => said('the shared store is away') === 1)
+  t.match(gateway.logText(), /OOM command not allowed/)
+  t.equal(await state(), 'degraded')
+  await pause(2_500) // two looks more
+  t.equal(said('the shared store is away'), 1)
+  await limit('0')
+  await until(async () => said('the shared store is there') === 2)
+  t.equal(await state(), 'well')
+})
