@@ -9,7 +9,6 @@ import {
   readSigningRequest,
   type SigningRequest,
 } from '../tls/issue.ts'
-import { fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import { readConfig } from '../config/config.ts'
 import { codeOf } from '../errors.ts'
 import { withRegistered } from '../clients/register.ts'
@@ -36,7 +35,6 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   }
   const issued = await issue(order, request)
   const certificate = new X509Certificate(issued.certificate)
-  const fingerprint = formatFingerprint(fingerprintOf(certificate))
   const clients = clientsFile(io, dir)
   const made: string[] = []
   let listed = ''
@@ -50,7 +48,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     if (register) {
       listed = await replaceFile(clients, (text) =>
         worded(`${name} cannot be listed:`, () =>
-          withRegistered(text, clients, name, { fingerprints: [fingerprint], ...policy }),
+          withRegistered(text, clients, name, { fingerprints: [certificate.fingerprint256], ...policy }),
         ),
       )
     }
@@ -66,7 +64,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   if (left.length > 0) io.print(`The request also asks for ${left.join(', ')}: give what it may have with --san.`)
   if (kind !== 'client') return
   if (register) {
-    io.print(`${clients}: lists ${name} by ${fingerprint}`)
+    io.print(`${clients}: lists ${name} by ${certificate.fingerprint256}`)
     io.print(await untilInForce(clients, hash('sha256', listed, 'hex'), io.env))
   } else {
     io.print(`To list it: postern client add ${name} --cert ${files.certificate} --from PATTERN`)

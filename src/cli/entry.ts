@@ -3,7 +3,7 @@ import { parseCount, parseName } from '../clients/clients-file.ts'
 import { PatternList } from '../clients/patterns.ts'
 import type { Entry } from '../clients/register.ts'
 import { parseAllowance, parseSize } from '../config/units.ts'
-import { fingerprintOf, formatFingerprint, isKeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
+import { formatFingerprint, isKeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { readCertificate } from './fingerprint.ts'
 import { UsageError, worded } from './usage.ts'
 
@@ -50,7 +50,7 @@ export async function identityOf(values: Values<typeof IDENTITY_OPTIONS>): Promi
   for (const [index, certificate] of certificates.entries())
     if (certificate.ca) throw new UsageError(`${cert[index]} is the certificate of a CA: name that of the client.`)
   const fingerprints = [
-    ...certificates.map((certificate) => formatFingerprint(fingerprintOf(certificate))),
+    ...certificates.map(({ fingerprint256 }) => fingerprint256),
     ...fingerprint.map((text) =>
       isKeyPin(text)
         ? taken('--fingerprint', text, parseKeyPin)

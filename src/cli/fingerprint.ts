@@ -1,7 +1,7 @@
 import { X509Certificate } from 'node:crypto'
 import { readFile } from 'node:fs/promises'
 import { oneLine } from '../tls/context.ts'
-import { fingerprintOf, formatFingerprint, formatKeyPin, keyPinOf } from '../tls/fingerprint.ts'
+import { formatKeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
 
 /**
@@ -27,7 +27,7 @@ export async function fingerprint(args: readonly string[], io: Pick<Io, 'print'>
 
 /** The two ways to list a certificate under `fingerprints`, as YAML list items: itself, or any with its public key. */
 export function listItems(certificate: X509Certificate): [fingerprint: string, pin: string] {
-  return [`- ${formatFingerprint(fingerprintOf(certificate))}`, `- ${formatKeyPin(keyPinOf(certificate))}`]
+  return [`- ${certificate.fingerprint256}`, `- ${formatKeyPin(keyPinOf(certificate))}`]
 }
 
 /** The alternative names of a certificate, one by one: DNS names, addresses, URIs, e-mail addresses. */

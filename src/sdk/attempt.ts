@@ -1,7 +1,8 @@
-import type { ClientRequest, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
+import type { IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import { type Agent, request as httpsRequest } from 'node:https'
+import { pipeline } from 'node:stream/promises'
 import { TLSSocket } from 'node:tls'
-import type { Body } from './body.ts'
+import type { Body, Pieces } from './body.ts'
 import type { Credentials } from './credentials.ts'
 import { notSent } from './error.ts'
 
@@ -57,6 +58,15 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
       const untrusted = stage === 'unconnected' && socket instanceof TLSSocket && Boolean(socket.authorizationError)
       resolve({ error, stage, untrusted })
     }
+    async function* pieces(): Pieces {
+      try {
+        if (body !== undefined) yield* body.open()
+        stage = 'sent'
+      } catch (error) {
+        reject(notSent('content_unreadable', 'The message could not be read to its end.', error))
+        throw error
+      }
+    }
     const send = (): void => {
       clearTimeout(timer)
       if (stage === 'sending' || stage === 'sent') return
@@ -66,10 +76,7 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
         return
       }
       stage = 'sending'
-      write(request, body, () => (stage = 'sent')).catch((error: unknown) => {
-        request.destroy()
-        reject(notSent('content_unreadable', 'The message could not be read to its end.', error))
-      })
+      pipeline(pieces, request).catch(() => {}) // told by the events of the request
     }
     const connected = (): void => {
       clearTimeout(timer)
@@ -97,28 +104,6 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
     request.once('close', () => {
       if (!answering) failed(new Error('the connection was closed'))
     })
-  })
-}
-
-/** Ends when everything is written, `sent` called before the end of it, or when nobody takes it any more. */
-async function write(request: ClientRequest, body: Body, sent: () => void): Promise<void> {
-  for await (const piece of body.open()) {
-    if (request.destroyed) return
-    if (!request.write(piece)) await drained(request)
-  }
-  if (request.destroyed) return
-  sent()
-  request.end()
-}
-
-function drained(request: ClientRequest): Promise<void> {
-  return new Promise((resolve) => {
-    if (request.destroyed) return resolve()
-    const done = (): void => {
-      request.off('drain', done).off('close', done)
-      resolve()
-    }
-    request.on('drain', done).on('close', done)
   })
 }
 

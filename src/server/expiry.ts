@@ -1,7 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import type { Logger } from 'pino'
 import type { Client, ClientDirectory } from '../clients/clients-file.ts'
-import { type Fingerprint, fingerprintOf, formatFingerprint } from '../tls/fingerprint.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { CertificateStatus } from '../operations/status.ts'
 import type { Caller } from '../clients/gate.ts'
@@ -14,7 +13,8 @@ export type Shown = 'server' | 'relay'
 const SHOWN: readonly string[] = ['server', 'relay'] satisfies Shown[]
 
 interface Expiring {
-  readonly fingerprint: Fingerprint
+  /** With colons and in upper case, as openssl prints it. */
+  readonly fingerprint: string
   readonly notBefore: Date
   readonly notAfter: Date
   /** Unix ms; of one that the gateway shows, when it was read. */
@@ -43,14 +43,14 @@ export class ExpiryWatch {
   shows(to: Shown, certificate: string): void {
     const leaf = new X509Certificate(certificate)
     const dates = { notBefore: notBefore(leaf), notAfter: notAfter(leaf) }
-    this.#note(to, { ...dates, fingerprint: fingerprintOf(leaf), seen: Date.now() })
+    this.#note(to, { ...dates, fingerprint: leaf.fingerprint256, seen: Date.now() })
   }
 
   seen({ client, peer, by }: Caller): void {
     const subject = subjectOf(client.name)
     const known = this.#expiring.get(subject)
     const seen = Date.now()
-    const { fingerprint, notBefore: from, notAfter: until } = peer
+    const { fingerprint256: fingerprint, notBefore: from, notAfter: until } = peer
     if (known?.fingerprint === fingerprint) Object.assign(known, { seen, by })
     else this.#note(subject, { fingerprint, notBefore: from, notAfter: until, seen, by })
   }
@@ -62,7 +62,7 @@ export class ExpiryWatch {
     return {
       last_seen: new Date(known.seen).toISOString(),
       known_by: known.by,
-      fingerprint: formatFingerprint(known.fingerprint),
+      fingerprint: known.fingerprint,
       not_after: known.notAfter.toISOString(),
       ending: isEnding(known.notBefore, known.notAfter, Date.now()),
     }
@@ -89,7 +89,7 @@ export class ExpiryWatch {
       this.#log.warn(
         {
           subject,
-          fingerprint: formatFingerprint(fingerprint),
+          fingerprint,
           not_after: until.toISOString(),
           days_left: days,
         },
