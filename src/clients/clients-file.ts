@@ -124,8 +124,8 @@ export function parseClients(text: string, file: string): ClientDirectory {
   try {
     reader.read(readYaml(text))
   } catch (error) {
-    if (!(error instanceof YamlFault)) throw error
-    throw new LoadError([sentence(file, error.line, error.message)])
+    if (error instanceof YamlFault) throw new LoadError([sentence(file, error.line, error.message)])
+    if (!(error instanceof Hopeless)) throw error
   }
   const told = (findings: readonly Finding[]): string[] => {
     if (findings.length === 0) return []
@@ -139,7 +139,7 @@ export function parseClients(text: string, file: string): ClientDirectory {
   if (reader.faults.length > 0) {
     throw new LoadError([
       ...told(reader.faults),
-      ...(reader.more > 0 ? [`${file}: and ${reader.isHopeless ? 'at least ' : ''}${reader.more} more`] : []),
+      ...(reader.more > 0 ? [`${file}: and ${reader.more >= MAX_COUNTED ? 'at least ' : ''}${reader.more} more`] : []),
     ])
   }
   return new ClientDirectory(reader.clients, reader.identities, {
@@ -151,6 +151,9 @@ export function parseClients(text: string, file: string): ClientDirectory {
 function sentence(file: string, line: number, reason: string): string {
   return `${file}:${line}: ${reason.slice(0, LONGEST_REASON).replace(/\p{Cc}+/gu, ' ')}`
 }
+
+/** There are more faults than are counted. */
+class Hopeless extends Error {}
 
 interface Finding {
   readonly place: Place
@@ -173,15 +176,10 @@ class Reader {
   /** Faults that are only counted. */
   more = 0
 
-  get isHopeless(): boolean {
-    return this.more >= MAX_COUNTED
-  }
-
   read(content: unknown): void {
     if (content === undefined || content === null) return
     if (!(content instanceof Map)) return this.#fault([], 'the file should be a mapping with the key "clients"')
     for (const [position, [key, value]] of [...content].entries()) {
-      if (this.isHopeless) return
       if (key !== 'clients')
         this.#fault(
           [position],
@@ -194,7 +192,6 @@ class Reader {
   }
 
   #readClient(place: Place, name: unknown, entry: unknown): void {
-    if (this.isHopeless) return
     const path = `clients.${name}`
     if (typeof name !== 'string') return this.#fault(place, `${path}: a name should be a string: put it in quotes`)
     if (!CLIENT_NAME.test(name))
@@ -202,7 +199,6 @@ class Reader {
     if (!(entry instanceof Map)) return this.#fault(place, `${path} should be a mapping with "fingerprints" and "from"`)
     const values = new Map<unknown, Value>()
     for (const [position, [key, value]] of [...entry].entries()) {
-      if (this.isHopeless) return
       const found = { value, place: [...place, position], path: `${path}.${key}` }
       if (!KEYS.includes(key))
         this.#fault(
@@ -288,7 +284,6 @@ class Reader {
     if (!Array.isArray(value)) return this.#fault(place, `${path} should be a list of strings`) ?? []
     if (value.length === 0) this.#fault(place, `${path} is empty`)
     return value.flatMap((item: unknown, position) => {
-      if (this.isHopeless) return []
       if (typeof item === 'string')
         return this.#attempt([...place, position], `${path} "${item}"`, () => parse(item)) ?? []
       return this.#fault([...place, position], `${path} should hold strings only (put it in quotes)`) ?? []
@@ -301,8 +296,9 @@ class Reader {
 
   /** A reason that costs time to find is found only for faults that are told. */
   #fault(place: Place, reason: string | (() => string)): undefined {
-    if (this.faults.length === MAX_FAULTS) this.more += 1
-    else this.faults.push({ place, reason: typeof reason === 'string' ? reason : reason() })
+    if (this.faults.length < MAX_FAULTS)
+      this.faults.push({ place, reason: typeof reason === 'string' ? reason : reason() })
+    else if (++this.more >= MAX_COUNTED) throw new Hopeless()
   }
 }
 
