@@ -11,7 +11,7 @@ const IN_FORCE_MS = 5_000 // a changed file is in force within 2 s
 const POLL_MS = 100
 
 /** The base URL of the operations port, as a program on the same machine reaches it. */
-export function operationsUrl(env: Io['env']): string {
+function operationsUrl(env: Io['env']): string {
   const { host, port } = readConfig(env).config.ops
   const reachable = host === '0.0.0.0' || host === '::' ? '127.0.0.1' : host
   return `http://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`

@@ -36,7 +36,7 @@ export interface Client {
 }
 
 /** What a certificate is looked up by. The pin is asked for only when some client is listed by pin: it costs a hash. */
-export interface CertificateIdentity {
+interface CertificateIdentity {
   readonly fingerprint: Fingerprint
   readonly keyPin: KeyPin
 }

@@ -6,7 +6,7 @@ import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedTok
 import type { Issuer, KeySet } from './issuer.ts'
 import { checkEnabled, noted } from './peer.ts'
 
-export interface TokenOptions {
+interface TokenOptions {
   readonly issuer: string
   /** One of the token's `aud` has to be it. */
   readonly audience: string

@@ -33,7 +33,7 @@ import { usageHeaders } from './usage.ts'
 
 export type TypedApp = FastifyInstance<Server, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>
 
-export interface AppOptions {
+interface AppOptions {
   readonly config: Pick<Config, 'maxSize' | 'maxRecipients' | 'requestTimeout'> & {
     readonly log: Pick<Config['log'], 'recipients'>
   }

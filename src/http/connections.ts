@@ -16,7 +16,7 @@ interface Connection {
 }
 
 /** Answers a request that may not begin, on its connection and in its turn. */
-export type Refuse = (problem: Problem, request: IncomingMessage, response: ServerResponse) => void
+type Refuse = (problem: Problem, request: IncomingMessage, response: ServerResponse) => void
 
 // Pipelining (RFC 9112 §9.3.2): a thousand requests fit into one read, and at 70 µs each would hold up everybody else.
 const MOST_BEGUN = 32

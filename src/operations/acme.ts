@@ -6,7 +6,7 @@ import { join, sep } from 'node:path'
 import { LoadError } from '../errors.ts'
 import { plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
-export interface AcmeOptions {
+interface AcmeOptions {
   /** The directory that an ACME client writes into; absent: nothing is served. */
   readonly webroot: string | undefined
   /** Where everything else is sent; absent: to the host that was asked for, on `httpsPort`. */

@@ -6,7 +6,7 @@ const MINUTE_MS = 60_000
 const MAX_REFUSALS = 500 // pairs of code and client in a minute; those beyond are counted without their client
 
 /** A kind of refusal, as the status shows it. */
-export interface Refusals {
+interface Refusals {
   readonly code: ProblemCode
   /** Null for strangers. */
   readonly client: string | null

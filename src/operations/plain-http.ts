@@ -11,7 +11,7 @@ export interface PlainAnswer {
 }
 
 /** Gives the answer, or nothing where it holds the response open itself. */
-export type PlainHandler = (
+type PlainHandler = (
   request: IncomingMessage,
   response: ServerResponse,
 ) => PlainAnswer | undefined | Promise<PlainAnswer | undefined>

@@ -5,7 +5,7 @@ import { json, namesAddress, pageFile, plain, type PlainAnswer, plainServer } fr
 
 type OperationsRoutes = Readonly<Record<string, () => PlainAnswer | Promise<PlainAnswer>>>
 
-export interface OperationsOptions {
+interface OperationsOptions {
   /** What the port listens on: POSTERN_OPS_HOST. */
   readonly host: string
   readonly metrics: Metrics

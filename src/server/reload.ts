@@ -22,7 +22,7 @@ import { watchFiles } from './watch.ts'
 export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients' | 'relay_tls'
 
 /** Of each part the SHA-256 of its files in hex, separated by spaces; of one that cannot be read, the reason's code. */
-export type Digests = ReadonlyMap<Part, string>
+type Digests = ReadonlyMap<Part, string>
 
 export interface InForce {
   readonly secureContext: SecureContext
@@ -32,7 +32,7 @@ export interface InForce {
   readonly digests?: Digests
 }
 
-export interface ReloaderOptions {
+interface ReloaderOptions {
   readonly config: Pick<Config, 'tls' | 'clients' | 'oauth' | 'smtp'>
   readonly metrics: Pick<Metrics, 'reloads' | 'certificateExpiry'>
   readonly log: Logger

@@ -31,7 +31,7 @@ import { type InForce, Reloader } from './reload.ts'
 import { Relays } from '../relay/relays.ts'
 
 /** What was read from the files that the configuration names. */
-export interface Loaded extends InForce {
+interface Loaded extends InForce {
   /** Reads that of the issuer of tokens again. */
   readonly oauthCa?: () => string | undefined
 }

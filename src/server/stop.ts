@@ -7,7 +7,7 @@ import type { Relays } from '../relay/relays.ts'
 import type { Connections } from './connections.ts'
 
 /** What takes part in the end of a gateway. */
-export interface Stopping {
+interface Stopping {
   readonly admission: Admission
   readonly relays: Pick<Relays, 'close'>
   readonly queue: Pick<Queue, 'stop' | 'sending'> | undefined

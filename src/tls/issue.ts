@@ -17,7 +17,7 @@ export interface Issued {
   readonly key: string
 }
 
-export interface AuthorityRequest {
+interface AuthorityRequest {
   readonly name?: string | undefined
   /** DNS names, IP addresses, e-mail addresses and URIs. */
   readonly san?: readonly string[] | undefined

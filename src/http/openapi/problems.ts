@@ -1,7 +1,7 @@
 import { Problem, type ProblemCode, type ProblemDetails, PROBLEMS } from '../../errors.ts'
 
 /** What openapi.yaml has of problems, in its own `x-problems`. */
-export interface ProblemNotes {
+interface ProblemNotes {
   /** Those of the routes that take a message, whatever form it comes in. Any path may answer with the others. */
   readonly of_messages: readonly string[]
   /** What an example says, by its code; without one the title is enough. */
