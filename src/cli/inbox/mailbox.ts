@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { writeFileSync } from 'node:fs'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import PostalMime from 'postal-mime'
@@ -97,7 +97,8 @@ export class Mailbox {
       this.#last = Math.max(this.#last, number)
       entries.unshift(await this.#load(file, number))
     }
-    this.#last = Math.max(this.#last, readCounter(join(this.#directory, COUNTER)))
+    const counted = await readFile(join(this.#directory, COUNTER), 'utf8').catch(() => '') // no message has come yet
+    this.#last = Math.max(this.#last, Number(counted) || 0)
     this.#entries = entries
     await this.remove(entries.slice(MAX_KEPT))
   }
@@ -137,13 +138,5 @@ async function describe(known: Known, content: Buffer) {
     size: content.length,
     /** What its reader reads, for the search. */
     text: (mail.text ?? mail.html?.replace(/<[^>]*>/g, ' ') ?? '').slice(0, MAX_SEARCHED),
-  }
-}
-
-function readCounter(file: string): number {
-  try {
-    return Number(readFileSync(file, 'utf8')) || 0
-  } catch {
-    return 0 // no message has come yet
   }
 }
