@@ -96,6 +96,7 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('onRequest', admitMessages(options.admission, config.maxSize, config.requestTimeout)) // 413, 415, 503
   parseBodies(app, config.maxRecipients) // 400, 408, 413
   app.addHook('preValidation', identify(clients, { again: true })) // a client removed while its body came learns nothing of the schema
+  app.addHook('preHandler', identify(clients, { again: true })) // the last word before a message is sent
   app.addHook('onSend', lingerOverBody(clients))
   app.addHook('onSend', shutdown.close)
   app.addHook('onSend', usageHeaders(allowances))

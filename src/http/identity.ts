@@ -15,9 +15,9 @@ declare module 'fastify' {
 
 /**
  * The gate as a hook. In `onRequest` a stranger is turned away before any of the body is read. When the body has come the
- * listing is asked again in `preValidation`, because a long upload may have outlived it: a former client learns nothing of the
- * schema, and nothing else is waited for until its handler begins. The hooks sit at the root: 404s and every other answer are
- * behind them.
+ * listing is asked again, because a long upload may have outlived it: in `preValidation`, so that a former client learns
+ * nothing of the schema, and in `preHandler`, which has the last word before a message is sent. The hooks sit at the root:
+ * 404s and every other answer are behind them.
  */
 export function identify(clients: ClientSource, { again = false } = {}) {
   const seen = again ? (): void => {} : undefined
