@@ -410,6 +410,16 @@ t.test('a reply of 200 KB is told with 1,000 characters, and one without an end 
   await rest.relays.close()
 })
 
+t.test('what comes behind the reply to STARTTLS is no reply of anybody, and takes no session for good', async (t) => {
+  const relay = await startScripted(t, (command) => (command === 'STARTTLS' ? '220 go\r\n250 more' : undefined))
+  relay.offers = ['STARTTLS']
+  const { send, relays } = await bench(t, [relay], { POSTERN_SMTP_TLS: 'opportunistic', POSTERN_SMTP_CONNECTIONS: '1' })
+  t.equal(await send(), 'relay_unavailable')
+  relay.offers = ['PIPELINING']
+  await until(() => relays.status.every(({ sessions }) => sessions.opening === 0))
+  t.equal(await send(), 200)
+})
+
 t.test('what a relay says after its 250 takes nothing of it back, reply or not', async (t) => {
   for (const more of ['250 2.0.0 again', '421 4.4.2 timeout', 'no reply', '250-']) {
     const relay = await startScripted(t, (command) => (command === 'dot' ? `250 2.0.0 queued\r\n${more}` : undefined))

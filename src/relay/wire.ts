@@ -71,7 +71,8 @@ export class Wire {
     plain.off('data', this.#hear)
     this.#reader = new ReplyReader() // nothing that came unencrypted counts from here on
     return new Promise((resolve, reject) => {
-      this.#lose = reject
+      this.listen(undefined, reject)
+      if (this.#ended !== undefined) return // by what came behind the reply to STARTTLS (RFC 3207 §5: it may be anybody's)
       const secured: TLSSocket = connectTls({ ...options, socket: plain }, () => {
         this.listen(undefined)
         resolve()
