@@ -174,3 +174,8 @@ export function readOr<T, F>(read: () => T, fault: (reason: string) => F): T | F
     throw error
   }
 }
+
+/** The sentences whose conditions hold, of `condition && sentence` each. */
+export function given(...sentences: readonly (string | false)[]): string[] {
+  return sentences.filter((sentence) => sentence !== false)
+}

@@ -1,5 +1,6 @@
 import { isIP } from './ip.ts'
 import { hostname, networkInterfaces } from 'node:os'
+import { given } from '../errors.ts'
 import { EnvironmentReader } from './environment.ts'
 import { parseRelays, type RelayAddress } from './smtp-url.ts'
 import { parseDuration, parseSize } from './units.ts'
@@ -38,37 +39,47 @@ const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'
 export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
   const reader = new EnvironmentReader(env)
   const config = readSettings(reader)
-  if (config.smtp.relays.length === 0 && !reader.failed('POSTERN_SMTP_URL')) {
-    reader.fault(
+  const { smtp, tls, http, oauth, queue, redisUrl, maxSize, maxInflight } = config
+  const stated = (name: string): boolean => reader.text(name, undefined) !== undefined
+  for (const fault of given(
+    smtp.relays.length === 0 &&
+      !reader.failed('POSTERN_SMTP_URL') &&
       'POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.',
-    )
-  }
-  if (config.tls.minVersion > config.tls.maxVersion) {
-    reader.fault(
-      `POSTERN_TLS_MIN_VERSION ${config.tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${config.tls.maxVersion}.`,
-    )
-  }
-  if (config.http.webroot !== undefined && config.http.port === undefined && !reader.failed('POSTERN_HTTP_PORT')) {
-    reader.fault('POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT: the port on which its files are served.')
-  }
-  if (config.oauth.issuer !== undefined && config.oauth.audience === undefined)
-    reader.fault('POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.')
-  for (const fault of oauthFaults(config.smtp, reader)) reader.fault(fault)
-  if ((config.smtp.cert === undefined) !== (config.smtp.key === undefined))
-    reader.fault('POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.')
-  if (config.queue !== undefined && config.redisUrl === undefined && !reader.failed('POSTERN_REDIS_URL'))
-    reader.fault('POSTERN_QUEUE=on needs POSTERN_REDIS_URL: the Redis that keeps queued messages.')
+    tls.minVersion > tls.maxVersion &&
+      `POSTERN_TLS_MIN_VERSION ${tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${tls.maxVersion}.`,
+    http.webroot !== undefined &&
+      !stated('POSTERN_HTTP_PORT') &&
+      'POSTERN_ACME_WEBROOT needs POSTERN_HTTP_PORT: the port on which its files are served.',
+    oauth.issuer !== undefined &&
+      oauth.audience === undefined &&
+      'POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.',
+    ...oauthFaults(smtp, reader),
+    (smtp.cert === undefined) !== (smtp.key === undefined) &&
+      'POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.',
+    queue !== undefined &&
+      redisUrl === undefined &&
+      !reader.failed('POSTERN_REDIS_URL') &&
+      'POSTERN_QUEUE=on needs POSTERN_REDIS_URL: the Redis that keeps queued messages.',
+  ))
+    reader.fault(fault)
   reader.refuseUnknown()
-  return {
-    config,
-    faults: reader.faults,
-    warnings: [
-      ...plaintextWarnings(config.smtp),
-      ...(reader.text('POSTERN_SMTP_CONNECT_TIMEOUT', undefined) === undefined ? [] : timeoutWarnings(config.smtp)),
-      ...sizeWarnings(config),
-      ...(config.queue?.keys.length === 0 && !reader.failed('POSTERN_QUEUE_KEY') ? [CLEAR_QUEUE] : []),
-    ],
-  }
+  const longestConnect = Math.floor(smtp.timeout / (Math.max(1, smtp.relays.length) + 1))
+  const warnings = given(
+    ...smtp.relays.map(
+      ({ secure, host, label }) =>
+        smtp.tls !== 'required' &&
+        !secure &&
+        !isLoopback(host) &&
+        `POSTERN_SMTP_TLS is ${smtp.tls}: messages and passwords may cross the network to ${label} unencrypted.`,
+    ),
+    stated('POSTERN_SMTP_CONNECT_TIMEOUT') &&
+      smtp.connectTimeout > longestConnect &&
+      `POSTERN_SMTP_CONNECT_TIMEOUT is cut to ${longestConnect} ms, so that every relay gets its turn within POSTERN_SMTP_TIMEOUT.`,
+    maxSize > maxInflight &&
+      `POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`,
+    queue?.keys.length === 0 && !reader.failed('POSTERN_QUEUE_KEY') && CLEAR_QUEUE,
+  )
+  return { config, faults: reader.faults, warnings }
 }
 
 /** Each setting with its default. What cannot be read becomes its default, and a fault. */
@@ -211,31 +222,6 @@ function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: Envir
     return []
   return [
     'POSTERN_SMTP_OAUTH_TOKEN_URL is set, and no relay would be logged in to with it: POSTERN_SMTP_URL should name a user without a password, such as smtp://user@mail.internal:587.',
-  ]
-}
-
-function plaintextWarnings({ relays, tls }: Config['smtp']): readonly string[] {
-  if (tls === 'required') return []
-  return relays
-    .filter((relay) => !relay.secure && !isLoopback(relay.host))
-    .map(
-      (relay) =>
-        `POSTERN_SMTP_TLS is ${tls}: messages and passwords may cross the network to ${relay.label} unencrypted.`,
-    )
-}
-
-function timeoutWarnings({ relays, timeout, connectTimeout }: Config['smtp']): readonly string[] {
-  const most = Math.floor(timeout / (Math.max(1, relays.length) + 1))
-  if (connectTimeout <= most) return []
-  return [
-    `POSTERN_SMTP_CONNECT_TIMEOUT is cut to ${most} ms, so that every relay gets its turn within POSTERN_SMTP_TIMEOUT.`,
-  ]
-}
-
-function sizeWarnings({ maxSize, maxInflight }: Config): readonly string[] {
-  if (maxSize <= maxInflight) return []
-  return [
-    `POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`,
   ]
 }
 

@@ -1,5 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
+import { given } from '../errors.ts'
 import { isEnding, named, notAfter, notBefore, oneLine } from './context.ts'
 
 const DAY_MS = 86_400_000
@@ -19,7 +20,7 @@ export function serverFindings(
     return issued !== undefined && !signed(issuer, issued) ? [[issuer, issued] as const] : []
   })
   return [
-    ...told(
+    ...given(
       leaf.subjectAltName === undefined &&
         `The server certificate ${named(leaf)} has no alternative name (SAN), so no current client accepts it: issue one with "postern cert server NAME --san NAME".`,
       lacks(leaf, SERVER_AUTH) &&
@@ -49,7 +50,7 @@ export function relayFindings(chain: readonly X509Certificate[], now = new Date(
   if (leaf === undefined) return []
   return [
     ...chain.flatMap((certificate) => dateFindings(certificate, 'The relay certificate', now)),
-    ...told(
+    ...given(
       notAfter(leaf) < now &&
         `The relay certificate ${named(leaf)} has expired on ${day(notAfter(leaf))}, so relays that ask for one refuse it: renew it.`,
       lacks(leaf, CLIENT_AUTH) &&
@@ -62,7 +63,7 @@ export function relayFindings(chain: readonly X509Certificate[], now = new Date(
 export function bundleFindings(bundle: readonly X509Certificate[], now = new Date()): string[] {
   return bundle.flatMap((authority) => [
     ...dateFindings(authority, 'The client CA', now),
-    ...told(
+    ...given(
       notAfter(authority) < now &&
         `The client CA ${named(authority)} has expired on ${day(notAfter(authority))}, so nobody with a certificate of it gets in: put its successor into the bundle.`,
       notBefore(authority) > now &&
@@ -71,10 +72,6 @@ export function bundleFindings(bundle: readonly X509Certificate[], now = new Dat
         `The client CA ${named(authority)} is an intermediate one and its root is not in the bundle, so nobody with a certificate of it gets in: add "${oneLine(authority.issuer)}".`,
     ),
   ])
-}
-
-function told(...findings: readonly (string | false)[]): string[] {
-  return findings.filter((finding) => finding !== false)
 }
 
 function lacks({ keyUsage }: X509Certificate, usage: string): boolean {
