@@ -2,6 +2,7 @@ import t from 'tap'
 import { LoadError } from '../src/errors.ts'
 import { type ClientDirectory, parseClients } from '../src/clients/clients-file.ts'
 import { parseFingerprint, parseKeyPin } from '../src/tls/fingerprint.ts'
+import { cpuMs } from './support/cpu.ts'
 
 const hex = (n: number): string => `ab${n.toString(16).padStart(62, '0')}`
 const colons = (text: string): string => text.toUpperCase().replace(/..(?=.)/g, '$&:')
@@ -327,7 +328,7 @@ t.test('bombs and nests are refused at once', async (t) => {
           .join(',')}]`,
     )
     .join(', ')
-  const started = performance.now()
+  const started = cpuMs()
   t.ok(faultsOf(bomb).length > 0)
   t.ok(faultsOf(`clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: [${list}]\n`).length > 0)
   t.ok(faultsOf(`clients: ${'['.repeat(20_000)}`).length > 0)
@@ -335,15 +336,15 @@ t.test('bombs and nests are refused at once', async (t) => {
   const many = faultsOf('clients:\n' + Array.from({ length: 2_000 }, (_, index) => `  c${index}: {x: 1}\n`).join(''))
   t.equal(many.length, 101)
   t.equal(many.at(-1), 'clients.yaml: and 5900 more')
-  t.ok(performance.now() - started < 10_000, `${performance.now() - started} ms`)
+  t.ok(cpuMs() - started < 10_000, `${cpuMs() - started} ms`)
 })
 
 t.test('two hundred thousand bad keys are refused in a time that grows with the file', async (t) => {
   const bad = (count: number): string => Array.from({ length: count }, (_, index) => `key${index}: 1\n`).join('')
   const timed = (text: string): number => {
-    const started = performance.now()
+    const started = cpuMs()
     t.equal(faultsOf(text).length, 101)
-    return performance.now() - started
+    return cpuMs() - started
   }
   timed(bad(20_000))
   const [small, large] = [timed(bad(20_000)), timed(bad(200_000))]
@@ -366,8 +367,8 @@ t.test('ten thousand clients load, and are found in a time that does not grow wi
     { length: 10_000 },
     (_, index) => `  c${index}:\n    fingerprints: ["${hex(index)}"]\n    from: ["*@corp.example"]\n`,
   )
-  const started = performance.now()
+  const started = cpuMs()
   const directory = parseClients(`clients:\n${clients.join('')}`, 'f')
-  t.ok(performance.now() - started < 20_000, 'a hang, not a speed')
+  t.ok(cpuMs() - started < 20_000, 'a hang, not a speed')
   t.equal(find(directory, hex(9_999)), 'c9999')
 })

@@ -8,6 +8,7 @@ import { slices } from '../src/mail/outgoing.ts'
 import { composeMessage, parseMessage } from '../src/mail/compose.ts'
 import { type EncodedText, encodeText } from '../src/mail/text.ts'
 import type { MessageInput } from '../src/mail/schemas.ts'
+import { cpuMs } from './support/cpu.ts'
 
 const BASE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello' } as const
 const KOREAN = '청구서가 발행되었습니다. 확인해 주세요.'
@@ -351,14 +352,14 @@ t.test('24 MB of what takes most room are composed in a heap of 128 MB', async (
 })
 
 t.test('large content is composed in a time that grows with its size', async (t) => {
-  const started = performance.now()
+  const started = cpuMs()
   const raw = compose({
     ...BASE,
     text: 'x'.repeat(5_000_000),
     html: '한글 '.repeat(1_000_000),
     attachments: [{ filename: 'a', content: base64(Buffer.alloc(10_000_000)) }],
   })
-  t.ok(performance.now() - started < 20_000, 'a hang, not a speed')
+  t.ok(cpuMs() - started < 20_000, 'a hang, not a speed')
   t.ok(raw.length > 20_000_000)
 })
 

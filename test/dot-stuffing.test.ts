@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import DataStream from 'nodemailer/lib/smtp-connection/data-stream'
 import t from 'tap'
 import { DotStuffing } from '../src/relay/dot-stuffing.ts'
+import { cpuMs } from './support/cpu.ts'
 
 /** What nodemailer makes of a message in these pieces. */
 async function expected(pieces: readonly Buffer[]): Promise<string> {
@@ -62,9 +63,9 @@ t.test('24 MB of lines that need stuffing take no longer than their length', (t)
   for (const line of ['.\n', '\r', '.\r\n', 'x\n']) {
     const piece = Buffer.from(line.repeat(8192))
     const stuffing = new DotStuffing()
-    const begun = performance.now()
+    const begun = cpuMs()
     for (let sent = 0; sent < 24e6; sent += piece.length) stuffing.push(piece)
-    t.ok(performance.now() - begun < 3_000, `${JSON.stringify(line)}: ${Math.round(performance.now() - begun)} ms`)
+    t.ok(cpuMs() - begun < 3_000, `${JSON.stringify(line)}: ${Math.round(cpuMs() - begun)} ms`)
   }
   t.end()
 })

@@ -1,4 +1,5 @@
 import t from 'tap'
+import { cpuMs } from './support/cpu.ts'
 import { startGateway } from './support/gateway.ts'
 import { Problem } from '../src/errors.ts'
 import { checkCounts, JsonScan } from '../src/http/body/json-limits.ts'
@@ -45,7 +46,7 @@ t.test('a text within its limits passes, whatever its strings hold', async (t) =
 })
 
 t.test('the look ends where a limit is passed', async (t) => {
-  const start = performance.now()
+  const start = cpuMs()
   for (const [text, expected] of [
     ['['.repeat(20_000_000), DEEP],
     [`{"x":[${'1,'.repeat(10_000_000)}1]}`, MANY],
@@ -57,7 +58,7 @@ t.test('the look ends where a limit is passed', async (t) => {
         for (let at = 0; at < bytes.length; at += 65_536) scan.look(bytes.subarray(at, at + 65_536))
       })
       if (found !== expected) t.fail(`${found} instead of ${expected}`)
-      if (performance.now() - start > 20_000) throw new Error(`${n} looks took 20 s`)
+      if (cpuMs() - start > 20_000) throw new Error(`${n} looks took 20 s`)
     }
   }
   t.pass('200 texts of 20 MB')

@@ -7,6 +7,7 @@ import {
   parseMailbox,
   parseName,
 } from '../src/mail/mailbox.ts'
+import { cpuMs } from './support/cpu.ts'
 
 const GOOD: [input: MailboxInput, address: string, name: string][] = [
   ['a@b.example', 'a@b.example', ''],
@@ -179,12 +180,12 @@ t.test('huge and deeply nested texts are refused in milliseconds', async (t) => 
     ' '.repeat(n),
     '@'.repeat(n),
   ]
-  const started = performance.now()
+  const started = cpuMs()
   for (const text of texts) {
     t.throws(() => parseMailbox(text), RangeError)
     t.throws(() => parseMailbox({ email: text }), RangeError)
     t.throws(() => parseName(text), RangeError)
     t.throws(() => parseDomain(text), RangeError)
   }
-  t.ok(performance.now() - started < 2_000, `${performance.now() - started} ms`)
+  t.ok(cpuMs() - started < 2_000, `${cpuMs() - started} ms`)
 })

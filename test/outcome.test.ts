@@ -1,6 +1,7 @@
 import t from 'tap'
 import { isAboutSession } from '../src/relay/fault.ts'
 import { Relays } from '../src/relay/relays.ts'
+import { cpuMs } from './support/cpu.ts'
 import { STAGES, startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, testConfig } from './support/gateway.ts'
 import {
@@ -23,10 +24,10 @@ for (const pipelining of [false, true]) {
 }
 
 t.test('a long refusal is judged at once', async (t) => {
-  const started = performance.now()
+  const started = cpuMs()
   t.equal(isAboutSession('rcpt', { code: 550, text: `550 5.1.1 ${'y'.repeat(80_000)}` }), false)
   t.equal(isAboutSession('rcpt', { code: 550, text: `550 5.7.1 say EHLO first ${'<'.repeat(80_000)}` }), true)
-  t.ok(performance.now() - started < 1_000, `${performance.now() - started} ms`)
+  t.ok(cpuMs() - started < 1_000, `${cpuMs() - started} ms`)
 })
 
 t.test('a relay that cannot be reached is told as such, whatever keeps it away', async (t) => {

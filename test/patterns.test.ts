@@ -1,6 +1,7 @@
 import t from 'tap'
 import { parseMailbox } from '../src/mail/mailbox.ts'
 import { PatternList, refused } from '../src/clients/patterns.ts'
+import { cpuMs } from './support/cpu.ts'
 
 const allows = (patterns: readonly string[], address: string): boolean =>
   new PatternList(patterns).allows(parseMailbox(address))
@@ -104,8 +105,8 @@ t.test('ten thousand patterns cost no more than one', async (t) => {
     ]).flat(),
   )
   const address = parseMailbox(`a@${'x.'.repeat(100)}example`)
-  const started = performance.now()
+  const started = cpuMs()
   for (let round = 0; round < 10_000; round++) list.allows(address)
-  t.ok(performance.now() - started < 5_000)
+  t.ok(cpuMs() - started < 5_000)
   t.ok(list.allows(parseMailbox('u9999@corp.example')))
 })

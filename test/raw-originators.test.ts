@@ -4,6 +4,7 @@ import { Problem } from '../src/errors.ts'
 import { parseHeader } from '../src/mail/raw-header.ts'
 import { refusedOriginators } from '../src/clients/authorise.ts'
 import { judgeHeader, parseAddressList } from '../src/mail/raw-originators.ts'
+import { cpuMs } from './support/cpu.ts'
 
 const NOW = new Date('2026-03-01T12:00:00Z')
 const judge = (text: string) => judgeHeader(parseHeader(Buffer.from(text), true), 'the-id', NOW)
@@ -80,7 +81,7 @@ t.test('what two parsers can read as different senders is refused', (t) => {
 })
 
 t.test('64 KiB of anything are read or refused at once', (t) => {
-  const started = performance.now()
+  const started = cpuMs()
   for (const text of [
     '"'.repeat(65_000),
     '"\\'.repeat(32_000),
@@ -97,7 +98,7 @@ t.test('64 KiB of anything are read or refused at once', (t) => {
       t.ok(error instanceof RangeError, 'refused as such')
     }
   }
-  t.ok(performance.now() - started < 5000, 'without going over the text again and again')
+  t.ok(cpuMs() - started < 5000, 'without going over the text again and again')
   t.end()
 })
 

@@ -16,6 +16,8 @@ import { type Says, type ScriptedRelay, startScripted } from './support/scripted
 
 // From the name of a relay to a session with it: name, address, greeting, certificate, login.
 
+const ALONE = { buffered: false } // the name server is that of the process
+
 const pki = await makePki()
 
 interface Way {
@@ -89,29 +91,33 @@ async function startAt(t: Test, hosts: readonly string[]): Promise<{ port: numbe
   return { port, at }
 }
 
-t.test('a relay whose name has moved is found at once, and the sessions that stand are used meanwhile', async (t) => {
-  const { port, at } = await startAt(t, ['127.0.0.2', '127.0.0.3'])
-  const [old, moved] = at
-  let address = '127.0.0.2'
-  const count = resolving(t, () => [address])
-  const { send, relays, told } = wayTo(t, `smtp://relay.example:${port}`)
-  t.equal(await send(), 200)
-  t.equal(await send(), 200)
-  t.equal(count.asked, 1, 'asked when a session is opened, and not for each message')
-  address = '127.0.0.3'
-  t.equal(await send(), 200)
-  t.same([old?.messages.length, moved?.messages.length], [3, 0])
-  relays.refresh()
-  t.equal(await send(), 200)
-  t.same([old?.messages.length, moved?.messages.length], [3, 1], 'the next session is at the new address')
-  for (const { socket } of moved?.talks ?? []) socket.destroy()
-  address = '127.0.0.2'
-  t.equal(await send(), 200)
-  t.same([old?.messages.length, moved?.messages.length], [4, 1], 'and back, as soon as the old ones are gone')
-  t.same(told, [])
-})
+t.test(
+  'a relay whose name has moved is found at once, and the sessions that stand are used meanwhile',
+  ALONE,
+  async (t) => {
+    const { port, at } = await startAt(t, ['127.0.0.2', '127.0.0.3'])
+    const [old, moved] = at
+    let address = '127.0.0.2'
+    const count = resolving(t, () => [address])
+    const { send, relays, told } = wayTo(t, `smtp://relay.example:${port}`)
+    t.equal(await send(), 200)
+    t.equal(await send(), 200)
+    t.equal(count.asked, 1, 'asked when a session is opened, and not for each message')
+    address = '127.0.0.3'
+    t.equal(await send(), 200)
+    t.same([old?.messages.length, moved?.messages.length], [3, 0])
+    relays.refresh()
+    t.equal(await send(), 200)
+    t.same([old?.messages.length, moved?.messages.length], [3, 1], 'the next session is at the new address')
+    for (const { socket } of moved?.talks ?? []) socket.destroy()
+    address = '127.0.0.2'
+    t.equal(await send(), 200)
+    t.same([old?.messages.length, moved?.messages.length], [4, 1], 'and back, as soon as the old ones are gone')
+    t.same(told, [])
+  },
+)
 
-t.test('a name that is not found is asked for again, and found as soon as it is there', async (t) => {
+t.test('a name that is not found is asked for again, and found as soon as it is there', ALONE, async (t) => {
   const relay = await startScripted(t)
   let there = false
   resolving(t, () => (there ? ['127.0.0.1'] : []))
@@ -122,7 +128,7 @@ t.test('a name that is not found is asked for again, and found as soon as it is 
   t.equal(await way.send(), 200)
 })
 
-t.test('all addresses of a name are tried, whatever their order and family', async (t) => {
+t.test('all addresses of a name are tried, whatever their order and family', ALONE, async (t) => {
   const relay = await startScripted(t)
   const { port } = new URL(relay.url)
   for (const addresses of [

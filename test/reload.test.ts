@@ -9,6 +9,7 @@ import { X509Certificate } from 'node:crypto'
 import { listing, startOnFiles } from './support/motion.ts'
 import { makePki } from './support/pki.ts'
 
+t.jobs = 4 // they wait most of the time, each for files of its own
 const pki = await makePki()
 const newServer = () => issueCertificate(pki.ca, { name: 'localhost', usage: 'server' })
 const printOf = (certificate: string): string => formatFingerprint(fingerprintOf(new X509Certificate(certificate)))

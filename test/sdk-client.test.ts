@@ -18,6 +18,7 @@ import { listen } from './support/sockets.ts'
 const RAW = ANYTHING.replace('from:', 'raw: true, from:')
 const GRACE = { POSTERN_SHUTDOWN_GRACE: '5s' }
 const STEPS = 12
+t.jobs = 4 // they wait most of the time, each for a gateway of its own
 
 type Send = (client: Postern, subject: string, options?: { idempotencyKey?: false }) => Promise<{ status: string }>
 

@@ -7,6 +7,8 @@ import { type Says, type ScriptedRelay, startScripted } from './support/scripted
 
 // Whose state is it? A session's is not the relay's, and the relay's is not the message's.
 
+t.jobs = 4 // they wait most of the time, each for a relay of its own
+
 const GOOD = ['a@corp.example']
 const DEAD = ['b@corp.example']
 const BOTH = [...GOOD, ...DEAD]
@@ -135,7 +137,6 @@ t.test('sessions end after so many messages, and after an age, idle or not', asy
   const relay = await startScripted(t)
   const { send } = await bench(t, [relay], {
     POSTERN_SMTP_SESSION_MESSAGES: '5',
-    POSTERN_SMTP_SESSION_AGE: '300ms',
     POSTERN_SMTP_CONNECTIONS: '1',
   })
   for (let n = 0; n < 11; n++) t.equal(await send(), 200)
@@ -143,9 +144,13 @@ t.test('sessions end after so many messages, and after an age, idle or not', asy
     relay.talks.map(({ messages }) => messages),
     [5, 5, 1],
   )
-  await until(() => relay.open === 0)
-  t.equal(relay.talks.at(-1)?.commands.at(-1), 'QUIT', 'the idle one was ended with QUIT')
   t.equal(relay.most, 1)
+  const ageing = await startScripted(t)
+  const aged = await bench(t, [ageing], { POSTERN_SMTP_SESSION_AGE: '300ms', POSTERN_SMTP_CONNECTIONS: '1' })
+  t.equal(await aged.send(), 200)
+  await until(() => ageing.open === 0)
+  t.equal(ageing.talks.at(-1)?.commands.at(-1), 'QUIT', 'the idle one was ended with QUIT')
+  t.equal(ageing.most, 1)
 })
 
 t.test(
@@ -270,7 +275,7 @@ t.test('dead addresses of one client do not make another wait, though the relay 
   relay.says = (command, { socket }) => {
     if (command.startsWith('RCPT TO:<b@')) return '550 5.1.1 nobody'
     if (command !== 'greeting') return undefined
-    setTimeout(() => socket.write('220 scripted ESMTP\r\n'), 1000)
+    setTimeout(() => socket.write('220 scripted ESMTP\r\n'), 1500)
     return null
   }
   const dead = all(20, () => send({ client: 'dead', to: DEAD }))
@@ -281,7 +286,7 @@ t.test('dead addresses of one client do not make another wait, though the relay 
     times.push(performance.now() - begun)
     await new Promise((resolve) => setTimeout(resolve, 20))
   }
-  t.ok(Math.max(...times) < 500, `${times.map(Math.round).join(' ')} ms`)
+  t.ok(Math.max(...times) < 900, `${times.map(Math.round).join(' ')} ms`)
   t.same(only(await dead), ['rejected_by_relay'])
 })
 
@@ -303,7 +308,7 @@ t.test('with exactly as many slots as sessions the relay stays up, whatever look
 t.test('sessions that died without a sign are left for new ones within the time to set one up', async (t) => {
   const relay = await startScripted(t)
   const { send, changes } = await bench(t, [relay], {
-    POSTERN_SMTP_CONNECT_TIMEOUT: '300ms',
+    POSTERN_SMTP_CONNECT_TIMEOUT: '1s',
     POSTERN_SMTP_CONNECTIONS: '3',
   })
   await all(6, send)
@@ -312,7 +317,7 @@ t.test('sessions that died without a sign are left for new ones within the time 
   const begun = performance.now()
   for (let n = 0; n < 3; n++) t.equal(await send(), 200)
   const ms = performance.now() - begun
-  t.ok(ms < 900, `${Math.round(ms)} ms: once, and not for each of them`)
+  t.ok(ms < 3000, `${Math.round(ms)} ms: once, and not for each of them`)
   t.same(changes, [])
 })
 
@@ -455,20 +460,20 @@ t.test('dead addresses of one client do not make another wait, though the relay 
   const relay = await startScripted(t)
   relay.says = (command, { socket }) => {
     if (!command.startsWith('RCPT TO:<b@')) return undefined
-    setTimeout(() => socket.write('550 5.1.1 nobody\r\n'), 400)
+    setTimeout(() => socket.write('550 5.1.1 nobody\r\n'), 700)
     return null
   }
   relay.offers = ['8BITMIME']
   const { send } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '4' })
   t.equal(await send({ client: 'dead', to: DEAD }), 'rejected_by_relay')
-  const dead = all(12, () => send({ client: 'dead', to: DEAD }))
+  const dead = all(8, () => send({ client: 'dead', to: DEAD }))
   const times: number[] = []
   for (let n = 0; n < 20; n++) {
     const begun = performance.now()
     await send({ client: 'good', to: GOOD })
     times.push(performance.now() - begun)
   }
-  t.ok(Math.max(...times) < 200, `${times.map(Math.round).join(' ')} ms`)
+  t.ok(Math.max(...times) < 500, `${times.map(Math.round).join(' ')} ms`)
   await dead
 })
 

@@ -3,6 +3,7 @@ import { X509Certificate } from 'node:crypto'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
+import { cpuMs } from './support/cpu.ts'
 import { createRevocationList } from './support/revocation-list.ts'
 import { LoadError } from '../src/errors.ts'
 import { secureContextOptions } from '../src/tls/context.ts'
@@ -135,11 +136,11 @@ t.test(
     const leaf = openssl.issue('leaf')
     openssl.write('index.txt', revoked.join(''))
     openssl.run('ca', '-config', 'ca.cnf', '-gencrl', '-out', 'crl.pem')
-    const since = performance.now()
+    const since = cpuMs()
     const list = new RevocationList(openssl.read('crl.pem'))
     t.ok(list.isSignedBy(readCertificate(read(openssl.read('ca.crt')))))
-    t.ok(performance.now() - since < 1_000)
-    t.comment(`${Math.round(performance.now() - since)} ms`)
+    t.ok(cpuMs() - since < 1_000)
+    t.comment(`${Math.round(cpuMs() - since)} ms`)
     t.ok(list.revokes(readCertificate(leaf)))
     t.notOk(list.revokes(readCertificate(stranger)))
     t.notOk(list.isSignedBy(readCertificate(read(pki.otherCa.certificate))))

@@ -1,5 +1,6 @@
 import t from 'tap'
 import { isBase64 } from '../src/mail/formats.ts'
+import { cpuMs } from './support/cpu.ts'
 import { MESSAGE, oneConnection, startGateway, type TestAnswer } from './support/gateway.ts'
 
 // Test output is lines of text: what is odd about a value is shown escaped.
@@ -513,10 +514,10 @@ t.test('base64 is strict, of any length', async (t) => {
     'ＡAAA',
   ])
     t.notOk(isBase64(text), shown(text))
-  const started = performance.now()
+  const started = cpuMs()
   t.ok(isBase64('A'.repeat(20_000_000)))
   t.ok(isBase64(`${'/'.repeat(39_999_996)}AA==`))
   t.notOk(isBase64(`${'A'.repeat(19_999_999)}!`))
   t.notOk(isBase64(`${'A'.repeat(10_000_000)}=${'A'.repeat(9_999_999)}`))
-  t.ok(performance.now() - started < 5_000, `${Math.round(performance.now() - started)} ms`)
+  t.ok(cpuMs() - started < 5_000, `${Math.round(cpuMs() - started)} ms`)
 })

@@ -9,6 +9,7 @@ import { listing, type MovingGateway, startOnFiles } from '../support/motion.ts'
 import { type Leaf, makePki } from '../support/pki.ts'
 import { startRelay } from '../support/relay.ts'
 
+t.jobs = 4 // they wait most of the time, each for files of its own
 const pki = await makePki()
 const serialOf = (leaf: Leaf): string => new X509Certificate(leaf.certificate).serialNumber
 

@@ -1,7 +1,10 @@
-// What callers send and are answered.
+// What callers send and are answered, and how bodies come in.
 import '../messages.test.ts'
 import '../openapi.test.ts'
 import '../routes.test.ts'
 import '../problems.test.ts'
 import '../validation.test.ts'
 import '../compose.test.ts'
+import '../admission.test.ts'
+import '../multipart.test.ts'
+import '../raw.test.ts'

@@ -1,2 +1,0 @@
-// The machine around the gateway: files, signals, a full disk.
-import '../promises/host.test.ts'

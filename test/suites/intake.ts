@@ -1,4 +1,0 @@
-// Bodies on their way in.
-import '../admission.test.ts'
-import '../multipart.test.ts'
-import '../raw.test.ts'
