@@ -1,19 +1,22 @@
-import type { FastifyReply, FastifyRequest } from 'fastify'
+import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import type { LogRecipients } from '../config/config.ts'
 import type { Problem } from '../errors.ts'
-import { logRefusal, type RequestFacts, writeAudit } from '../operations/audit.ts'
+import { logRefusal, type RequestFacts, type RequestIds, writeAudit } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { REPLAYED } from '../send/idempotency.ts'
 import type { MessageResult, SendAnswer } from '../send/send.ts'
+import { correlationOf } from './correlation.ts'
 import { storedProblem, sendProblem } from './problems.ts'
 
 /** Sends each answer, writes its one log line and counts it. */
 export class Answers {
   readonly #metrics: Metrics
+  readonly #log: FastifyBaseLogger
   readonly #recipients: LogRecipients
 
-  constructor(metrics: Metrics, recipients: LogRecipients) {
+  constructor(metrics: Metrics, log: FastifyBaseLogger, recipients: LogRecipients) {
     this.#metrics = metrics
+    this.#log = log
     this.#recipients = recipients
   }
 
@@ -25,7 +28,7 @@ export class Answers {
     }
     if (answer.kind === 'queued') return this.#queued(request, reply, answer, applied)
     const { status, body } = answer
-    request.log.info({ client: request.caller?.client.name, status }, 'answer replayed')
+    this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status }, 'answer replayed')
     void reply.headers(REPLAYED)
     if (status === 200) return reply.type(JSON_TYPE).send(body)
     return storedProblem(status, body, request, reply)
@@ -42,7 +45,7 @@ export class Answers {
     if (status === 202 || status === 503)
       void reply.header('retry-after', String(Math.max(1, Math.ceil(retryMs / 1000))))
     if (!fresh) {
-      request.log.info({ client: request.caller?.client.name, status, message: id }, 'answer replayed')
+      this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status, message: id }, 'answer replayed')
       void reply.headers(REPLAYED)
     }
     if (status >= 400) return storedProblem(status, body, request, reply)
@@ -62,7 +65,7 @@ export class Answers {
       const addressed = request.submission?.audit.recipients?.length ?? 0
       this.#record(request, reply, { outcome: problem.outcome, problem }, addressed)
     } else {
-      logRefusal(request.log, problem, { client, remote: request.raw.socket.remoteAddress })
+      logRefusal(this.#log, problem, { ...idsOf(request), client, remote: request.raw.socket.remoteAddress })
     }
     return sendProblem(problem, request, reply)
   }
@@ -71,14 +74,19 @@ export class Answers {
     const { caller, submission } = request
     if (caller !== null) this.#metrics.countMessage(caller.client.name, result, addressed)
     const facts: RequestFacts = {
+      ids: idsOf(request),
       client: caller?.client.name,
       fingerprint: caller?.peer.fingerprint256,
       knownBy: caller?.by,
       remote: request.raw.socket.remoteAddress,
       durationMs: reply.elapsedTime,
     }
-    writeAudit(request.log, facts, submission?.audit ?? {}, result, this.#recipients)
+    writeAudit(this.#log, facts, submission?.audit ?? {}, result, this.#recipients)
   }
+}
+
+function idsOf({ id, headers }: FastifyRequest): RequestIds {
+  return { request_id: id, ...correlationOf(headers) }
 }
 
 const JSON_TYPE = 'application/json; charset=utf-8'

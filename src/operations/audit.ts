@@ -17,29 +17,45 @@ export interface Audit {
   tags?: Readonly<Record<string, string>>
 }
 
+/** By which the lines of one request are found: Postern's id, and the caller's own. */
+export interface RequestIds {
+  readonly request_id: string
+  readonly trace_id?: string
+  readonly correlation_id?: string
+}
+
 /** Who asked, from where, and how long it took. */
 export interface RequestFacts {
+  readonly ids: RequestIds
   readonly client?: string | undefined
   readonly fingerprint?: string | undefined
   readonly knownBy?: string | undefined
   readonly remote?: string | undefined
   readonly durationMs: number
+  /** Of a queued message: its state, and when it is tried again. */
+  readonly queue?: string | undefined
+  readonly nextAttempt?: string | undefined
 }
 
-/** Writes the one log line of a message: its request, who asked, what became of it. `log` names the request. */
+/** Writes the one log line of a message: its request, who asked, what became of it. */
 export function writeAudit(
   log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
   facts: RequestFacts,
   audit: Audit,
   result: MessageResult,
   recipients: LogRecipients,
-  more: object = {},
 ): void {
   const shown = (email: string): string =>
     recipients === 'full' ? email : recipients === 'none' ? '…' : email.slice(email.lastIndexOf('@'))
   const { problem } = result
   const reply = result.response ?? problem?.smtp?.response
+  // Each field by its name, since a spread would be the dearest part of the line; what is undefined is left out of it.
   const line = {
+    request_id: facts.ids.request_id,
+    trace_id: facts.ids.trace_id,
+    correlation_id: facts.ids.correlation_id,
+    queue: facts.queue,
+    next_attempt: facts.nextAttempt,
     client: facts.client ?? null,
     fingerprint: facts.fingerprint ?? null,
     known_by: facts.knownBy ?? null,
@@ -59,7 +75,6 @@ export function writeAudit(
     status: result.outcome === 'queued' ? 202 : 200,
     duration_ms: Math.round(facts.durationMs * 10) / 10,
     tags: audit.tags ?? {},
-    ...more,
   }
   if (problem === undefined) log.info(line, 'message')
   else logRefusal(log, problem, line, recipients === 'full')
@@ -78,18 +93,16 @@ export function writeTransition(
   recipients: LogRecipients,
 ): void {
   const { id, client, status, content, nextAttempt, durationMs = 0 } = change
-  const line = {
-    request_id: id,
-    queue: status,
-    ...(nextAttempt !== undefined && { next_attempt: new Date(nextAttempt).toISOString() }),
-  }
+  const next = nextAttempt === undefined ? undefined : new Date(nextAttempt).toISOString()
   if (content === undefined) {
-    if (change.problem === undefined) return log.info({ client, ...line }, 'queue')
-    return logRefusal(log, change.problem, { client, ...line })
+    const line = { request_id: id, client, queue: status, next_attempt: next }
+    if (change.problem === undefined) return log.info(line, 'queue')
+    return logRefusal(log, change.problem, line)
   }
   const { envelope, messageId, tags, bytes } = content
   const audit = { messageId, from: envelope.from, recipients: envelope.to, bytes: bytes.length, tags }
-  writeAudit(log, { client, durationMs }, audit, resultOf(change), recipients, line)
+  const facts = { ids: { request_id: id }, client, durationMs, queue: status, nextAttempt: next }
+  writeAudit(log, facts, audit, resultOf(change), recipients)
 }
 
 /**
