@@ -5,37 +5,26 @@ export interface Allowance {
   readonly seconds: number
 }
 
-const SIZES: Readonly<Record<string, number>> = {
-  B: 1,
-  KB: 1e3,
-  MB: 1e6,
-  GB: 1e9,
-  KIB: 2 ** 10,
-  MIB: 2 ** 20,
-  GIB: 2 ** 30,
-}
-const DURATIONS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000 }
-const WINDOWS_S: Readonly<Record<string, number>> = { second: 1, minute: 60, hour: 3600, day: 86_400 }
+const SIZES = { B: 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 }
+const DURATIONS_MS = { MS: 1, S: 1000, M: 60_000, H: 3_600_000 }
+const WINDOWS_S = { SECOND: 1, MINUTE: 60, HOUR: 3600, DAY: 86_400 }
 
 /** `25MB`, `512KiB`, `1000B`: bytes. KB, MB and GB are powers of 1000. Throws a RangeError. */
 export function parseSize(text: string): number {
-  const match = /^(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?i?b)?$/i.exec(text.trim())
-  if (match !== null && match[2] === undefined)
-    throw new RangeError(`has no unit: write ${match[1]}MB, or ${match[1]}B if bytes are meant`)
-  const factor = SIZES[(match?.[2] ?? '').toUpperCase()]
-  if (match?.[1] === undefined || factor === undefined) throw new RangeError('is not a size such as 25MB or 512KiB')
-  return positive(Math.floor(Number(match[1]) * factor))
+  const bare = /^\d{1,15}(?:\.\d{1,3})?$/.exec(text.trim())?.[0]
+  if (bare !== undefined) throw new RangeError(`has no unit: write ${bare}MB, or ${bare}B if bytes are meant`)
+  const form = /^(\d{1,15}(?:\.\d{1,3})?)\s*([kmg]?i?b)$/i
+  const [size, bytes] = amount(text, form, SIZES, 'is not a size such as 25MB or 512KiB')
+  return positive(Math.floor(size * bytes))
 }
 
 const DAY_MS = 86_400_000
 
 /** `30s`, `500ms`, `5m`, `1h`: milliseconds, at most a day unless `longest` says otherwise. Throws a RangeError. */
 export function parseDuration(text: string, longest = DAY_MS): number {
-  const match = /^(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)$/.exec(text.trim())
-  const factor = DURATIONS_MS[match?.[2] ?? '']
-  if (match?.[1] === undefined || factor === undefined)
-    throw new RangeError('is not a duration such as 30s, 500ms or 5m')
-  const ms = positive(Math.round(Number(match[1]) * factor))
+  const form = /^(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)$/
+  const [length, unit] = amount(text, form, DURATIONS_MS, 'is not a duration such as 30s, 500ms or 5m')
+  const ms = positive(Math.round(length * unit))
   if (ms > longest)
     throw new RangeError(longest === DAY_MS ? 'is longer than a day' : `is longer than ${longest / DAY_MS} days`)
   return ms
@@ -43,12 +32,23 @@ export function parseDuration(text: string, longest = DAY_MS): number {
 
 /** `600/minute`: per second, minute, hour or day. Throws a RangeError. */
 export function parseAllowance(text: string): Allowance {
-  const match = /^(\d{1,12})\s*\/\s*(second|minute|hour|day)$/.exec(text.trim())
-  const seconds = WINDOWS_S[match?.[2] ?? '']
-  if (match?.[1] === undefined || seconds === undefined) {
-    throw new RangeError('is not a rate such as 600/minute (per second, minute, hour or day)')
-  }
-  return { points: positive(Number(match[1])), seconds }
+  const form = /^(\d{1,12})\s*\/\s*(second|minute|hour|day)$/
+  const fault = 'is not a rate such as 600/minute (per second, minute, hour or day)'
+  const [points, seconds] = amount(text, form, WINDOWS_S, fault)
+  return { points: positive(points), seconds }
+}
+
+/** The number that a text states, and what its unit stands for. */
+function amount(
+  text: string,
+  form: RegExp,
+  units: Readonly<Record<string, number>>,
+  fault: string,
+): [number: number, unit: number] {
+  const [, digits, unit = ''] = form.exec(text.trim()) ?? []
+  const factor = units[unit.toUpperCase()]
+  if (digits === undefined || factor === undefined) throw new RangeError(fault)
+  return [Number(digits), factor]
 }
 
 function positive(value: number): number {

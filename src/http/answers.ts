@@ -6,7 +6,7 @@ import type { Metrics } from '../operations/metrics.ts'
 import { REPLAYED } from '../send/idempotency.ts'
 import type { MessageResult, SendAnswer } from '../send/send.ts'
 import { correlationOf } from './correlation.ts'
-import { storedProblem, sendProblem } from './problems.ts'
+import { problemAnswer, sendProblem, storedAnswer } from './problems.ts'
 
 /** Sends each answer, writes its one log line and counts it. */
 export class Answers {
@@ -31,7 +31,7 @@ export class Answers {
     this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status }, 'answer replayed')
     void reply.headers(REPLAYED)
     if (status === 200) return reply.type(JSON_TYPE).send(body)
-    return storedProblem(status, body, request, reply)
+    return sendProblem(storedAnswer(status, body, request.id), reply)
   }
 
   /** The answer to a message that the queue has, or had: there each change is logged as it happens. */
@@ -48,7 +48,7 @@ export class Answers {
       this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status, message: id }, 'answer replayed')
       void reply.headers(REPLAYED)
     }
-    if (status >= 400) return storedProblem(status, body, request, reply)
+    if (status >= 400) return sendProblem(storedAnswer(status, body, request.id), reply)
     if (status === 202) {
       if (fresh) this.#record(request, reply, { outcome: 'queued' }, 0)
       if (applied !== undefined) void reply.header('preference-applied', applied)
@@ -67,7 +67,7 @@ export class Answers {
     } else {
       logRefusal(this.#log, problem, { ...idsOf(request), client, remote: request.raw.socket.remoteAddress })
     }
-    return sendProblem(problem, request, reply)
+    return sendProblem(problemAnswer(problem, request.id), reply)
   }
 
   #record(request: FastifyRequest, reply: FastifyReply, result: MessageResult, addressed: number): void {

@@ -10,13 +10,20 @@ export const SECURITY_HEADERS = {
   'cache-control': 'no-store',
 } as const
 
+type ProblemAnswer = ReturnType<typeof answerOf>
+
 /** Every problem becomes an answer here: one that was thrown, a stored one, and one for bytes that are no request. */
-export function problemAnswer(problem: Problem, requestId: string) {
-  return asAnswer(problem.status, problem.headers, JSON.stringify(problem.toBody(requestId)), requestId)
+export function problemAnswer(problem: Problem, requestId: string): ProblemAnswer {
+  return answerOf(problem.status, problem.headers, JSON.stringify(problem.toBody(requestId)), requestId)
+}
+
+/** A problem as it was answered before, to the letter. */
+export function storedAnswer(status: number, text: string, requestId: string): ProblemAnswer {
+  return answerOf(status, {}, text, requestId)
 }
 
 /** A problem as it goes over the wire (RFC 9457), whoever writes it there. */
-function asAnswer(status: number, headers: Problem['headers'], text: string, requestId: string) {
+function answerOf(status: number, headers: Problem['headers'], text: string, requestId: string) {
   // Bytes: to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
   const body = Buffer.from(text)
   return {
@@ -32,16 +39,7 @@ function asAnswer(status: number, headers: Problem['headers'], text: string, req
   }
 }
 
-export function sendProblem(problem: Problem, request: FastifyRequest, reply: FastifyReply): FastifyReply {
-  return send(reply, problemAnswer(problem, request.id))
-}
-
-/** A problem as it was answered before, to the letter. */
-export function storedProblem(status: number, text: string, request: FastifyRequest, reply: FastifyReply) {
-  return send(reply, asAnswer(status, {}, text, request.id))
-}
-
-function send(reply: FastifyReply, { status, headers, body }: ReturnType<typeof asAnswer>): FastifyReply {
+export function sendProblem({ status, headers, body }: ProblemAnswer, reply: FastifyReply): FastifyReply {
   return reply.code(status).headers(headers).send(body)
 }
 
