@@ -107,9 +107,9 @@ t.test('no mail goes over the operations port, whatever it looks like', async (t
 t.test('a probe opens no connection to a relay, however often it comes', async (t) => {
   const gateway = await startGateway(t)
   t.equal((await ask(gateway, '/readyz')).status, 200)
-  const before = gateway.relay.connections
+  await until(() => gateway.relay.connections > 0) // the gateway's own look, whose session the next one takes too
   for (let n = 0; n < 100; n++) t.equal((await ask(gateway, '/readyz')).status, 200)
-  t.equal(gateway.relay.connections, before)
+  t.equal(gateway.relay.connections, 1)
 })
 
 t.test(

@@ -294,7 +294,7 @@ t.test(
     const gateway = await startGateway(t)
     const silent = createHttpsServer({ cert: gateway.pki.server.certificate, key: gateway.pki.server.key }, () => {})
     const url = `https://localhost:${await listen(t, silent)}`
-    t.match(await failure(clientOf(t, gateway, { url, timeout: 500 }).send(MESSAGE)), {
+    t.match(await failure(clientOf(t, gateway, { url, timeout: 4_000 }).send(MESSAGE)), {
       code: 'timeout',
       outcome: 'unknown',
       retryable: false,

@@ -128,7 +128,7 @@ t.test('a place is freed however its request ends', { buffered: true }, async (t
     env: {
       POSTERN_MAX_PENDING: '2',
       POSTERN_MAX_SIZE: '1MB',
-      POSTERN_REQUEST_TIMEOUT: '300ms',
+      POSTERN_REQUEST_TIMEOUT: '1s',
       POSTERN_SMTP_TIMEOUT: '500ms',
       POSTERN_SMTP_CONNECTIONS: '1',
     },
