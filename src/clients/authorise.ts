@@ -1,7 +1,7 @@
 import type { Client } from './clients-file.ts'
 import { type Fault, Problem } from '../errors.ts'
 import type { Message } from '../mail/compose.ts'
-import { refused } from './patterns.ts'
+import { type PatternList, refused } from './patterns.ts'
 import type { Originator } from '../mail/raw-originators.ts'
 
 /** An address that a policy does not allow, and where it stands in the request. */
@@ -11,13 +11,10 @@ export interface RefusedAddress {
   readonly address: string
 }
 
-/** The originators of a raw message that the client's sender policy does not allow. */
-export function refusedOriginators(
-  originators: readonly Originator[],
-  { from }: Pick<Client, 'from'>,
-): readonly RefusedAddress[] {
-  return originators
-    .filter(({ address }) => !from.allows(address))
+/** Those of some addresses that patterns do not allow; without patterns everyone is allowed. */
+export function refusedAmong(stated: readonly Originator[], patterns: PatternList | undefined): RefusedAddress[] {
+  return stated
+    .filter(({ address }) => patterns?.allows(address) === false)
     .map(({ path, address }) => ({ path, address: address.address }))
 }
 

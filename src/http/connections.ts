@@ -32,7 +32,7 @@ const connections = new WeakMap<Duplex, Connection>()
  * beyond are refused in their turn, with nothing begun. A peer that takes nothing of its answers for `patience` ms is cut.
  */
 export function followConnections(server: Server, handle: RequestListener, refuse: Refuse, patience: number): Server {
-  const owing = new Set<Socket>()
+  const owing = new Map<Socket, Connection>()
   const timer = setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
   server.once('close', () => clearInterval(timer))
   return server.on('request', (request: IncomingMessage, response: ServerResponse) => {
@@ -40,7 +40,7 @@ export function followConnections(server: Server, handle: RequestListener, refus
     const connection = connections.get(socket) ?? follow(socket, owing)
     const { answers } = connection
     if (answers.size === 0) connection.takenAt = performance.now() // nothing was there to be taken before
-    owing.add(socket)
+    owing.set(socket, connection)
     answers.set(response, [])
     response.once('close', () => {
       settle(answers, response)
@@ -93,7 +93,7 @@ export function lingeringClose(socket: Duplex, patience: number): void {
 }
 
 // An answer that is queued behind another (pipelining) is not told that its connection is gone.
-function follow(socket: Socket, owing: Set<Socket>): Connection {
+function follow(socket: Socket, owing: Map<Socket, Connection>): Connection {
   const connection: Connection = { answers: new Map(), taken: 0, takenAt: performance.now() }
   connections.set(socket, connection)
   // A peer that ends its side within a body is answered all the same: Node would end ours before the 408 is ready.
@@ -111,11 +111,9 @@ function settle(answers: Connection['answers'], answer: ServerResponse): void {
   for (const over of waiting) over(answer.writableFinished)
 }
 
-function cutUnread(owing: ReadonlySet<Socket>, patience: number): void {
+function cutUnread(owing: ReadonlyMap<Socket, Connection>, patience: number): void {
   const now = performance.now()
-  for (const socket of owing) {
-    const connection = connections.get(socket)
-    if (connection === undefined) continue
+  for (const [socket, connection] of owing) {
     const taken = socket.bytesWritten - socket.writableLength
     if (socket.writableLength > 0 && taken === connection.taken) {
       if (now - connection.takenAt >= patience) socket.destroy()

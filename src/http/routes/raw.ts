@@ -1,10 +1,5 @@
 import { type Fault, Problem, readOr } from '../../errors.ts'
-import {
-  addressRefusal,
-  checkRecipientCount,
-  type RefusedAddress,
-  refusedOriginators,
-} from '../../clients/authorise.ts'
+import { addressRefusal, checkRecipientCount, type RefusedAddress, refusedAmong } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
 import { admit } from '../../clients/gate.ts'
 import { type Mailbox, needsSmtpUtf8, parseAddress } from '../../mail/mailbox.ts'
@@ -102,12 +97,9 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
 
 /** Throws the 403 Problem that names every address, of envelope and header, that the client's policy does not allow. */
 function authorise({ from, to }: RawEnvelope, originators: readonly Originator[], client: Client): void {
-  const senders = [...refusedSender(from, client), ...refusedOriginators(originators, client)]
-  const recipients = to.flatMap((address, index) =>
-    client.to === undefined || client.to.allows(address)
-      ? []
-      : [{ path: `/rcpt_to/${index}`, address: address.address }],
-  )
+  const senders = [...refusedSender(from, client), ...refusedAmong(originators, client.from)]
+  const stated = to.map((address, index) => ({ path: `/rcpt_to/${index}`, address }))
+  const recipients = refusedAmong(stated, client.to)
   if (senders.length + recipients.length > 0) throw addressRefusal(client, senders, recipients)
 }
 
