@@ -256,6 +256,38 @@ t.test(
   },
 )
 
+t.test('with a certificate beside the token both have to agree, and who needs no token sends none', async (t) => {
+  const clients = `clients:
+  billing: {fingerprints: [FINGERPRINT], from: ["*"]}
+  both: {fingerprints: ["LISTED"], token: both-prod, from: ["*"]}
+  named: {san: "DNS:named.corp.example", token: named-prod, from: ["*"]}
+  batch: {token: batch-prod, from: ["*"]}
+  off: {token: off-prod, disabled: true, from: ["*"]}
+`
+  const listed = await pki.client('both x')
+  const world = await startWorld(t, clients.replace('LISTED', listed.fingerprint))
+  const { issuer, ask, leaf, client } = world
+  const bearer = async (as: Leaf, id: string): Promise<string> =>
+    `Bearer ${await issuer.token(as.certificate, { client_id: id })}`
+  const as = async (who: Leaf, id?: string): Promise<TestAnswer> =>
+    ask(id === undefined ? undefined : await bearer(who, id), { as: who })
+  t.match(await as(listed, 'both-prod'), {
+    status: 200,
+    json: { client: 'both', known_by: 'fingerprint, token both-prod' },
+  })
+  const named = await pki.client('x y', { san: ['named.corp.example'] })
+  t.match(await as(named, 'named-prod'), { status: 200, json: { client: 'named' } })
+  refused(t, await as(listed), 401, 'token_required', 'a listed certificate alone')
+  refused(t, await as(listed, 'batch-prod'), 403, 'token_client_mismatch', "a listed certificate with another's token")
+  refused(t, await as(leaf, 'both-prod'), 403, 'token_client_mismatch', 'a token without the certificate beside it')
+  refused(t, await as(named, 'both-prod'), 403, 'token_client_mismatch', 'two clients at once')
+  t.match(await as(client), { status: 200, json: { client: 'billing' } }, 'who needs no token')
+  refused(t, await as(client, 'batch-prod'), 403, 'token_client_mismatch', 'who needs no token and sends one')
+  t.match(await as(leaf, 'off-prod'), { status: 403, json: { code: 'client_disabled' } })
+  t.match(logLines(world.logText()).at(-1), { client: 'off', fingerprint: formatFingerprint(leaf.fingerprint) })
+  refused(t, await as(leaf), 401, 'token_required', 'an unlisted certificate without a token')
+})
+
 t.test('behind a proxy the token is bound to the forwarded certificate, not to the proxy', async (t) => {
   const proxy = await pki.client('edge x')
   const world = await startWorld(t, `${CLIENTS}  edge: {fingerprints: ["${proxy.fingerprint}"], role: proxy}\n`)
