@@ -1,0 +1,22 @@
+-- Key, content and schedule in one step, for whoever still holds the claim on the key. With a token the message is
+-- leased at once. KEYS: the claim. ARGV: its token, id, client, message id, content, due (Unix ms), ms until it
+-- expires, token or "", and where nobody knows the key the ms to keep it, or "". Gives due, expires and the ms until it
+-- is due, or nothing where the claim is no longer held.
+local claim, id, client, mid, content, at, ttl, token, keep = unpack(ARGV)
+local known = redis.call('HMGET', KEYS[1], 'token', 'status')
+if known[1] ~= claim or known[2] then return nil end
+local due = math.max(now, tonumber(at))
+local expires = due + ttl
+redis.call('SET', P .. 'c:' .. id, content)
+redis.call('HSET', KEYS[1], 'status', 202, 'body', id)
+local key = keep == '' and KEYS[1] or ''
+redis.call('PEXPIRE', KEYS[1], keep == '' and expires - now + KEPT_MS or keep)
+redis.call('HSET', P .. 'm:' .. id, 'client', client, 'message_id', mid, 'created', now, 'expires', expires, 'key', key)
+redis.call('ZADD', P .. 'o:' .. client, now, id)
+if token == '' then
+  queue(id, client, due, expires)
+else
+  redis.call('HSET', P .. 'm:' .. id, 'status', 'sending', 'token', token)
+  redis.call('ZADD', P .. 'leases', now + LEASE_MS, id)
+end
+return { tostring(due), tostring(expires), due - now }
