@@ -415,6 +415,15 @@ t.test('a reply of 200 KB is told with 1,000 characters, and one without an end 
   await rest.relays.close()
 })
 
+t.test('no control character of a reply reaches a terminal', async (t) => {
+  const relay = await startScripted(t, (command) =>
+    command.startsWith('MAIL') ? '550-5.7.1 \x1b[2Jred\x07\r\n550 5.7.1 \x9b1m, tab\t, Grüße' : undefined,
+  )
+  const way = await bench(t, [relay])
+  t.equal(await way.send(), 'rejected_by_relay')
+  t.equal(way.problem?.smtp?.response, '550-5.7.1 \uFFFD[2Jred\uFFFD\n550 5.7.1 \uFFFD1m, tab\t, Grüße')
+})
+
 t.test('what comes behind the reply to STARTTLS is no reply of anybody, and takes no session for good', async (t) => {
   const relay = await startScripted(t, (command) => (command === 'STARTTLS' ? '220 go\r\n250 more' : undefined))
   relay.offers = ['STARTTLS']

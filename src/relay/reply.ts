@@ -58,9 +58,11 @@ export function enhancedCode({ text }: Reply): string | undefined {
   return /^\d{3}[ -]([245]\.\d{1,3}\.\d{1,3})\b/.exec(text)?.[1]
 }
 
-/** Replies have no charset; UTF-8 where it is that, and octets as they are where not. */
+/**
+ * Replies have no charset; UTF-8 where it is that, and octets as they are where not. Control characters are told as U+FFFD:
+ * what a relay says is read on terminals.
+ */
 function decoded(text: string): string {
-  if (!/[\x80-\xff]/.test(text)) return text
-  const unicode = Buffer.from(text, 'latin1').toString()
-  return unicode.includes('\uFFFD') ? text : unicode
+  const unicode = /[\x80-\xff]/.test(text) ? Buffer.from(text, 'latin1').toString() : text
+  return (unicode.includes('\uFFFD') ? text : unicode).replace(/[^\P{Cc}\n\t]/gu, '\uFFFD')
 }
