@@ -1,10 +1,6 @@
-// Who a caller is, and what it may do: handshakes, certificates, tokens.
+// Who a caller is, and what it may do.
 import '../allowances.test.ts'
 import '../forwarded.test.ts'
 import '../idempotency.test.ts'
 import '../names.test.ts'
 import '../tokens.test.ts'
-import '../issue.test.ts'
-import '../connections.test.ts'
-import '../handshakes.test.ts'
-import '../trust.test.ts'

@@ -1,5 +1,4 @@
-// Real processes: they start, reload and stop, on a machine of files, signals and full disks.
-import '../promises/host.test.ts'
+// Real processes: they start, reload and stop.
 import '../promises/reload-load.test.ts'
 import '../promises/reload-signal.test.ts'
 import '../promises/shutdown.test.ts'
