@@ -33,6 +33,8 @@ const connections = new WeakMap<Duplex, Connection>()
  */
 export function followConnections(server: Server, handle: RequestListener, refuse: Refuse, patience: number): Server {
   const owing = new Map<Socket, Connection>()
+  // A peer that ends its side when it has said all has its answers all the same. Node would end ours too, and lose them.
+  Object.assign(server, { httpAllowHalfOpen: true })
   const timer = setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
   server.once('close', () => clearInterval(timer))
   return server.on('request', (request: IncomingMessage, response: ServerResponse) => {

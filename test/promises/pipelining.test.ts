@@ -2,7 +2,7 @@ import type { TLSSocket } from 'node:tls'
 import t from 'tap'
 import { MESSAGE, startGateway } from '../support/gateway.ts'
 import { startRelay } from '../support/relay.ts'
-import { dial } from '../support/sockets.ts'
+import { dial, rest } from '../support/sockets.ts'
 
 const GET = 'GET /v1/whoami HTTP/1.1\r\nHost: localhost\r\n\r\n'
 
@@ -97,4 +97,21 @@ t.test('a peer that takes none of its answers is cut, and holds no place until t
   }
   await closed
   t.pass('the connection has ended')
+})
+
+t.test('a peer that ends its side when it has said all reads every answer', async (t) => {
+  const gateway = await startGateway(t)
+  for (const maxVersion of ['TLSv1.2', 'TLSv1.3'] as const)
+    for (const requests of [post(1), post(1) + GET + post(2), GET]) {
+      const sent = gateway.relay.messages.length
+      const socket = await dial(gateway, { maxVersion, allowHalfOpen: true })
+      const answer = rest(socket)
+      socket.end(requests)
+      const statuses = [...(await answer).matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => status)
+      t.same(
+        statuses,
+        Array.from({ length: requests.split(' HTTP/1.1\r\n').length - 1 }, () => '200'),
+      )
+      t.equal(gateway.relay.messages.length - sent, requests.split('POST ').length - 1)
+    }
 })

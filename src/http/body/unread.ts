@@ -17,7 +17,7 @@ export function lingerOverBody(clients: ClientSource) {
     const served = request.caller !== null || isClients(raw.socket, clients)
     if (raw.complete || !hasBody(raw) || readableEnded) {
       // A stranger has nothing more to ask on this connection.
-      if (!served || readableEnded) void reply.header('connection', 'close')
+      if (!served || (readableEnded && !raw.complete)) void reply.header('connection', 'close')
       // Where Node itself is about to close (the client was revoked), the header has to stay.
       else if (submission !== null && reply.raw.shouldKeepAlive && reply.hasHeader('connection'))
         void reply.removeHeader('connection')
