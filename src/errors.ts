@@ -64,7 +64,10 @@ export interface Fault {
 export const MAX_FAULTS = 100
 const MAX_NAME = 100 // characters of a field's name
 
-/** A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and log. */
+/**
+ * A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and
+ * log.
+ */
 export function below(path: string, name: string): string {
   const shown = name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}…` : name
   return `${path}/${shown.replaceAll('~', '~0').replaceAll('/', '~1')}`

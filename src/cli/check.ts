@@ -25,9 +25,9 @@ const OPEN_TO_OTHERS = 0o027
 const DAY_MS = 86_400_000
 
 /**
- * `postern check [--from A --to B] [--send B]`: reads the whole configuration as `serve` would and tries each relay. Prints a line for everything that
- * is wrong, with how to mend it, and resolves with the number of them. An error keeps the gateway or the mail from
- * working, a warning does not; both count.
+ * `postern check [--from A --to B] [--send B]`: reads the whole configuration as `serve` would and tries each relay.
+ * Prints a line for everything that is wrong, with how to mend it, and resolves with the number of them. An error keeps
+ * the gateway or the mail from working, a warning does not; both count.
  */
 export async function check(args: readonly string[], io: Io): Promise<number> {
   const asked = readAsked(args)

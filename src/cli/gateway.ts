@@ -34,7 +34,10 @@ function isStatus(answer: unknown): answer is Status {
   )
 }
 
-/** A sentence on whether the gateway that runs here has this content of the clients file in force. Waits some seconds for it. */
+/**
+ * A sentence on whether the gateway that runs here has this content of the clients file in force. Waits some seconds for
+ * it.
+ */
 export async function untilInForce(file: string, sha256: string, env: Io['env']): Promise<string> {
   const url = operationsUrl(env)
   const own = await realpath(file).catch(() => file)

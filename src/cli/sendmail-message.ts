@@ -49,7 +49,10 @@ async function* follow(begun: Buffer, pieces: AsyncIterator<Buffer>): AsyncGener
   for (let next = await pieces.next(); next.done !== true; next = await pieces.next()) yield next.value
 }
 
-/** The fields, and where the body begins: behind a blank line, or where a line is none of a header. Undefined: more is needed. */
+/**
+ * The fields, and where the body begins: behind a blank line, or where a line is none of a header. Undefined: more is
+ * needed.
+ */
 function splitHeader(text: string, whole: boolean): { fields: readonly WrittenField[]; end: number } | undefined {
   const fields: WrittenField[] = []
   const line = /(.*?)(\r?\n|$)/gs
@@ -111,7 +114,10 @@ export function envelopeOf(
   }
 }
 
-/** The header as it goes out: with a From, addresses complete, comments as names, text encoded, and without what is for the envelope. */
+/**
+ * The header as it goes out: with a From, addresses complete, comments as names, text encoded, and without what is for the
+ * envelope.
+ */
 export function headerOf(fields: Fields, { sender, name = '' }: SendmailOptions, complete: Complete): Buffer {
   const lines = fields.filter(({ key }) => !REMOVED.includes(key)).map((written) => rewritten(written, complete))
   if (!fields.some(({ key }) => key === 'from'))

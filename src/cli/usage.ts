@@ -36,7 +36,10 @@ export function refusal(what: string): (error: unknown) => never {
   }
 }
 
-/** The result of an action whose RangeError is the end of a sentence, of which this is the beginning; a LoadError has whole ones. */
+/**
+ * The result of an action whose RangeError is the end of a sentence, of which this is the beginning; a LoadError has whole
+ * ones.
+ */
 export function worded<T>(beginning: string, action: () => T): T {
   try {
     return action()

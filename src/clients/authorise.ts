@@ -58,7 +58,10 @@ export function recipientLimit({ maxRecipients }: Pick<Client, 'maxRecipients'>,
   return Math.min(maxRecipients ?? mostOfAnybody, mostOfAnybody)
 }
 
-/** Throws a 413 Problem, which names whom to ask for more, where a message has more recipients than its client or anybody may address at once. */
+/**
+ * Throws a 413 Problem, which names whom to ask for more, where a message has more recipients than its client or anybody
+ * may address at once.
+ */
 export function checkRecipientCount(
   client: Pick<Client, 'maxRecipients'>,
   recipients: number,

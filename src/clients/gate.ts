@@ -106,7 +106,10 @@ function listed({ peer, known: found }: Holder): Caller {
   return { peer, ...found }
 }
 
-/** All values of a header, named in lower case: Node keeps the first of several Authorization, Content-Type or Host in silence. */
+/**
+ * All values of a header, named in lower case: Node keeps the first of several Authorization, Content-Type or Host in
+ * silence.
+ */
 export function valuesOf(rawHeaders: readonly string[], name: string): string[] {
   return rawHeaders.filter((_, index) => index % 2 === 1 && rawHeaders[index - 1]?.toLowerCase() === name)
 }

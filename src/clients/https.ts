@@ -14,7 +14,10 @@ interface HttpsRequest extends Pick<RequestOptions, 'method' | 'headers'> {
   readonly signal: AbortSignal
 }
 
-/** A request on a connection of its own, and the whole answer. It follows no redirect, which would lead to another host than the one that is trusted. */
+/**
+ * A request on a connection of its own, and the whole answer. It follows no redirect, which would lead to another host
+ * than the one that is trusted.
+ */
 export async function ask(url: string, { body, most, signal, ...options }: HttpsRequest) {
   const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
   // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.

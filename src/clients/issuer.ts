@@ -31,8 +31,8 @@ export class Issuer {
   #closed = false
 
   /**
-   * `url` is https, and what tokens have in `iss`; `ca` PEM, for an issuer with a private one, read again for each request. `fetched` is told of each attempt
-   * to get the keys, and the reason of one that failed.
+   * `url` is https, and what tokens have in `iss`; `ca` PEM, for an issuer with a private one, read again for each
+   * request. `fetched` is told of each attempt to get the keys, and the reason of one that failed.
    */
   constructor(url: string, ca: () => string | undefined, fetched: (fault: string | undefined) => void) {
     this.#url = url
@@ -50,7 +50,10 @@ export class Issuer {
     return this.#keys !== undefined && now - this.#keys.at < LONGEST_USE_MS ? this.#keys : undefined
   }
 
-  /** Asks for the keys, at most once in 30 s, and then again and again until `close`. Resolves with the seconds until it may be tried again: 0 for new keys. */
+  /**
+   * Asks for the keys, at most once in 30 s, and then again and again until `close`. Resolves with the seconds until it
+   * may be tried again: 0 for new keys.
+   */
   async refresh(): Promise<number> {
     if (this.#asking === undefined) {
       const wait = this.#askedAt + LEAST_INTERVAL_MS - performance.now()

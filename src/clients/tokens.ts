@@ -33,8 +33,8 @@ const LONGEST_LIFE_S = 24 * 3600
 const MAX_VERIFIED = 10_000 // of some 300 bytes
 
 /**
- * OAuth 2 access tokens (RFC 9068) that are bound to the client's certificate (RFC 8705 §3). One signature costs as much CPU time
- * as a message: what was verified is remembered as long as the keys are the same.
+ * OAuth 2 access tokens (RFC 9068) that are bound to the client's certificate (RFC 8705 §3). One signature costs as much
+ * CPU time as a message: what was verified is remembered as long as the keys are the same.
  */
 export class Tokens implements TokenCheck {
   readonly #options: TokenOptions
@@ -69,7 +69,10 @@ export class Tokens implements TokenCheck {
     }
   }
 
-  /** The caller by its certificate and its token. Throws a Problem, or UnverifiedToken for one whose signature was not seen before. */
+  /**
+   * The caller by its certificate and its token. Throws a Problem, or UnverifiedToken for one whose signature was not seen
+   * before.
+   */
   callerOf(holder: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller {
     try {
       return this.#callerOf(holder, authorization, directory, now)

@@ -28,7 +28,10 @@ const SCHEMA = CORE_SCHEMA.withTags(realMapTag)
 const MAX_DEPTH = 8
 const MAX_EVENTS = 2_000_000 // 100,000 clients have 1.1 million; 16 MiB of commas have 16 million, which take seconds to look at
 
-/** One document of YAML, so of JSON too; `undefined` for none. Keys stand once, and there are no aliases. Throws a YamlFault. */
+/**
+ * One document of YAML, so of JSON too; `undefined` for none. Keys stand once, and there are no aliases. Throws a
+ * YamlFault.
+ */
 export function readYaml(text: string): unknown {
   try {
     const { events, source } = parse(text)

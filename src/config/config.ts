@@ -7,7 +7,10 @@ import { parseDuration, parseSize } from './units.ts'
 
 export type { RelayAddress }
 
-/** The whole configuration as the environment states it. Sizes are bytes, times milliseconds, certificates and keys PEM files. */
+/**
+ * The whole configuration as the environment states it. Sizes are bytes, times milliseconds, certificates and keys PEM
+ * files.
+ */
 export type Config = Readonly<ReturnType<typeof readSettings>>
 export type SmtpTlsMode = Config['smtp']['tls']
 export type SmtpOAuth = Config['smtp']['oauth']

@@ -13,8 +13,8 @@ export interface RelayAddress {
 }
 
 /**
- * Reads one or several smtp:// and smtps:// URLs, separated by white space. A user `withTokens` needs no password. Throws a RangeError with a sentence that follows
- * the setting's name and quotes nothing of the URL: it holds a password.
+ * Reads one or several smtp:// and smtps:// URLs, separated by white space. A user `withTokens` needs no password. Throws
+ * a RangeError with a sentence that follows the setting's name and quotes nothing of the URL: it holds a password.
  */
 export function parseRelays(text: string, withTokens = false): readonly RelayAddress[] {
   const relays = text

@@ -3,7 +3,10 @@ import { userInfo } from 'node:os'
 import { dirname, resolve } from 'node:path'
 import { codeOf } from '../errors.ts'
 
-/** Why a file cannot be read, as the end of a sentence about it: where that is for want of a permission, who may, and what to type. */
+/**
+ * Why a file cannot be read, as the end of a sentence about it: where that is for want of a permission, who may, and what
+ * to type.
+ */
 export function unreadable(path: string, error: unknown): string {
   const code = codeOf(error)
   if (code === 'ENOENT') return 'does not exist'

@@ -1,8 +1,8 @@
 const LONGEST = 1_000 // characters: reading takes the square of them
 
 /**
- * Reads a Prefer header (RFC 7240): `respond-async` (§4.1), which is a 202 rather than a wait, and `wait` (§4.3), in ms. Of a preference that stands there twice the first counts; what cannot be read is
- * ignored (§2).
+ * Reads a Prefer header (RFC 7240): `respond-async` (§4.1), which is a 202 rather than a wait, and `wait` (§4.3), in ms.
+ * Of a preference that stands there twice the first counts; what cannot be read is ignored (§2).
  */
 export function parsePreferences(header: string | readonly string[] = ''): {
   async: boolean

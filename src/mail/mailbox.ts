@@ -20,7 +20,8 @@ const MAX_NAME = 256
 // for each character, and a domain of megabytes would keep IDNA busy for seconds.
 const MAX_TEXT = 2 * MAX_NAME + MAX_LOCAL + MAX_DOMAIN + 16
 
-// Mailboxes that were read last, by their text: each is asked for twice, by the schema and for the envelope, and senders repeat.
+// Mailboxes that were read last, by their text: each is asked for twice, by the schema and for the envelope, and senders
+// repeat.
 const MAX_RECENT = 1_000 // of at most MAX_TEXT characters each
 const recent = new Map<string, Mailbox>()
 
@@ -144,8 +145,9 @@ export function needsEncodedWords(name: string): boolean {
 }
 
 /**
- * Refuses a name that could be taken for something else: by its invisible characters, or, where readers have to decode it,
- * by those that look for addresses in what they have decoded. Throws a RangeError with a sentence that follows the field's name.
+ * Refuses a name that could be taken for something else: by its invisible characters, or, where readers have to decode
+ * it, by those that look for addresses in what they have decoded. Throws a RangeError with a sentence that follows the
+ * field's name.
  */
 export function checkName(text: string, encoded: boolean): void {
   if (CONTROL.test(text)) throw new RangeError('has a name with a control character or line break')

@@ -6,7 +6,10 @@ const LF = 0x0a
 const CR = 0x0d
 const MAX_LINE = 998 // RFC 5322 §2.1.1, without the CRLF
 
-/** Checks a message's body as it passes by. Nothing is changed: bare CR and LF become CRLF, and dots are stuffed, on the way out. */
+/**
+ * Checks a message's body as it passes by. Nothing is changed: bare CR and LF become CRLF, and dots are stuffed, on the
+ * way out.
+ */
 export class RawBody {
   readonly #relay: RelayFeatures | undefined
   #lineLength = 0
@@ -47,7 +50,10 @@ export class RawBody {
   }
 }
 
-/** The last line end from `start` to `reach`, or -1. Looks at no octet outside: a body without CR would be gone through again and again. */
+/**
+ * The last line end from `start` to `reach`, or -1. Looks at no octet outside: a body without CR would be gone through
+ * again and again.
+ */
 function lineEnd(piece: Buffer, start: number, reach: number): number {
   const within = piece.subarray(start, reach + 1)
   const end = Math.max(within.lastIndexOf(LF), within.lastIndexOf(CR))

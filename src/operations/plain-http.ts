@@ -118,7 +118,10 @@ const PAGE_HEADERS = {
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; frame-src 'self'; img-src 'self' data:; require-trusted-types-for 'script'; trusted-types 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 } as const
 
-/** A file of a page, in a folder beside the code, read once: a thousand readers share it. Nothing but its own files may be loaded. */
+/**
+ * A file of a page, in a folder beside the code, read once: a thousand readers share it. Nothing but its own files may be
+ * loaded.
+ */
 export function pageFile(name: string, folder: URL): PlainAnswer {
   const type = TYPES[name.slice(name.lastIndexOf('.') + 1)] ?? 'application/octet-stream'
   const body = readFileSync(new URL(name, folder))

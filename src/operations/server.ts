@@ -24,7 +24,10 @@ const BY_ANY_NAME: readonly string[] = ['/livez', '/readyz', '/metrics']
 const SHARED_MS = 100
 const PAGES = new URL('pages/', import.meta.url)
 
-/** The plain HTTP server for probes, metrics and people. It knows no mail route and shares nothing with the listener that does. */
+/**
+ * The plain HTTP server for probes, metrics and people. It knows no mail route and shares nothing with the listener that
+ * does.
+ */
 export function operationsServer(options: OperationsOptions): Server {
   const routes = routesOf(options)
   const loopbackOnly = namesAddress(options.host.includes(':') ? `[${options.host}]` : options.host, {

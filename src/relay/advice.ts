@@ -120,7 +120,8 @@ function adviceFor(said: string, table: Advice): string {
   return table.find(([pattern]) => pattern.test(said))?.[1] ?? ''
 }
 
-// Exchange Online says 5.7.139 with the reason in words, or 5.7.3; Google ends its replies with "gsmtp". The last is for whatever is left.
+// Exchange Online says 5.7.139 with the reason in words, or 5.7.3; Google ends its replies with "gsmtp". The last is for
+// whatever is left.
 const LOGIN: Advice = [
   [
     /SmtpClientAuthentication is disabled/i,
@@ -260,7 +261,10 @@ function untrusted(code: string, said: string, cause: unknown): Explanation {
   return { why: `TLS failed: ${said}`, advice: 'Check the port and the TLS settings of the relay.' }
 }
 
-/** What the system said, in one line. OpenSSL's errors are a line of code positions around a reason, which they also give alone. */
+/**
+ * What the system said, in one line. OpenSSL's errors are a line of code positions around a reason, which they also give
+ * alone.
+ */
 function saidBy(cause: unknown): string {
   if (cause instanceof AggregateError) return [...new Set(cause.errors.map(saidBy))].join('; ')
   if (!(cause instanceof Error)) return 'unknown error'

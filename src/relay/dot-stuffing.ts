@@ -8,8 +8,9 @@ const SHORT_LINE = 16
 const SHORT_LINES = 64
 
 /**
- * Message content on its way to a relay (RFC 5321 §4.5.2): a line's first dot is doubled, and bare CR and LF become CRLF, since a
- * server that takes them for line ends would find the end of the message where there is none. Nearly all pieces pass as they are.
+ * Message content on its way to a relay (RFC 5321 §4.5.2): a line's first dot is doubled, and bare CR and LF become CRLF,
+ * since a server that takes them for line ends would find the end of the message where there is none. Nearly all pieces
+ * pass as they are.
  */
 export class DotStuffing {
   /** The octet before the next piece; the beginning of a message is that of a line. */

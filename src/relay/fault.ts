@@ -15,7 +15,10 @@ export type Step =
   | 'content'
   | 'dot'
 
-/** Why a relay does not take messages, or one of them: at which step, and what it or the system said. advice.ts has the words. */
+/**
+ * Why a relay does not take messages, or one of them: at which step, and what it or the system said. advice.ts has the
+ * words.
+ */
 export class RelayFault extends Error {
   readonly step: Step
   readonly reply: Reply | undefined

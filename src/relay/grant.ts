@@ -5,8 +5,8 @@ const LAST_PAUSE_MS = 60_000
 const MISSES = 3
 
 /**
- * How many sessions a relay grants. Servers do not tell: it is learned from those that they refuse while others stand, and one more is
- * tried from time to time. Times are by performance.now().
+ * How many sessions a relay grants. Servers do not tell: it is learned from those that they refuse while others stand,
+ * and one more is tried from time to time. Times are by performance.now().
  */
 export class Grant {
   readonly #most: number
@@ -46,7 +46,10 @@ export class Grant {
     return this.#within.over
   }
 
-  /** Allows one more than `standing`, where there are that many as are granted. Gives the ms until it may be asked again, or undefined. */
+  /**
+   * Allows one more than `standing`, where there are that many as are granted. Gives the ms until it may be asked again,
+   * or undefined.
+   */
   grow(standing: number): number | undefined {
     const more = this.few && !this.#trying
     if (more && this.#beyond.over && this.open && standing >= this.#sessions) {

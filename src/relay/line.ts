@@ -64,7 +64,10 @@ export class Line {
     return true
   }
 
-  /** Takes the next ticket whose turn it is out of the line; its client goes to the end of the round, and is one busier until `done`. */
+  /**
+   * Takes the next ticket whose turn it is out of the line; its client goes to the end of the round, and is one busier
+   * until `done`.
+   */
   next(): Ticket | undefined {
     for (const [client, line] of this.#waiting) {
       const ticket = line.find(({ streamed }) => this.#admits(client, streamed))
@@ -89,7 +92,10 @@ export class Line {
     else if (before !== undefined) before.last = false
   }
 
-  /** Whether the last message of the client was refused: the next one is likely to be, and to cost the session that carries it. */
+  /**
+   * Whether the last message of the client was refused: the next one is likely to be, and to cost the session that carries
+   * it.
+   */
   lastRefused(client: string): boolean {
     return this.#refused.get(client)?.last === true
   }

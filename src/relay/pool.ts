@@ -75,8 +75,8 @@ export class Pool {
   }
 
   /**
-   * Gives a session back. One whose message was refused ends, before the relay slows it down for more of the kind. `theirs`: the
-   * refusal was the message's.
+   * Gives a session back. One whose message was refused ends, before the relay slows it down for more of the kind.
+   * `theirs`: the refusal was the message's.
    */
   release(session: Session, ticket: Ticket, refused: boolean, theirs = refused): void {
     this.#busy -= 1
@@ -135,7 +135,10 @@ export class Pool {
     if (this.#urgent && this.#idle.length > 0) this.#swapTimer ??= setTimeout(() => this.#swap(), SWAP_MS)
   }
 
-  /** Ends an idle session for tickets that need a new one, where those that are being opened do not come: or the relay is slow to greet. */
+  /**
+   * Ends an idle session for tickets that need a new one, where those that are being opened do not come: or the relay is
+   * slow to greet.
+   */
   #swap(): void {
     const due = this.#urgent && this.#leaving.size === 0 && this.#grant.open
     if (due && this.#idle.length > 0) return this.#leave(this.#idle.shift()) // no other one until a session comes

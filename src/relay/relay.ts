@@ -111,8 +111,8 @@ export class Relay {
   }
 
   /**
-   * Hands a message over once, with `fresh` on a session that has carried nothing yet. A caller that leaves ends it only while it
-   * waits. Throws an AttemptFailed.
+   * Hands a message over once, with `fresh` on a session that has carried nothing yet. A caller that leaves ends it only
+   * while it waits. Throws an AttemptFailed.
    */
   async send(outgoing: Outgoing, attempt: Attempt, fresh = false): Promise<Delivery> {
     if (this.#offer !== undefined) this.#requires(outgoing.envelope, this.#offer)

@@ -23,7 +23,10 @@ export interface RelayEvents extends RelayObserver {
 export interface SendOptions {
   /** In whose name: clients take turns. */
   readonly client?: string
-  /** Called right before the first octet of the content leaves, at each attempt. A rejection, or `false`, and nothing is sent. */
+  /**
+   * Called right before the first octet of the content leaves, at each attempt. A rejection, or `false`, and nothing is
+   * sent.
+   */
   readonly onMark?: Mark
 }
 
@@ -83,7 +86,10 @@ export class Relays {
     await Promise.all(this.#relays.map((relay) => relay.look()))
   }
 
-  /** Has every session replaced by a new one: idle ones now, the others after their message. A token may be asked for at once. */
+  /**
+   * Has every session replaced by a new one: idle ones now, the others after their message. A token may be asked for at
+   * once.
+   */
   refresh(): void {
     this.#tokens?.retry()
     for (const relay of this.#relays) relay.refresh()
@@ -107,8 +113,8 @@ export class Relays {
   }
 
   /**
-   * Those that are up first; the others stay as a last resort: the network may have healed a moment ago. Content that may turn out
-   * to have 8-bit octets, when it is too late for another relay, goes to those that take them before all.
+   * Those that are up first; the others stay as a last resort: the network may have healed a moment ago. Content that may
+   * turn out to have 8-bit octets, when it is too late for another relay, goes to those that take them before all.
    */
   #inOrder({ envelope }: Outgoing): readonly Relay[] {
     if (this.#relays.length === 1) return this.#relays

@@ -39,7 +39,10 @@ interface Command {
   readonly recipient: string | undefined
 }
 
-/** One session with a relay, which carries messages one after the other. Its state is its own, and says nothing of the relay. */
+/**
+ * One session with a relay, which carries messages one after the other. Its state is its own, and says nothing of the
+ * relay.
+ */
 export class Session {
   readonly offer: Offer
   readonly wire: Wire

@@ -115,7 +115,10 @@ export class Postern {
     this.#retryFor = retryFor
   }
 
-  /** Sends a message. Resolves when the relay has it, or with `prefer` when the gateway has it stored. Throws a PosternError. */
+  /**
+   * Sends a message. Resolves when the relay has it, or with `prefer` when the gateway has it stored. Throws a
+   * PosternError.
+   */
   send(message: ScheduledMessage, options?: SendOptions): Promise<Receipt | Queued>
   send(message: Message, options?: AtOnce<SendOptions>): Promise<Receipt>
   send(message: Message, options?: SendOptions): Promise<Receipt | Queued>

@@ -68,7 +68,10 @@ async function pem(source: Pem): Promise<string> {
   return isFile(source) ? readFile(source, 'utf8') : Buffer.from(source).toString()
 }
 
-/** Tells one state of a file from another. At once: three looks through the thread pool for each message took half of a caller's CPU. */
+/**
+ * Tells one state of a file from another. At once: three looks through the thread pool for each message took half of a
+ * caller's CPU.
+ */
 function stampOf(source: Pem | undefined): string {
   if (source === undefined || !isFile(source)) return ''
   const { ino, size, mtimeMs } = statSync(source)

@@ -24,8 +24,8 @@ export interface Claim {
   /** Where the claim is in Redis: to be taken over by a queued message, in one step with it. */
   readonly lock?: Lock
   /**
-   * To be called right before the first octet of the content goes to a relay: from then on a claim that is lost leaves an unknown
-   * outcome. False where the claim is no longer this process's. Throws a 503 Problem `store_unavailable`.
+   * To be called right before the first octet of the content goes to a relay: from then on a claim that is lost leaves an
+   * unknown outcome. False where the claim is no longer this process's. Throws a 503 Problem `store_unavailable`.
    */
   mark(): Promise<boolean>
   /**
@@ -51,8 +51,9 @@ export interface IdempotencyStore {
   /**
    * Claims a key for a request, atomically. `scope` is the client's name, `key` the key as parsed, `bodyHash` tells one
    * request from another; a body that is yet to be streamed has none: then the caller compares the hashes of a finished
-   * request itself, once it has read its own body, and never hears `reused`. Of a key that was tried `lostMs` ago, before a
-   * store that forgets was there, nobody knows what became: `lost`. Throws a 503 Problem `store_unavailable`; then nothing is claimed.
+   * request itself, once it has read its own body, and never hears `reused`. Of a key that was tried `lostMs` ago, before
+   * a store that forgets was there, nobody knows what became: `lost`. Throws a 503 Problem `store_unavailable`; then
+   * nothing is claimed.
    */
   claim(scope: string, key: string, bodyHash: string | undefined, lostMs?: number): Promise<Claimed>
   close(): Promise<void>

@@ -9,7 +9,8 @@ const CONNECT_MS = 3_000
 const MAX_RECONNECT_MS = 2_000
 const MAX_WAITING_COMMANDS = 10_000
 
-// What a server says that is there and is not, or no longer, the one that keeps the data: behind its address there may be another.
+// What a server says that is there and is not, or no longer, the one that keeps the data: behind its address there may be
+// another.
 const WRONG_SERVER = /^(?:READONLY|LOADING|MASTERDOWN|CLUSTERDOWN|MISCONF|NOREPLICAS)\b/
 // What any error reply begins with: OOM and NOPERM are of a server that will say the same to whoever asks again.
 const ERROR_REPLY = /^[A-Z]{3,}\b/

@@ -54,9 +54,9 @@ if redis.call('HEXISTS', KEYS[1], 'status') == 1 then return 0 end
 return redis.call('DEL', KEYS[1])`)
 
 /**
- * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone, the key
- * is free where nothing had been handed over. Where that had begun it answers `lost` for the rest of its life, and the message is
- * never sent again without the caller knowing.
+ * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone, the
+ * key is free where nothing had been handed over. Where that had begun it answers `lost` for the rest of its life, and
+ * the message is never sent again without the caller knowing.
  */
 export class RedisIdempotencyStore implements IdempotencyStore {
   readonly #redis: RedisConnection

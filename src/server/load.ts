@@ -94,7 +94,10 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
   }
 }
 
-/** The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their faults. */
+/**
+ * The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their
+ * faults.
+ */
 function readFiles(...files: readonly (readonly [name: string, path: string | undefined])[]): (string | undefined)[] {
   const faults: string[] = []
   const texts = files.map(([name, path]) =>

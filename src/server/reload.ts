@@ -103,9 +103,9 @@ export class Reloader implements ClientSource {
   }
 
   /**
-   * The client that may go on asking on a connection, by all that is in force now; nothing for a stranger. Who is disabled is
-   * told so, with each request on a connection that is open too. Where tokens are taken, whoever has sent a request counts by its
-   * certificate: the token of a request says nothing of the next one.
+   * The client that may go on asking on a connection, by all that is in force now; nothing for a stranger. Who is
+   * disabled is told so, with each request on a connection that is open too. Where tokens are taken, whoever has sent a
+   * request counts by its certificate: the token of a request says nothing of the next one.
    */
   readonly clientOf = (socket: unknown, asked: boolean): string | undefined => {
     try {
@@ -251,7 +251,10 @@ export function digestsOf(config: ReloaderOptions['config']): Digests {
   return new Map(partsOf(config).map(([part, paths]) => [part, readAll(paths).digest]))
 }
 
-/** What the files of a part held at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
+/**
+ * What the files of a part held at one moment: judged and put into force is what was compared, whatever is written
+ * meanwhile.
+ */
 interface Content {
   readonly digest: string
   readonly texts: readonly string[]

@@ -6,9 +6,9 @@ const REST_MS = 400 // longer than a look: a file that is still being written to
 const MAX_UNSETTLED_MS = 1_200
 
 /**
- * Looks at files and calls `changed` when they have changed and come to rest, and once at the beginning: a file may have been
- * replaced since it was read. Each look follows symbolic links, which is how Kubernetes and certbot replace files; events of the
- * file system would stay with the file that was replaced. Returns what ends it.
+ * Looks at files and calls `changed` when they have changed and come to rest, and once at the beginning: a file may have
+ * been replaced since it was read. Each look follows symbolic links, which is how Kubernetes and certbot replace files;
+ * events of the file system would stay with the file that was replaced. Returns what ends it.
  */
 export function watchFiles(paths: readonly string[], changed: () => void): () => void {
   let timer: NodeJS.Timeout | undefined

@@ -61,7 +61,10 @@ export function readExtensions(explicit: Buffer): Extension[] {
   })
 }
 
-/** A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC, a day that there is. Throws a RangeError. */
+/**
+ * A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC, a day that there is. Throws a
+ * RangeError.
+ */
 export function readTime({ tag, content }: Element): Date {
   const text = content.toString('latin1')
   const century = tag !== TAG.utcTime ? '' : Number(text.slice(0, 2)) >= 50 ? '19' : '20'

@@ -88,8 +88,8 @@ export async function readSigningRequest(pem: string) {
 }
 
 /**
- * Issues a leaf certificate (with an empty key for the public key of another), which ends no later than its CA unless `notAfter` says so.
- * Throws a RangeError for an impossible name or lifetime, and for a CA that cannot sign.
+ * Issues a leaf certificate (with an empty key for the public key of another), which ends no later than its CA unless
+ * `notAfter` says so. Throws a RangeError for an impossible name or lifetime, and for a CA that cannot sign.
  */
 export async function issueCertificate(authority: Issued, request: CertificateRequest): Promise<Issued> {
   const { name, usage, san = [] } = request

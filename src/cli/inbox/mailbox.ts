@@ -28,7 +28,10 @@ const MAX_SEARCHED = 20_000 // characters of a text
 const FILE = /^\d{4}-\d\d-\d\dT[\d-]+Z-(\d+)\.eml$/
 const COUNTER = '.last' // the number of the last message: where all were deleted no file has it
 
-/** The messages of the development inbox: `.eml` files in a folder, the newest 500, each with a hidden file of what is known of it. */
+/**
+ * The messages of the development inbox: `.eml` files in a folder, the newest 500, each with a hidden file of what is
+ * known of it.
+ */
 export class Mailbox {
   readonly #directory: string
   #entries: readonly Entry[] = []

@@ -17,7 +17,10 @@ import { callerOf } from '../identity.ts'
 import { parsePreferences } from '../prefer.ts'
 import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
 
-/** POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the answer. */
+/**
+ * POST /v1/messages: a message in JSON, alone or ahead of its files, checked, composed and handed to a relay before the
+ * answer.
+ */
 export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void {
   const { clients, maxRecipients, queues } = options
   app.route({

@@ -35,7 +35,10 @@ export interface QueueChange {
 export interface QueueOptions {
   readonly store: QueueStore
   readonly sealer: Sealer
-  /** Hands a message over. `onMark` is asked right before the first octet of the content leaves: `false`, and it does not leave. */
+  /**
+   * Hands a message over. `onMark` is asked right before the first octet of the content leaves: `false`, and it does not
+   * leave.
+   */
   readonly send: (outgoing: Outgoing, client: string, onMark: (relay: string) => Promise<boolean>) => Promise<Delivery>
   readonly relayUp: () => boolean
   readonly allowances: Allowances
@@ -103,8 +106,9 @@ export class Queue {
   }
 
   /**
-   * Queues a message for whoever holds the lock on its key. With `waitMs` it is tried at once, and the answer comes when it is settled
-   * or put off, or after that time. Throws a 503 Problem; whether it is queued then is for a second look at the key to tell.
+   * Queues a message for whoever holds the lock on its key. With `waitMs` it is tried at once, and the answer comes when
+   * it is settled or put off, or after that time. Throws a 503 Problem; whether it is queued then is for a second look at
+   * the key to tell.
    */
   async enqueue(
     lock: Lock,
