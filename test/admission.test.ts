@@ -246,8 +246,8 @@ t.test('a waiting caller that leaves frees its place, and its message is not sen
     await gateway.waiting(messages)
     t.match(await gateway.post(MESSAGE), OVERLOADED, `${name}: every place is taken`)
     const gone = rest(socket)
-    if (politely) socket.end()
-    else socket.destroy()
+    if (politely) await new Promise<void>((resolve) => socket.end(resolve))
+    socket.destroy()
     await gone
     await gateway.waiting(0)
     const next = gateway.post({ ...MESSAGE, subject: 'next' }, { headers: { 'idempotency-key': 'left' } })

@@ -24,6 +24,8 @@ const MOST_BEGUN = 32
 // buffer, so more come only from a peer that fits hundreds of them into one read.
 const MOST_OWED = 512
 const CHECK_MS = 1_000
+// Between two questions to a peer that has ended its side: the first has a reset sent by one that is gone, the second meets it.
+const GONE_MS = 200
 
 const connections = new WeakMap<Duplex, Connection>()
 
@@ -100,11 +102,20 @@ function follow(socket: Socket, owing: Map<Socket, Connection>): Connection {
   connections.set(socket, connection)
   // A peer that ends its side within a body is answered all the same: Node would end ours before the 408 is ready.
   socket.allowHalfOpen = true
+  let asking: NodeJS.Timeout | undefined
+  socket.once('end', () => void (asking = setInterval(() => askWhetherGone(connection), GONE_MS).unref()))
   socket.once('close', () => {
+    clearInterval(asking)
     owing.delete(socket)
     for (const answer of connection.answers.keys()) settle(connection.answers, answer)
   })
   return connection
+}
+
+// The end of a peer's side may be the end of the peer. An interim answer (RFC 9110 §15.2) finds out while its message still waits.
+function askWhetherGone({ answers }: Connection): void {
+  const [answer] = answers.keys()
+  if (answer !== undefined && !answer.headersSent && answer.req.httpVersion === '1.1') answer.writeProcessing()
 }
 
 function settle(answers: Connection['answers'], answer: ServerResponse): void {

@@ -107,11 +107,21 @@ t.test('a peer that ends its side when it has said all reads every answer', asyn
       const socket = await dial(gateway, { maxVersion, allowHalfOpen: true })
       const answer = rest(socket)
       socket.end(requests)
-      const statuses = [...(await answer).matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status]) => status)
+      const statuses = [...(await answer).matchAll(/HTTP\/1\.1 ([2-5]\d+)/g)].map(([, status]) => status)
       t.same(
         statuses,
         Array.from({ length: requests.split(' HTTP/1.1\r\n').length - 1 }, () => '200'),
       )
       t.equal(gateway.relay.messages.length - sent, requests.split('POST ').length - 1)
     }
+})
+
+t.test('a peer that ends its side and waits is asked whether it is there, and has its answer', async (t) => {
+  const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void setTimeout(done, 1_000) })
+  const gateway = await startGateway(t, { relay })
+  const socket = await dial(gateway, { allowHalfOpen: true })
+  const answer = rest(socket)
+  socket.end(post(1))
+  t.match(await answer, /^(HTTP\/1\.1 102 Processing\r\n\r\n)+HTTP\/1\.1 200 /)
+  t.equal(relay.messages.length, 1)
 })
