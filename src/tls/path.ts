@@ -8,8 +8,10 @@ const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
 const SIGN_OR_AGREE = 0b1000_1000
 const CERTIFICATE_SIGN = 0b0000_0100
 const NETSCAPE_CLIENT = 0b1000_0000
-// Extensions that may be critical: those looked at here, policies, which limit nothing here, and identifiers.
-const KNOWN: readonly string[] = [...Object.values(EXTENSION), '551d12', '551d20']
+// Extensions that may be critical: those looked at here, and policies, which limit nothing here. RFC 5280 has identifiers and the
+// issuer's other names never or seldom so, and OpenSSL takes none of them.
+const IDENTIFIERS: readonly string[] = [EXTENSION.subjectKeyId, EXTENSION.authorityKeyId]
+const MAY_BE_CRITICAL = [...Object.values(EXTENSION).filter((id) => !IDENTIFIERS.includes(id)), '551d20']
 const RSA_BITS = { least: 2048, most: 16_384 } // 112 bits of security, as a handshake demands; OpenSSL verifies no longer ones
 const MOST_EXPONENT = 2n ** 64n // beyond it verifying costs as much as signing
 const LEAF_CURVES = ['prime256v1', 'secp384r1', 'secp521r1'] // TLS 1.3 has signatures for no others
@@ -25,7 +27,7 @@ export function authenticatesClients(path: readonly Certificate[]): boolean {
     const { extensions, x509 } = certificate
     const isLeaf = index === 0
     const isRoot = index === path.length - 1
-    for (const { id, critical } of extensions.values()) if (critical && !KNOWN.includes(id)) return false
+    for (const { id, critical } of extensions.values()) if (critical && !MAY_BE_CRITICAL.includes(id)) return false
     if (extensions.has(EXTENSION.proxyCertificate)) return false
     if (!isSoundKey(certificate, isLeaf) || !(isRoot || strongSignature(certificate.algorithm))) return false
     const usages = x509.keyUsage // on this class, the extended ones

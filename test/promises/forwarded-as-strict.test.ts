@@ -127,6 +127,14 @@ leaf('that is a CA', 'both accept', {
 leaf('with a path length and no CA', 'both accept', {
   extensions: [{ id: '2.5.29.19', critical: true, value: seq(int(0)) }],
 })
+for (const [name, id, value] of [
+  ["the issuer's other names", '2.5.29.18', Buffer.from('3003820161', 'hex')],
+  ['the id of its key', '2.5.29.14', Buffer.from('04020102', 'hex')],
+  ["the id of its issuer's key", '2.5.29.35', seq()],
+] as const) {
+  leaf(`with ${name}`, 'both accept', { extensions: [{ id, value }] })
+  leaf(`with ${name}, critically`, 'both refuse', { extensions: [{ id, critical: true, value }] })
+}
 leaf('with policies that are critical', 'both accept', {
   extensions: [{ id: '2.5.29.32', critical: true, value: seq(seq(oid('2.5.29.32.0'))) }],
 })
