@@ -246,9 +246,12 @@ scenario('a Redis that is full takes no more, and what it has is sent and settle
 
 scenario('a cancellation and a worker that come for one message: one of them gets it', async (t) => {
   const { relay, caller, a, b } = await world(t, { env: { POSTERN_SMTP_CONNECTIONS: '2' } })
+  const there = relay.hold('RCPT')
   const queued = await Promise.all(
     Array.from({ length: 60 }, async (_, n) => String((await caller.queue(a, message(`m${n}`))).json['id'])),
   )
+  await there
+  relay.open() // from here on they race
   const answers = await Promise.all(
     queued.reverse().map((id) => caller.ask(b, { method: 'DELETE', path: `/v1/messages/${id}` })),
   )
