@@ -8,7 +8,7 @@ import { figure, median, table } from './results.ts'
 const CONCURRENT = 50
 // A core that is busier makes its callers wait.
 const BUSY = 0.7
-const CONNECTIONS = 15 // POSTERN_SMTP_CONNECTIONS by default
+const CONNECTIONS = 10 // POSTERN_SMTP_CONNECTIONS by default
 const RELAY_MS = [5, 20, 100] // that a relay takes for a message
 const REPLICAS = [1, 2, 4, 8, 16]
 const PER_CONNECTION = [1, 10]
