@@ -1,5 +1,4 @@
 import { once } from 'node:events'
-import { createRequire } from 'node:module'
 import { Agent, request as httpsRequest, type RequestOptions } from 'node:https'
 import type { IncomingHttpHeaders } from 'node:http'
 import { createSecureContext, type SecureContext, type SecureContextOptions } from 'node:tls'
@@ -56,11 +55,6 @@ export const ANYTHING = 'clients: { billing: { fingerprints: [FINGERPRINT], from
 export const ENDED = '1ms'
 
 export const MESSAGE = { from: 'billing@corp.example', to: 'user@corp.example', subject: 'Hello', text: 'Hi.' } as const
-
-// Fastify has the schemas compiled for each gateway, for 20 ms of CPU. Here the hundreds of a process share one compiler.
-const require = createRequire(import.meta.resolve('fastify'))
-const compiler = require('@fastify/ajv-compiler')()
-Object.assign(require.cache[require.resolve('@fastify/ajv-compiler')] ?? {}, { exports: () => compiler })
 
 /** A gateway with real TLS in front and a real SMTP server behind, on loopback, stopped at the end of the test. */
 export async function startGateway(t: Test, options: GatewayOptions = {}): Promise<TestGateway> {
