@@ -142,15 +142,15 @@ async function checkRedis({ queue, redisUrl }: Config, errors: string[], warning
   if (redisUrl === undefined) return
   let end = (_error?: Error): void => {}
   const there = new Promise<Error | undefined>((resolve) => (end = resolve))
-  const redis = await connectRedis(redisUrl, (_up, reason) => end(reason))
+  const { client, close } = await connectRedis(redisUrl, (_up, reason) => end(reason))
   try {
     const reason = await there
-    if (reason === undefined) warnings.push(...(await durabilityFindings(redis, { queue: queue !== undefined })))
+    if (reason === undefined) warnings.push(...(await durabilityFindings(client, { queue: queue !== undefined })))
     else errors.push(`POSTERN_REDIS_URL: no connection (${reason.message}). Check host, port, user and password.`)
   } catch {
     errors.push('POSTERN_REDIS_URL: Redis does not answer INFO. Check what its user may do.')
   } finally {
-    redis.destroy()
+    close()
   }
 }
 

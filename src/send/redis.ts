@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto'
 import { Problem } from '../errors.ts'
 
-export type RedisConnection = Awaited<ReturnType<typeof connectRedis>>
+export type RedisConnection = Awaited<ReturnType<typeof connectRedis>>['client']
 
 // A store that has not answered by then is as good as away: callers are waiting.
 const ANSWER_MS = 2_000
@@ -19,7 +19,7 @@ const LOOK_MS = 1_000
 /**
  * A connection to Redis that comes back by itself, to another server where the present one takes no writes. While it is away
  * commands fail at once instead of piling up, and one that hangs is given up after some seconds. `onChange` hears of every
- * loss and return.
+ * loss and return. `close` ends the client and all that would bring it back.
  */
 export async function connectRedis(url: string, onChange: (up: boolean, reason?: Error) => void) {
   const { createClient } = await import('@redis/client') // a good part of the start, for those who use it
@@ -33,15 +33,16 @@ export async function connectRedis(url: string, onChange: (up: boolean, reason?:
     socket: { connectTimeout: CONNECT_MS, socketTimeout: ANSWER_MS, reconnectStrategy: pause },
   })
   let up: boolean | undefined
-  let closed = false
   let wrong = 0
+  let coming: NodeJS.Timeout | undefined
   const change = (now: boolean, reason?: Error): void => {
     if (up === now) return
     up = now
     onChange(now, reason)
   }
   const connect = (): void => {
-    if (!closed) client.connect().catch((error: Error) => change(false, error))
+    coming = undefined
+    client.connect().catch((error: Error) => change(false, error))
   }
   // A server tells only to who writes that it takes no writes.
   const look = async (): Promise<void> => {
@@ -52,14 +53,11 @@ export async function connectRedis(url: string, onChange: (up: boolean, reason?:
     } catch (error) {
       if (!(error instanceof Error) || !ERROR_REPLY.test(error.message)) return
       change(false, error)
-      if (!WRONG_SERVER.test(error.message)) return
-      leaving = true
+      if (!WRONG_SERVER.test(error.message) || coming !== undefined) return
       client.destroy()
-      leaving = false
-      setTimeout(connect, pause(wrong++)).unref()
+      coming = setTimeout(connect, pause(wrong++)).unref()
     }
   }
-  let leaving = false
   let looking = false // what is written restarts the time after which a silent server is given up
   const looks = setInterval(() => {
     if (looking || !client.isReady) return
@@ -68,14 +66,15 @@ export async function connectRedis(url: string, onChange: (up: boolean, reason?:
   }, LOOK_MS)
   looks.unref()
   client.on('error', (error: Error) => change(false, error))
-  client.on('ready', () => void look())
-  client.on('end', () => {
-    if (leaving) return
-    closed = true
-    clearInterval(looks)
-  })
+  // A client that was destroyed while it was connecting says so nevertheless, and keeps the connection.
+  client.on('ready', () => (client.isOpen ? void look() : client.destroy()))
   connect()
-  return client
+  const close = (): void => {
+    clearInterval(looks)
+    clearTimeout(coming)
+    client.destroy()
+  }
+  return { client, close }
 }
 
 /** Asks Redis within bounds. Throws a 503 Problem `store_unavailable` when it is away, hangs or answers nonsense. */

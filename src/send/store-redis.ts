@@ -89,7 +89,6 @@ export class RedisIdempotencyStore implements IdempotencyStore {
 
   async close(): Promise<void> {
     this.#closed = true
-    this.#redis.destroy()
   }
 
   #claim(name: string, token: string): Claim {

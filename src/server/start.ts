@@ -90,14 +90,15 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   })
   for (const { label } of relays.status) metrics.relayUp.set({ relay: label }, 1)
   let storeUp = false
-  const redis =
+  const shared =
     config.redisUrl === undefined
       ? undefined
       : await connectRedis(config.redisUrl, (up, reason) => {
           storeUp = up
           if (up) {
             logger.info('the shared store is there')
-            if (config.queue !== undefined && redis !== undefined) void warnOfLoss(redis, logger).catch(() => {})
+            if (config.queue !== undefined && shared !== undefined)
+              void warnOfLoss(shared.client, logger).catch(() => {})
             queue?.kick()
           } else
             logger.error(
@@ -105,6 +106,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
               'the shared store is away: requests with an Idempotency-Key are refused, rates count for this replica alone',
             )
         })
+  const redis = shared?.client
   const witness = redis && new Witness(redis)
   const store =
     redis === undefined || witness === undefined
@@ -197,6 +199,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     await Promise.all([app.close(), relays.close()])
     await queue?.close(WRITE_DOWN_MS)
     await store.close()
+    shared?.close()
   }
   try {
     // Not app.listen(): for "localhost" it opens a second server, which no reload of certificates would reach.

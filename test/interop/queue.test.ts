@@ -506,8 +506,8 @@ t.test('a Redis that may forget what is queued is told of, with what to set', as
   const { gateway, redis } = await setUp(t)
   const forgets = /POSTERN_QUEUE is on, and Redis is not durable: it forgets.*"appendonly yes" and "appendfsync always"/
   await until(() => gateway.log.some(({ level, msg }) => level === 40 && forgets.test(String(msg))))
-  const connection = await connectRedis(redis.url, () => {})
-  t.teardown(() => connection.destroy())
+  const { client: connection, close } = await connectRedis(redis.url, () => {})
+  t.teardown(close)
   await until(() => connection.isReady)
   const findings = () => durabilityFindings(connection, { queue: true })
   t.match(await findings(), [forgets])

@@ -1,6 +1,7 @@
+import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
-import { connectRedis, type RedisConnection, Witness } from '../../src/send/redis.ts'
+import { connectRedis, Witness } from '../../src/send/redis.ts'
 import { RedisIdempotencyStore } from '../../src/send/store-redis.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
@@ -24,7 +25,8 @@ async function replicas(
 }
 
 async function until(condition: () => Promise<boolean>): Promise<void> {
-  while (!(await condition())) await pause(20)
+  for (const deadline = Date.now() + 60_000; !(await condition()); await pause(20))
+    if (Date.now() > deadline) throw new Error(`never came true: ${condition}`)
 }
 
 t.test('a key that one replica answered is answered again by the other', async (t) => {
@@ -61,11 +63,10 @@ t.test('of many requests with one key at once, on both replicas, one is sent', a
 
 t.test('a key whose answer is stored is not freed: what was begun under it may come to its end unheard', async (t) => {
   const redis = await startRedis(t)
-  const connection = await new Promise<RedisConnection>((resolve) => {
-    const connecting = connectRedis(redis.url, (up) => up && void connecting.then(resolve))
-  })
-  const store = new RedisIdempotencyStore(connection, new Witness(connection))
-  t.teardown(() => store.close())
+  const { client, close } = await connectRedis(redis.url, () => {})
+  t.teardown(close)
+  await until(async () => client.isReady)
+  const store = new RedisIdempotencyStore(client, new Witness(client))
   const first = await store.claim('a', 'k', 'hash')
   if (first.state !== 'new') throw new Error(first.state)
   await first.claim.finish({ status: 202, body: 'id' }, 'hash')
@@ -215,6 +216,20 @@ t.test(
     t.match(a.logText(), /READONLY/)
   },
 )
+
+t.test('a client that is closed while it is between two servers does not come back', async (t) => {
+  const redis = await startRedis(t)
+  const { client, close } = await connectRedis(redis.url, () => {})
+  t.teardown(close)
+  await until(async () => client.isReady)
+  await redis.cli('replicaof', '127.0.0.1', '1')
+  await once(client, 'end') // left, and about to try again
+  close()
+  let returned = false
+  client.on('connect', () => (returned = true))
+  await pause(300)
+  t.notOk(returned || client.isOpen)
+})
 
 t.test('a server that is full is told in the log and on the status page, once, until it has room', async (t) => {
   const redis = await startRedis(t)
