@@ -5,8 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createTransport } from 'nodemailer'
 import t, { type Test } from 'tap'
+import { freePort } from './support/process.ts'
 import { launch, shell } from './support/readme.ts'
-import { portOf } from './support/sockets.ts'
 
 function newFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'postern-dev-'))
@@ -76,10 +76,7 @@ t.test('any app can send to the inbox over plain SMTP, with a login or without',
 })
 
 t.test('the operations port may be the one that the page of the inbox would take', async (t) => {
-  const free = createServer().listen(0, '127.0.0.1')
-  await once(free, 'listening')
-  const page = portOf(free)
-  await new Promise((closed) => free.close(closed))
+  const page = (await freePort(3)) + 1
   const firstLine = dev(t, newFolder(t), page - 1, page)
   t.equal(
     await firstLine(/ another /),
@@ -89,11 +86,10 @@ t.test('the operations port may be the one that the page of the inbox would take
 })
 
 t.test('the ports are fixed, and one that is taken is said so', async (t) => {
-  const taken = createServer().listen(0, '127.0.0.1')
+  const page = (await freePort(3)) + 1
+  const taken = createServer().listen(page, '127.0.0.1')
   await once(taken, 'listening')
   t.teardown(() => taken.close())
-  const address = taken.address()
-  const page = typeof address === 'object' && address !== null ? address.port : 0
   const folder = newFolder(t)
   const firstLine = dev(t, folder, page - 1)
   t.equal(

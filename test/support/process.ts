@@ -116,19 +116,24 @@ export async function writeFiles(directory: string, files: Readonly<Record<strin
 }
 
 /**
- * A loopback port that nobody had a moment ago, for servers that cannot choose one themselves, or come back to theirs. It lies
- * below those that a system gives to connections going out: among them one may be taken while its server is away.
+ * A loopback port that nobody had a moment ago, for servers that cannot choose one themselves, or come back to theirs; with
+ * `count`, the first of so many in a row. It lies below those that a system gives to connections going out: among them one
+ * may be taken while its server is away.
  */
-export async function freePort(): Promise<number> {
+export async function freePort(count = 1): Promise<number> {
   for (;;) {
-    const port = randomInt(20_000, 32_768)
-    const server = createServer()
-    const free = await new Promise<boolean>((resolve) => {
-      server.once('error', () => resolve(false))
-      server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)))
-    })
-    if (free) return port
+    const first = randomInt(20_000, 32_768 - count)
+    const ports = Array.from({ length: count }, (_, n) => first + n)
+    if ((await Promise.all(ports.map(isFree))).every(Boolean)) return first
   }
+}
+
+async function isFree(port: number): Promise<boolean> {
+  const server = createServer()
+  return new Promise((resolve) => {
+    server.once('error', () => resolve(false))
+    server.listen(port, '127.0.0.1', () => server.close(() => resolve(true)))
+  })
 }
 
 /** Runs a program to its end and resolves with its stdout. Throws with its stderr when its exit status is not 0. */
