@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { check } from '../src/cli/check.ts'
+import { page } from '../src/cli/help.ts'
 import { postern as program } from './support/process.ts'
 
 // In a folder of its own and without a setting; one that begins to serve is killed.
@@ -56,14 +57,13 @@ t.test('a typing error in a command, a page or an option is told with what was m
 })
 
 t.test('help with a topic is its page, and names the topics where there is none', async (t) => {
-  for (const page of readdirSync('src/docs').filter((name) => name.endsWith('.md')))
-    t.equal(
-      postern('help', page.replace(/^README\.|\.md$/g, '')).stdout,
-      readFileSync(join('src/docs', page), 'utf8'),
-      page,
-    )
-  for (const unknown of ['nothing', '../settings', 'settings.md'])
-    t.match(postern('help', unknown), { status: 1, stdout: '', stderr: /no page .* settings,/ }, unknown)
+  const told = (topic: string): string => `${page(topic)}\n`
+  const files = readdirSync('src/docs').filter((name) => name.endsWith('.md'))
+  for (const file of files)
+    t.equal(told(file.replace(/^README\.|\.md$/g, '')), readFileSync(join('src/docs', file), 'utf8'), file)
+  for (const topic of ['settings', 'ko']) t.equal(postern('help', topic).stdout, told(topic), 'as the command has it')
+  for (const unknown of ['../settings', 'settings.md']) t.throws(() => page(unknown), /no page .* settings,/, unknown)
+  t.match(postern('help', 'nothing'), { status: 1, stdout: '', stderr: /no page .* settings,/ })
 })
 
 t.test('a certificate whose key is gone ends postern dev with what to do about it', async (t) => {
