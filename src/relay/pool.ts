@@ -34,6 +34,8 @@ export class Pool {
   /** Tickets whose turn has come, and that wait for a session to be opened. */
   #entitled: Ticket[] = []
   #opening = 0
+  /** A session failed while none stood: those that are being opened tell whether any can be had. */
+  #doubtful = false
   #busy = 0
   /** When a session ended last, by performance.now(). */
   #endedAt = -Infinity
@@ -118,7 +120,7 @@ export class Pool {
   }
 
   get #room(): boolean {
-    return this.#sessions.size + this.#opening < this.#grant.sessions && this.#grant.open
+    return this.#sessions.size + this.#opening < this.#grant.sessions && this.#grant.open && !this.#doubtful
   }
 
   #serve(): void {
@@ -213,6 +215,7 @@ export class Pool {
 
   #opened(session: Session, begun: number): void {
     this.#endSwap()
+    this.#doubtful = false
     this.#sessions.add(session)
     this.#grant.opened(begun, this.#sessions.size)
     // Spread, so that sessions opened together do not end together.
@@ -234,6 +237,7 @@ export class Pool {
     const standing = this.#sessions.size - this.#leaving.size + this.#opening
     const greeting = fault.step === 'greeting'
     const counted = greeting && (this.#leaving.size > 0 || performance.now() < this.#endedAt + LINGER_MS)
+    this.#doubtful = standing === this.#opening && this.#opening > 0 && !counted
     if (standing === 0 && !counted) {
       this.#grant.forget()
       return this.#failAll(fault)

@@ -35,8 +35,8 @@ export interface RelayTls {
 export interface Attempt {
   /** By performance.now(). */
   readonly deadline: number
-  /** How long the relay may take until it asks for the content, ms. */
-  readonly patience: number
+  /** Until when the relay is waited for, other relays being there, by performance.now(). */
+  readonly turnEnds: number
   /** In whose name, for fairness. */
   readonly client: string
   readonly mark: Mark | undefined
@@ -92,7 +92,10 @@ export class Relay {
         this.#offer = session.offer
         return session
       },
-      lost: () => this.#lookAfter(LOOK_MS),
+      lost: () => {
+        this.#offer = undefined // it may have been restarted, with other settings
+        this.#lookAfter(LOOK_MS)
+      },
     })
   }
 
@@ -121,6 +124,7 @@ export class Relay {
     let refused = false
     let theirs = true // and not the session's
     const { carried, rested } = session
+    const begun = performance.now()
     try {
       this.#requires(outgoing.envelope, session.offer)
       const { reply, accepted, rejected } = await this.#watched(session, outgoing, attempt)
@@ -134,10 +138,11 @@ export class Relay {
       const failed = judge(error, this.label, outgoing, ended ? rested : carried)
       theirs = error.step === 'rcpt' || failed.next !== 'fresh session'
       if (rested && isLate(error)) this.#pool.distrust()
-      // A message's failure is the message's. A look tells whether the relay has failed too.
-      else if (failed.problem.code === 'relay_unavailable' && failed.next === 'next relay') {
+      else if (failed.next === 'next relay' && (failed.problem.code === 'relay_unavailable' || error.step === 'mail')) {
         this.#withMail = true
-        this.#lookAfter(DOUBT_MS)
+        if (error.step === 'mail' && isLate(error) && this.#heard < begun) this.#fails(error)
+        // A message's failure is the message's. A look tells whether the relay has failed too.
+        else this.#lookAfter(DOUBT_MS)
       }
       throw failed
     } finally {
@@ -167,6 +172,7 @@ export class Relay {
   }
 
   refresh(): void {
+    this.#offer = undefined
     this.#pool.refresh()
   }
 
@@ -177,14 +183,14 @@ export class Relay {
   }
 
   /** The ticket's session. Throws an AttemptFailed when there is none in time, or when the caller leaves before. */
-  async #session(ticket: Waiting, outgoing: Outgoing, { caller, deadline }: Attempt): Promise<Session> {
+  async #session(ticket: Waiting, outgoing: Outgoing, { caller, turnEnds }: Attempt): Promise<Session> {
     this.#pool.acquire(ticket)
     if (ticket.session !== undefined) return ticket.session
     const giveUp = (why: string): void => {
       if (!this.#pool.cancel(ticket)) return
-      ticket.fail(new AttemptFailed(new Problem('relay_unavailable', `${this.label}: ${why}.`), 'nothing'))
+      ticket.fail(new AttemptFailed(new Problem('relay_unavailable', `${this.label}: ${why}.`), 'next relay'))
     }
-    const timer = setTimeout(() => giveUp('no session with it became free in time'), deadline - performance.now())
+    const timer = setTimeout(() => giveUp('no session with it became free in time'), turnEnds - performance.now())
     if (caller !== undefined) caller.whenGone = () => giveUp('the caller has left')
     try {
       return await ticket.wait()
@@ -210,10 +216,11 @@ export class Relay {
   }
 
   /** Sends over a session, and ends that when the time is up. */
-  async #watched(session: Session, outgoing: Outgoing, { deadline, patience, mark }: Attempt): Promise<Taken> {
+  async #watched(session: Session, outgoing: Outgoing, { deadline, turnEnds, mark }: Attempt): Promise<Taken> {
     const { streamed } = outgoing
     const since = performance.now()
-    const envelopeBy = Math.min(deadline, since + (session.rested ? Math.min(patience, this.#sessionMs) : patience))
+    const soon = since + this.#sessionMs
+    const envelopeBy = Math.min(deadline, session.rested ? soon : Math.max(turnEnds, soon))
     const left = (): number => {
       const now = performance.now()
       if (['mail', 'rcpt', 'data'].includes(session.step)) return envelopeBy - now

@@ -57,9 +57,10 @@ export class Relays {
     let answer: Problem | undefined
     const relays = this.#inOrder(outgoing)
     for (const [index, relay] of relays.entries()) {
-      const left = deadline - performance.now()
-      if (left <= 0 || caller?.gone === true) break
-      const attempt = { deadline, patience: left / (relays.length - index), client, mark: onMark, caller }
+      const now = performance.now()
+      if (deadline <= now || caller?.gone === true) break
+      const turnEnds = now + (deadline - now) / (relays.length - index)
+      const attempt = { deadline, turnEnds, client, mark: onMark, caller }
       try {
         return await this.#attempt(relay, outgoing, attempt)
       } catch (error) {

@@ -3,7 +3,7 @@ import { createServer } from 'node:net'
 import t, { type Test } from 'tap'
 import { Departure } from '../../src/relay/departure.ts'
 import { Relays } from '../../src/relay/relays.ts'
-import { type Script, startFaultRelay } from '../support/fault-relay.ts'
+import { type Script, type Stage, startFaultRelay } from '../support/fault-relay.ts'
 import { testConfig } from '../support/gateway.ts'
 import { LARGE, outcomeOf, outgoing, relaysFor, SMALL } from '../support/outcome.ts'
 import { makePki } from '../support/pki.ts'
@@ -65,6 +65,25 @@ t.test('a large message that broke off in the middle goes whole to the next rela
   t.equal(code, 200)
   t.equal(first.complete.length, 0)
   t.equal(second.accepted[0]?.length, LARGE.length + 3, 'the message and its dot')
+})
+
+t.test('a relay that falls silent holds up no message that another one would take, however many wait', async (t) => {
+  const sent = async (stage: Stage): Promise<void> => {
+    const [first, second] = [await startFaultRelay(t, { stage, fault: 'hang' }), await startFaultRelay(t)]
+    const relays = await relaysFor(t, [first.url, second.url], {
+      POSTERN_SMTP_TIMEOUT: '6s',
+      POSTERN_SMTP_CONNECTIONS: '2',
+    })
+    void relays.probeAll()
+    const answers: ReturnType<typeof outcomeOf>[] = []
+    for (let n = 0; n < 10; n++) {
+      await new Promise((resolve) => setTimeout(resolve, 50)) // sessions are opened one behind the other
+      answers.push(outcomeOf(relays, SMALL))
+    }
+    t.same(new Set((await Promise.all(answers)).map(({ code }) => code)), new Set([200]), stage)
+    if (stage !== 'RCPT 1' && stage !== 'DATA') t.match(relays.status, [{ up: false }, { up: true }], stage)
+  }
+  await Promise.all((['greeting', 'EHLO', 'AUTH', 'MAIL', 'RCPT 1', 'DATA'] as const).map(sent))
 })
 
 t.test('with every relay down there is one answer within the deadline', async (t) => {
