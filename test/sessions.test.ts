@@ -77,6 +77,12 @@ t.test(
     t.equal(await alone.send(), 'message_too_large')
     t.match(alone.problem, { status: 413, outcome: 'not_sent', message: new RegExp(`${small.label} takes 1000`) })
     t.same(alone.changes, [], 'the relay stays up')
+    for (const odd of ['SIZE', 'SIZE 0', 'SIZE unlimited', 'SIZE -1', 'SIZE 0x10', 'SIZE 1e1', 'size=100000 octets']) {
+      small.offers = [odd]
+      alone.relays.refresh()
+      t.equal(await alone.send(), odd === 'SIZE 1e1' ? 'message_too_large' : 200, odd)
+    }
+    small.offers = ['SIZE 1000']
     const both = await bench(t, [small, large])
     t.equal(await both.send(), 200)
     t.equal(large.messages.length, 1)
@@ -328,6 +334,7 @@ t.test('a refusal about session or login is the relay\u2019s: 503, and the next 
     ['MAIL', '550 5.7.57 Client was not authenticated to send anonymous mail'],
     ['MAIL', '535 5.7.8 no'],
     ['MAIL', '502 5.5.2 no'],
+    ['MAIL', '521 5.3.2 this host takes no mail (RFC 7504)'],
     ['RCPT', '504 5.5.2 <gw>: Helo command rejected: need fully-qualified hostname'],
     ['RCPT', '530 5.7.1 Authentication required'],
     ['EHLO', '550 5.7.1 no'],
@@ -345,6 +352,29 @@ t.test('a refusal about session or login is the relay\u2019s: 503, and the next 
     }
     t.equal(await (await bench(t, [first, second])).send(), 200, 'the next relay has it')
   }
+})
+
+t.test('a line that is too long is the message\u2019s fault (RFC 5321 \u00a74.5.3.1.9)', async (t) => {
+  const relay = await startScripted(t, (command) => (command === 'dot' ? '500 Line too long' : undefined))
+  const { send, problem, changes } = await bench(t, [relay])
+  t.equal(await send(), 'rejected_by_relay')
+  t.equal(problem, undefined)
+  t.same(changes, [])
+})
+
+t.test('a relay that says 421 to every MAIL is down, and one that says it to some is not', async (t) => {
+  const relay = await startScripted(t, (command) => (command.startsWith('MAIL') ? '421 4.3.2 later' : undefined))
+  const { send, changes } = await bench(t, [relay])
+  t.equal(await send(), 'deferred_by_relay')
+  await until(() => changes.length > 0)
+  t.same(changes, [`${relay.label} down`])
+  relay.says = (command) => (command.startsWith('MAIL FROM:<billing') ? '421 4.7.0 not you' : undefined)
+  await until(() => changes.length > 1)
+  t.equal(await send(), 'deferred_by_relay')
+  const looks = (): number => relay.talks.flatMap(({ commands }) => commands).filter((line) => line === 'RSET').length
+  const before = looks()
+  await until(() => looks() > before)
+  t.same(changes, [`${relay.label} down`, `${relay.label} up`])
 })
 
 t.test('an address that looks like a word about logins does not make its refusal the relay\u2019s', async (t) => {
@@ -375,7 +405,7 @@ t.test('every way to log in that a relay may offer', async (t) => {
       if (commands.at(-2) === 'AUTH LOGIN') return '334 UGFzc3dvcmQ6'
       return commands.at(-3) === 'AUTH LOGIN' || commands.at(-2) === 'AUTH CRAM-MD5' ? '235 2.7.0 ok' : undefined
     })
-    relay.offers = [`AUTH ${mechanism}`]
+    relay.offers = [`AUTH=GSSAPI ${mechanism}`, 'auth\tGSSAPI'] // a draft had it with "=", and old clients want that
     const { send } = await bench(t, [], { POSTERN_SMTP_URL: relay.url.replace('//', '//user:secret@') })
     t.equal(await send(), 200, mechanism)
     t.match(relay.talks[0]?.commands.slice(1, 1 + said.length), said)
@@ -391,6 +421,11 @@ t.test('the relay that has SMTPUTF8 gets what needs it, and one that has not is 
   const both = await bench(t, [without, with8])
   t.equal(await both.send({ utf8: true }), 200)
   t.match(with8.talks[0]?.commands, [/^EHLO/, /^MAIL FROM:<.*> BODY=8BITMIME SMTPUTF8$/])
+  without.offers = with8.offers
+  alone.relays.refresh()
+  t.equal(await alone.send({ utf8: true }), 200, 'what it announced is forgotten with its sessions')
+  without.offers = []
+  both.relays.refresh()
   const away = await startScripted(t, (command) => (command === 'greeting' ? '554 no!' : undefined))
   for (const order of [
     [without, away],

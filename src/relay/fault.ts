@@ -48,9 +48,9 @@ export function isAboutLogin(reply: Reply): boolean {
  */
 export function isAboutSession(step: Step, reply: Reply): boolean {
   if (reply.code < 500) return false
-  const enhanced = enhancedCode(reply)
+  if (reply.code === 500 && step === 'dot') return false // RFC 5321 §4.5.3.1.9: a line is too long
   if (ABOUT_SESSION.has(reply.code) || isAboutLogin(reply)) return true
   if (step !== 'mail' && step !== 'rcpt') return false
-  if ((reply.code === 501 || reply.code === 504) && step === 'mail') return enhanced?.startsWith('5.1.') !== true
+  if ([501, 504, 521].includes(reply.code) && step === 'mail') return enhancedCode(reply)?.startsWith('5.1.') !== true
   return IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
 }

@@ -42,8 +42,10 @@ export class Offer {
 
   constructor(ehlo: Reply) {
     for (const line of ehlo.text.split('\n').slice(1)) {
-      const [, keyword, parameters = ''] = /^250[ -]([A-Za-z0-9-]+)[ =]?(.*)$/.exec(line) ?? []
-      if (keyword !== undefined) this.#keywords.set(keyword.toUpperCase(), parameters.toUpperCase())
+      const [, keyword, parameters = ''] = /^250[ -]([A-Z0-9-]+)[\s=]*(.*)$/.exec(line.toUpperCase()) ?? []
+      // Some say AUTH twice, in the form of a draft too.
+      if (keyword !== undefined)
+        this.#keywords.set(keyword, `${this.#keywords.get(keyword) ?? ''} ${parameters}`.trim())
     }
   }
 
@@ -57,12 +59,12 @@ export class Offer {
 
   /** The most octets that a message may have (RFC 1870), where it says. */
   get size(): number {
-    return Number(this.#keywords.get('SIZE')) || Infinity
+    return Number(/^\d+/.exec(this.#keywords.get('SIZE') ?? '')?.[0]) || Infinity
   }
 
   /** SASL mechanisms (RFC 4954). */
   get mechanisms(): readonly string[] {
-    return (this.#keywords.get('AUTH') ?? '').split(' ').filter(Boolean)
+    return (this.#keywords.get('AUTH') ?? '').split(/\s+/).filter(Boolean)
   }
 }
 
