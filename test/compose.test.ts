@@ -104,6 +104,14 @@ t.test(
   },
 )
 
+t.test('an attachment has one name, whatever its media type says', async (t) => {
+  for (const content_type of ['text/plain; NAME=evil.exe', 'text/plain; name="evil.exe"; charset=utf-8']) {
+    const raw = compose({ ...BASE, attachments: [{ filename: 'a.txt', content: '', content_type }] })
+    t.notMatch(raw.toString(), 'evil.exe')
+    t.match(raw.toString(), / name="a\.txt"\r\n/)
+  }
+})
+
 const PERSONS = [
   'Smith, John',
   'J. R. "Bob" Smith',

@@ -126,6 +126,7 @@ const BAD = [
   `${'한'.repeat(22)}@x.example`,
   `a@${'x'.repeat(64)}.example`,
   `a@${'x.'.repeat(128)}example`,
+  `${'a'.repeat(64)}@${'x'.repeat(63)}.${'y'.repeat(63)}.${'z'.repeat(62)}`,
   '=?UTF-8?Q?a@x.example=2C?= <b@corp.example>',
 ]
 
@@ -146,6 +147,8 @@ t.test('a name is one line of at most 256 characters', async (t) => {
     t.throws(() => parseName(name), RangeError)
   t.equal(parseName(' 한'.padEnd(256, '글')).length, 255)
   t.equal(parseMailbox({ email: 'a@b.example', name: '한'.repeat(256) }).name.length, 256)
+  t.equal(parseMailbox({ email: 'a@b.example', name: '😀'.repeat(256) }).name, '😀'.repeat(256))
+  t.throws(() => parseName('😀'.repeat(257)), /256/)
   t.equal(parseMailbox(`"${'\\"'.repeat(256)}" <a@b.example>`).name, '"'.repeat(256))
 })
 

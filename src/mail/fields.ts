@@ -70,13 +70,14 @@ function phrase(name: string): readonly string[] {
 
 /**
  * Content-Type of a file as tokens. It ends in the file's name for readers that do not know RFC 2231, as encoded words where
- * it has to be encoded: RFC 2047 knows them in no such place, but those readers do. A name that fits no line is left out.
+ * it has to be encoded: RFC 2047 knows them in no such place, but those readers do. A name that fits no line is left out, and
+ * so is another one that the type has: readers that look there would show that.
  */
 export function contentType(type: string, filename: string): readonly string[] {
-  const parts = type.match(/(?:"[^"]*"|[^";])+/g)?.map((part) => part.trim()) ?? []
+  const given = type.match(/(?:"[^"]*"|[^";])+/g)?.map((part) => part.trim()) ?? []
+  const parts = given.filter((part) => !/^name=/i.test(part))
   const name = `name="${isPlain(filename) ? filename : encodedWords(filename).join(' ')}"`
-  const named = name.length > LONGEST_WORD || parts.some((part) => /^name=/i.test(part))
-  return separated(named ? parts : [...parts, name])
+  return separated(name.length > LONGEST_WORD ? parts : [...parts, name])
 }
 
 /** Content-Disposition of a file (RFC 2183) as tokens, its name as RFC 2231 has it where it is not plain. */

@@ -17,6 +17,10 @@ const ALLOWED_HEADERS = [
 ]
 /** Names of `headers`, in words. */
 export const HEADERS_IN_WORDS = `X-*, List-*, ${ALLOWED_HEADERS.join(', ')}`
+const ATOM = "[\\w!#$%&'*+/=?^`{|}~-]+" // RFC 5322 §3.2.3
+const DOT_ATOM = `${ATOM}(?:\\.${ATOM})*`
+const MESSAGE_ID = new RegExp(`^<${DOT_ATOM}@(?:${DOT_ATOM}|\\[[\\w.:-]+\\])>$`)
+const CONTENT_ID = new RegExp(`^(?:${DOT_ATOM}(?:@${DOT_ATOM})?|<${DOT_ATOM}(?:@${DOT_ATOM})?>)$`)
 const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${ALLOWED_HEADERS.join('|')})$`, 'i')
 
 /** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
@@ -29,12 +33,8 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
   'file-name': oneLine,
   base64: (text) => (isBase64(text) ? undefined : 'is not strict base64 (RFC 4648 §4: padded, no line breaks)'),
   'media-type': mediaType,
-  'content-id': (text) =>
-    /^<?[\w!#$%&'*+/=?^`{|}~.@-]+>?$/.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example',
-  'message-id': (text) =>
-    /^<[\w!#$%&'*+/=?^`{|}~.-]+@[\w!#$%&'*+/=?^`{|}~.[\]:-]+>$/.test(text)
-      ? undefined
-      : 'is not a message id: it should be <local@domain>',
+  'content-id': (text) => (CONTENT_ID.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example'),
+  'message-id': (text) => (MESSAGE_ID.test(text) ? undefined : 'is not a message id: it should be <local@domain>'),
   rfc3339: (text) =>
     /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)$/.test(text) &&
     !Number.isNaN(Date.parse(text)) &&
@@ -45,7 +45,7 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
   'header-name': (text) =>
     HEADER_NAME.test(text) ? undefined : `is not an allowed header field: ${HEADERS_IN_WORDS} are`,
   'tag-name': (text) =>
-    /^[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
+    /^(?!__proto__$)[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
 }
 
 /** Date takes November 31 for December 1. */

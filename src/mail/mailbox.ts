@@ -15,6 +15,7 @@ export type MailboxInput = string | { readonly email: string; readonly name?: st
 // RFC 5321 §4.5.3.1, in octets.
 const MAX_LOCAL = 64
 const MAX_DOMAIN = 255
+const MAX_ADDRESS = 254 // a path has 256, with its brackets
 const MAX_NAME = 256
 // A quoted name escapes each of its characters at most once. Checked before any pattern runs: some of them need memory
 // for each character, and a domain of megabytes would keep IDNA busy for seconds.
@@ -78,7 +79,9 @@ export function parseAddress(text: string): Omit<Mailbox, 'name'> {
     throw new RangeError('has a local part that is not valid')
   if (Buffer.byteLength(local) > MAX_LOCAL) throw new RangeError(`has a local part of more than ${MAX_LOCAL} octets`)
   const domain = parseDomain(text.slice(at + 1))
-  return { address: `${local}@${domain}`, local, domain }
+  const address = `${local}@${domain}`
+  if (Buffer.byteLength(address) > MAX_ADDRESS) throw new RangeError(`has more than ${MAX_ADDRESS} octets`)
+  return { address, local, domain }
 }
 
 /**
@@ -134,7 +137,7 @@ function isWhole(label: string): boolean {
  * Throws a RangeError with a sentence that follows the field's name.
  */
 export function parseName(text: string): string {
-  checkLength(text, MAX_NAME)
+  checkLength(text.length > 2 * MAX_NAME ? text : [...text], MAX_NAME)
   checkName(text, needsEncodedWords(text))
   return text.trim()
 }
@@ -185,6 +188,6 @@ function unquote(text: string): string {
   return text
 }
 
-function checkLength(text: string, most: number): void {
-  if (text.length > most) throw new RangeError(`has more than ${most} characters`)
+function checkLength({ length }: string | readonly string[], most: number): void {
+  if (length > most) throw new RangeError(`has more than ${most} characters`)
 }
