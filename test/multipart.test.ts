@@ -217,6 +217,20 @@ t.test(
   },
 )
 
+t.test('a name with quotes is found however a client writes them', async (t) => {
+  const gateway = await startGateway(t)
+  const body = (written: string): Buffer =>
+    formData([
+      ['message', attached('a"b\\c')],
+      [written, 'x'],
+    ])
+  for (const written of ['a%22b\\c', 'a\\"b\\\\c']) {
+    t.equal((await postForm(gateway, body(written))).status, 200, written)
+    t.strictSame(await arrived(gateway), [['a"b\\c.bin', Buffer.from('x')]], written)
+  }
+  t.equal((await postForm(gateway, body('a%2522b\\c'))).status, 400)
+})
+
 t.test('an attachment has content or part, not both and not neither', async (t) => {
   const gateway = await startGateway(t)
   for (const attachment of [{ filename: 'a' }, { filename: 'a', content: 'aGk=', part: 'one' }]) {

@@ -330,7 +330,7 @@ t.test("refused recipients are a partial delivery; all refused, or the message, 
   })
 })
 
-t.test('MAIL says SMTPUTF8 where envelope or header need it, and the size that was declared', async (t) => {
+t.test('MAIL says SMTPUTF8 where envelope or header need it, and the size with what is added', async (t) => {
   const [small, large] = [await startScripted(t), await startScripted(t)]
   small.offers = ['PIPELINING', '8BITMIME', 'SMTPUTF8', 'SIZE 500']
   large.offers = ['PIPELINING', '8BITMIME', 'SMTPUTF8', 'SIZE 100000']
@@ -352,5 +352,12 @@ t.test('MAIL says SMTPUTF8 where envelope or header need it, and the size that w
   const said = (relay: ScriptedRelay): string[] =>
     relay.talks.flatMap(({ commands }) => commands.filter((command) => command.startsWith('MAIL')))
   t.match(said(small), [/^MAIL FROM:<billing@corp\.example> SIZE=\d+ BODY=8BITMIME$/, / SMTPUTF8$/, / SMTPUTF8$/])
-  t.match(said(large), [/ SIZE=17\d\d /])
+  t.match(said(large), [/ SIZE=1\d\d\d /])
+  for (const relay of [small, large]) {
+    const sizes = said(relay).flatMap((command) => / SIZE=(\d+)/.exec(command)?.[1] ?? [])
+    t.strictSame(
+      sizes,
+      relay.messages.map((message) => String(message.length)),
+    )
+  }
 })

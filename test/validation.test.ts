@@ -40,6 +40,8 @@ const GOOD: object[] = [
   file({ content_type: 'application/pdf; name="a b.pdf"' }),
   file({ content_id: '<logo@corp.example>' }),
   file({ content_id: 'logo' }),
+  { ...MESSAGE, from: { email: 'billing@corp.example', name: '😀'.repeat(256) } },
+  { ...MESSAGE, message_id: '<a.b-c@[IPv6:::1]>' },
   ...[
     'X-Anything',
     'x-anything',
@@ -204,7 +206,7 @@ const BAD: Record<string, object[]> = {
     ...lines((odd) => file({ content_type: `text/plain;${odd}a=b` })),
   ],
   '/attachments/0/content_id': [
-    ...['', 'a b', '<a><b>', 5].map((content_id) => file({ content_id })),
+    ...['', 'a b', '<a><b>', '<a', 'a>', '@', 'a@', 'a@b@c', 5].map((content_id) => file({ content_id })),
     ...lines((odd) => file({ content_id: `a${odd}` })),
   ],
   '/attachments/1/content_id': [
@@ -236,6 +238,10 @@ const BAD: Record<string, object[]> = {
     '<a@b>\r\nBcc: x',
     '<a@b>\n',
     '<é@b>',
+    '<.a@b>',
+    '<a..b@c>',
+    '<a@b.>',
+    '<a@@b>',
     5,
     null,
   ].map((message_id) => ({ ...MESSAGE, message_id })),
@@ -440,22 +446,41 @@ t.test('a message without recipient or content is refused, and so is a body that
   t.match((await post({})).json, { errors: [{ path: '/from' }, { path: '/subject' }] })
 })
 
-t.test('keys that would reach a prototype are refused', async (t) => {
+t.test('where a body stops being JSON is told in its own lines and columns', async (t) => {
+  const { request } = await startGateway(t)
+  const long = JSON.stringify({ ...MESSAGE, attachments: [{ filename: 'a', content: 'QUJD'.repeat(6_000) }] })
+  const bodies: Record<string, readonly [body: string | Buffer, line: number, column: number]> = {
+    'a comma too many': ['{\r\n  "a": "é😀",\n}', 3, 1],
+    'behind a byte order mark': ['\ufeff[1,]', 1, 4],
+    'behind a long attachment': [long.replace(/}$/, ',}'), 1, long.length + 1],
+    'a line below it': [long.replace(/}$/, ',\n "a": x}'), 2, 7],
+    'what is no UTF-8': [Buffer.from('{"a":\n "é\xff"}', 'latin1'), 2, 3],
+    'what is no UTF-8 in the end': [Buffer.from('{"ab\xf0', 'latin1'), 1, 5],
+  }
+  for (const [name, [body, line, column]] of Object.entries(bodies)) {
+    const headers = { 'content-type': 'application/json' }
+    const { json } = await request({ method: 'POST', path: '/v1/messages', headers, body })
+    t.match(json, { status: 400, code: 'malformed_json' }, name)
+    t.match(json['detail'], `: line ${line}, column ${column}.`, name)
+  }
+})
+
+t.test('keys that would reach a prototype are refused by name', async (t) => {
   const { request, relay } = await startGateway(t)
   const raw = (body: string): Promise<TestAnswer> =>
     request({ method: 'POST', path: '/v1/messages', headers: { 'content-type': 'application/json' }, body })
   const text = JSON.stringify(MESSAGE)
-  for (const body of [
-    text.replace('{', '{"__proto__":{"text":"x"},'),
-    text.replace('{', '{"\\u005f_proto__":{"text":"x"},'),
-    text.replace('{', '{"headers":{"__proto__":{"Bcc":"evil@x.example"}},'),
-    text.replace('{', '{"tags":{"__proto__":"x"},'),
-    text.replace('{', '{"constructor":{"prototype":{"text":"x"}},'),
-    text.replace('{', '{"attachments":[{"__proto__":{"path":"/etc/passwd"},"filename":"a","content":""}],'),
-  ]) {
-    const answer = await raw(body)
-    t.equal(answer.status, 400, body)
-    t.match(answer.json['code'], /^(?:malformed_json|invalid_message)$/)
+  const faulty = [
+    ['"__proto__":{"text":"x"}', '/__proto__'],
+    ['"\\u005f_proto__":{"text":"x"}', '/__proto__'],
+    ['"headers":{"__proto__":{"Bcc":"evil@x.example"}}', '/headers/__proto__'],
+    ['"tags":{"__proto__":"x"}', '/tags/__proto__'],
+    ['"constructor":{"prototype":{"text":"x"}}', '/constructor'],
+    ['"attachments":[{"__proto__":{"path":"/etc/passwd"},"filename":"a","content":""}]', '/attachments/0/__proto__'],
+  ] as const
+  for (const [field, path] of faulty) {
+    const { json } = await raw(text.replace('{', `{${field},`))
+    t.match(json, { status: 400, code: /^invalid_(?:message|header)$/, errors: [{ path }] }, field)
   }
   t.equal(relay.messages.length, 0)
 })

@@ -52,8 +52,6 @@ export function rawProblem(problem: Problem, requestId: string): string {
 
 /** Fastify's own errors by the code they mean here. What is not listed is `internal`, or `invalid_message` for a 4xx. */
 const FASTIFY_ERRORS: Readonly<Record<string, ProblemCode>> = {
-  FST_ERR_CTP_INVALID_JSON_BODY: 'malformed_json',
-  FST_ERR_CTP_EMPTY_JSON_BODY: 'malformed_json',
   FST_ERR_CTP_INVALID_MEDIA_TYPE: 'unsupported_media_type',
   FST_ERR_CTP_BODY_TOO_LARGE: 'message_too_large',
   FST_ERR_BAD_URL: 'not_found',
@@ -68,8 +66,6 @@ export function toProblem(error: unknown, request: FastifyRequest): Problem {
     return new Problem(headersOnly ? 'invalid_header' : 'invalid_message', describe(faults), { errors: faults })
   }
   const code = FASTIFY_ERRORS[error.code]
-  if (code === 'malformed_json' || error instanceof SyntaxError)
-    return new Problem('malformed_json', 'The body is not valid JSON.', { cause: error })
   if (code === 'unsupported_media_type') {
     return new Problem(
       code,

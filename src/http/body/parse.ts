@@ -13,16 +13,22 @@ import { declaredLength, type Submission, submissionOf } from './submission.ts'
 
 /** Reads and parses bodies within bounds, by their media type. Throws 400, 408, 413 and 503 Problems. */
 export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
-  const json = app.getDefaultJsonParser('error', 'error')
-  const parseJson = async (request: FastifyRequest, scan: JsonScan, body: Buffer): Promise<unknown> => {
+  const parseJson = async (
+    request: FastifyRequest,
+    scan: JsonScan,
+    body: Buffer,
+    contents: Submission['contents'],
+  ): Promise<unknown> => {
     // JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters.
-    if (!isUtf8(body)) throw new Problem('malformed_json', 'The body is not valid UTF-8.')
-    const text = body.toString('utf8')
-    const message = await new Promise((resolve, reject) => {
-      json(request, text, (error, value) => (error === null ? resolve(value) : reject(error)))
-    }).catch(async (cause: unknown) => {
-      throw new Problem('malformed_json', `The body is not valid JSON: ${await whereIn(text)}.`, { cause })
-    })
+    if (!isUtf8(body))
+      throw new Problem('malformed_json', `The body is not valid UTF-8: ${placeOf(beforeFault(body), contents)}.`)
+    const text = body.toString('utf8').replace(/^\ufeff/, '')
+    let message: unknown
+    try {
+      message = JSON.parse(text) // makes of "__proto__" a field like any other, and so an unknown one
+    } catch (cause) {
+      throw new Problem('malformed_json', `The body is not valid JSON: ${await whereIn(text, contents)}.`, { cause })
+    }
     checkCounts(message, scan, callerOf(request).client, maxRecipients)
     if (countMembers(message) !== scan.members) throw await twice(text)
     return message
@@ -30,8 +36,8 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
   const parseMessage = async (request: FastifyRequest, submission: Submission, scan: JsonScan, body: Buffer) => {
     const reduced = reduce(body)
     await submission.turn.take(reduced.json.length)
-    const message = await parseJson(request, scan, reduced.json)
-    if (!belongs(message, reduced.contents)) return parseJson(request, scan, body)
+    const message = await parseJson(request, scan, reduced.json, reduced.contents)
+    if (!belongs(message, reduced.contents)) return parseJson(request, scan, body, new Map())
     submission.contents = reduced.contents
     return message
   }
@@ -85,23 +91,37 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
 
 // A text that is longer is searched no further: finding a place takes as long as parsing does.
 const SEARCHED = 1_000_000
+// What stands in the place of contents that were taken out, and may be something else.
+const WORDS = /(?<=")[A-Za-z0-9+/]{32}(?=")/g
 
-/** Where a text stops being JSON, as a line and a column from 1 on. */
-async function whereIn(text: string): Promise<string> {
+/** Where a text stops being JSON, in words. */
+async function whereIn(text: string, contents: Submission['contents']): Promise<string> {
   const { visit } = await import('jsonc-parser')
-  let found: string | undefined
   if (text.trim() === '') return 'it is empty'
-  if (text.length > SEARCHED) return 'it is too long to say where'
-  visit(
-    text,
-    {
-      onError: (_error, _offset, _length, line, column) => {
-        found ??= `line ${line + 1}, column ${column + 1}`
-      },
-    },
-    { disallowComments: true },
-  )
-  return found ?? 'it has a key that no message has, "__proto__" or "constructor"'
+  let before: string | undefined
+  const onError = (_error: unknown, offset: number): void => void (before ??= text.slice(0, offset))
+  if (text.length <= SEARCHED) visit(text, { onError }, { disallowComments: true })
+  return placeOf(before, contents)
+}
+
+/** What stands ahead of the first octet that is not UTF-8. */
+function beforeFault(body: Buffer): string | undefined {
+  if (body.length > SEARCHED) return undefined
+  const read = Buffer.from(body.toString('utf8'))
+  return read
+    .subarray(
+      0,
+      read.findIndex((octet, at) => octet !== body[at]),
+    )
+    .toString('utf8')
+}
+
+/** The line and column behind a text, from 1 on, in the body that `contents` were taken out of. */
+function placeOf(before: string | undefined, contents: Submission['contents']): string {
+  if (before === undefined) return 'it is too long to say where'
+  const lines = before.split(/\r\n|\r|\n/)
+  const line = (lines.at(-1) ?? '').replace(WORDS, (word) => word.padEnd(contents.get(word)?.length ?? 0))
+  return `line ${lines.length}, column ${line.length + 1}`
 }
 
 /** The 400 for a text in which an object has a name twice: parsers keep the last in silence (RFC 8259 §4). */

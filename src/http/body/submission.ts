@@ -75,7 +75,7 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
     const limit = sizeLimit(client, maxSize)
     const declared = declaredLength(request)
     if (declared > limit.bytes) throw tooLarge(limit)
-    if (request.headers['content-encoding'] !== undefined) {
+    if (!/^identity$/i.test(request.headers['content-encoding'] ?? 'identity')) {
       throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', {
         headers: { 'accept-encoding': 'identity' },
       })

@@ -127,7 +127,7 @@ async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGener
       continue
     }
     const name = await parts.next()
-    if (name !== segment.part) throw misplaced(segment, name)
+    if (name === undefined || !isNameOf(segment, name)) throw misplaced(segment, name)
     const encoder = new Base64Encoder()
     for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
       const lines = encoder.push(piece)
@@ -138,6 +138,11 @@ async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGener
   }
   const extra = await parts.next()
   if (extra !== undefined) throw partFault('/attachments', extra, 'is in no attachment')
+}
+
+/** Whether a part brings a file. Browsers and curl write a quote in a name as `%22` (RFC 7578 §2), others as a quoted pair. */
+function isNameOf({ part }: FilePlace, name: string): boolean {
+  return [part, part.replaceAll('"', '%22'), part.replace(/["\\]/g, '\\$&')].includes(name)
 }
 
 function misplaced({ part, path }: FilePlace, found: string | undefined): Problem {

@@ -59,6 +59,7 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
         const { head, closed, rest } = await readHeader(upload)
         const block = parseHeader(head, closed)
         const header = judgeHeader(block, id, new Date())
+        const declared = declaredLength(request)
         audit.messageId = header.messageId
         authorise(envelope, header.originators, client)
         const streamed = new StreamedContent(client.name, upload, async function* (relay) {
@@ -75,8 +76,8 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
           envelope: {
             from: from?.address ?? '',
             to: to.map(({ address }) => address),
-            // What was declared is near enough: a relay that takes less is passed over before its body is read.
-            size: declaredLength(request) || undefined,
+            // Near enough where its lines end in CR or LF alone: a relay that takes less is passed over before its body is read.
+            size: declared === 0 ? undefined : declared - head.length + header.bytes.length,
             eightBit: true,
             smtpUtf8: block.utf8 || [...to, ...(from ? [from] : [])].some(({ address }) => needsSmtpUtf8(address)),
             dsn: undefined,
