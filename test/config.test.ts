@@ -157,7 +157,14 @@ const WRONG: Record<string, readonly string[]> = {
   POSTERN_MAX_INFLIGHT: ['x'],
   POSTERN_REQUEST_TIMEOUT: ['x'],
   POSTERN_SHUTDOWN_GRACE: ['x'],
-  POSTERN_PUBLIC_URL: ['mail.corp.example', 'http://mail.corp.example', 'ftp://x'],
+  POSTERN_PUBLIC_URL: [
+    'mail.corp.example',
+    'http://mail.corp.example',
+    'ftp://x',
+    'https://mail.corp.example/?a=b',
+    'https://mail.corp.example/#a',
+    'https://app:pw@mail.corp.example',
+  ],
   POSTERN_LOG_LEVEL: ['verbose', 'INFO'],
   POSTERN_LOG_RECIPIENTS: ['some'],
 }
@@ -189,6 +196,21 @@ t.test('an unknown POSTERN_ name is an error, any other name is not', async (t) 
     'only secrets can come from files',
   )
   t.match(faultsOf({ POSTERN_SERVICE_HOST: '10.0.0.1' }), [/enableServiceLinks/], 'what Kubernetes sets is explained')
+})
+
+t.test('a setting of sendmail is named as that', async (t) => {
+  for (const name of ['POSTERN_URL', 'POSTERN_CERT'])
+    t.match(faultsOf({ [name]: 'x' }), [new RegExp(`^${name} .* of postern sendmail\\.$`)])
+})
+
+t.test("listeners that would be in each other's way are told by both settings", async (t) => {
+  t.match(faultsOf({ POSTERN_PORT: '9464' }), [/^POSTERN_OPS_PORT 9464 is the port of POSTERN_PORT too/])
+  t.match(faultsOf({ POSTERN_HTTP_PORT: '8443', POSTERN_HOST: '10.0.0.1' }), [
+    /^POSTERN_HTTP_PORT 8443 .* POSTERN_PORT/,
+  ])
+  t.match(faultsOf({ POSTERN_HTTP_PORT: '9464' }), [/^POSTERN_HTTP_PORT 9464 .* POSTERN_OPS_PORT/])
+  t.same(faultsOf({ POSTERN_PORT: '9464', POSTERN_HOST: '10.0.0.1' }), [], 'an address of its own')
+  t.same(faultsOf({ POSTERN_PORT: '0', POSTERN_OPS_PORT: '0', POSTERN_HTTP_PORT: '0' }), [], 'any port')
 })
 
 t.test('the relay is required, and the lowest TLS version is not above the highest', async (t) => {
@@ -235,6 +257,8 @@ t.test('a URL that cannot be used never shows its password', async (t) => {
     'redis//:s3cr3t@redis',
     'redis://:s3cr3t%@redis',
     'redis://:s3cr3t@redis/queue',
+    'redis://:s3cr3t@redis?db=3',
+    'redis://:s3cr3t@redis/0#3',
   ]) {
     const faults = faultsOf({ POSTERN_REDIS_URL: url })
     t.equal(faults.length, 1, url)
@@ -293,6 +317,27 @@ t.test('a file of a secret that has no end, or that nobody writes to, ends the s
   execFileSync('mkfifo', [pipe])
   for (const file of ['/dev/zero', pipe])
     t.match(readConfig({ POSTERN_SMTP_URL_FILE: file }).faults, [/^POSTERN_SMTP_URL_FILE \S+ is no regular file\.$/])
+})
+
+t.test('a file of a secret that holds nothing is told as that, at the start and later', async (t) => {
+  const dir = t.testdir({ empty: '\n', secret: 'first' })
+  const empty = join(dir, 'empty')
+  for (const name of ['POSTERN_SMTP_URL', 'POSTERN_REDIS_URL', 'POSTERN_QUEUE_KEY'])
+    t.match(readConfig({ ...(name === 'POSTERN_SMTP_URL' ? {} : URL), [`${name}_FILE`]: empty }).faults, [
+      new RegExp(`^${name}_FILE .*empty is empty\\.$`),
+    ])
+  const oauth = {
+    POSTERN_SMTP_URL: 'smtp://app@mail.internal',
+    POSTERN_SMTP_OAUTH_TOKEN_URL: 'https://login.example/token?tenant=a',
+    POSTERN_SMTP_OAUTH_CLIENT_ID: 'app',
+  }
+  t.match(readConfig({ ...oauth, POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE: empty }).faults, [
+    /_SECRET_FILE .* is empty\.$/,
+  ])
+  const { config, faults } = readConfig({ ...oauth, POSTERN_SMTP_OAUTH_CLIENT_SECRET_FILE: join(dir, 'secret') })
+  t.same(faults, [])
+  writeFileSync(join(dir, 'secret'), '')
+  t.throws(() => config.smtp.oauth.secret?.(), { name: 'RangeError', message: /secret is empty$/ })
 })
 
 t.test('a secret can come from a file, but not from both places', async (t) => {

@@ -57,6 +57,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>): C
       oauth.audience === undefined &&
       'POSTERN_OAUTH_ISSUER needs POSTERN_OAUTH_AUDIENCE (or POSTERN_PUBLIC_URL): whom tokens are for.',
     ...oauthFaults(smtp, reader),
+    ...portFaults(config),
     (smtp.cert === undefined) !== (smtp.key === undefined) &&
       'POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.',
     queue !== undefined &&
@@ -95,7 +96,7 @@ function readSettings({ text, secret, fresh, choice, number, parsed }: Environme
   /** How to get a token to log in with, as the user of each relay that has no password. */
   const smtpOAuth = {
     /** Undefined where relays are not logged in to in this way. */
-    tokenUrl: parsed('POSTERN_SMTP_OAUTH_TOKEN_URL', undefined, parsePublicUrl),
+    tokenUrl: parsed('POSTERN_SMTP_OAUTH_TOKEN_URL', undefined, parseHttpsUrl),
     clientId: text('POSTERN_SMTP_OAUTH_CLIENT_ID', undefined),
     /** Without it the relay certificate is shown (RFC 8705 §2). */
     secret: fresh('POSTERN_SMTP_OAUTH_CLIENT_SECRET'),
@@ -145,11 +146,11 @@ function readSettings({ text, secret, fresh, choice, number, parsed }: Environme
     http: {
       port: number('POSTERN_HTTP_PORT', undefined, 0, 65_535),
       webroot: text('POSTERN_ACME_WEBROOT', undefined),
-      publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parsePublicUrl),
+      publicUrl: parsed('POSTERN_PUBLIC_URL', undefined, parseBareUrl),
     },
     /** Access tokens are taken where there is an issuer; `audience` is then set too. */
     oauth: {
-      issuer: parsed('POSTERN_OAUTH_ISSUER', undefined, parseIssuer),
+      issuer: parsed('POSTERN_OAUTH_ISSUER', undefined, parseBareUrl),
       audience: text('POSTERN_OAUTH_AUDIENCE', text('POSTERN_PUBLIC_URL', undefined)),
       ca: text('POSTERN_OAUTH_CA', undefined),
     },
@@ -165,6 +166,7 @@ function parseRedisUrl(text: string): string {
     throw new RangeError('should be a redis:// or rediss:// URL')
   const { username, password, pathname } = new URL(text)
   if (!/^(?:\/\d{0,5})?$/.test(pathname)) throw new RangeError('has a path that is not the number of a database')
+  if (/[?#]/.test(text)) throw new RangeError('has a query, which means nothing here: a database is named by the path')
   try {
     decodeURIComponent(username + password)
   } catch {
@@ -173,10 +175,11 @@ function parseRedisUrl(text: string): string {
   return text
 }
 
-/** RFC 8414 §2: an https URL without query or fragment. As it is written: a token's `iss` is compared with it to the letter. */
-function parseIssuer(text: string): string {
-  if (!URL.canParse(text) || new URL(text).protocol !== 'https:' || /[?#]/.test(text))
-    throw new RangeError('should be the https:// URL of an issuer, without a query')
+/** As it is written: a token's `iss` or `aud` is compared with it to the letter (RFC 8414 §2). */
+function parseBareUrl(text: string): string {
+  const { username, password } = new URL(parseHttpsUrl(text))
+  if (/[?#]/.test(text) || username + password !== '')
+    throw new RangeError('should be an https:// URL without user, query and fragment')
   return text
 }
 
@@ -189,7 +192,7 @@ function parseQueueKeys(text: string): readonly Buffer[] {
   })
 }
 
-function parsePublicUrl(text: string): string {
+function parseHttpsUrl(text: string): string {
   if (!URL.canParse(text) || new URL(text).protocol !== 'https:') throw new RangeError('should be an https:// URL')
   return text
 }
@@ -226,6 +229,23 @@ function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: Envir
   return [
     'POSTERN_SMTP_OAUTH_TOKEN_URL is set, and no relay would be logged in to with it: POSTERN_SMTP_URL should name a user without a password, such as smtp://user@mail.internal:587.',
   ]
+}
+
+const EVERY_ADDRESS: readonly string[] = ['0.0.0.0', '::']
+
+/** Two listeners cannot have one port, except on addresses of their own. */
+function portFaults({ host, port, ops, http }: Config): readonly string[] {
+  const listeners = [
+    ['POSTERN_PORT', port, host],
+    ['POSTERN_OPS_PORT', ops.port, ops.host],
+    ['POSTERN_HTTP_PORT', http.port, host],
+  ] as const
+  return listeners.flatMap(([name, asked, address], index) => {
+    const meets = (other: string): boolean =>
+      other === address || [other, address].some((at) => EVERY_ADDRESS.includes(at))
+    const other = listeners.slice(0, index).find(([, taken, at]) => taken === asked && meets(at))
+    return asked && other ? [`${name} ${asked} is the port of ${other[0]} too: give each a port of its own.`] : []
+  })
 }
 
 /** The host name where it is one that DNS may know; else an address literal (RFC 5321 §4.1.3), which every server takes. */

@@ -88,8 +88,10 @@ export class EnvironmentReader {
       const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
       const hint = isServiceLink
         ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod'
-        : this.#likely(name)
-      this.fault(`${name} is not a setting of Postern: ${hint}${hint.endsWith('?') ? '' : '.'}`)
+        : /^POSTERN_(?:URL|CA|CERT|KEY|DOMAIN)$/.test(name)
+          ? 'it is one of postern sendmail'
+          : this.#likely(name)
+      this.fault(`${name} is not a setting of the gateway: ${hint}${hint.endsWith('?') ? '' : '.'}`)
     }
   }
 
@@ -109,5 +111,7 @@ export class EnvironmentReader {
 }
 
 function readSecret(file: string): string {
-  return readRegularFile(file).toString().trim()
+  const value = readRegularFile(file).toString().trim()
+  if (value === '') throw new RangeError('is empty')
+  return value
 }
