@@ -2,7 +2,7 @@
 import { page, unknownCommand, usage } from './cli/help.ts'
 import { holdSignals } from './cli/signals.ts'
 import { type Io, parseCommandLine, UsageError } from './cli/usage.ts'
-import { LoadError } from './errors.ts'
+import { codeOf, LoadError } from './errors.ts'
 
 // A setting that somebody takes for an option would be passed over in silence.
 const WITHOUT_ARGUMENTS: readonly string[] = ['serve', 'dev', 'health']
@@ -25,7 +25,7 @@ const COMMANDS: Readonly<Record<string, (args: readonly string[]) => Promise<num
 async function run(command = '', args: readonly string[]): Promise<number | void> {
   if (command === 'sendmail' && args[0] !== '--help') return (await import('./cli/sendmail.ts')).main(args)
   if (['help', '--help', '-h'].includes(command) || args.some((word) => ['--help', '-h'].includes(word))) {
-    const [topic] = [command === 'help' ? '' : command, ...args].filter((word) => /^[^-]/.test(word))
+    const [topic] = [command, ...args].filter((word) => /^[^-]/.test(word) && word !== 'help')
     return io.print(topic === undefined ? usage() : page(topic))
   }
   if (command === '') throw new UsageError(usage())
@@ -35,10 +35,19 @@ async function run(command = '', args: readonly string[]): Promise<number | void
   return known(args)
 }
 
+let lost: string | undefined
+// Who reads the first lines only (`| head -1`) has what it wants; a full disk is a failure.
+const onLost = (error: Error): void => void (codeOf(error) === 'EPIPE' || (lost = codeOf(error)))
+
 try {
   const [command, ...args] = process.argv.slice(2)
   if (command === 'serve') holdSignals()
-  process.exit((await run(command, args)) ?? 0)
+  else process.stdout.on('error', onLost)
+  const status = await run(command, args)
+  await new Promise(setImmediate) // for what was written last
+  if (command !== 'sendmail' && lost !== undefined)
+    throw new UsageError(`postern: the output cannot be written (${lost}).`)
+  process.exit(status ?? 0)
 } catch (error) {
   const plain = error instanceof LoadError || error instanceof UsageError
   console.error(plain ? error.message : `postern: ${error instanceof Error ? error.message : 'failed'}`)

@@ -110,6 +110,40 @@ t.test('disable and enable change one line, and say so when there is nothing to 
   t.equal(await read(), FILE)
 })
 
+t.test('what is disabled in quotes is shown as that', async (t) => {
+  const { run } = await workshop(t, FILE.replace('# raw: true', 'disabled: "true"'))
+  t.match(await run('list'), [/^NAME/, /^billing \(disabled\)/])
+  t.match(await run('disable', 'billing'), [/disabled already/])
+})
+
+t.test('an identity is known again in another spelling, and one that differs in more is not', async (t) => {
+  const { file, run, read } = await workshop(t)
+  await run('rotate', 'billing', '--fingerprint', hex(1).replaceAll(':', '').toLowerCase())
+  await run('rotate', 'reports', '--san', 'DNS:Reports.corp.example')
+  await run('rotate', 'reports', '--san', 'DNS:reports.CORP.example')
+  t.strictSame(await read(), FILE.replace('reports"]', 'reports", "DNS:Reports.corp.example"]'))
+  await run('rotate', 'reports', '--san', 'URI:spiffe://corp.example/Reports')
+  const bare = hex(3).replaceAll(':', '')
+  await run('rotate', 'billing', '--fingerprint', bare)
+  await run('rotate', 'billing', '--fingerprint', hex(3))
+  const { clients } = parseClients(await read(), file)
+  t.strictSame(Object(clients.get('reports')?.entry).get('san'), [
+    'URI:spiffe://corp.example/reports',
+    'DNS:Reports.corp.example',
+    'URI:spiffe://corp.example/Reports',
+  ])
+  t.strictSame(Object(clients.get('billing')?.entry).get('fingerprints'), [hex(1), hex(3)])
+})
+
+t.test('a file that is not UTF-8 is left alone: its comments could not be kept', async (t) => {
+  const { file, run } = await workshop(t)
+  const latin = Buffer.from(FILE.replace('# the end', '# caf\xe9'), 'latin1')
+  await writeFile(file, latin)
+  await t.rejects(run('disable', 'billing'), { message: /^\S+ is not UTF-8 throughout/ })
+  t.strictSame(await readFile(file), latin)
+  await t.rejects(readFile(`${file}.lock`), { code: 'ENOENT' })
+})
+
 t.test('rotate lists a second identity beside the first, prune takes the older out', async (t) => {
   const { file, run, read } = await workshop(t)
   t.match(await run('rotate', 'billing', '--fingerprint', hex(8)), [/prune billing takes the older out/])
@@ -230,6 +264,21 @@ t.test('a running gateway has the change in force when the command ends, and tel
   t.match(await run({}, 'list'), /^billing +\S+ +\* +20\d\d-\d\d-\d\d \d\d:\d\d +20/m)
   await run({}, 'rotate', 'billing', '--fingerprint', hex(3))
   await t.rejects(run({}, 'prune', 'billing'), { message: /was last seen with .* or add --force/ })
+  for (const [listed, by] of [
+    [`sha256 Fingerprint=${formatFingerprint(gateway.client.fingerprint)}`, 'fingerprint'],
+    [`spki:sha256/${gateway.client.pin}`, 'key pin'],
+  ] as const) {
+    await writeFile(file, `clients: { billing: { fingerprints: ["${listed}"], from: ["*"] } }`)
+    await run({}, 'rotate', 'billing', '--fingerprint', hex(3))
+    t.equal((await gateway.post(message)).status, 200)
+    t.match(JSON.parse(await run({}, 'show', 'billing', '--json')), { last_seen: /^20/ })
+    await t.rejects(run({}, 'prune', 'billing'), { message: /was last seen with .* or add --force/ }, by)
+  }
+  await writeFile(file, (await readFile(file, 'utf8')).replace('from:', 'disabled: "true", from:'))
+  await run({}, 'rotate', 'billing', '--fingerprint', hex(4))
+  const status: unknown = await (await fetch(`http://127.0.0.1:${port}/status.json`)).json()
+  t.match(status, { clients: [{ client: 'billing', disabled: true }] })
+  await run({}, 'enable', 'billing')
   t.match(await run({}, 'disable', 'billing'), /The gateway at http:\/\/127\.0\.0\.1:\d+ has it in force\./)
   t.match(await gateway.post(message), { status: 403, json: { code: 'client_disabled' } })
   t.match(await run({}, 'enable', 'billing'), /has it in force/)

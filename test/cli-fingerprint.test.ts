@@ -77,6 +77,10 @@ t.test('the faults of all files are reported at once, each with its file, and th
   ])
 })
 
+t.test('a file without an end is read to 16 MiB', async (t) => {
+  t.match((await run('/dev/zero')).fault, { constructor: UsageError, message: '/dev/zero is larger than 16 MiB.' })
+})
+
 t.test('no file at all, and an unknown option, are refused', async (t) => {
   t.match((await run()).fault, { constructor: UsageError, message: /postern fingerprint FILE/ })
   t.match((await run('--sha1', 'x')).fault, { constructor: UsageError, message: "Unknown option '--sha1'." })

@@ -1,10 +1,11 @@
 import { spawnSync } from 'node:child_process'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { check } from '../src/cli/check.ts'
 import { page } from '../src/cli/help.ts'
+import { makePki } from './support/pki.ts'
 import { postern as program } from './support/process.ts'
 
 // In a folder of its own and without a setting; one that begins to serve is killed.
@@ -22,6 +23,7 @@ function postern(...args: string[]): {
   })
 }
 
+const FULL = existsSync('/dev/full') ? false : 'this system has no full disk at hand'
 const FOLDER = mkdtempSync(join(tmpdir(), 'postern-cli-'))
 t.teardown(() => rmSync(FOLDER, { recursive: true }))
 
@@ -41,6 +43,7 @@ t.test('--help after a command, and help before it, show the page of the command
     [['help', 'settings'], /POSTERN_SMTP_URL/],
     [['--help'], /^Usage: postern COMMAND\n/],
     [['help'], /^Usage: postern COMMAND\n/],
+    [['help', 'help'], /^Usage: postern COMMAND\n/],
     [['--version'], /^\d+\.\d+\.\d+\n$/],
   ] as const)
     t.match(postern(...args), { status: 0, stdout: page, stderr: '' }, args.join(' '))
@@ -50,10 +53,23 @@ t.test('a typing error in a command, a page or an option is told with what was m
   for (const [args, said] of [
     [['serv'], /no command "serv" \(did you mean "serve"\?\)/],
     [['clients', 'list'], /did you mean "client"/],
+    [['version'], /did you mean "--version"/],
     [['help', 'setings'], /no page "setings" \(did you mean "settings"\?\)/],
     [['cert', 'ca', '--dri', 'x'], /Unknown option '--dri' \(did you mean --dir\?\)/],
   ] as const)
     t.match(postern(...args), { status: 1, stdout: '', stderr: said }, args.join(' '))
+})
+
+t.test('who reads the first lines only is no failure, and a full disk is one', { skip: FULL }, async (t) => {
+  const certificates = Array<string>(20).fill(join(FOLDER, 'x.crt'))
+  writeFileSync(join(FOLDER, 'x.crt'), (await makePki()).ca.certificate)
+  const shell = (redirect: string): ReturnType<typeof postern> => {
+    const [command, args] = program('fingerprint', ...certificates)
+    const line = ['set -o pipefail;', command, ...args, redirect].join(' ')
+    return spawnSync('bash', ['-c', line], { encoding: 'utf8', cwd: FOLDER, timeout: 20_000 })
+  }
+  t.match(shell('| head -1'), { status: 0, stdout: /^# .*\n$/, stderr: '' })
+  t.match(shell('> /dev/full'), { status: 1, stderr: 'postern: the output cannot be written (ENOSPC).\n' })
 })
 
 t.test('help with a topic is its page, and names the topics where there is none', async (t) => {

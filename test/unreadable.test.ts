@@ -1,6 +1,7 @@
 import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
 import t from 'tap'
 import { identityOf } from '../src/cli/entry.ts'
+import { replaceFile } from '../src/cli/replacement.ts'
 import { readConfig } from '../src/config/config.ts'
 import { loadSecureContext } from '../src/server/load.ts'
 import { temporaryDirectory } from './support/process.ts'
@@ -33,6 +34,14 @@ t.test('of a file that may not be read it is told who may, who Postern is, and w
     message:
       /ca\.crt cannot be read \(EACCES\): .* may not enter the folder \S+\/closed, which is of root .* mode 0700: chgrp/,
   })
+  await t.rejects(
+    replaceFile(`${dir}/clients.yaml`, () => ''),
+    {
+      name: 'Error',
+      message:
+        /clients\.yaml\.lock cannot be made: .* may not write to the folder \S+, which is of root .* mode 0755: chgrp \d+ \S+ && chmod g\+w/,
+    },
+  )
   await t.rejects(identityOf({ cert: [`${dir}/server.key`] }), {
     message: /^\S+server\.key cannot be read: Postern runs as/,
   })

@@ -1,6 +1,6 @@
 import { createPrivateKey, hash, X509Certificate } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { mkdir, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import {
   createAuthority,
@@ -17,7 +17,7 @@ import { POLICY_OPTIONS, policyOf } from './entry.ts'
 import { lifetime, listItems, namesOf, readCertificate } from './fingerprint.ts'
 import { untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
-import { type Io, parseCommandLine, refusal, sentence, UsageError, worded } from './usage.ts'
+import { type Io, parseCommandLine, readNamed, refusal, sentence, UsageError, worded } from './usage.ts'
 
 /**
  * `postern cert ca`, `postern cert server [NAME]`, `postern cert client NAME`: makes a key and a certificate, or signs a
@@ -110,8 +110,7 @@ function readOrder(args: readonly string[]) {
 }
 
 async function readRequest(file: string): Promise<SigningRequest> {
-  const text = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
-  return readSigningRequest(text).catch(sentence(file))
+  return readSigningRequest((await readNamed(file)).toString()).catch(sentence(file))
 }
 
 async function issue(
@@ -140,7 +139,7 @@ async function readAuthority(dir: string): Promise<Issued> {
       `${files.key} is missing: sign where the key of your CA is kept (postern cert client NAME --csr FILE), or bring it here. ${elsewhere}`,
     )
   const certificate = await readCertificate(files.certificate)
-  const key = await readFile(files.key, 'utf8').catch(refusal(`${files.key} cannot be read`))
+  const key = (await readNamed(files.key)).toString()
   try {
     createPrivateKey(key)
   } catch (cause) {

@@ -1,4 +1,4 @@
-import type { X509Certificate } from 'node:crypto'
+import { randomUUID, type X509Certificate } from 'node:crypto'
 import { statSync } from 'node:fs'
 import { createServer } from 'node:net'
 import type { ClientDirectory } from '../clients/clients-file.ts'
@@ -7,12 +7,13 @@ import { parseCertificates, type SecureContext } from '../tls/context.ts'
 import { listingFindings, rootFindings } from '../clients/listing.ts'
 import { bundleFindings, relayFindings, serverFindings } from '../tls/findings.ts'
 import { readRegularFile } from '../config/regular-file.ts'
-import { LoadError } from '../errors.ts'
+import { LoadError, Problem } from '../errors.ts'
 import { loadFiles } from '../server/load.ts'
 import { listen } from '../server/start.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { durabilityFindings } from '../send/queue/durability.ts'
-import { connectRedis } from '../send/redis.ts'
+import { connectRedis, Witness } from '../send/redis.ts'
+import { RedisIdempotencyStore } from '../send/store-redis.ts'
 import { tokenSource } from '../relay/oauth.ts'
 import { parseMailbox } from '../mail/mailbox.ts'
 import type { Status } from '../operations/status.ts'
@@ -145,10 +146,16 @@ async function checkRedis({ queue, redisUrl }: Config, errors: string[], warning
   const { client, close } = await connectRedis(redisUrl, (_up, reason) => end(reason))
   try {
     const reason = await there
-    if (reason === undefined) warnings.push(...(await durabilityFindings(client, { queue: queue !== undefined })))
-    else errors.push(`POSTERN_REDIS_URL: no connection (${reason.message}). Check host, port, user and password.`)
-  } catch {
-    errors.push('POSTERN_REDIS_URL: Redis does not answer INFO. Check what its user may do.')
+    if (reason !== undefined)
+      return void errors.push(
+        `POSTERN_REDIS_URL: no connection (${reason.message}). Check host, port, user and password.`,
+      )
+    warnings.push(...(await durabilityFindings(client, { queue: queue !== undefined })))
+    const tried = await new RedisIdempotencyStore(client, new Witness(client)).claim('postern check', randomUUID())
+    if (tried.state === 'new') await tried.claim.free()
+  } catch (error) {
+    const why = error instanceof Problem && error.cause instanceof Error ? error.cause.message : 'no answer'
+    errors.push(`POSTERN_REDIS_URL: Redis does not do what Postern asks of it (${why}). Check what its user may do.`)
   } finally {
     close()
   }

@@ -1,13 +1,14 @@
 import { hash } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { KEY_PIN, parseIdentity } from '../clients/clients-file.ts'
 import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
 import { didYouMean, nearest } from '../config/suggest.ts'
 import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
 import type { Status } from '../operations/status.ts'
+import { isKeyPin } from '../tls/fingerprint.ts'
 import { gatewayStatus, untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
-import { type Io, parseCommandLine, refusal, UsageError, worded } from './usage.ts'
+import { type Io, parseCommandLine, readNamed, UsageError, worded } from './usage.ts'
 
 const ACTIONS = ['list', 'show', 'add', 'disable', 'enable', 'remove', 'rotate', 'prune'] as const
 
@@ -57,7 +58,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
       said: `${name} is known by ${identitiesOf(new Map(Object.entries(addition))).join(', ')} too; postern client prune ${name} takes the older out`,
     }),
     disable: (text, listed) =>
-      listed.get('disabled') === true
+      isDisabled(listed)
         ? { text, said: `${name} is disabled already` }
         : {
             text: withValue(text, ['clients', name, 'disabled'], true),
@@ -80,7 +81,11 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
         throw new RangeError(`it is listed already: postern client rotate ${name} adds an identity`)
       if (action !== 'add' && listed === undefined) throw notListed(name, clientsOf(text, file))
       const change = edits[action](text, listed ?? new Map())
-      const inUse = change.removed?.find((identity) => bare(identity) === bare(seen?.fingerprint ?? ''))
+      const left = identitiesOf(clientsOf(change.text, file).get(name) ?? new Map())
+      const used = `${seen?.known_by}, ${seen?.fingerprint?.replaceAll(':', '').toLowerCase()}`.split(', ')
+      const inUse = change.removed?.find((one) =>
+        used.includes(isKeyPin(one) && !left.some(isKeyPin) ? KEY_PIN : parseIdentity(one)),
+      )
       if (inUse !== undefined)
         throw new RangeError(
           `it was last seen with ${inUse} (${seen?.last_seen}), which would be taken out: give it the newer certificate first, or add --force`,
@@ -118,14 +123,14 @@ function pruned(text: string, name: string, listed: Listed): Change {
   return { text: edited, said, removed }
 }
 
+/** In quotes it counts too. */
+function isDisabled(entry: Listed): boolean {
+  return String(entry.get('disabled')) === 'true'
+}
+
 function identitiesOf(entry: Listed): readonly string[] {
   const token = entry.has('token') ? [`token ${String(entry.get('token'))}`] : []
   return [...['fingerprints', 'san'].flatMap((key) => [entry.get(key) ?? []].flat().map(String)), ...token]
-}
-
-/** A fingerprint without colons and case. */
-function bare(fingerprint: string): string {
-  return fingerprint.replaceAll(':', '').toLowerCase()
 }
 
 function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeError {
@@ -137,7 +142,7 @@ function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeEr
 
 /** Who is listed, how each is known, what it may send from, and what the gateway that runs here has seen of it. */
 async function show(file: string, name: string, json: boolean, io: Io): Promise<void> {
-  const text = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
+  const text = (await readNamed(file)).toString()
   const status = await gatewayStatus(io.env)
   const rows = worded(`${name || file}:`, () => {
     const clients = clientsOf(text, file)
@@ -167,11 +172,7 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
   }
   const day = (date: string | null): string => date?.slice(0, 16).replace('T', ' ') ?? '-'
   const table = rows.map(({ client, entry, seen }) => [
-    entry.get('disabled') === true
-      ? `${client} (disabled)`
-      : entry.get('role') === 'proxy'
-        ? `${client} (proxy)`
-        : client,
+    isDisabled(entry) ? `${client} (disabled)` : entry.get('role') === 'proxy' ? `${client} (proxy)` : client,
     short(identitiesOf(entry)),
     short([entry.get('from') ?? '-'].flat().map(String)),
     day(seen.last_seen),

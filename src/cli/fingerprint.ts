@@ -1,8 +1,7 @@
 import { X509Certificate } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
 import { oneLine } from '../tls/context.ts'
 import { formatKeyPin, keyPinOf } from '../tls/fingerprint.ts'
-import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
+import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
 
 /**
  * `postern fingerprint FILE…`: prints what to paste into the clients file for each certificate, PEM or DER.
@@ -46,7 +45,7 @@ export function lifetime(certificate: X509Certificate): string {
 
 /** Reads the leaf, which is the first certificate of a PEM file. Throws a UsageError that names the file. */
 export async function readCertificate(file: string): Promise<X509Certificate> {
-  const content = await readFile(file).catch(refusal(`${oneLine(file)} cannot be read`))
+  const content = await readNamed(file)
   try {
     return new X509Certificate(content)
   } catch (cause) {

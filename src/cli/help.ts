@@ -46,6 +46,6 @@ export function page(topic: string): string {
 }
 
 export function unknownCommand(command: string): UsageError {
-  const meant = didYouMean(command, [...COMMANDS, 'help'])
+  const meant = didYouMean(command, [...COMMANDS, 'help', '--version'])
   return new UsageError(`postern: there is no command "${command}"${meant}. See postern help.`)
 }

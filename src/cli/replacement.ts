@@ -1,7 +1,8 @@
-import { type FileHandle, open, readFile, realpath, rename, rm, stat } from 'node:fs/promises'
+import { isUtf8 } from 'node:buffer'
+import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { setTimeout as wait } from 'node:timers/promises'
 import { codeOf } from '../errors.ts'
-import { refusal, UsageError } from './usage.ts'
+import { readNamed, refusal, UsageError } from './usage.ts'
 
 const LOCK_RETRY_MS = 50
 const LOCK_TRIES = 20 // a second in all, while another command holds the lock for some milliseconds
@@ -16,7 +17,9 @@ export async function replaceFile(path: string, edit: (text: string) => string):
   const lock = await openLock(`${file}.lock`)
   try {
     const present = await stat(file).catch(() => undefined)
-    const text = edit(present === undefined ? '' : await readFile(file, 'utf8'))
+    const before = present === undefined ? Buffer.alloc(0) : await readNamed(file)
+    if (!isUtf8(before)) throw new UsageError(`${path} is not UTF-8 throughout: save it as that first.`)
+    const text = edit(before.toString())
     await lock.writeFile(text)
     if (present !== undefined) {
       await lock.chown(present.uid, present.gid)

@@ -1,10 +1,9 @@
 import { existsSync, readFileSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
 import { createSecureContext, rootCertificates } from 'node:tls'
 import { oneLine, parseCertificates } from '../tls/context.ts'
 import { TRIED_VERSIONS, type Handshake, type Target, type ServerCertificate, tryVersion } from './tls-probe.ts'
 import { lifetime } from './fingerprint.ts'
-import { type Io, parseCommandLine, refusal, UsageError } from './usage.ts'
+import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
 
 /**
  * `postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]`: tries each version of TLS alone, without and with the
@@ -58,8 +57,7 @@ async function readClient(certFile: string | undefined, keyFile: string | undefi
   if (certFile === undefined && keyFile === undefined) return undefined
   if (certFile === undefined || keyFile === undefined)
     throw new UsageError('--cert and --key belong together: name both files.')
-  const cert = await readFile(certFile, 'utf8').catch(refusal(`${certFile} cannot be read`))
-  const key = await readFile(keyFile, 'utf8').catch(refusal(`${keyFile} cannot be read`))
+  const [cert, key] = [(await readNamed(certFile)).toString(), (await readNamed(keyFile)).toString()]
   try {
     createSecureContext({ cert, key, ciphers: 'DEFAULT@SECLEVEL=0' })
   } catch (cause) {
@@ -72,7 +70,7 @@ async function readClient(certFile: string | undefined, keyFile: string | undefi
 }
 
 async function readAuthorities(file: string): Promise<readonly string[]> {
-  const pem = await readFile(file, 'utf8').catch(refusal(`${file} cannot be read`))
+  const pem = (await readNamed(file)).toString()
   try {
     const certificates = parseCertificates(pem)
     if (certificates.length > 0) return certificates.map((certificate) => certificate.toString())

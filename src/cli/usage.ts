@@ -1,7 +1,10 @@
+import { createReadStream } from 'node:fs'
+import { buffer } from 'node:stream/consumers'
 import { getSystemErrorMap, parseArgs, type ParseArgsConfig } from 'node:util'
 import { whoMay } from '../config/unreadable.ts'
 import { nearest } from '../config/suggest.ts'
 import { codeOf, LoadError } from '../errors.ts'
+import { oneLine } from '../tls/context.ts'
 
 /** A command cannot do what was asked. Each line of the message is a plain sentence for the person who asked. */
 export class UsageError extends Error {}
@@ -23,6 +26,16 @@ export function parseCommandLine<const T extends ParseArgsConfig>(config: T): Re
     const meant = unknown === undefined ? undefined : nearest(unknown, Object.keys(config.options ?? {}))
     throw new UsageError(`${complaint}${meant === undefined ? '' : ` (did you mean --${meant}?)`}.`, { cause })
   }
+}
+
+const MAX_FILE_BYTES = 16 * 1024 * 1024 // as `serve` has it; /dev/zero has no end
+
+/** The content of a file, or of a pipe, that was named by its user. Throws a UsageError. */
+export async function readNamed(file: string): Promise<Buffer> {
+  const stream = createReadStream(file, { end: MAX_FILE_BYTES })
+  const content = await buffer(stream).catch(refusal(`${oneLine(file)} cannot be read`))
+  if (content.length > MAX_FILE_BYTES) throw new UsageError(`${oneLine(file)} is larger than 16 MiB.`)
+  return content
 }
 
 /** For `catch`: turns a refusal of the operating system into "WHAT: no such file or directory." */

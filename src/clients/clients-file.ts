@@ -100,7 +100,8 @@ interface Needs {
 }
 
 const FINGERPRINT = 'fingerprint'
-const KEY_PIN = 'key pin'
+/** What `by` says of a client that is known by the pin of its key. */
+export const KEY_PIN = 'key pin'
 const TOKEN = 'token'
 
 // As a label of a metric and a word in a log line it has to stay short and plain.
@@ -238,10 +239,9 @@ class Reader {
       entry,
     }
     this.clients.set(name, client)
-    list('fingerprints', (text) => {
-      if (isKeyPin(text)) this.#know(parseKeyPin(text), client, KEY_PIN)
-      else this.#know(parseFingerprint(text), client, FINGERPRINT)
-    })
+    list('fingerprints', (text) =>
+      this.#know(parseFingerprintOrPin(text), client, isKeyPin(text) ? KEY_PIN : FINGERPRINT),
+    )
     list('san', (text) => this.#know(parseName(text), client, parseName(text)))
     if (client.token !== undefined) read('token', (text) => this.#know(`${TOKEN} ${text}`, client, `${TOKEN} ${text}`))
     if (!values.has('from') && client.role === 'sender')
@@ -300,6 +300,15 @@ class Reader {
       this.faults.push({ place, reason: typeof reason === 'string' ? reason : reason() })
     else if (++this.more >= MAX_COUNTED) throw new Hopeless()
   }
+}
+
+/** An item of `fingerprints` or `san` as it is compared, whatever its spelling. Throws a RangeError. */
+export function parseIdentity(text: string): string {
+  return /^(?:URI|DNS):/.test(text) ? parseName(text) : parseFingerprintOrPin(text)
+}
+
+function parseFingerprintOrPin(text: string): Fingerprint | KeyPin {
+  return isKeyPin(text) ? parseKeyPin(text) : parseFingerprint(text)
 }
 
 /** `URI:…` to the letter, `DNS:…` in lower case: as a certificate's names are compared. Throws a RangeError. */

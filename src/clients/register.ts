@@ -1,4 +1,4 @@
-import { parseClients } from './clients-file.ts'
+import { parseClients, parseIdentity } from './clients-file.ts'
 import { withValue } from './edit.ts'
 import { readYaml } from './yaml.ts'
 
@@ -24,6 +24,8 @@ export function withRegistered(text: string, file: string, name: string, entry: 
       edited = withValue(edited, ['clients', name, key], value)
       continue
     }
+    const comparable = (item: unknown): string =>
+      key === 'from' || key === 'to' ? String(item).toLowerCase() : parseIdentity(String(item))
     const items = new Set([present].flat().map(comparable))
     let next = [present].flat().length
     for (const item of value.filter((one) => !items.has(comparable(one))))
@@ -44,8 +46,4 @@ export function clientsOf(text: string, file: string): ReadonlyMap<string, Reado
 export function checked(text: string, file: string): string {
   parseClients(text, file)
   return text
-}
-
-function comparable(item: unknown): string {
-  return String(item).toLowerCase()
 }

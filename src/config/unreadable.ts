@@ -1,4 +1,4 @@
-import { statSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { dirname, resolve } from 'node:path'
 import { codeOf } from '../errors.ts'
@@ -15,15 +15,16 @@ export function unreadable(path: string, error: unknown): string {
     : `cannot be read (${code})`
 }
 
-/** Who may read a file that this process may not, and how to let it. */
+/** Who may read a file, or write to the folder of one that is not there, that this process may not, and how to let it. */
 export function whoMay(path: string): string {
   const me = nameOf(process.geteuid?.() ?? -1)
   const closed = firstClosed(resolve(path))
-  if (closed !== undefined) {
-    const { text, gid } = ownership(closed)
-    return `Postern runs as ${me}, and may not enter the folder ${closed}, which is ${text}: chgrp ${process.getegid?.() ?? gid} ${closed} && chmod g+x ${closed}`
-  }
-  return `Postern runs as ${me}, and the file is ${ownership(path).text}: chown ${me} ${path}`
+  if (closed === undefined && existsSync(path))
+    return `Postern runs as ${me}, and the file is ${ownership(path).text}: chown ${me} ${path}`
+  const folder = closed ?? dirname(resolve(path))
+  const [what, right] = closed === undefined ? ['write to', 'w'] : ['enter', 'x']
+  const { text, gid } = ownership(folder)
+  return `Postern runs as ${me}, and may not ${what} the folder ${folder}, which is ${text}: chgrp ${process.getegid?.() ?? gid} ${folder} && chmod g+${right} ${folder}`
 }
 
 /** The topmost folder on the way to a file that may not be entered. */

@@ -74,7 +74,7 @@ export function statusOf(sources: StatusSources) {
       const seen = sources.certificate(client)
       return {
         client: client.name,
-        disabled: client.stated['disabled'] === true,
+        disabled: client.disabled,
         last_seen: seen?.last_seen ?? null,
         known_by: seen?.known_by ?? null,
         fingerprint: seen?.fingerprint ?? null,

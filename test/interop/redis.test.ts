@@ -1,11 +1,12 @@
 import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
+import { check } from '../../src/cli/check.ts'
 import { connectRedis, Witness } from '../../src/send/redis.ts'
 import { RedisIdempotencyStore } from '../../src/send/store-redis.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
-import { run, serve } from '../support/process.ts'
+import { makeFiles, run, serve, settings } from '../support/process.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
 const key = (name: string): { headers: Record<string, string> } => ({ headers: { 'idempotency-key': name } })
@@ -229,6 +230,25 @@ t.test('a client that is closed while it is between two servers does not come ba
   client.on('connect', () => (returned = true))
   await pause(300)
   t.notOk(returned || client.isOpen)
+})
+
+t.test('check tells of a user who may write and not run scripts, and leaves nothing behind', async (t) => {
+  const redis = await startRedis(t)
+  const user = (name: string, ...may: string[]) =>
+    redis.cli('ACL', 'SETUSER', name, 'on', '>pw', '~postern:*', '-@all', '+@connection', '+info', ...may)
+  await user('writer', '+@write')
+  await user('gateway', '+@write', '+@read', '+@scripting', '+time')
+  const { directory } = await makeFiles(t)
+  const relay = await startRelay(t)
+  const findings = async (name: string): Promise<string> => {
+    const lines: string[] = []
+    const env = { POSTERN_SMTP_URL: relay.url, POSTERN_REDIS_URL: `redis://${name}:pw@127.0.0.1:${redis.port}` }
+    await check([], { env: { ...settings(directory), ...env }, print: (line) => lines.push(line) })
+    return lines.filter((line) => line.includes('POSTERN_REDIS_URL') && !line.includes('durable')).join('\n')
+  }
+  t.match(await findings('writer'), /^error: POSTERN_REDIS_URL: .*NOPERM .*evalsha.*\. Check what its user may do\.$/)
+  t.equal(await findings('gateway'), '')
+  t.notMatch(await redis.keys(), [/idempotency/])
 })
 
 t.test('a server that is full is told in the log and on the status page, once, until it has room', async (t) => {
