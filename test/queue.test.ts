@@ -61,6 +61,7 @@ t.test('preferences are read as RFC 7240 has them', async (t) => {
     ['respond-async=no, handling=lenient', none],
     ['foo="respond-async, wait=3", return=minimal', none],
     ['wait=-1', none],
+    ['respond-async, wait=99999999999', { async: true, waitMs: 99_999_999_999_000 }],
     ['wait=soon, respond-async', { async: true, waitMs: undefined }],
     [`${'"'.repeat(900)}, respond-async`, { async: true, waitMs: undefined }],
     [`respond-async, ${'"\\'.repeat(8_000)}`, none],

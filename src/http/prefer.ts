@@ -16,5 +16,5 @@ export function parsePreferences(header: string | readonly string[] = ''): {
     if (name !== '' && !found.has(name.toLowerCase())) found.set(name.toLowerCase(), quoted ?? bare ?? '')
   }
   const wait = found.get('wait') ?? ''
-  return { async: found.get('respond-async') === '', waitMs: /^\d{1,9}$/.test(wait) ? Number(wait) * 1000 : undefined }
+  return { async: found.get('respond-async') === '', waitMs: /^\d+$/.test(wait) ? Number(wait) * 1000 : undefined }
 }

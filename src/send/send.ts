@@ -229,6 +229,7 @@ export class Sender {
   ): Promise<Extract<SendAnswer, { kind: 'new' }>> {
     const { messageId, envelope } = outgoing
     if (request.dryRun) {
+      if (request.deferral !== undefined) isQueueable(outgoing, request.deferral)
       await outgoing.streamed?.drain()
       const receipt = { message_id: messageId, status: 'validated' as const, accepted: [], rejected: [] }
       return answer(request, receipt, { outcome: 'validated' }, 0)

@@ -257,11 +257,12 @@ t.test('what is too large for the queue is sent at once', async (t) => {
 
 t.test('what is streamed is sent at once, and is a 413 with send_at', async (t) => {
   const { gateway, relay } = await setUp(t)
-  const upload = (message: object) => {
+  const upload = (message: object, path = '/v1/messages') => {
     const part = (name: string, content: string) =>
       `--b\r\nContent-Disposition: form-data; name="${name}"; filename="${name}"\r\n\r\n${content}\r\n`
     const all = { ...MESSAGE, attachments: [{ filename: 'a.txt', part: 'a' }], ...message }
     return gateway.post(undefined, {
+      path,
       headers: { 'content-type': 'multipart/form-data; boundary=b', ...ASYNC.headers },
       body: `${part('message', JSON.stringify(all))}${part('a', 'Hi.')}--b--\r\n`,
     })
@@ -270,7 +271,10 @@ t.test('what is streamed is sent at once, and is a 413 with send_at', async (t) 
   t.match(answer, { status: 200, json: { status: 'accepted' } })
   t.notOk(answer.headers['preference-applied'])
   const send_at = new Date(Date.now() + 60_000).toISOString()
-  t.match(await upload({ send_at }), { status: 413, json: { code: 'message_too_large', detail: /send_at/ } })
+  const tooLarge = { status: 413, json: { code: 'message_too_large', detail: /send_at/ } }
+  t.match(await upload({ send_at }), tooLarge)
+  t.match(await upload({ send_at }, '/v1/messages?dry_run=true'), tooLarge, 'of which a dry run tells')
+  t.match(await upload({}, '/v1/messages?dry_run=true'), { status: 200, json: { status: 'validated' } })
   t.equal(relay.messages.length, 1)
 })
 
