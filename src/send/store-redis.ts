@@ -15,6 +15,9 @@ const ABANDON_MISSES = 3
 
 // Redis runs a script as one step, and its own clock is the only one that all replicas share.
 const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)`
+// Past maxmemory Redis refuses writes, except in a script that has begun with a command that may free memory: what is known of a
+// claim that stands is written down also then.
+const FREEING = `redis.call('DEL', 'postern:nothing')`
 
 // Where the lease of an unfinished claim has run out without a mark, nothing was handed over: the key is free again.
 const CLAIM = script(`${NOW}
@@ -33,16 +36,18 @@ if running then return {'running'} end
 return {'lost'}`)
 
 const MARK = script(`${NOW}
+${FREEING}
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'begun', 1, 'lease', now + ARGV[2])
 return 1`)
 
 const RENEW = script(`${NOW}
+${FREEING}
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'lease', now + ARGV[2])
 return 1`)
 
-const FINISH = script(`
+const FINISH = script(`${FREEING}
 if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'status', ARGV[2], 'body', ARGV[3])
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'hash', ARGV[4]) end

@@ -272,3 +272,17 @@ t.test('a server that is full is told in the log and on the status page, once, u
   await until(async () => said('the shared store is there') === 2)
   t.equal(await state(), 'well')
 })
+
+t.test('what is sent while the server becomes full is answered again', async (t) => {
+  const redis = await startRedis(t)
+  const relay = await startRelay(t, {
+    onMailFrom: (_address, _session, done) => void redis.cli('config', 'set', 'maxmemory', '1').then(() => done()),
+  })
+  const gateway = await startGateway(t, { relay, env: { POSTERN_REDIS_URL: redis.url } })
+  await until(async () => gateway.logText().includes('the shared store is there'))
+  const sent = await gateway.post(MESSAGE, key('k'))
+  t.equal(sent.status, 200)
+  t.match(await gateway.post(MESSAGE, key('k')), { status: 200, text: sent.text })
+  t.match(await gateway.post(MESSAGE, key('other')), { status: 503, json: { code: 'store_unavailable' } })
+  t.equal(relay.messages.length, 1)
+})
