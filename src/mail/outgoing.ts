@@ -32,7 +32,8 @@ function joined(content: readonly Segment[]): readonly Buffer[] | undefined {
     if (size > SLICE) return undefined
     pieces.push(segment)
   }
-  return size === 0 ? undefined : [Buffer.concat(pieces, size)]
+  if (size === 0) return undefined
+  return pieces.length === 1 ? pieces : [Buffer.concat(pieces, size)]
 }
 
 /** Content that is all in memory, to be given to a relay: what is small in one piece. */

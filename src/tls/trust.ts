@@ -70,6 +70,7 @@ export class ClientTrust {
 
   /** Whether a current list revokes this serial number of a CA of the bundle. Of certificates of other CAs nothing is known. */
   hasRevoked({ issuer, serial }: { issuer: string; serial: string }, now: number): boolean {
+    if (!this.#checksRevocation) return false
     return this.#bundle
       .filter(({ x509 }) => x509.subject === issuer)
       .flatMap((authority) => this.#listsOf(authority))

@@ -76,7 +76,8 @@ export class Sealer {
 export function bytesOf(outgoing: Outgoing): Buffer {
   const content = outgoing.open()
   if (!(Symbol.iterator in content)) throw new TypeError('what is streamed is not queued')
-  return Buffer.concat([...content])
+  const [first = Buffer.alloc(0), ...others] = content
+  return others.length === 0 ? first : Buffer.concat([first, ...others])
 }
 
 export function toOutgoing({ envelope, messageId, bytes }: QueuedContent): Outgoing {

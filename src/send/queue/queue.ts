@@ -3,7 +3,7 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { addressRefusal, checkRecipientCount, sizeLimit, tooLarge } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
 import { Problem, PROBLEMS } from '../../errors.ts'
-import { parseAddress } from '../../mail/mailbox.ts'
+import { parseMailbox } from '../../mail/mailbox.ts'
 import type { Outgoing } from '../../mail/outgoing.ts'
 import type { QueuedMessage } from '../../mail/schemas.ts'
 import type { Delivery } from '../../relay/relay.ts'
@@ -244,15 +244,21 @@ export class Queue {
   /** Resolves when another may be handed over; `#next` is to be called afterwards. */
   async #turn(client: string): Promise<void> {
     if (this.#free > 0) this.#free -= 1
-    else await new Promise<void>((resolve) => this.#line.set(client, [...(this.#line.get(client) ?? []), resolve]))
+    else
+      await new Promise<void>((resolve) => {
+        const own = this.#line.get(client)
+        if (own === undefined) this.#line.set(client, [resolve])
+        else own.push(resolve)
+      })
   }
 
   #next(): void {
     const [first] = this.#line
     if (first === undefined) return void (this.#free += 1)
-    const [client, [begin, ...others]] = first
+    const [client, own] = first
+    const begin = own.shift()
     this.#line.delete(client)
-    if (others.length > 0) this.#line.set(client, others)
+    if (own.length > 0) this.#line.set(client, own)
     begin?.()
   }
 
@@ -324,8 +330,8 @@ export class Queue {
       if (error instanceof Problem) return error
       throw error
     }
-    const senders = client.from.allows(parseAddress(envelope.from)) ? [] : [{ path: '/from', address: envelope.from }]
-    const recipients = envelope.to.filter((address) => client.to?.allows(parseAddress(address)) === false)
+    const senders = client.from.allows(parseMailbox(envelope.from)) ? [] : [{ path: '/from', address: envelope.from }]
+    const recipients = envelope.to.filter((address) => client.to?.allows(parseMailbox(address)) === false)
     if (senders.length + recipients.length === 0) return undefined
     return addressRefusal(
       client,
