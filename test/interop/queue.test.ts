@@ -247,6 +247,27 @@ t.test('a message with send_at goes out at its time', async (t) => {
   t.match(await gateway.post(at(60_000), { path: '/v1/messages?dry_run=true' }), { json: { status: 'validated' } })
 })
 
+t.test('a message of several pieces arrives from the queue as it does without, encrypted or not', async (t) => {
+  const content = Buffer.from(Array.from({ length: 600_000 }, (_, n) => (n * n) % 251)).toString('base64')
+  const message = { ...MESSAGE, message_id: '<one@corp.example>', attachments: [{ filename: 'a', content }] }
+  const lasting = ({ raw }: { raw: Buffer }): string => {
+    const [, boundary = 'none'] = /boundary="([^"]+)"/.exec(String(raw)) ?? []
+    return String(raw)
+      .replaceAll(boundary, 'boundary')
+      .replace(/^Date: .*/m, '')
+  }
+  for (const env of [{}, { POSTERN_QUEUE_KEY: Buffer.alloc(32, 1).toString('base64') }]) {
+    const { gateway, relay } = await setUp(t, { env })
+    t.equal((await gateway.post(message)).status, 200)
+    const { status, json } = await gateway.post(message, ASYNC)
+    t.equal(status, 202)
+    t.match(await stateAfter(gateway, json['id'], 'queued', 'sending'), { status: 'accepted' })
+    const [first = '', second = ''] = relay.messages.map(lasting)
+    t.ok(first.length > 800_000)
+    t.equal(second, first)
+  }
+})
+
 t.test('what is too large for the queue is sent at once', async (t) => {
   const { gateway, relay } = await setUp(t)
   const answer = await gateway.post({ ...MESSAGE, text: 'x\n'.repeat(600_000) }, ASYNC)
