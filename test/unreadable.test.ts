@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, mkdirSync, writeFileSync } from 'node:fs'
 import t from 'tap'
 import { identityOf } from '../src/cli/entry.ts'
 import { replaceFile } from '../src/cli/replacement.ts'
@@ -23,6 +23,9 @@ t.test('of a file that may not be read it is told who may, who Postern is, and w
     POSTERN_TLS_CLIENT_CA: `${dir}/closed/ca.crt`,
     POSTERN_SMTP_URL_FILE: `${dir}/server.key`,
   }
+  writeFileSync(`${dir}/own.crt`, 'crt')
+  chmodSync(`${dir}/own.crt`, 0)
+  chownSync(`${dir}/own.crt`, NOBODY, NOBODY)
   process.seteuid?.(NOBODY)
   t.teardown(() => process.seteuid?.(0))
   const { config, faults } = readConfig(env)
@@ -42,6 +45,7 @@ t.test('of a file that may not be read it is told who may, who Postern is, and w
         /clients\.yaml\.lock cannot be made: .* may not write to the folder \S+, which is of root .* mode 0755: chgrp \d+ \S+ && chmod g\+w/,
     },
   )
+  await t.rejects(identityOf({ cert: [`${dir}/own.crt`] }), { message: /with mode 0000: chmod u\+r \S+own\.crt\.$/ })
   await t.rejects(identityOf({ cert: [`${dir}/server.key`] }), {
     message: /^\S+server\.key cannot be read: Postern runs as/,
   })

@@ -17,14 +17,15 @@ export function unreadable(path: string, error: unknown): string {
 
 /** Who may read a file, or write to the folder of one that is not there, that this process may not, and how to let it. */
 export function whoMay(path: string): string {
-  const me = nameOf(process.geteuid?.() ?? -1)
+  const [me, group] = [nameOf(process.geteuid?.() ?? -1), process.getegid?.()]
   const closed = firstClosed(resolve(path))
-  if (closed === undefined && existsSync(path))
-    return `Postern runs as ${me}, and the file is ${ownership(path).text}: chown ${me} ${path}`
-  const folder = closed ?? dirname(resolve(path))
-  const [what, right] = closed === undefined ? ['write to', 'w'] : ['enter', 'x']
-  const { text, gid } = ownership(folder)
-  return `Postern runs as ${me}, and may not ${what} the folder ${folder}, which is ${text}: chgrp ${process.getegid?.() ?? gid} ${folder} && chmod g+${right} ${folder}`
+  const isFile = closed === undefined && existsSync(path)
+  const at = isFile ? path : (closed ?? dirname(resolve(path)))
+  const [what, right] = isFile ? ['', 'r'] : closed === undefined ? ['write to', 'w'] : ['enter', 'x']
+  const { uid, gid, mode } = statSync(at)
+  const told = `of ${nameOf(uid)} (${uid}:${gid}) with mode ${(mode & 0o777).toString(8).padStart(4, '0')}`
+  const help = isFile ? `chown ${me} ${at}` : `chgrp ${group} ${at} && chmod g+${right} ${at}`
+  return `Postern runs as ${me}, and ${isFile ? 'the file is' : `may not ${what} the folder ${at}, which is`} ${told}: ${uid === process.geteuid?.() ? `chmod u+${right} ${at}` : help}`
 }
 
 /** The topmost folder on the way to a file that may not be entered. */
@@ -38,11 +39,6 @@ function firstClosed(path: string): string | undefined {
   } catch {
     return folder
   }
-}
-
-function ownership(path: string): { readonly text: string; readonly gid: number } {
-  const { uid, gid, mode } = statSync(path)
-  return { text: `of ${nameOf(uid)} (${uid}:${gid}) with mode ${(mode & 0o777).toString(8).padStart(4, '0')}`, gid }
 }
 
 /** Node tells the name of its own user alone. */
