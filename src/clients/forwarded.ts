@@ -47,7 +47,9 @@ export class ForwardedCertificates {
     }
     const holder = holderOf(judged, listing, now)
     if (holder.known?.client.role === 'proxy')
-      throw refusal('The forwarded certificate is that of a proxy, which sends nothing itself.')
+      throw refusal(
+        `The forwarded certificate ${holder.peer.fingerprint256} is that of a proxy, which sends nothing itself.`,
+      )
     return holder
   }
 

@@ -5,6 +5,7 @@ import { FORWARDED_HEADERS, type ForwardedCertificates } from './forwarded.ts'
 import {
   checkDates,
   checkEnabled,
+  describe,
   known,
   noCertificate,
   noted,
@@ -83,8 +84,12 @@ export function admit(
       seen({ peer: holder.peer, ...connected })
       holder = listing.forwarded.holderOf(headers, listing, now)
     } else if (header !== undefined) {
-      const who = connected?.client.name ?? 'Who is not listed'
-      throw new Problem('unknown_certificate', `${who} is no proxy and may not send the header ${header}.`)
+      const [who, { peer }] = [connected?.client.name, holder]
+      throw new Problem(
+        'unknown_certificate',
+        `The client certificate ${peer.fingerprint256} is not that of a proxy, which alone may send the header ${header}.`,
+        { log: { ...(who !== undefined && { client: who }), ...describe(peer) } },
+      )
     }
   }
   const caller =

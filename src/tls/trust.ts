@@ -93,23 +93,23 @@ export class ClientTrust {
   }
 
   #prove(x509: X509Certificate, presented: readonly X509Certificate[], now: number): Verdict {
+    const refusal = (why: string): Verdict => ({
+      problem: new Problem('unknown_certificate', `The client certificate ${x509.fingerprint256} ${why}.`),
+    })
     const [leaf] = readable([() => readCertificate(x509)])
-    if (leaf === undefined) return refusal('The client certificate is not as RFC 5280 has it.')
+    if (leaf === undefined) return refusal('is not as RFC 5280 has it')
     const others = readable(presented.slice(0, MAX_PRESENTED).map((other) => () => readCertificate(other)))
     const paths = this.#pathsFrom(leaf, others, now)
     const [path] = paths
-    if (path === undefined) return refusal('The client certificate was not issued by a client CA that is in force.')
+    if (path === undefined) return refusal('was not issued by a client CA that is in force')
     const ends: number[] = []
     for (const way of paths) {
       if (!holds(() => authenticatesClients(way)))
-        return refusal('The client certificate is not one for TLS clients, or a CA above it may not have issued it.')
+        return refusal('is not one for TLS clients, or a CA above it may not have issued it')
       ends.push(...way.slice(1).map(({ notAfter }) => notAfter))
       for (const [index, certificate] of this.#checksRevocation ? way.entries() : []) {
         const lists = this.#covering(certificate, way[index + 1] ?? certificate, now)
-        if (lists.length === 0)
-          return refusal(
-            'Whether the client certificate is revoked cannot be told: there is no current revocation list of its issuer.',
-          )
+        if (lists.length === 0) return refusal('may be revoked: there is no current revocation list of its issuer')
         if (lists.some((list) => list.revokes(certificate)))
           return {
             problem: new Problem(
@@ -163,10 +163,6 @@ export class ClientTrust {
     this.#listsByIssuer.set(issuer.x509.fingerprint256, lists)
     return lists
   }
-}
-
-function refusal(detail: string): { readonly problem: Problem } {
-  return { problem: new Problem('unknown_certificate', detail) }
 }
 
 /** What cannot be read does not hold, nor a signature with a kind of key that is not known here. */

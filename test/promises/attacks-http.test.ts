@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { request as httpRequest } from 'node:http'
 import t from 'tap'
+import { formatFingerprint } from '../../src/tls/fingerprint.ts'
 import { MESSAGE, startGateway, type TestGateway } from '../support/gateway.ts'
 import {
   type Dial,
@@ -121,7 +122,9 @@ t.test('a stranger learns nothing from a request that is not valid', async (t) =
 })
 
 t.test('headers that claim another identity', async (t) => {
-  const { request, post, relay, pki } = await startGateway(t)
+  const gateway = await startGateway(t)
+  const { request, post, relay, pki, client } = gateway
+  const print = formatFingerprint(client.fingerprint)
   const other = await pki.client('other')
   const certificates = {
     'client-cert': `:${Buffer.from(other.certificate.replace(/-----[^-]+-----|\s/g, ''), 'base64').toString('base64')}:`,
@@ -131,7 +134,14 @@ t.test('headers that claim another identity', async (t) => {
   }
   for (const [name, value] of Object.entries(certificates)) {
     const answer = await post(MESSAGE, { headers: { [name]: value } })
-    t.match(answer, { status: 403, json: { code: 'unknown_certificate' } }, `${name} from one who is no proxy`)
+    const refusal = { status: 403, json: { code: 'unknown_certificate', detail: new RegExp(print) } }
+    t.match(answer, refusal, `${name} from one who is no proxy`)
+    t.match(gateway.log.at(-1), {
+      code: 'unknown_certificate',
+      client: 'billing',
+      fingerprint: print,
+      subject: 'CN=billing',
+    })
   }
   t.equal(relay.messages.length, 0)
   for (const name of [
