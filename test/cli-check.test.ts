@@ -516,7 +516,9 @@ t.test('faults of the environment and the clients file are told in the same run'
 })
 
 t.test('a pair of addresses is asked about without sending, and what is refused is told with the reply', async (t) => {
+  const parameters: unknown[] = []
   const relay = await startRelay(t, {
+    onMailFrom: ({ args }, _session, done) => done(void parameters.push(args)),
     onRcptTo: ({ address }, _session, done) =>
       done(address.startsWith('nobody') ? Object.assign(new Error('5.1.1 No such user'), { responseCode: 550 }) : null),
   })
@@ -530,6 +532,8 @@ t.test('a pair of addresses is asked about without sending, and what is refused 
   const bad = await run(t, { env }, ['--from', 'app@corp.example', '--to', 'nobody@corp.example'])
   t.equal(bad.found, 1)
   t.match(bad.lines.join('\n'), /error: relay \S+: .*550.*No such user/)
+  await run(t, { env }, ['--from', 'app@corp.example', '--to', 'jörg@corp.example'])
+  t.match(parameters, [false, false, { SMTPUTF8: true }], 'as a message would ask')
   t.equal(relay.messages.length, 0)
 })
 

@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto'
 import type { Config, RelayAddress } from '../config/config.ts'
 import { composeMessage, parseMessage } from '../mail/compose.ts'
+import { needsSmtpUtf8 } from '../mail/mailbox.ts'
 import { slices } from '../mail/outgoing.ts'
 import { explain } from '../relay/advice.ts'
 import { RelayFault } from '../relay/fault.ts'
@@ -76,7 +77,7 @@ async function askPair(
   { from, to }: { readonly from: string; readonly to: string },
 ): Promise<string> {
   for (const [step, line] of [
-    ['mail', `MAIL FROM:<${from}>`],
+    ['mail', `MAIL FROM:<${from}>${needsSmtpUtf8(from + to) ? ' SMTPUTF8' : ''}`],
     ['rcpt', `RCPT TO:<${to}>`],
   ] as const) {
     const reply = await wire.ask(line).catch((cause: unknown) => {
