@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import { Readable } from 'node:stream'
 import t, { type Test } from 'tap'
 import { check } from '../../src/cli/check.ts'
+import { Allowances } from '../../src/send/allowances.ts'
 import { connectRedis, Witness } from '../../src/send/redis.ts'
 import { RedisIdempotencyStore } from '../../src/send/store-redis.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
@@ -230,6 +231,27 @@ t.test('a client that is closed while it is between two servers does not come ba
   client.on('connect', () => (returned = true))
   await pause(300)
   t.notOk(returned || client.isOpen)
+})
+
+t.test('what thousands of clients have left is asked of Redis beside what messages ask of it', async (t) => {
+  const redis = await startRedis(t)
+  const { client, close } = await connectRedis(redis.url, () => {})
+  t.teardown(close)
+  await once(client, 'ready')
+  const clients = Array.from({ length: 6_000 }, (_, number) => ({
+    name: `client-${number}`,
+    rate: { points: 10, seconds: 3_600 },
+    quota: { points: 100, seconds: 86_400 },
+  }))
+  const allowances = new Allowances(client)
+  for (const one of clients.slice(-1)) await allowances.take(one, 7)
+  const asked = allowances.usageOf(clients)
+  const claimed = await new RedisIdempotencyStore(client, new Witness(client)).claim('billing', 'k')
+  t.equal(claimed.state, 'new')
+  if (claimed.state === 'new') await claimed.claim.free()
+  const usage = await asked
+  t.equal(usage.length, 6_000)
+  t.match(usage.at(-1), ['client-5999', { rate: { remaining: 9 }, quota: { remaining: 93 } }])
 })
 
 t.test('check tells of a user who may write and not run scripts, and leaves nothing behind', async (t) => {
