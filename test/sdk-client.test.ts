@@ -181,6 +181,12 @@ t.test('bytes of an attachment go out as base64, and calls share a connection', 
   const client = clientOf(t, gateway)
   await client.send({ ...MESSAGE, attachments: [{ filename: 'a.bin', content: Buffer.from([0, 1, 2, 255]) }] })
   t.match(gateway.relay.messages[0]?.raw.toString(), /\r\n\r\nAAEC\/w==\r\n/)
+  const { buffer } = Uint8Array.from([9, 0, 1, 2, 255])
+  for (const content of [new DataView(buffer, 1), Uint16Array.from([0x0100, 0xff02]), buffer.slice(1)]) {
+    const attachments: [] = Object.assign([], [{ filename: 'a.bin', content }])
+    await client.send({ ...MESSAGE, attachments })
+    t.match(gateway.relay.messages.at(-1)?.raw.toString(), /\r\n\r\nAAEC\/w==\r\n/)
+  }
   const whoami = await client.whoami()
   t.match(whoami, { client: 'billing', policy: { from: ['*'] } })
   t.match(await failure(client.sendRaw('x', { mailFrom: MESSAGE.from, rcptTo: [MESSAGE.to] })), {
@@ -245,7 +251,43 @@ t.test('a stream that breaks is not sent', async (t) => {
   }
   const error = await failure(clientOf(t, gateway).sendRaw(broken(), { mailFrom: MESSAGE.from, rcptTo: MESSAGE.to }))
   t.match(error, { code: 'content_unreadable', outcome: 'not_sent', cause: { message: 'disk gone' } })
+  const objects: AsyncIterable<never> = Readable.from([{ line: 1 }])
+  const odd = await failure(clientOf(t, gateway).sendRaw(objects, { mailFrom: MESSAGE.from, rcptTo: MESSAGE.to }))
+  t.match(odd, { code: 'content_unreadable', outcome: 'not_sent' }, 'a stream of what is neither text nor bytes')
   t.same(await books(gateway), [])
+})
+
+t.test('a source that breaks after a try that may have sent it leaves the message unknown', async (t) => {
+  const gateway = await startGateway(t)
+  const { certificate, key } = gateway.pki.server
+  const server = createHttpsServer({ cert: certificate, key }, (request) => {
+    request.resume().once('end', () => request.socket.destroy())
+  })
+  let opened = 0
+  const source = (): Readable => {
+    if (opened++ > 0) throw new Error('disk gone')
+    return Readable.from(pieces('lost'))
+  }
+  const client = clientOf(t, gateway, { url: `https://localhost:${await listen(t, server)}` })
+  const options = { mailFrom: MESSAGE.from, rcptTo: MESSAGE.to, idempotencyKey: 'invoice-1' }
+  t.match(await failure(client.sendRaw(source, options)), {
+    code: 'content_unreadable',
+    outcome: 'unknown',
+    idempotencyKey: 'invoice-1',
+  })
+})
+
+t.test('options are taken as they come: any time, no key, and what no header can hold is a PosternError', async (t) => {
+  const gateway = await startGateway(t)
+  const client = clientOf(t, gateway)
+  for (const timeout of [Infinity, 30_001, 25_000.5, 3e9])
+    t.match(await client.send(MESSAGE, { timeout }), { status: 'accepted' }, `timeout ${timeout}`)
+  const none: undefined = JSON.parse('null')
+  for (const text of ['one', 'two'])
+    t.match(await client.send({ ...MESSAGE, text }, { idempotencyKey: none }), { status: 'accepted' }, 'no key is null')
+  for (const options of [{ idempotencyKey: '주문' }, { prefer: 'a\r\nb' }])
+    t.match(await failure(client.send(MESSAGE, options)), { code: 'invalid_header', outcome: 'not_sent' })
+  t.match(await failure(clientOf(t, gateway, { token: 'a\nb' }).send(MESSAGE)), { code: 'invalid_header' })
 })
 
 t.test('a renewed certificate is in use for the next connection, a half renewed one is not', async (t) => {
@@ -323,7 +365,7 @@ t.test('close waits for what is in progress, and takes no more', async (t) => {
   const gateway = await startGateway(t)
   const client = clientOf(t, gateway)
   const sending = client.send(MESSAGE)
-  await client.close()
+  await Promise.all([client.close(), client.close()])
   t.match(await sending, { status: 'accepted' })
   t.match(await failure(client.send(MESSAGE)), { code: 'closed', outcome: 'not_sent' })
 })

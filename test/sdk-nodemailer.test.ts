@@ -149,6 +149,14 @@ async function read(raw: Buffer = Buffer.alloc(0)): Promise<object> {
   }
 }
 
+t.test('a priority in capitals and a message id without brackets are as with SMTP', async (t) => {
+  const { gateway, transport } = await setUp(t, ANYTHING)
+  await transport.sendMail({ ...PLAIN, priority: 'High' as 'high', messageId: 'one@corp.example' })
+  const raw = gateway.relay.messages[0]?.raw.toString()
+  t.match(raw, /^Importance: High\r$/m)
+  t.match(raw, /^Message-ID: <one@corp\.example>\r$/m)
+})
+
 t.test('what JSON cannot say is refused by name, and nothing is sent', async (t) => {
   const { gateway, transport } = await setUp(t, ANYTHING)
   for (const [name, options] of Object.entries({
@@ -166,6 +174,10 @@ t.test('what JSON cannot say is refused by name, and nothing is sent', async (t)
     'attachments\\[0\\].raw': { attachments: [{ raw: 'Content-Type: text/plain\r\n\r\nx' }] },
     'attachments\\[0\\].filename: false': { attachments: [{ content: 'x', filename: false as const }] },
     'attachments\\[0\\].contentDisposition': { attachments: [{ content: 'x', contentDisposition: 'inline' }] },
+    'dsn.notify': { dsn: { notify: 'failure,relayed' } },
+    'dsn.return': { dsn: { ret: 'some' } },
+    'prepared X-Words': { headers: { 'X-Words': { prepared: true, value: '=?utf-8?q?x?=' } } },
+    'postern.key': { postern: { key: 'x' } },
     'dsn.recipient': { dsn: { recipient: 'rfc822;user@corp.example' } },
     path: { attachments: [{ path: '/etc/hostname' }], disableFileAccess: true },
     requireTLSExtensionEnabled: { requireTLSExtensionEnabled: true },

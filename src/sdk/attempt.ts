@@ -1,10 +1,10 @@
-import type { IncomingMessage, OutgoingHttpHeaders } from 'node:http'
+import type { ClientRequest, IncomingMessage, OutgoingHttpHeaders } from 'node:http'
 import { type Agent, request as httpsRequest } from 'node:https'
 import { pipeline } from 'node:stream/promises'
 import { TLSSocket } from 'node:tls'
 import type { Body, Pieces } from './body.ts'
 import type { Credentials } from './credentials.ts'
-import { notSent } from './error.ts'
+import { notSent, reasonOf } from './error.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000 // TCP and TLS; another try may reach another address
 const CONTINUE_TIMEOUT_MS = 1_000 // for servers that do not know Expect (RFC 9110 §10.1.1)
@@ -42,14 +42,19 @@ export interface Failure {
   readonly untrusted: boolean
 }
 
-/** One request over the wire. Resolves with the answer, or with how far it got. Throws a PosternError `content_unreadable`. */
+/** One request over the wire. Resolves with the answer, or with how far it got. Throws a PosternError `content_unreadable` or `invalid_header`. */
 export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
   const { url, body, expect, credentials, signal, ...rest } = options
   return new Promise((resolve, reject) => {
     let stage: Stage = 'unconnected'
     let answering = false
     let timer: NodeJS.Timeout | undefined
-    const request = httpsRequest(url, { ...rest, ...credentials, rejectUnauthorized: true, signal })
+    let request: ClientRequest
+    try {
+      request = httpsRequest(url, { ...rest, ...credentials, rejectUnauthorized: true, signal })
+    } catch (error) {
+      return reject(notSent('invalid_header', `The request cannot be made: ${reasonOf(error)}.`, error))
+    }
 
     const failed = (error: Error): void => {
       clearTimeout(timer)
@@ -60,7 +65,11 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
     }
     async function* pieces(): Pieces {
       try {
-        if (body !== undefined) yield* body.open()
+        for await (const piece of body?.open() ?? []) {
+          if (typeof piece !== 'string' && !(piece instanceof Uint8Array))
+            throw new TypeError('a piece is neither a string nor bytes')
+          yield piece
+        }
         stage = 'sent'
       } catch (error) {
         reject(notSent('content_unreadable', 'The message could not be read to its end.', error))

@@ -35,9 +35,16 @@ export function bytesBody(bytes: Buffer): Body & { readonly bytes: Buffer } {
 export function jsonBody({ attachments, ...message }: Message | ScheduledMessage): Body {
   const encoded = attachments?.map(({ content, ...attachment }) => ({
     ...attachment,
-    content: typeof content === 'string' ? content : Buffer.from(content).toString('base64'),
+    content: toBase64(content),
   }))
   return bytesBody(Buffer.from(JSON.stringify({ ...message, attachments: encoded })))
+}
+
+/** Bytes as base64; everything else is for the gateway to judge. */
+function toBase64(content: unknown): unknown {
+  if (content instanceof ArrayBuffer) return Buffer.from(content).toString('base64')
+  if (!ArrayBuffer.isView(content)) return content
+  return Buffer.from(content.buffer, content.byteOffset, content.byteLength).toString('base64')
 }
 
 function openedBody(source: () => Pieces | Promise<Pieces>): Body {

@@ -72,6 +72,7 @@ interface Call extends CallOptions {
 }
 
 const TIMEOUT_MS = 120_000
+const LONGEST_MS = 2 ** 31 - 1 // a timer of more ends at once
 const TIMED_OUT = new Error('timeout')
 const SHORTEST_TRY_MS = 10_000
 const MAX_CONNECTIONS = 50 // the gateway's own pool is smaller; what is more waits here
@@ -100,7 +101,7 @@ export class Postern {
   /** The credentials to which the gateway has answered. */
   #heard: Credentials | undefined
   #calls = 0
-  #closed = false
+  #closing: Promise<void> | undefined
   #idle: (() => void) | undefined
 
   /** Throws a TypeError for a url that is not https, and where the certificate is missing. */
@@ -170,15 +171,19 @@ export class Postern {
   }
 
   /** Takes no more calls, and resolves when those in progress have ended and every connection is closed. */
-  async close(): Promise<void> {
-    this.#closed = true
+  close(): Promise<void> {
+    return (this.#closing ??= this.#end())
+  }
+
+  async #end(): Promise<void> {
     if (this.#calls > 0) await new Promise<void>((resolve) => (this.#idle = resolve))
     this.#agent.destroy()
   }
 
   async #call<T>(call: Call): Promise<T> {
-    if (this.#closed) throw notSent('closed', 'This client has been closed.')
-    const { signal, timeout = this.#timeout } = call
+    if (this.#closing !== undefined) throw notSent('closed', 'This client has been closed.')
+    const { signal } = call
+    const timeout = Math.min(call.timeout ?? this.#timeout, LONGEST_MS)
     const end = new AbortController()
     const abort = (): void => end.abort(signal?.reason)
     const timer = setTimeout(() => end.abort(TIMED_OUT), timeout)
@@ -214,10 +219,15 @@ export class Postern {
           token,
           timeout,
           end,
-        )
-        if ('status' in result) this.#heard = credentials
-        else silent = result.stage === 'expecting' ? silent + 1 : 0
-        found = 'status' in result ? readAnswer<T>(result) : failureOf(result, silent, credentials, end)
+        ).catch(ourOwn)
+        if (result instanceof PosternError) found = result
+        else if ('stage' in result) {
+          silent = result.stage === 'expecting' ? silent + 1 : 0
+          found = failureOf(result, silent, credentials, end)
+        } else {
+          this.#heard = credentials
+          found = readAnswer<T>(result)
+        }
       }
       if (!(found instanceof PosternError)) return found
       // A question sends nothing.
@@ -274,7 +284,7 @@ export class Postern {
       // A connection that died without a sign is given up in time for another; a stream takes as long as it takes.
       signal:
         body === undefined || body.bytes
-          ? AbortSignal.any([end, AbortSignal.timeout(Math.max(timeout / 2, SHORTEST_TRY_MS))])
+          ? AbortSignal.any([end, AbortSignal.timeout(Math.max(Math.ceil(timeout / 2), SHORTEST_TRY_MS))])
           : end,
     })
   }
@@ -295,14 +305,19 @@ export class Postern {
   }
 }
 
-function common({ signal, timeout, idempotencyKey = randomUUID(), prefer }: SendOptions): Omit<Call, 'path'> {
+function common({ signal, timeout, idempotencyKey, prefer }: SendOptions): Omit<Call, 'path'> {
   return {
     method: 'POST',
     signal,
     timeout,
     prefer,
-    ...(idempotencyKey === false ? { once: true } : { key: idempotencyKey }),
+    ...(idempotencyKey === false ? { once: true } : { key: idempotencyKey ?? randomUUID() }),
   }
+}
+
+function ourOwn(error: unknown): PosternError {
+  if (error instanceof PosternError) return error
+  throw error
 }
 
 /** The body of an answer, or the error that it stands for. */

@@ -40,7 +40,10 @@ export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
   const fields = fieldsOf(data)
   const names = FOREIGN.filter((name) => isGiven(fields[name]))
   if (isGiven(mailer?.dkim) && !names.includes('dkim')) names.push('dkim')
-  for (const [name, values] of headersOf(fields)) if (values.length > 1) names.push(`more than one ${name}`)
+  for (const [name, values, prepared] of headersOf(fields)) {
+    if (values.length > 1) names.push(`more than one ${name}`)
+    if (prepared && values.some((value) => value.includes('=?'))) names.push(`prepared ${name}`)
+  }
   listOf(fields['attachments']).forEach((attachment, index) => {
     const { raw, headers, filename, contentDisposition, cid } = attachment
     const faults = {
@@ -93,7 +96,11 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
     ...(isGiven(html) && { html: String(html) }),
     ...(attachments.length > 0 && { attachments }),
     ...(Object.keys(headers).length > 0 && { headers }),
-    ...(isGiven(messageId) && { message_id: String(messageId) }),
+    ...(isGiven(messageId) && {
+      message_id: String(messageId)
+        .trim()
+        .replace(/^<?(.*?)>?$/s, '<$1>'),
+    }),
     ...(event && { calendar: event.calendar }),
     ...(isGiven(data['dsn']) && { dsn: dsnOf(fieldsOf(data['dsn'])) }),
     ...(tags && { tags }),
@@ -148,22 +155,34 @@ function calendarOf({ content, encoding, method, filename }: Fields): {
   }
 }
 
-/** Throws for what RFC 3461 has and the gateway has not. The gateway checks the values. */
+const EVENTS = ['never', 'success', 'failure', 'delay'] as const
+const RETURNS = new Map([
+  ['hdrs', 'headers' as const],
+  ['headers', 'headers' as const],
+  ['full', 'full' as const],
+  ['body', 'full' as const],
+])
+
+/** Throws for what nodemailer refuses, and for what RFC 3461 has and the gateway has not. */
 function dsnOf({ ret, return: full, notify, envid, id, recipient, orcpt }: Fields): NonNullable<Message['dsn']> {
   if (isGiven(recipient ?? orcpt)) throw notSent('invalid_message', 'dsn.recipient cannot be passed on.')
-  const returned = String(ret ?? full ?? '').toLowerCase()
-  const events = [notify ?? []].flat().flatMap((value) => String(value).toLowerCase().split(','))
-  const known = ['never', 'success', 'failure', 'delay'] as const
+  const asked = String(ret || full || '').toLowerCase()
+  const returned = RETURNS.get(asked)
+  const names = [notify || []].flat().flatMap((value) => String(value).toLowerCase().split(','))
+  const events = EVENTS.filter((event) => names.some((name) => name.trim() === event))
+  if (events.length < new Set(names).size || (asked !== '' && returned === undefined))
+    throw notSent('invalid_message', `dsn.notify is any of ${EVENTS.join(', ')}, and dsn.return full or headers.`)
   return {
-    ...(events.length > 0 && { notify: known.filter((event) => events.some((name) => name.trim() === event)) }),
-    ...(returned !== '' && { return: ['hdrs', 'headers'].includes(returned) ? 'headers' : 'full' }),
+    ...(events.length > 0 && { notify: events }),
+    ...(returned && { return: returned }),
     ...(isGiven(envid ?? id) && { envelope_id: String(envid ?? id) }),
   }
 }
 
 /** What nodemailer makes header fields of. */
 function extraHeaders({ priority, xMailer, normalizedHeaders }: Fields): Readonly<Record<string, string>> {
-  const [number, word] = { high: ['1 (Highest)', 'High'], low: ['5 (Lowest)', 'Low'] }[String(priority)] ?? []
+  const [number, word] =
+    { high: ['1 (Highest)', 'High'], low: ['5 (Lowest)', 'Low'] }[String(priority).toLowerCase()] ?? []
   const made = Object.entries(fieldsOf(normalizedHeaders)).filter(([name]) =>
     /^(?:list-|references$|in-reply-to$)/.test(name),
   )
@@ -174,13 +193,17 @@ function extraHeaders({ priority, xMailer, normalizedHeaders }: Fields): Readonl
   }
 }
 
-function headersOf({ headers }: Fields): readonly (readonly [name: string, values: readonly string[]])[] {
+/** `prepared`: it is encoded already. */
+function headersOf({
+  headers,
+}: Fields): readonly (readonly [name: string, values: readonly string[], prepared: boolean])[] {
   const entries: (readonly [unknown, unknown])[] = Array.isArray(headers)
     ? listOf(headers).map(({ key, value }) => [key, value])
     : Object.entries(fieldsOf(headers))
   return entries.map(([name, value]) => [
     String(name),
     [value].flat().map((one) => String(fieldsOf(one)['value'] ?? one)),
+    [value].flat().some((one) => Boolean(fieldsOf(one)['prepared'])),
   ])
 }
 

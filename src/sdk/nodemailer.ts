@@ -36,6 +36,8 @@ export interface PosternTransportError extends Error {
   cause: PosternError
 }
 
+const POSTERN_OPTIONS = ['idempotencyKey', 'prefer', 'tags', 'send_at']
+
 interface MailOptions {
   readonly postern?: PosternMailOptions
   readonly signal?: AbortSignal
@@ -68,6 +70,8 @@ export function posternTransport({ raw, ...options }: PosternTransportOptions): 
 
   const send = async (mail: ComposedMail): Promise<Receipt | Queued> => {
     const { postern = {}, signal, dsn }: MailOptions = mail.data
+    const unknown = Object.keys(postern).filter((name) => !POSTERN_OPTIONS.includes(name))
+    if (unknown.length > 0) throw refusal(`postern.${unknown.join(', postern.')} is no option`)
     const onlyJson = namesOf({ dsn, 'postern.tags': postern.tags, 'postern.send_at': postern.send_at })
     const options = { signal, prefer: postern.prefer, idempotencyKey: postern.idempotencyKey }
     // Composed again, the same message has other boundaries: under a key of the caller's only JSON is the same twice.
