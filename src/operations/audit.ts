@@ -96,8 +96,9 @@ export function writeTransition(
   const next = nextAttempt === undefined ? undefined : new Date(nextAttempt).toISOString()
   if (content === undefined) {
     const line = { request_id: id, client, queue: status, next_attempt: next }
-    if (change.problem === undefined) return log.info(line, 'queue')
-    return logRefusal(log, change.problem, line)
+    if (change.problem !== undefined) return logRefusal(log, change.problem, line)
+    if (status !== 'expired' && status !== 'unknown') return log.info(line, 'queue')
+    return log.warn({ ...line, outcome: resultOf(change).outcome }, 'queue') // nobody waits for an answer that would say it
   }
   const { envelope, messageId, tags, bytes } = content
   const audit = { messageId, from: envelope.from, recipients: envelope.to, bytes: bytes.length, tags }

@@ -338,6 +338,20 @@ t.test('a rate holds messages back instead of refusing them, a quota is taken at
   t.equal(relay.messages.length, 5)
 })
 
+t.test('who is held back by the rate is told until when, wherever that stands', async (t) => {
+  const { gateway } = await setUp(t, {
+    clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: 1/minute } }',
+  })
+  t.match(await gateway.post(MESSAGE), { status: 200 })
+  const waited = await gateway.post(MESSAGE, { headers: { prefer: 'respond-async, wait=10' } })
+  t.match(waited, { status: 202, headers: { 'retry-after': /^(?:[56]\d)$/ } })
+  t.match(await gateway.post(MESSAGE, ASYNC), { status: 202, headers: { 'retry-after': /^(?:[56]\d)$/ } })
+  const status = await fetch(`http://127.0.0.1:${gateway.gateway.opsPort}/status.json`)
+  const { json } = await gateway.request({ path: `/v1/messages/${waited.json['id']}` })
+  for (const { next_attempt } of [waited.json, json, Object(await status.json()).queue.clients[0]])
+    t.ok(Date.parse(next_attempt) - Date.now() > 45_000, next_attempt)
+})
+
 t.test('one client with many messages does not keep another waiting', async (t) => {
   const { gateway, relay } = await setUp(t, {
     clients:
@@ -484,6 +498,11 @@ t.test('what no relay takes in time expires, what is on its way does not', async
     problem: { code: 'deferred_by_relay', outcome: 'not_sent' },
     attempts: [{ code: 451 }],
   })
+  const WARN = 40
+  t.match(
+    gateway.log.find(({ queue }) => queue === 'expired'),
+    { level: WARN, request_id: putOff.json['id'], client: 'billing', outcome: 'not_sent' },
+  )
   t.match(await gateway.post(MESSAGE, { headers: { 'idempotency-key': 'k' } }), {
     status: 503,
     headers: { 'retry-after': /\d/, 'idempotency-replayed': 'true' },

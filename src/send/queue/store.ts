@@ -167,17 +167,18 @@ export class QueueStore {
 
   /** What a client can know of its message, and how long until it is due; undefined where it has none with this id. */
   async state(id: string, owner: string): Promise<{ message: QueuedMessage; waitMs: number } | undefined> {
-    const [now, ...pairs] = texts(await this.#run(STATE, [id]))
+    const [now, held, ...pairs] = texts(await this.#run(STATE, [id]))
     const fields = new Map(pairs.flatMap((name, at) => (at % 2 === 0 ? [[name, pairs[at + 1] ?? ''] as const] : [])))
     const field = (name: string): string => fields.get(name) ?? ''
     if (field('client') !== owner) return undefined
     const [status, result] = [toStatus(field('status')), field('result')]
+    const due = Math.max(Number(field('due')), Number(held))
     const base: QueuedMessage = {
       id,
       message_id: field('message_id'),
       status,
       created: isoTime(field('created')),
-      ...(status === 'queued' && { next_attempt: isoTime(field('due')) }),
+      ...(status === 'queued' && { next_attempt: isoTime(due) }),
       expires: isoTime(field('expires')),
       attempts: JSON.parse(`[${field('attempts')}]`),
     }
@@ -187,7 +188,7 @@ export class QueueStore {
       const problem = result.startsWith('{') ? JSON.parse(result) : unsaid(status, result)?.toBody(id)
       return problem === undefined ? {} : { problem }
     }
-    return { message: { ...base, ...told() }, waitMs: status === 'queued' ? Number(field('due')) - Number(now) : 0 }
+    return { message: { ...base, ...told() }, waitMs: status === 'queued' ? due - Number(now) : 0 }
   }
 
   async status(id: string): Promise<string | null> {
@@ -237,7 +238,7 @@ function toStatus(text: string): QueuedMessage['status'] {
   return status
 }
 
-function isoTime(ms: string | undefined): string {
+function isoTime(ms: string | number | undefined): string {
   return new Date(Math.floor(Number(ms))).toISOString()
 }
 

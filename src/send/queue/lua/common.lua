@@ -28,12 +28,14 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 -- known of a message has to be written down also then.
 local function free() redis.call('DEL', P .. 'nothing') end
 
+local function heldUntil(client) return tonumber(redis.call('HGET', P .. 'held', client) or 0) end
+
 local function place(client, served)
   local first = redis.call('ZRANGE', P .. 'd:' .. client, 0, 0, 'WITHSCORES')[2]
   if not first then return redis.call('ZREM', P .. 'ready', client) end
   local known = redis.call('ZSCORE', P .. 'ready', client)
   if known and not served and tonumber(known) < now + 1 then return end
-  local held = tonumber(redis.call('HGET', P .. 'held', client) or 0)
+  local held = heldUntil(client)
   if held > 0 and held <= now then redis.call('HDEL', P .. 'held', client) end
   local turn = now + redis.call('INCR', P .. 'turn') % 1000 / 1000
   redis.call('ZADD', P .. 'ready', math.max(tonumber(first), held, turn), client)

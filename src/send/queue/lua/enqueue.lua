@@ -1,7 +1,7 @@
 -- Key, content and schedule in one step, for whoever still holds the claim on the key. With a token the message is
 -- leased at once. KEYS: the claim. ARGV: its token, id, client, message id, content, due (Unix ms), ms until it
--- expires, token or "", and where nobody knows the key the ms to keep it, or "". Gives due, expires and the ms until it
--- is due, or nothing where the claim is no longer held.
+-- expires, token or "", and where nobody knows the key the ms to keep it, or "". Gives when it is tried, when it expires
+-- and the ms until it is tried, or nothing where the claim is no longer held.
 local claim, id, client, mid, content, at, ttl, token, keep = unpack(ARGV)
 local known = redis.call('HMGET', KEYS[1], 'token', 'status')
 if known[1] ~= claim or known[2] then return nil end
@@ -19,4 +19,5 @@ else
   redis.call('HSET', P .. 'm:' .. id, 'status', 'sending', 'token', token)
   redis.call('ZADD', P .. 'leases', now + LEASE_MS, id)
 end
-return { tostring(due), tostring(expires), due - now }
+local first = math.max(due, heldUntil(client))
+return { tostring(first), tostring(expires), first - now }

@@ -4,6 +4,7 @@ local clients = {}
 for _, client in ipairs(redis.call('ZRANGE', P .. 'ready', 0, -1)) do
   local oldest = redis.call('ZRANGE', P .. 'o:' .. client, 0, 0, 'WITHSCORES')[2] or tostring(now)
   local due = redis.call('ZRANGE', P .. 'd:' .. client, 0, 0, 'WITHSCORES')[2] or tostring(now)
-  table.insert(clients, { client, redis.call('ZCARD', P .. 'd:' .. client), oldest, due })
+  local at = tostring(math.max(tonumber(due), heldUntil(client)))
+  table.insert(clients, { client, redis.call('ZCARD', P .. 'd:' .. client), oldest, at })
 end
 return { redis.call('ZCARD', P .. 'leases'), clients }
