@@ -248,7 +248,7 @@ t.test('a file has its name where readers of every age look for it', async (t) =
   }
   t.match(
     await headerOf('a.pdf', { content_type: 'text/plain; name="b"; charset=utf-8' }),
-    'text/plain; name="b"; charset=utf-8\r\n',
+    'text/plain; charset=utf-8; name="a.pdf"\r\n',
   )
   const twice = { filename: 'a', content: '', content_type: 'text/plain; charset=utf-8; Charset="x"' }
   t.match((await gateway.post({ ...MESSAGE, attachments: [twice] }, { agent })).json, {
