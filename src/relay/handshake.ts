@@ -1,5 +1,4 @@
 import { createHmac } from 'node:crypto'
-import { connect, type Socket } from 'node:net'
 import type { ConnectionOptions } from 'node:tls'
 import type { SmtpTlsMode } from '../config/config.ts'
 import { RelayFault, type Step } from './fault.ts'
@@ -96,12 +95,16 @@ async function open(options: SessionOptions, secret: string): Promise<Opened> {
   const confidential = login?.tokens !== undefined && login.password === undefined
   const startTls = confidential && options.startTls === 'opportunistic' ? 'required' : options.startTls
   let step: Step = 'connect'
-  let socket: Socket | undefined
-  let wire: Wire | undefined
+  const wire = new Wire({
+    host: options.host,
+    port: options.port,
+    autoSelectFamily: true,
+    autoSelectFamilyAttemptTimeout: Math.min(NEXT_ADDRESS_MS, Math.ceil(timeout / 4)),
+    noDelay: true,
+    keepAlive: true,
+  })
   const late = setTimeout(() => {
-    const reason = Object.assign(new Error('no answer in time'), { code: 'ETIMEDOUT' })
-    if (wire === undefined) socket?.destroy(reason)
-    else wire.end(reason)
+    wire.end(Object.assign(new Error('no answer in time'), { code: 'ETIMEDOUT' }))
   }, timeout)
   const positive = async (asked: Step, reply: Promise<Reply>): Promise<Reply> => {
     step = asked
@@ -110,51 +113,34 @@ async function open(options: SessionOptions, secret: string): Promise<Opened> {
     return said
   }
   try {
-    socket = connect({
-      host: options.host,
-      port: options.port,
-      autoSelectFamily: true,
-      autoSelectFamilyAttemptTimeout: Math.min(NEXT_ADDRESS_MS, Math.ceil(timeout / 4)),
-      noDelay: true,
-      keepAlive: true,
-    })
-    const on = await connected(socket)
-    wire = on
+    await wire.connected()
     const encrypt = async (): Promise<void> => {
       step = 'tls'
-      await on.encrypt(options.tls)
+      await wire.encrypt(options.tls)
     }
     if (secure) await encrypt()
-    await positive('greeting', on.ask())
-    let offer = new Offer(await positive('ehlo', hello(on, name, !secure && startTls !== 'required')))
+    await positive('greeting', wire.ask())
+    let offer = new Offer(await positive('ehlo', hello(wire, name, !secure && startTls !== 'required')))
     if (!secure && startTls !== 'off') {
       if (offer.has('STARTTLS')) {
         step = 'starttls'
-        const reply = await on.ask('STARTTLS')
+        const reply = await wire.ask('STARTTLS')
         if (reply.code === 220) {
           await encrypt()
-          offer = new Offer(await positive('ehlo', on.ask(`EHLO ${name}`)))
+          offer = new Offer(await positive('ehlo', wire.ask(`EHLO ${name}`)))
         } else if (startTls === 'required' || reply.code === 421) throw new RelayFault(step, { reply })
       } else if (startTls === 'required') throw new RelayFault('starttls')
     }
     step = 'login'
-    if (login !== undefined) await logIn(on, offer, options, login, secret)
-    return { wire: on, offer, loggedIn: login !== undefined }
+    if (login !== undefined) await logIn(wire, offer, options, login, secret)
+    return { wire, offer, loggedIn: login !== undefined }
   } catch (error) {
     const fault = error instanceof RelayFault ? error : new RelayFault(step, { cause: error })
-    if (wire === undefined) socket?.destroy()
-    else wire.end(fault, fault.reply === undefined ? '' : 'QUIT\r\n')
+    wire.end(fault, fault.reply === undefined ? '' : 'QUIT\r\n')
     throw fault
   } finally {
     clearTimeout(late)
   }
-}
-
-async function connected(socket: Socket): Promise<Wire> {
-  await new Promise<void>((resolve, reject) => {
-    socket.once('connect', resolve).once('error', reject)
-  })
-  return new Wire(socket)
 }
 
 /** EHLO, or HELO (RFC 5321 §3.2) for a server that has never heard of it, where nothing that EHLO announces is needed. */
