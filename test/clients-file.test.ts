@@ -84,11 +84,12 @@ t.test('JSON is read too', async (t) => {
   t.equal(find(directory, hex(1)), 'a')
 })
 
-t.test('brackets may stand on lines of their own, wherever those begin', async (t) => {
+t.test('brackets may stand on lines of their own, wherever those begin, and after a tab', async (t) => {
   for (const text of [
     `clients: {\n  a: {fingerprints: ["${hex(1)}"], from: ["*"]} # one\n}\n`,
     `clients:\n  a:\n    fingerprints: [ # "leaf\n"${hex(1)}", # it's good until May ]\n    ]\n    from: [\n    "*"\n    ]\n`,
-    `clients:\n  a: {\n"fingerprints":\n["${hex(1)}"],\nfrom: ['o''brien@corp.example',\no'neil@corp.example]}\n`,
+    `clients:\n  a:\t# one\n    fingerprints:\t["${hex(1)}"]\n    from:\t["*"]\n`,
+    `clients:\n  a:\t{\n"fingerprints":\n["${hex(1)}"],\nfrom: ['o''brien@corp.example',\no'neil@corp.example]}\n`,
   ])
     t.equal(find(parseClients(text, 'f'), hex(1)), 'a', text)
   t.match(faultsOf(`clients: {\n  a: {fingerprints: ["${hex(1)}"], from: ["*"]},\n\n  b: {}\n}\n`), [

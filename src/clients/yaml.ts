@@ -135,18 +135,20 @@ function parse(source: string): { readonly events: Event[]; readonly source: str
   }
 }
 
-const TOKENS = /(?<![^\s,:[{])(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*(?:''[^']*)*')|(?<!\S)#.*|[[\]{}\n]/g
+const TOKENS =
+  /(?<![^\s,:[{])(?:"[^"\\]*(?:\\.[^"\\]*)*"|'[^']*(?:''[^']*)*')|(?<!\S)#.*|(?<=[:-])[\t ]+(?=[[{])|[[\]{}\n]/g
 
 /**
- * The same text, offset by offset, with a space for each line break within brackets. The library insists that lines in brackets
- * are indented; most YAML with a `]` or `}` on a line of its own is not, and every other reader takes it.
+ * The same text, offset by offset, with a space for each line break within brackets and for a tab before them. The library
+ * insists that lines in brackets are indented, and by spaces; most YAML with a `]` or `}` on a line of its own is not, and
+ * every other reader takes it.
  */
 function joinLines(source: string): string {
   let depth = 0
   return source.replace(TOKENS, (token) => {
     if (token === '[' || token === '{') depth += 1
     else if (token === ']' || token === '}') depth -= 1
-    else if (depth > 0 && (token === '\n' || token.startsWith('#'))) return ' '.repeat(token.length)
+    else if (/^[\t ]/.test(token) || (depth > 0 && /^[\n#]/.test(token))) return ' '.repeat(token.length)
     return token
   })
 }
