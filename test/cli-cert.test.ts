@@ -142,6 +142,9 @@ t.test('a request is signed without its key, under the names that the signer giv
   t.notOk((await readdir(dir)).includes('hr.key.pem') || lines.some((line) => line.includes('private key')))
   await make('server', 'mail.corp.example', '--csr', request('server', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256'))
   t.match((await certificate('server')).subjectAltName, 'DNS:mail.corp.example, DNS:localhost')
+  openssl('req', '-in', csr, '-outform', 'DER', '-out', `${csr}.der`)
+  await make('client', 'der', '--csr', `${csr}.der`)
+  t.ok((await certificate('der')).publicKey.equals(made.publicKey), 'DER is read too')
   const bad: [string, RegExp][] = [
     [request('weak', 'rsa:1024'), /weak\.csr has an RSA key of 1024 bits/],
     [`${dir}/ca.crt`, /ca\.crt is no certificate request/],

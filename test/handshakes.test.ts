@@ -1,4 +1,4 @@
-import { X509Certificate } from 'node:crypto'
+import { generateKeyPairSync, X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
 import { request as plainRequest } from 'node:http'
 import { createServer } from 'node:https'
@@ -65,6 +65,22 @@ t.test('a short RSA key is refused with the length that it needs', async (t) => 
   const pki = await makePki()
   const { handshake, failure } = await listen(t)
   t.match(await failure(() => handshake(pki.rsa1024, { ciphers: WEAK })), { reason: 'other', advice: /2048 bits/ })
+})
+
+t.test('a key on P-521 is taken in TLS 1.3, and told of where TLS 1.2 refuses it', async (t) => {
+  const pki = await makePki()
+  const { privateKey } = generateKeyPairSync('ec', {
+    namedCurve: 'P-521',
+    publicKeyEncoding: { type: 'spki', format: 'pem' },
+    privateKeyEncoding: { type: 'pkcs8', format: 'pem' },
+  })
+  const leaf = await pki.client('billing', { key: privateKey })
+  const { handshake, failure } = await listen(t)
+  t.equal(await handshake(leaf), 'HTTP/1.1 200 OK')
+  t.match(await failure(() => handshake(leaf, { maxVersion: 'TLSv1.2' })), {
+    reason: 'other',
+    advice: /P-256 or P-384/,
+  })
 })
 
 t.test('revocation has its own reason, and a list that has expired says that it is the list', async (t) => {

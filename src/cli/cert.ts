@@ -110,7 +110,7 @@ function readOrder(args: readonly string[]) {
 }
 
 async function readRequest(file: string): Promise<SigningRequest> {
-  return readSigningRequest((await readNamed(file)).toString()).catch(sentence(file))
+  return readSigningRequest(await readNamed(file)).catch(sentence(file))
 }
 
 async function issue(

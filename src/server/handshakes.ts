@@ -150,6 +150,8 @@ const ADVICE: Readonly<Record<string, Readonly<Record<string, string>>>> = {
   other: {
     UNSPECIFIED:
       "A key or signature in the client's chain is too weak: RSA takes 2048 bits or more, a signature SHA-256 or better.",
+    ERR_SSL_WRONG_CURVE:
+      "The key of the client's certificate is on a curve that TLS 1.2 does not take here: let it speak TLS 1.3, or take one on P-256 or P-384.",
     ERR_SSL_NO_APPLICATION_PROTOCOL:
       'The client asks for a protocol other than http/1.1 (ALPN): let it offer http/1.1.',
   },

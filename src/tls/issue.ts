@@ -69,11 +69,12 @@ export async function createAuthority(request: AuthorityRequest = {}): Promise<I
 }
 
 /** Reads a request in PEM. Throws a RangeError for one that is damaged, not signed by its own key, or whose key is weak. */
-export async function readSigningRequest(pem: string) {
+export async function readSigningRequest(content: Buffer) {
   let request: InstanceType<typeof x509.Pkcs10CertificateRequest>
   let sound: boolean
   try {
-    request = new x509.Pkcs10CertificateRequest(pem)
+    const isPem = content.includes('-----BEGIN ')
+    request = new x509.Pkcs10CertificateRequest(isPem ? content.toString() : new Uint8Array(content))
     sound = await request.verify()
   } catch (cause) {
     throw new RangeError('is no certificate request that can be read', { cause })
