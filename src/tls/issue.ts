@@ -68,7 +68,7 @@ export async function createAuthority(request: AuthorityRequest = {}): Promise<I
   return { certificate: `${certificate.toString('pem')}\n`, key }
 }
 
-/** Reads a request in PEM. Throws a RangeError for one that is damaged, not signed by its own key, or whose key is weak. */
+/** Reads a request in PEM or DER. Throws a RangeError for one that is damaged, not signed by its own key, or whose key is weak. */
 export async function readSigningRequest(content: Buffer) {
   let request: InstanceType<typeof x509.Pkcs10CertificateRequest>
   let sound: boolean
