@@ -198,6 +198,19 @@ t.test('an unknown POSTERN_ name is an error, any other name is not', async (t) 
   t.match(faultsOf({ POSTERN_SERVICE_HOST: '10.0.0.1' }), [/enableServiceLinks/], 'what Kubernetes sets is explained')
 })
 
+t.test('the setting that was most likely meant is named', async (t) => {
+  for (const [name, meant] of [
+    ['SMTP_ULR', 'SMTP_URL'],
+    ['CLIENT', 'CLIENTS'],
+    ['TLS_CA', 'TLS_CLIENT_CA'],
+    ['CRL', 'TLS_CRL'],
+    ['CLIENTS_FILE', 'CLIENTS'],
+    ['SMTP_URLS_FILE', 'SMTP_URL_FILE'],
+  ] as const)
+    t.match(faultsOf({ [`POSTERN_${name}`]: 'x' }), [new RegExp(`did you mean POSTERN_${meant}\\?$`)])
+  t.match(faultsOf({ POSTERN_COLOR: 'x' }), [/check its spelling/])
+})
+
 t.test('a setting of sendmail is named as that', async (t) => {
   for (const name of ['POSTERN_URL', 'POSTERN_CERT'])
     t.match(faultsOf({ [name]: 'x' }), [new RegExp(`^${name} .* of postern sendmail\\.$`)])

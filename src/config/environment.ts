@@ -97,7 +97,11 @@ export class EnvironmentReader {
 
   #likely(name: string): string {
     const short = [...this.#known].map((known) => known.slice('POSTERN_'.length))
-    const meant = nearest(name.slice('POSTERN_'.length).toUpperCase(), short)
+    const wanted = name.slice('POSTERN_'.length).toUpperCase()
+    const words = wanted.split('_')
+    const longer = short.find((known) => words.every((word) => known.split('_').includes(word)))
+    const plain = short.find((known) => `${known}_FILE` === wanted) // a path needs no other name
+    const meant = plain ?? (words.length > 1 ? longer : undefined) ?? nearest(wanted, short) ?? longer
     return meant === undefined ? 'check its spelling' : `did you mean POSTERN_${meant}?`
   }
 
