@@ -135,6 +135,14 @@ t.test(
   },
 )
 
+t.test('a clients file that did not go with the bundle is in force with one that it goes with', async (t) => {
+  const two = pki.ca.certificate + (await createAuthority()).certificate
+  const gateway = await startOnFiles(t, { prepare: (dir) => writeBundle(dir, two) })
+  await gateway.failed('clients', () => gateway.write('clients.yaml', CLIENTS))
+  await gateway.reloaded('clients', () => gateway.write('ca.crt', pki.ca.certificate))
+  t.match(await gateway.whoami(await named(REPORTS)), { status: 200, client: 'reports' })
+})
+
 t.test('a revoked certificate opens nothing by its names', async (t) => {
   const gateway = await start(t, { crl: await createRevocationList(pki.ca, []) })
   const [client, agent] = [await named(REPORTS), new Agent({ keepAlive: true, maxCachedSessions: 0 })]

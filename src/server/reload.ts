@@ -149,8 +149,12 @@ export class Reloader implements ClientSource {
       this.#tried.set(part, found.digest)
       const failing = this.#failing.get(part)?.again
       if (!changed && failing !== 'for now' && !(failing === 'for good' && again)) continue
-      done = this.#attempt(part, paths, found, changed || again) || done
+      if (!this.#attempt(part, paths, found, changed || again)) continue
+      done = true
+      // A clients file that did not go with the bundle before may go with this one.
+      if (part === 'client_ca' && this.#failing.has('clients')) this.#tried.delete('clients')
     }
+    if (!this.#tried.has('clients')) this.reload()
     if (done) this.#serving?.connections.sweep()
   }
 
