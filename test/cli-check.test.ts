@@ -215,6 +215,15 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
       t,
       createServer((socket) => talk(socket.on('error', () => {}))),
     )
+  const talking = async (said: readonly string[]): Promise<string> => {
+    const port = await tcp((socket) => {
+      const left = said.map((line) => `${line}\r\n`)
+      const say = (): void => void (left.length > 0 && socket.write(left.shift() ?? ''))
+      socket.on('data', say)
+      say()
+    })
+    return `smtp://127.0.0.1:${port}`
+  }
   const refusing = {
     onAuth: (_auth: unknown, _session: unknown, done: (error: Error) => void) => done(new Error('bad credentials')),
     credentials: 'billing:wrong',
@@ -282,6 +291,30 @@ t.test('a relay that fails at any step is told by that step', async (t) => {
       `smtp://127.0.0.1:${await tcp((socket) => socket.end('554 not for you\r\n'))}`,
       {},
       /takes no session: 554 not for you/,
+    ],
+    [
+      'EHLO for now',
+      await talking(['220 hello', '421 4.3.2 restarting']),
+      {},
+      /it takes no session now: 421 4\.3\.2 restarting\. Look into its log/,
+    ],
+    [
+      'EHLO unknown',
+      await talking(['220 hello', '500 5.5.1 command unrecognized: "XXXX"']),
+      {},
+      /it does not know EHLO: .*firewall/,
+    ],
+    [
+      'name in EHLO',
+      await talking(['220 hello', '450 4.7.1 <gw>: Helo command rejected: Host not found']),
+      {},
+      /it refused the name in EHLO: .*Set POSTERN_SMTP_NAME/,
+    ],
+    [
+      'no TLS after STARTTLS',
+      await talking(['220 hello', '250-x\r\n250 STARTTLS', '220 go on', 'not TLS']),
+      {},
+      /TLS failed after STARTTLS: wrong version number\. Look into its log/,
     ],
     ['silence', `smtp://127.0.0.1:${await tcp(() => {})}`, { POSTERN_SMTP_TIMEOUT: '1s' }, /did not greet in time/],
   ]

@@ -13,6 +13,8 @@ const CERTIFICATE_ALERT =
 const SHOW_CERTIFICATE =
   'If it wants a client certificate, set POSTERN_SMTP_CERT and POSTERN_SMTP_KEY to one that is valid, is for clients, and is of a CA that it trusts (in Postfix smtpd_tls_CAfile).'
 
+const LOOK = 'Look into its log, and at what lies between.'
+
 /** One table for the answers of callers, the log of `serve`, and `check`. */
 export function explain({ step, reply, cause }: RelayFault): Explanation {
   if (reply !== undefined) return refusal(step, reply)
@@ -26,8 +28,10 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
     case 'connect':
       return unreachable(code)
     case 'tls':
-      return untrusted(code, said, cause)
+      return untrusted(code, said, cause) ?? fromTheFirstByte(code, said)
     case 'starttls':
+      if (cause !== undefined)
+        return untrusted(code, said, cause) ?? { why: `TLS failed after STARTTLS: ${said}`, advice: LOOK }
       return {
         why: 'it offers no STARTTLS',
         advice:
@@ -52,7 +56,7 @@ export function explain({ step, reply, cause }: RelayFault): Explanation {
   if (code === 'ETIMEDOUT')
     return {
       why: `it did not answer in time (${step.toUpperCase()})`,
-      advice: 'Look into its log, and at what lies between.',
+      advice: LOOK,
     }
   return {
     why: said.startsWith('it ') ? said : `it ended the session (${said})`,
@@ -96,6 +100,14 @@ function refusal(step: RelayFault['step'], reply: Reply): Explanation {
       advice:
         'Put user and password into POSTERN_SMTP_URL (smtp://user:password@host), log in with OAuth 2 (POSTERN_SMTP_OAUTH_TOKEN_URL), or list this machine at the relay.',
     }
+  if (step === 'ehlo' && (reply.code === 500 || reply.code === 502))
+    return {
+      why: `it does not know EHLO: ${text}`,
+      advice:
+        'A firewall that inspects SMTP may garble it: switch that off. A server that knows HELO alone wants POSTERN_SMTP_TLS=off.',
+    }
+  if (step === 'ehlo' && reply.code < 500 && !/HELO|EHLO|host|name/i.test(text))
+    return { why: `it takes no session now: ${text}`, advice: LOOK }
   if (step === 'ehlo' || /HELO|EHLO/i.test(text))
     return {
       why: `it refused the name in EHLO: ${text}`,
@@ -225,7 +237,7 @@ function unreachable(code: string): Explanation {
   return { why: 'it cannot be reached', advice: place }
 }
 
-function untrusted(code: string, said: string, cause: unknown): Explanation {
+function untrusted(code: string, said: string, cause: unknown): Explanation | undefined {
   if (code === 'ERR_TLS_CERT_ALTNAME_INVALID') {
     const names = namesOf(cause)
     return {
@@ -243,15 +255,19 @@ function untrusted(code: string, said: string, cause: unknown): Explanation {
       why: `TLS failed: ${said}`,
       advice: 'For a private CA, or a certificate of its own, set POSTERN_SMTP_CA to a PEM file with it.',
     }
-  if (/WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|HTTP_REQUEST/.test(code) || said === 'wrong version number')
-    return {
-      why: 'it does not speak TLS from the first byte',
-      advice: 'Use smtp:// instead of smtps:// for this port.',
-    }
   if (/PROTOCOL_VERSION|UNSUPPORTED_PROTOCOL/.test(code) || /unsupported protocol|protocol version/.test(said))
     return {
       why: `TLS failed: it speaks only versions older than TLS 1.2 (${said})`,
       advice: 'Switch TLS 1.2 on at the relay: older versions are not used.',
+    }
+  return undefined
+}
+
+function fromTheFirstByte(code: string, said: string): Explanation {
+  if (/WRONG_VERSION_NUMBER|PACKET_LENGTH_TOO_LONG|HTTP_REQUEST/.test(code) || said === 'wrong version number')
+    return {
+      why: 'it does not speak TLS from the first byte',
+      advice: 'Use smtp:// instead of smtps:// for this port.',
     }
   if (code === 'ETIMEDOUT')
     return {

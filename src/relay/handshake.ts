@@ -115,7 +115,7 @@ async function open(options: SessionOptions, secret: string): Promise<Opened> {
   try {
     await wire.connected()
     const encrypt = async (): Promise<void> => {
-      step = 'tls'
+      step = secure ? 'tls' : 'starttls'
       await wire.encrypt(options.tls)
     }
     if (secure) await encrypt()
