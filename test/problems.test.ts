@@ -80,6 +80,10 @@ t.test('a path that is not there is 404, a method that is not taken is 405 with 
     checkAnswer(t, await request({ path }), 404, 'not_found')
   }
   checkAnswer(t, await request({ ...JSON_POST, path: '/nothing', body: '{' }), 404, 'not_found')
+  const path = `/v1/messages/${'0'.repeat(36)}`
+  for (const headers of [{ 'content-type': 'text/plain' }, {}])
+    // a body that nobody asked for is none of a message
+    checkAnswer(t, await request({ method: 'DELETE', path, headers, body: 'x' }), 404, 'not_found')
   for (const [method, path, allow] of [
     ['GET', '/v1/messages', 'POST'],
     ['PUT', '/v1/messages', 'POST'],

@@ -70,11 +70,11 @@ export function build(options: AppOptions): TypedApp {
     rewriteUrl: ({ url = '/' }) => originForm(url),
     // Errors that Fastify answers without running hooks are behind the gate all the same.
     frameworkErrors: (error, request, reply) =>
-      void answers.refused(request, reply, broken.behindGate(request.raw, toProblem(error, request))),
+      void answers.refused(request, reply, broken.behindGate(request.raw, toProblem(error))),
   }).withTypeProvider<TypeBoxTypeProvider>()
   // Answers are small and made by our own code. A compiled serializer for each status of each route would only slow the start.
   app.setSerializerCompiler(() => (data) => JSON.stringify(data))
-  app.setErrorHandler((error: unknown, request, reply) => answers.refused(request, reply, toProblem(error, request)))
+  app.setErrorHandler((error: unknown, request, reply) => answers.refused(request, reply, toProblem(error)))
   app.decorateRequest('caller', null)
   app.decorateRequest('submission', null)
 

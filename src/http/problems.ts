@@ -1,6 +1,6 @@
 import { STATUS_CODES } from 'node:http'
-import type { FastifyError, FastifyReply, FastifyRequest } from 'fastify'
-import { Problem, type ProblemCode } from '../errors.ts'
+import type { FastifyError, FastifyReply } from 'fastify'
+import { Problem } from '../errors.ts'
 import { toFaults } from './body/faults.ts'
 
 /** On every answer, the raw ones to broken requests included. */
@@ -50,14 +50,8 @@ export function rawProblem(problem: Problem, requestId: string): string {
   return `HTTP/1.1 ${status} ${STATUS_CODES[status] ?? ''}\r\n${lines.join('')}\r\n${body.toString()}`
 }
 
-/** Fastify's own errors by the code they mean here. What is not listed is `internal`, or `invalid_message` for a 4xx. */
-const FASTIFY_ERRORS: Readonly<Record<string, ProblemCode>> = {
-  FST_ERR_CTP_INVALID_MEDIA_TYPE: 'unsupported_media_type',
-  FST_ERR_CTP_BODY_TOO_LARGE: 'message_too_large',
-  FST_ERR_BAD_URL: 'not_found',
-  FST_ERR_MAX_PARAM_LENGTH: 'not_found',
-}
-export function toProblem(error: unknown, request: FastifyRequest): Problem {
+/** What was thrown, or what Fastify says of a request, as a problem. */
+export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error
   if (!isFastifyError(error)) return new Problem('internal', 'The gateway failed to answer.', { cause: error })
   if (error.validation !== undefined) {
@@ -65,16 +59,11 @@ export function toProblem(error: unknown, request: FastifyRequest): Problem {
     const headersOnly = faults.length > 0 && faults.every(({ path }) => path.startsWith('/headers'))
     return new Problem(headersOnly ? 'invalid_header' : 'invalid_message', describe(faults), { errors: faults })
   }
-  const code = FASTIFY_ERRORS[error.code]
-  if (code === 'unsupported_media_type') {
-    return new Problem(
-      code,
-      `This path does not take ${JSON.stringify(request.headers['content-type'] ?? 'a body without a type')}.`,
-    )
-  }
-  if (code === 'not_found') return new Problem(code, 'There is nothing at this path.', { cause: error })
-  if (code !== undefined) return new Problem(code, error.message, { cause: error })
+  if (['FST_ERR_BAD_URL', 'FST_ERR_MAX_PARAM_LENGTH'].includes(error.code))
+    return new Problem('not_found', 'There is nothing at this path.', { cause: error })
   const status = error.statusCode ?? 500
+  if (status === 415)
+    return new Problem('unsupported_media_type', 'The Content-Type cannot be read (RFC 9110 §8.3).', { cause: error })
   return status >= 400 && status < 500
     ? new Problem('invalid_message', error.message, { cause: error })
     : new Problem('internal', 'The gateway failed to answer.', { cause: error })

@@ -85,8 +85,8 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     )
     return parseMessage(request, submission, scan, body)
   })
-  // Read by its route, piece by piece.
-  app.addContentTypeParser('message/rfc822', async () => undefined)
+  // A raw message is read by its route, piece by piece; what else comes here belongs to no message, and is not read.
+  app.addContentTypeParser('*', async () => undefined)
 }
 
 // A text that is longer is searched no further: finding a place takes as long as parsing does.
