@@ -1,4 +1,6 @@
-import { lstat, mkdir, readFile, stat, symlink, writeFile } from 'node:fs/promises'
+import { once } from 'node:events'
+import { watch } from 'node:fs'
+import { copyFile, lstat, mkdir, readFile, stat, symlink, writeFile } from 'node:fs/promises'
 import t, { type Test } from 'tap'
 import { client } from '../src/cli/client.ts'
 import { UsageError } from '../src/cli/usage.ts'
@@ -288,6 +290,13 @@ t.test('a running gateway has the change in force when the command ends, and tel
     await run({ POSTERN_CLIENTS: other }, 'disable', 'billing'),
     `reads another file, ${file}: there nothing has changed`,
   )
+  const mounted = `${t.testdir({ 'mounted.yaml': await readFile(file) })}/mounted.yaml`
+  const [said] = await Promise.all([
+    run({ POSTERN_CLIENTS: mounted }, 'disable', 'billing'),
+    once(watch(mounted, { persistent: false }), 'change').then(() => copyFile(mounted, file)),
+  ])
+  t.match(said, /has it in force/, 'by another path, as a container has it')
+  await run({}, 'enable', 'billing')
   t.match(await run({}, 'prune', 'billing', '--force'), /no longer known by/)
   // The connection that was kept ends with what its client was known by, maybe under the next request.
   const post = await poster(t, gateway.port, gateway.client)

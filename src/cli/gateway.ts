@@ -8,6 +8,7 @@ import { type Io, UsageError } from './usage.ts'
 const ANSWER_MS = 2_000
 const READY_MS = 3_000
 const IN_FORCE_MS = 5_000 // a changed file is in force within 2 s
+const ELSEWHERE_MS = 2_500 // of one with another path: in a container that may be this one, and mostly it is not
 const POLL_MS = 100
 
 /** The base URL of the operations port, as a program on the same machine reaches it. */
@@ -41,17 +42,17 @@ function isStatus(answer: unknown): answer is Status {
 export async function untilInForce(file: string, sha256: string, env: Io['env']): Promise<string> {
   const url = operationsUrl(env)
   const own = await realpath(file).catch(() => file)
-  for (const until = Date.now() + IN_FORCE_MS; ; await pause(POLL_MS)) {
+  for (const begun = Date.now(); ; await pause(POLL_MS)) {
     const status = await gatewayStatus(env)
     if (status === undefined)
       return `No gateway answers at ${url}: it holds from its next start on, or within 2 s where one runs elsewhere.`
     const { path, sha256: inForce } = status.clients_file
     if (inForce === sha256) return `The gateway at ${url} has it in force.`
-    if (path !== null && (await realpath(path).catch(() => path)) !== own)
-      return `The gateway at ${url} reads another file, ${path}: there nothing has changed.`
+    const isElsewhere = path !== null && (await realpath(path).catch(() => path)) !== own
+    if (Date.now() - begun < (isElsewhere ? ELSEWHERE_MS : IN_FORCE_MS)) continue
+    if (isElsewhere) return `The gateway at ${url} reads another file, ${path}: there nothing has changed.`
     const [fault] = status.files.find(({ file }) => file === 'clients')?.faults ?? []
-    if (Date.now() > until)
-      return `The gateway at ${url} does NOT have it in force: ${fault ?? 'it has not read the file yet, see its log'}.`
+    return `The gateway at ${url} does NOT have it in force: ${fault ?? 'it has not read the file yet, see its log'}.`
   }
 }
 
