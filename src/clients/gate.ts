@@ -5,9 +5,9 @@ import { FORWARDED_HEADERS, type ForwardedCertificates } from './forwarded.ts'
 import {
   checkDates,
   checkEnabled,
-  describe,
   known,
   noCertificate,
+  noProxy,
   noted,
   type Peer,
   peerFrom,
@@ -83,14 +83,7 @@ export function admit(
     if (connected?.client.role === 'proxy') {
       seen({ peer: holder.peer, ...connected })
       holder = listing.forwarded.holderOf(headers, listing, now)
-    } else if (header !== undefined) {
-      const [who, { peer }] = [connected?.client.name, holder]
-      throw new Problem(
-        'unknown_certificate',
-        `The client certificate ${peer.fingerprint256} is not that of a proxy, which alone may send the header ${header}.`,
-        { log: { ...(who !== undefined && { client: who }), ...describe(peer) } },
-      )
-    }
+    } else if (header !== undefined) throw noProxy(holder.peer, connected?.client.name, header)
   }
   const caller =
     listing.tokens === undefined || headers === undefined

@@ -99,6 +99,21 @@ export function stranger(peer: Peer): Problem {
   })
 }
 
+/** The 403 for a header in which a proxy names its client, from anyone else. */
+export function noProxy(peer: Peer, client: string | undefined, header: string): Problem {
+  return new Problem(
+    'unknown_certificate',
+    `The client certificate ${peer.fingerprint256} is not that of a proxy, which alone may send the header ${header}.`,
+    {
+      log: {
+        ...(client !== undefined && { client }),
+        ...describe(peer),
+        advice: 'if it is to speak for others, give it "role: proxy" in the clients file',
+      },
+    },
+  )
+}
+
 /** Throws a 403 Problem for a client that is listed as disabled. */
 export function checkEnabled({ name, disabled }: Client, peer: Peer): void {
   if (disabled)

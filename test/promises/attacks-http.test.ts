@@ -141,6 +141,7 @@ t.test('headers that claim another identity', async (t) => {
       client: 'billing',
       fingerprint: print,
       subject: 'CN=billing',
+      advice: /role: proxy/,
     })
   }
   t.equal(relay.messages.length, 0)
