@@ -62,15 +62,16 @@ export interface Fault {
 
 /** The most faults that one answer names. Nobody reads more. */
 export const MAX_FAULTS = 100
-const MAX_NAME = 100 // characters of a field's name
+const MAX_NAME = 100 // characters
 
-/**
- * A JSON pointer one level down (RFC 6901 §3). A name that is longer than any known one is cut: it goes into answer and
- * log.
- */
+/** A name that somebody chose, for answer and log: cut where it is longer than any known one. */
+export function shown(name: string): string {
+  return name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}…` : name
+}
+
+/** A JSON pointer one level down (RFC 6901 §3). */
 export function below(path: string, name: string): string {
-  const shown = name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}…` : name
-  return `${path}/${shown.replaceAll('~', '~0').replaceAll('/', '~1')}`
+  return `${path}/${shown(name).replaceAll('~', '~0').replaceAll('/', '~1')}`
 }
 
 /** A recipient that the relay refused, with its reply (RFC 5321 §4.2, RFC 3463). */

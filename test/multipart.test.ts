@@ -231,6 +231,25 @@ t.test('a name with quotes is found however a client writes them', async (t) => 
   t.equal((await postForm(gateway, body('a%2522b\\c'))).status, 400)
 })
 
+t.test('a name of any length takes no more than a line in answer and log', async (t) => {
+  const gateway = await startGateway(t)
+  const long = 'x'.repeat(60_000)
+  for (const parts of [
+    [[long, 'x']],
+    [
+      ['message', attached('one')],
+      [long, 'x'],
+    ],
+    [
+      ['message', MESSAGE],
+      [long, 'x'],
+    ],
+  ] as const)
+    t.equal((await postForm(gateway, formData(parts))).status, 400)
+  await gateway.post(MESSAGE, { headers: { 'content-type': 'x'.repeat(8_000) } })
+  for (const line of gateway.logText().split('\n')) t.ok(line.length < 2_000, line.slice(0, 100))
+})
+
 t.test('an attachment has content or part, not both and not neither', async (t) => {
   const gateway = await startGateway(t)
   for (const attachment of [{ filename: 'a' }, { filename: 'a', content: 'aGk=', part: 'one' }]) {

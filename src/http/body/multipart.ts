@@ -1,6 +1,6 @@
 import { Dicer } from '@fastify/busboy'
 import type { BodyHash } from './hash.ts'
-import { Problem } from '../../errors.ts'
+import { Problem, shown } from '../../errors.ts'
 import type { BodyReader } from './reader.ts'
 
 type Event =
@@ -101,7 +101,7 @@ export class Parts {
         if (name === undefined) broken('A part has no Content-Disposition of form-data with one name.')
         else if (isEncoded(header))
           broken(
-            `The part ${JSON.stringify(name)} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`,
+            `The part ${JSON.stringify(shown(name))} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`,
           )
         else this.#events.push({ kind: 'part', name })
       })

@@ -2,7 +2,7 @@ import { isUtf8 } from 'node:buffer'
 import { hash } from 'node:crypto'
 import type { IncomingMessage } from 'node:http'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
-import { below, Problem } from '../../errors.ts'
+import { below, Problem, shown } from '../../errors.ts'
 import { callerOf } from '../identity.ts'
 import { belongs, reduce } from './attachments.ts'
 import { BodyHash } from './hash.ts'
@@ -69,7 +69,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     submission.parts = parts
     const name = await parts.next()
     if (name !== 'message') {
-      const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(name)}`
+      const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(shown(name))}`
       throw new Problem('invalid_message', `The first part should be "message", but ${found}.`, {
         errors: [{ path: '/message', message: 'should be the first part' }],
       })

@@ -1,7 +1,7 @@
 import type { ServerResponse } from 'node:http'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { type SizeLimit, sizeLimit, tooLarge } from '../../clients/authorise.ts'
-import { Problem } from '../../errors.ts'
+import { Problem, shown } from '../../errors.ts'
 import type { Audit } from '../../operations/audit.ts'
 import { onceOver } from '../connections.ts'
 import { callerOf } from '../identity.ts'
@@ -110,7 +110,7 @@ export function refuseOtherThan(...mediaTypes: readonly string[]) {
     if (mediaTypes.includes(mediaTypeOf(given))) return done()
     throw new Problem(
       'unsupported_media_type',
-      `This path takes ${mediaTypes.join(' or ')}, not ${given === undefined ? 'a body without a Content-Type' : JSON.stringify(given)}.`,
+      `This path takes ${mediaTypes.join(' or ')}, not ${given === undefined ? 'a body without a Content-Type' : JSON.stringify(shown(given))}.`,
     )
   }
 }

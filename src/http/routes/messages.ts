@@ -1,7 +1,7 @@
 import { authoriseMessage, tooLarge } from '../../clients/authorise.ts'
 import type { Peer } from '../../clients/peer.ts'
 import { admit } from '../../clients/gate.ts'
-import { Problem } from '../../errors.ts'
+import { Problem, shown } from '../../errors.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
 import { Base64Encoder } from '../../mail/base64.ts'
 import type { FilePlace } from '../../mail/mime.ts'
@@ -149,14 +149,15 @@ function misplaced({ part, path }: FilePlace, found: string | undefined): Proble
   return partFault(
     path,
     part,
-    found === undefined ? 'is missing' : `is missing where it should come: the next part is ${JSON.stringify(found)}`,
+    found === undefined
+      ? 'is missing'
+      : `is missing where it should come: the next part is ${JSON.stringify(shown(found))}`,
   )
 }
 
 function partFault(path: string, part: string, message: string): Problem {
-  return new Problem('invalid_message', `The part ${JSON.stringify(part)} ${message}.`, {
-    errors: [{ path, message: `${JSON.stringify(part)} ${message}` }],
-  })
+  const fault = { path, message: `${JSON.stringify(shown(part))} ${message}` }
+  return new Problem('invalid_message', `The part ${fault.message}.`, { errors: [fault] })
 }
 
 /** What the schema cannot say: parts are for multipart bodies, and each is for one attachment. Throws a 400 Problem. */
