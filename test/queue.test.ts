@@ -25,7 +25,8 @@ t.test('without a queue Prefer is ignored, and send_at is a 400 that says why', 
   t.equal(gateway.relay.messages.length, 1)
 
   const { pki, client, port } = gateway
-  const folder = t.testdir({ 'ca.crt': pki.ca.certificate, 'app.crt': client.certificate, 'app.key': client.key })
+  const certs = { 'ca.crt': pki.ca.certificate, 'app.crt': client.certificate, 'app.key': client.key }
+  const folder = t.testdir({ certs })
   const command = blocks('queue', 'sh')[0]?.text.replace('8443', String(port)).replace('curl', 'curl -sS') ?? ''
   t.match(JSON.parse(await shell(command, folder)), { status: 'accepted' }, 'so the page shows what works anywhere')
 })
