@@ -108,7 +108,7 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     t.type(fingerprint, 'string', output)
     writeFileSync(
       join(folder, 'own.yaml'),
-      `clients: { reports: { fingerprints: ["${fingerprint}"], from: [reports@corp.example] } }`,
+      `clients: { payroll: { fingerprints: ["${fingerprint}"], from: [payroll@corp.example] } }`,
     )
     const env = {
       POSTERN_CLIENTS: 'own.yaml',
@@ -116,8 +116,8 @@ t.test('every command and example of the README runs as it stands', async (t) =>
       POSTERN_TLS_KEY: 'certs/gateway.key',
     }
     const port = await startServe(t, folder, { ...env, POSTERN_SMTP_URL: dev.relay, ...relay })
-    const whoami = `curl -sS --cacert certs/ca.crt --cert certs/reports.crt --key certs/reports.key https://localhost:${port}/v1/whoami`
-    t.match(JSON.parse(await shell(whoami, folder)), { client: 'reports', fingerprint })
+    const whoami = `curl -sS --cacert certs/ca.crt --cert certs/payroll.crt --key certs/payroll.key https://localhost:${port}/v1/whoami`
+    t.match(JSON.parse(await shell(whoami, folder)), { client: 'payroll', fingerprint })
     const unlisted = `curl -sS --cacert certs/ca.crt --cert certs/app.crt --key certs/app.key https://localhost:${port}/v1/whoami`
     t.match(JSON.parse(await shell(unlisted, folder)), { code: 'unknown_certificate' })
   })
