@@ -135,6 +135,11 @@ t.test(
   },
 )
 
+t.test('a root that stands twice in the bundle is one', async (t) => {
+  const { whoami } = await start(t, { prepare: (dir) => writeBundle(dir, pki.ca.certificate.repeat(2)) })
+  t.match(await whoami(await named(REPORTS), { ca: pki.ca.certificate }), { status: 200, client: 'reports' })
+})
+
 t.test('a clients file that did not go with the bundle is in force with one that it goes with', async (t) => {
   const two = pki.ca.certificate + (await createAuthority()).certificate
   const gateway = await startOnFiles(t, { prepare: (dir) => writeBundle(dir, two) })

@@ -180,6 +180,9 @@ t.test(
     const whole = new ClientTrust({ ca: [root, middle, below] })
     t.equal(mayAuthenticate(whole, leaf), true)
     t.equal(mayAuthenticate(whole, tooDeep), false)
+    const thrice = new ClientTrust({ ca: [root, middle, root, middle, root, middle] })
+    t.equal(thrice.roots, 1)
+    t.equal(codeOf(thrice.judge(leaf, [read(middle), read(root)], soon())), 'passes', 'of several copies one counts')
   },
 )
 

@@ -43,7 +43,7 @@ export class ClientTrust {
   readonly #proven = new Map<string, Proof>()
 
   constructor({ ca, crl }: Pick<SecureContext, 'ca' | 'crl'>) {
-    this.#bundle = readable(ca.map((pem) => () => readCertificate(new X509Certificate(pem))))
+    this.#bundle = distinct(readable(ca.map((pem) => () => readCertificate(new X509Certificate(pem)))))
     this.#checksRevocation = crl !== undefined
     // A list that cannot be judged is no list: where one is asked for, its CA's certificates are refused.
     this.#lists = readable((crl ?? []).map((pem) => () => new RevocationList(pem)))
@@ -127,12 +127,13 @@ export class ClientTrust {
   #pathsFrom(leaf: Certificate, presented: readonly Certificate[], now: number): Certificate[][] {
     const paths: Certificate[][] = []
     const roots = new Set(this.#bundle.map(({ x509 }) => x509.fingerprint256))
+    const issuers = distinct([...this.#bundle, ...presented])
     let steps = 0
     const climb = (path: readonly Certificate[], certificate: Certificate): void => {
       const way = [...path, certificate]
       const { x509 } = certificate
       if (roots.has(x509.fingerprint256) && x509.checkIssued(x509)) return void paths.push(way)
-      for (const issuer of new Set([...this.#bundle, ...presented])) {
+      for (const issuer of issuers) {
         if (way.some((below) => below.x509.fingerprint256 === issuer.x509.fingerprint256)) continue
         if (!(issuer.notBefore <= now && now < issuer.notAfter) || !x509.checkIssued(issuer.x509)) continue
         steps += 1
@@ -163,6 +164,11 @@ export class ClientTrust {
     this.#listsByIssuer.set(issuer.x509.fingerprint256, lists)
     return lists
   }
+}
+
+/** Each once: a bundle that is made of several may hold one twice, and peers present what is in it. */
+function distinct(certificates: readonly Certificate[]): Certificate[] {
+  return [...new Map(certificates.map((one) => [one.x509.fingerprint256, one])).values()]
 }
 
 /** What cannot be read does not hold, nor a signature with a kind of key that is not known here. */
