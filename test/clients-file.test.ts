@@ -286,7 +286,7 @@ t.test('a client may be known by names or by a token alone, and be disabled', as
     'f',
   )
   const named = (name: string, root: string) =>
-    directory.named([name], parseFingerprint(root)).map(({ client, by }) => [client.name, by])
+    directory.named([name], [parseFingerprint(root)]).map(({ client, by }) => [client.name, by])
   t.same(named('DNS:reports.corp.example', hex(8)), [['reports', 'DNS:reports.corp.example']])
   t.same(named('URI:spiffe://corp.example/staging', hex(8)), [['staging', 'URI:spiffe://corp.example/staging']])
   t.same(named('URI:spiffe://corp.example/staging', hex(9)), [], 'under another root the name counts for nothing')

@@ -1,5 +1,6 @@
+import { execFileSync } from 'node:child_process'
 import { X509Certificate } from 'node:crypto'
-import { writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { Agent } from 'node:https'
 import t, { type Test } from 'tap'
 import { LoadError } from '../src/errors.ts'
@@ -134,6 +135,22 @@ t.test(
     t.match(await gateway.whoami(client, { ca: pki.ca.certificate }), { status: 200, client: 'reports' })
   },
 )
+
+t.test('of a root that was renewed with its key both certificates count as the "ca"', async (t) => {
+  const openssl = (...args: string[]): Buffer => execFileSync('openssl', args, { stdio: ['ignore', 'pipe', 'ignore'] })
+  const dir = t.testdir({ 'ca.key': pki.ca.key, 'ca.crt': pki.ca.certificate })
+  const renewal = ['-in', `${dir}/ca.crt`, '-signkey', `${dir}/ca.key`, '-days', '10', '-out', `${dir}/new.crt`]
+  openssl('x509', ...renewal)
+  const renewed = readFileSync(`${dir}/new.crt`, 'utf8')
+  for (const ca of [pki.ca.certificate, renewed]) {
+    const clients = CLIENTS.replaceAll(/( +)from: \["\*"\]\n/g, '$1from: ["*"]\n$1ca: ROOT\n')
+      .replace('hr: {', `hr: {ca: "ROOT", `)
+      .replaceAll('ROOT', new X509Certificate(ca).fingerprint256)
+    const { whoami } = await start(t, { clients, prepare: (at) => writeBundle(at, pki.ca.certificate + renewed) })
+    const known = await whoami(await named(REPORTS), { ca: pki.ca.certificate })
+    t.match(known, { status: 200, client: 'reports' })
+  }
+})
 
 t.test('a root that stands twice in the bundle is one', async (t) => {
   const { whoami } = await start(t, { prepare: (dir) => writeBundle(dir, pki.ca.certificate.repeat(2)) })

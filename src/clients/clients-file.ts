@@ -79,11 +79,11 @@ export class ClientDirectory {
     )
   }
 
-  /** The clients that a certificate's names (`URI:…`, `DNS:…` in lower case) stand for under a root. */
-  named(names: readonly string[], root: Fingerprint | undefined): Known[] {
-    if (root === undefined) return []
+  /** The clients that a certificate's names (`URI:…`, `DNS:…` in lower case) stand for under the roots of its chain. */
+  named(names: readonly string[], roots: readonly Fingerprint[]): Known[] {
+    if (roots.length === 0) return []
     const found = names.flatMap((name) => this.#identities.get(name) ?? [])
-    const sound = found.filter(({ client }) => client.ca === undefined || client.ca === root)
+    const sound = found.filter(({ client }) => client.ca === undefined || roots.includes(client.ca))
     return [...new Map(sound.map((known) => [known.client, known])).values()]
   }
 

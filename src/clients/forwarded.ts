@@ -3,7 +3,7 @@ import type { IncomingHttpHeaders } from 'node:http'
 import type { Holder, Listing } from './gate.ts'
 import { Problem } from '../errors.ts'
 import { checkDates, checkEnabled, known, noted, type Peer, peerFrom, stranger } from './peer.ts'
-import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
+import { type ClientTrust, rootsOf, type Verdict } from '../tls/trust.ts'
 
 /** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
 export const FORWARDED_HEADERS = ['client-cert', 'client-cert-chain', 'x-ssl-client-cert'] as const
@@ -70,7 +70,7 @@ function holderOf(
   now: number,
 ): Holder {
   checkDates(peer, now)
-  const found = known(peer, directory, () => rootOf(verdict))
+  const found = known(peer, directory, () => rootsOf(verdict))
   if (found === undefined && tokens === undefined) throw stranger(peer)
   if (found !== undefined) checkEnabled(found.client, peer)
   return { peer, known: found }

@@ -14,7 +14,7 @@ import {
   presentedBy,
   stranger,
 } from './peer.ts'
-import { type ClientTrust, rootOf, type Verdict } from '../tls/trust.ts'
+import { type ClientTrust, rootsOf, type Verdict } from '../tls/trust.ts'
 
 export interface Caller {
   readonly peer: Peer
@@ -146,7 +146,7 @@ export function holderOf(socket: unknown, { directory, trust, tokens }: Listing,
     state.judged = { trust, verdict }
   }
   if (state.found?.directory !== directory || state.found.verdict !== verdict)
-    state.found = { directory, verdict, known: known(peer, directory, () => rootOf(verdict)) }
+    state.found = { directory, verdict, known: known(peer, directory, () => rootsOf(verdict)) }
   const found = state.found.known
   if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
   if (found === undefined && tokens === undefined) throw stranger(peer)

@@ -73,13 +73,13 @@ export function checkDates(peer: Peer, now: number): void {
 }
 
 /**
- * The client that a leaf is listed for: a fingerprint wins over a pin, a pin over a name. Names count under the root of the
- * leaf's chain alone. Throws a 403 Problem where its names belong to more than one client.
+ * The client that a leaf is listed for: a fingerprint wins over a pin, a pin over a name. Names count under the roots of the
+ * leaf alone. Throws a 403 Problem where its names belong to more than one client.
  */
-export function known(peer: Peer, directory: ClientDirectory, root: () => Fingerprint | undefined): Known | undefined {
+export function known(peer: Peer, directory: ClientDirectory, roots: () => readonly Fingerprint[]): Known | undefined {
   const found = directory.find(peer)
   if (found !== undefined || !directory.hasNames || peer.names.length === 0) return found
-  const [named, other] = directory.named(peer.names, root())
+  const [named, other] = directory.named(peer.names, roots())
   if (named !== undefined && other !== undefined)
     throw new Problem(
       'unknown_certificate',

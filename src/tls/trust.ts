@@ -7,19 +7,18 @@ import { authenticatesClients } from './path.ts'
 import { RevocationList } from './revocation.ts'
 import { named } from './context.ts'
 
-/** What the client CA says of a certificate: a refusal, or the chain up to a root, good until a moment (Unix ms). */
+/** What the client CA says of a certificate: a refusal, or the roots that it ends at, good until a moment (Unix ms). */
 export type Verdict = { readonly problem: Problem } | Proof
 
 interface Proof {
   readonly problem: undefined
-  readonly chain: readonly X509Certificate[]
+  readonly roots: readonly Fingerprint[]
   readonly until: number
 }
 
-/** The root of a chain that is good. A leaf without one has none, which no client names as its CA. */
-export function rootOf(verdict: Verdict): Fingerprint | undefined {
-  const root = verdict.problem === undefined ? verdict.chain.at(-1) : undefined
-  return root && fingerprintOf(root)
+/** The roots that the good ways up from a leaf end at: several where one was renewed with its key, or signed another's CA. */
+export function rootsOf(verdict: Verdict): readonly Fingerprint[] {
+  return verdict.problem === undefined ? verdict.roots : []
 }
 
 // Certificates of a chain: more than any real one has. Further ones that a peer presents are not looked at.
@@ -100,8 +99,7 @@ export class ClientTrust {
     if (leaf === undefined) return refusal('is not as RFC 5280 has it')
     const others = readable(presented.slice(0, MAX_PRESENTED).map((other) => () => readCertificate(other)))
     const paths = this.#pathsFrom(leaf, others, now)
-    const [path] = paths
-    if (path === undefined) return refusal('was not issued by a client CA that is in force')
+    if (paths.length === 0) return refusal('was not issued by a client CA that is in force')
     const ends: number[] = []
     for (const way of paths) {
       if (!holds(() => authenticatesClients(way)))
@@ -120,7 +118,8 @@ export class ClientTrust {
         ends.push(...lists.flatMap(({ nextUpdate }) => nextUpdate?.getTime() ?? []))
       }
     }
-    return { problem: undefined, chain: path.map(({ x509: one }) => one), until: Math.min(...ends) - 1 }
+    const roots = paths.flatMap((way) => way.slice(-1).map((root) => fingerprintOf(root.x509)))
+    return { problem: undefined, roots, until: Math.min(...ends) - 1 }
   }
 
   /** Every way from a certificate up to a self-signed one of the bundle over signatures that hold and CAs that are current. */
