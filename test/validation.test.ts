@@ -59,6 +59,11 @@ const GOOD: object[] = [
     'Content-Language',
   ].map((name) => header(name, 'value')),
   header('X-Name', '한글'),
+  { ...MESSAGE, headers: { 'X-A': 'é'.repeat(16_384), 'X-B': 'x' } },
+  {
+    ...MESSAGE,
+    headers: { References: '<a@b> '.repeat(2_700), 'List-Id': 'x '.repeat(8_000), 'X-C': 'x '.repeat(8_000) },
+  },
   { ...MESSAGE, message_id: '<invoice-1@corp.example>' },
   { ...MESSAGE, calendar: { method: 'REQUEST', content: EVENT } },
   { ...MESSAGE, dsn: { notify: ['success', 'failure', 'delay'], return: 'headers', envelope_id: 'id=1' } },
@@ -216,6 +221,11 @@ const BAD: Record<string, object[]> = {
     { ...MESSAGE, headers: [] },
     { ...MESSAGE, headers: 'X-A: b' },
     { ...MESSAGE, headers: null },
+    { ...MESSAGE, headers: { 'X-A': '😀'.repeat(16_000) } },
+    {
+      ...MESSAGE,
+      headers: Object.fromEntries(['A', 'B', 'C', 'D', 'E'].map((name) => [`X-${name}`, 'x '.repeat(8_000)])),
+    },
   ],
   '/headers/X-A': [
     ...[5, null, [], {}, 'x'.repeat(16_385)].map((value) => header('X-A', value)),
