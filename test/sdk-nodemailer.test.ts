@@ -157,6 +157,14 @@ t.test('a priority in capitals and a message id without brackets are as with SMT
   t.match(raw, /^Message-ID: <one@corp\.example>\r$/m)
 })
 
+t.test('a file that is not there is told alike, however the message goes', async (t) => {
+  for (const clients of [ANYTHING, RAW]) {
+    const { transport } = await setUp(t, clients)
+    const error = await failure(transport.sendMail({ ...PLAIN, attachments: [{ path: '/nowhere/report.pdf' }] }))
+    t.match(error, { code: 'ESTREAM', outcome: 'not_sent', problem: 'content_unreadable', message: /ENOENT/ }, clients)
+  }
+})
+
 t.test('what JSON cannot say is refused by name, and nothing is sent', async (t) => {
   const { gateway, transport } = await setUp(t, ANYTHING)
   for (const [name, options] of Object.entries({

@@ -4,7 +4,7 @@ import { pipeline } from 'node:stream/promises'
 import { TLSSocket } from 'node:tls'
 import type { Body, Pieces } from './body.ts'
 import type { Credentials } from './credentials.ts'
-import { notSent, reasonOf } from './error.ts'
+import { notSent, reasonOf, unreadable } from './error.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000 // TCP and TLS; another try may reach another address
 const CONTINUE_TIMEOUT_MS = 1_000 // for servers that do not know Expect (RFC 9110 §10.1.1)
@@ -72,7 +72,7 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
         }
         stage = 'sent'
       } catch (error) {
-        reject(notSent('content_unreadable', 'The message could not be read to its end.', error))
+        reject(unreadable(error))
         throw error
       }
     }

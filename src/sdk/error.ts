@@ -83,6 +83,11 @@ export function notSent(code: string, detail: string, cause?: unknown): PosternE
   return new PosternError({ code, detail, retryable: false, outcome: 'not_sent' }, { cause })
 }
 
+/** The caller's own content, or a part of it, broke off. */
+export function unreadable(cause: unknown): PosternError {
+  return notSent('content_unreadable', `The message could not be read to its end: ${reasonOf(cause)}.`, cause)
+}
+
 /** The text of whatever was thrown, with its code, for a detail. */
 export function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error)

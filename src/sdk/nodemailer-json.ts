@@ -1,4 +1,4 @@
-import { notSent } from './error.ts'
+import { notSent, unreadable } from './error.ts'
 import type { Attachment, Mailbox, Message, ScheduledMessage } from './message.ts'
 
 /** What the transport reads of nodemailer's MailMessage. */
@@ -68,7 +68,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
   // Before nodemailer puts types of its own into the same objects.
   const types = listOf(given['attachments']).map(typeOf)
   const data = await new Promise<Fields>((resolve, reject) =>
-    mail.normalize((error, normalized) => (error ? reject(error) : resolve(fieldsOf(normalized)))),
+    mail.normalize((error, normalized) => (error ? reject(unreadable(error)) : resolve(fieldsOf(normalized)))),
   )
   const [author = ''] = mailboxes(data, 'from')
   const lists = { to: mailboxes(data, 'to'), cc: mailboxes(data, 'cc'), bcc: mailboxes(data, 'bcc') }
