@@ -6,6 +6,7 @@ import { createServer as createHttpsServer } from 'node:https'
 import { createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { text } from 'node:stream/consumers'
 import { createServer as createTlsServer } from 'node:tls'
 import t, { type Test } from 'tap'
 import { createAuthority, issueCertificate } from '../src/tls/issue.ts'
@@ -24,6 +25,22 @@ t.test('a sound configuration has no findings', async (t) => {
   t.equal(found, 0, lines.join('\n'))
   t.match(lines, [/^ok: relay localhost:\d+: encrypted, offers PIPELINING/, /^ok: 1 clients, 1 relays/])
 })
+
+t.test(
+  'in a folder with nothing in it, each file that is missing is told with the command that makes it',
+  async (t) => {
+    const child = spawn(...postern('check'), { cwd: t.testdir({}), env: { PATH: process.env['PATH'] } })
+    const lines = (await text(child.stdout)).split('\n')
+    const missing = {
+      'POSTERN_TLS_CERT certs/server.crt': 'cert server',
+      'POSTERN_TLS_KEY certs/server.key': 'cert server',
+      'POSTERN_TLS_CLIENT_CA certs/ca.crt': 'cert ca',
+      'POSTERN_CLIENTS certs/clients.yaml': 'cert client NAME --register --from PATTERN',
+    }
+    for (const [name, command] of Object.entries(missing))
+      t.ok(lines.includes(`error: ${name} does not exist: "postern ${command}" makes one.`), name)
+  },
+)
 
 t.test('an address that this machine does not have is told, by the setting that has it', async (t) => {
   for (const name of ['POSTERN_HOST', 'POSTERN_OPS_HOST'])

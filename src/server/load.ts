@@ -103,9 +103,22 @@ function readFiles(...files: readonly (readonly [name: string, path: string | un
   const texts = files.map(([name, path]) =>
     readOr(
       () => path && readRegularFile(path).toString(),
-      (reason) => void faults.push(`${name} ${path} ${reason}.`),
+      (reason) => void faults.push(`${name} ${path} ${reason}${madeBy(path, reason)}.`),
     ),
   )
   if (faults.length > 0) throw new LoadError(faults)
   return texts
+}
+
+const MADE_BY = new Map([
+  ['certs/ca.crt', 'ca'],
+  ['certs/server.crt', 'server'],
+  ['certs/server.key', 'server'],
+  ['certs/clients.yaml', 'client NAME --register --from PATTERN'],
+])
+
+/** For a file that is not where the settings have it by default: the command that makes it there. */
+function madeBy(path: string | undefined, reason: string): string {
+  const command = reason === 'does not exist' ? MADE_BY.get(path ?? '') : undefined
+  return command === undefined ? '' : `: "postern cert ${command}" makes one`
 }
