@@ -132,7 +132,7 @@ export class Pool {
       else this.#entitled.push(ticket)
     }
     while (this.#idle.length > 0 && this.#needed > 0 && !this.#room && this.#maySwap) this.#leave(this.#idle.shift())
-    if (this.#wanted > this.#opening && !this.#room) this.#grow()
+    if (this.#wanted > this.#opening && !this.#room && !this.#doubtful) this.#grow()
     while (this.#room && this.#opening < this.#wanted) void this.#open()
     if (this.#urgent && this.#idle.length > 0) this.#swapTimer ??= setTimeout(() => this.#swap(), SWAP_MS)
   }
