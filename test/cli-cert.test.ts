@@ -89,6 +89,8 @@ t.test('--days sets the lifetime', async (t) => {
   const { make, certificate } = await workshop(t)
   await make('client', 'billing', '--days', '7')
   t.equal(Math.round((Date.parse((await certificate('billing')).validTo) - Date.now()) / 86_400_000), 7)
+  t.match((await make('client', 'longer', '--days', '9999'))[2], /^It ends with its CA, before the 9999 days are over/)
+  t.notMatch((await make('client', 'shorter', '--days', '3000')).join(), /ends with its CA/)
 })
 
 t.test('what was made is printed, for a client with the lines to paste', async (t) => {

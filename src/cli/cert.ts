@@ -10,6 +10,7 @@ import {
   type SigningRequest,
 } from '../tls/issue.ts'
 import { readConfig } from '../config/config.ts'
+import { notAfter } from '../tls/context.ts'
 import { codeOf } from '../errors.ts'
 import { withRegistered } from '../clients/register.ts'
 import { clientsFile } from './client.ts'
@@ -18,6 +19,8 @@ import { lifetime, listItems, namesOf, readCertificate } from './fingerprint.ts'
 import { untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
 import { type Io, parseCommandLine, readNamed, refusal, sentence, UsageError, worded } from './usage.ts'
+
+const DAY_MS = 86_400_000
 
 /**
  * `postern cert ca`, `postern cert server [NAME]`, `postern cert client NAME`: makes a key and a certificate, or signs a
@@ -58,6 +61,8 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   }
   if (request === undefined) io.print(`${files.key}: private key, readable by its owner only`)
   io.print(`${files.certificate}: certificate of ${certificate.subject.slice('CN='.length)}, ${lifetime(certificate)}`)
+  const lived = (notAfter(certificate).getTime() - Date.now()) / DAY_MS
+  if (lived < (order.days ?? 0) - 1) io.print(`It ends with its CA, before the ${order.days} days are over.`)
   const names = namesOf(certificate)
   if (names.length > 0) io.print(`Names in it: ${names.join(', ')}`)
   const left = request?.names.filter((asked) => !names.includes(asked)) ?? []
