@@ -5,6 +5,7 @@ import { readFile } from 'node:fs/promises'
 import type { AddressInfo } from 'node:net'
 import { connect, type ConnectionOptions, createServer, type TlsOptions } from 'node:tls'
 import t from 'tap'
+import { namesOf } from '../src/cli/fingerprint.ts'
 import { createAuthority, type Issued, issueCertificate } from '../src/tls/issue.ts'
 import { createRevocationList } from './support/revocation-list.ts'
 import { makePki } from './support/pki.ts'
@@ -88,11 +89,25 @@ t.test('alternative names may have their kind in front, as in the clients file',
     new X509Certificate(certificate).subjectAltName,
     'DNS:b, URI:spiffe://corp/b, IP Address:192.0.2.7, email:ops@corp.example',
   )
-  await t.rejects(issueCertificate(pki.ca, { name: 'b', usage: 'client', san: ['DNS:a b'] }))
+  for (const wrong of ['DNS:a b', 'IP:1.2.3', 'URI:b', 'email:b.example', 'DNS:spiffe://b', 'DNS:192.0.2.7'])
+    await t.rejects(
+      issueCertificate(pki.ca, { name: 'b', usage: 'client', san: [wrong] }),
+      { name: 'RangeError', message: / is not of the kind (?:DNS|IP|URI|email)$/ },
+      wrong,
+    )
+  const { certificate: other } = await issueCertificate(pki.ca, { name: 'b', usage: 'client', san: ['URI:tag:b,1'] })
+  t.equal(namesOf(new X509Certificate(other)).at(-1), 'tag:b,1')
+})
+
+t.test('an IPv6 address is in the certificate as it was meant, in any spelling', async (t) => {
+  for (const address of ['::ffff:192.0.2.7', '2001:DB8:0::1', '::']) {
+    const { certificate } = await issueCertificate(pki.ca, { name: 'b', usage: 'server', san: [address] })
+    t.equal(new X509Certificate(certificate).checkIP(address), address)
+  }
 })
 
 t.test('what is none of these is refused, in a sentence that quotes it', async (t) => {
-  const names = ['', 'a b', '-a', 'a..b', 'a.', '*', 'a.*.b', 'a,b', 'a\nb', 'é', 'x'.repeat(64)]
+  const names = ['', 'a b', '-a', 'a..b', 'a.', '*', 'a.*.b', 'a,b', 'a\nb', 'é', 'x'.repeat(64), '192.0.2.700', '7']
   const others = ['a.'.repeat(127) + 'com', 'host:8443', 'fe80::1%eth0', 'a@', 'a@b@c', 'http://a b', 'http:a']
   for (const san of [...names, ...others]) {
     const issuing = issueCertificate(pki.ca, { name: 'b', usage: 'client', san: [san] })

@@ -34,6 +34,7 @@ export function namesOf({ subjectAltName = '' }: X509Certificate): readonly stri
   return subjectAltName
     .split(', ')
     .map((name) => name.replace(/^(?:DNS|URI|IP Address|email):/, '').replace(/^(?:0:){7}1$/, '::1'))
+    .map((name) => (name.startsWith('"') ? String(JSON.parse(name)) : name)) // so Node writes one with a comma
     .filter(Boolean)
 }
 

@@ -1,7 +1,7 @@
 import { createPrivateKey, createPublicKey, generateKeyPair, hash, randomBytes, X509Certificate } from 'node:crypto'
 import { promisify } from 'node:util'
 import { isIP } from '../config/ip.ts'
-import type { Extension, JsonGeneralName } from '@peculiar/x509'
+import type { Extension, GeneralNameType, JsonGeneralName } from '@peculiar/x509'
 
 // The library's dependency container asks for the reflect-metadata API at import, but no class it builds takes a
 // parameter, so there is never any metadata to find: an API that finds none is enough.
@@ -152,24 +152,38 @@ function commonName(name: string) {
 }
 
 function alternativeNames(names: readonly string[]): Extension[] {
-  // With or without its kind in front, as openssl and the clients file have it.
-  const bare = new Set(names.map((name) => name.replace(/^(?:DNS|URI|IP|email):/, '')))
-  return bare.size === 0 ? [] : [new x509.SubjectAlternativeNameExtension([...bare].map(generalName))]
+  const distinct = new Map(names.map(generalName).map((name) => [`${name.type}:${name.value}`, name]))
+  return distinct.size === 0 ? [] : [new x509.SubjectAlternativeNameExtension([...distinct.values()])]
 }
 
-function generalName(value: string): JsonGeneralName {
-  if (isIP(value) !== 0 && !value.includes('%')) return { type: 'ip', value }
-  if (isDnsName(value)) return { type: 'dns', value }
-  if (/^(urn:|[a-z][a-z0-9+.-]*:\/\/)[!-~]+$/i.test(value)) return { type: 'url', value }
+const KINDS: Readonly<Record<string, GeneralNameType>> = { DNS: 'dns', IP: 'ip', email: 'email', URI: 'url' }
+
+/** With or without its kind in front, as openssl and the clients file have it. */
+function generalName(text: string): JsonGeneralName {
+  const [, kind = '', value = text] = /^(DNS|IP|email|URI):(.*)$/s.exec(text) ?? []
+  const type = typeOf(value, kind === 'URI')
+  if (type === undefined || type !== (KINDS[kind] ?? type)) {
+    const wanted = kind === '' ? 'a DNS name, an IP address, an e-mail address or a URI' : `of the kind ${kind}`
+    throw new RangeError(`${JSON.stringify(value)} is not ${wanted}`)
+  }
+  // The library reads ::ffff:192.0.2.7 as another address.
+  return { type, value: isIP(value) === 6 ? new URL(`http://[${value}]`).hostname.slice(1, -1) : value }
+}
+
+/** A name that does not say that it is a URI is one where it cannot be host and port. */
+function typeOf(value: string, saysUri: boolean): GeneralNameType | undefined {
+  if (isIP(value) !== 0 && !value.includes('%')) return 'ip'
+  if (isDnsName(value)) return 'dns'
+  if ((saysUri ? /^[a-z][a-z0-9+.-]*:[!-~]+$/i : /^(?:urn:|[a-z][a-z0-9+.-]*:\/\/)[!-~]+$/i).test(value)) return 'url'
   const [local = '', domain = ''] = value.split(/@(.*)/s)
-  if (/^[\w.+-]+$/.test(local) && isDnsName(domain)) return { type: 'email', value }
-  throw new RangeError(`${JSON.stringify(value)} is not a DNS name, an IP address, an e-mail address or a URI`)
+  return /^[\w.+-]+$/.test(local) && isDnsName(domain) ? 'email' : undefined
 }
 
+/** What ends in a number would be an address, if it were right. */
 function isDnsName(value: string): boolean {
   const labels = value.replace(/^\*\./, '').split('.')
   const sound = labels.every((label) => /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/i.test(label))
-  return sound && value.length <= 253 && isIP(value) === 0
+  return sound && value.length <= 253 && !/(?:^|\.)\d+$/.test(value)
 }
 
 async function newKey(): Promise<string> {
