@@ -119,6 +119,7 @@ t.test('addresses are completed, comments become names, and text that is not ASC
   for (const [given, gone] of [
     ['From: root (Cron Daemon)', 'From: Cron Daemon <root@corp.example>'],
     ['From: root', 'From: root@corp.example'],
+    ['From: root (Cron (Daemon))', 'From: "Cron (Daemon)" <root@corp.example>'],
     ['From: Cron Daemon <root>', 'From: Cron Daemon <root@corp.example>'],
     ['From: "Smith, J." <js>', 'From: "Smith, J." <js@corp.example>'],
     ['From: js@corp.example (Smith, J.)', 'From: "Smith, J." <js@corp.example>'],
@@ -151,6 +152,22 @@ t.test('what the header lacks is added, and a message without a header is all bo
   const missing = await run('user', 'From: app\nSubject: No blank line\nBody at once\n')
   t.equal(bodyOf(missing), 'Body at once\r\n')
   t.equal((await run('user', '')).status, 0, 'nothing at all is an empty message')
+})
+
+t.test('a line that SMTP has no room for is broken, between characters', async (t) => {
+  const { run } = await setUp(t)
+  for (const line of [
+    'x'.repeat(990),
+    'x'.repeat(991),
+    'a😀é'.repeat(1_500),
+    `${'y'.repeat(5_000)}\n${'z'.repeat(5_000)}`,
+  ]) {
+    const result = await run('-t', `${MESSAGE}${line}\n`)
+    t.equal(result.status, 0, result.errors)
+    const lines = bodyOf(result).split('\r\n')
+    t.ok(lines.every((each) => Buffer.byteLength(each) <= 998))
+    t.equal(lines.join('\r\n').replaceAll('\r\n ', ''), `Hi.\r\n${line.replace('\n', '\r\n')}\r\n`)
+  }
 })
 
 t.test('Bcc is read with -t, and never goes out', async (t) => {
