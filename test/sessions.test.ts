@@ -412,6 +412,29 @@ t.test('every way to log in that a relay may offer', async (t) => {
   }
 })
 
+t.test('a relay that announces a login that it does not take, or wants it said apart, is logged in to', async (t) => {
+  for (const [offer, says, said] of [
+    ['AUTH PLAIN LOGIN', '504 5.5.4 unknown mechanism', ['AUTH LOGIN', 'dXNlcg==', 'c2VjcmV0']],
+    ['AUTH CRAM-MD5 PLAIN LOGIN', '504 unrecognized', ['AUTH LOGIN', 'dXNlcg==', 'c2VjcmV0']],
+    ['AUTH PLAIN', '334', ['AHVzZXIAc2VjcmV0']],
+  ] as const) {
+    const relay = await startScripted(t, (command) => {
+      if (command.startsWith('AUTH PLAIN')) return says
+      if (command === 'AUTH LOGIN' || command === 'dXNlcg==') return '334 VXNlcm5hbWU6'
+      return command === said.at(-1) ? '235 2.7.0 ok' : undefined
+    })
+    relay.offers = [offer]
+    const { send } = await bench(t, [], { POSTERN_SMTP_URL: relay.url.replace('//', '//user:secret@') })
+    t.equal(await send(), 200, offer)
+    t.same(relay.talks[0]?.commands.slice(1, 2 + said.length), ['AUTH PLAIN AHVzZXIAc2VjcmV0', ...said])
+  }
+  const none = await startScripted(t, (command) => (command.startsWith('AUTH') ? '504 5.5.4 no' : undefined))
+  none.offers = ['AUTH PLAIN LOGIN CRAM-MD5']
+  const { send, changes } = await bench(t, [], { POSTERN_SMTP_URL: none.url.replace('//', '//user:secret@') })
+  t.equal(await send(), 'relay_unavailable')
+  t.same(changes, [`${none.label} down`])
+})
+
 t.test('the relay that has SMTPUTF8 gets what needs it, and one that has not is asked once', async (t) => {
   const [without, with8] = [await startScripted(t), await startScripted(t)]
   with8.offers = ['PIPELINING', '8BITMIME', 'SMTPUTF8']

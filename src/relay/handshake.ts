@@ -149,7 +149,7 @@ async function hello(wire: Wire, name: string, plain: boolean): Promise<Reply> {
   return plain && (reply.code === 500 || reply.code === 502) ? wire.ask(`HELO ${name}`) : reply
 }
 
-/** Logs in with the first mechanism that both know. Throws a RelayFault with the reply that refused. */
+/** Logs in with the first mechanism that both know and the relay takes. Throws a RelayFault with the reply that refused. */
 async function logIn(
   wire: Wire,
   { mechanisms }: Offer,
@@ -158,52 +158,55 @@ async function logIn(
   secret: string,
 ): Promise<void> {
   const confided = [secret]
-  const ask = async (text: string, mechanism?: string): Promise<Reply> => {
+  const answer = (text: string): string => {
     const response = base64(text)
     confided.push(response)
-    if (mechanism === undefined) return wire.ask(response)
-    const line = `AUTH ${mechanism} ${response}`
-    if (line.length <= LONGEST_LINE) return wire.ask(line)
-    challenged(await wire.ask(`AUTH ${mechanism}`)) // RFC 4954 §4; a token is often longer, and Postfix cuts lines at 2,048
-    return wire.ask(response)
+    return response
   }
   const refused = ({ code, text }: Reply): RelayFault =>
     new RelayFault('login', { reply: { code, text: withoutSecrets(text, confided) } })
-  const challenged = (reply: Reply): string => {
-    if (reply.code !== 334) throw refused(reply)
-    return Buffer.from(reply.text.slice(4), 'base64').toString()
-  }
-  const known = password === undefined ? ['OAUTHBEARER', 'XOAUTH2'] : ['PLAIN', 'LOGIN', 'CRAM-MD5']
-  let reply: Reply
-  switch (known.find((mechanism) => mechanisms.includes(mechanism))) {
-    case 'PLAIN':
-      reply = await ask(`\0${user}\0${secret}`, 'PLAIN')
-      break
-    case 'LOGIN':
-      challenged(await wire.ask('AUTH LOGIN'))
-      challenged(await wire.ask(base64(user)))
-      reply = await ask(secret)
-      break
-    case 'CRAM-MD5': {
-      const challenge = challenged(await wire.ask('AUTH CRAM-MD5'))
-      reply = await ask(`${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`)
-      break
+  const plain = `\0${user}\0${secret}`
+  const saslName = user.replace(/=/g, '=3D').replace(/,/g, '=2C') // RFC 5801 §4
+  const known: readonly Mechanism[] =
+    password === undefined
+      ? [
+          {
+            name: 'OAUTHBEARER', // RFC 7628 §3.1
+            initial: `n,a=${saslName},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`,
+            answers: [() => '\x01'], // the challenge tells why; the reply to this is the refusal
+          },
+          { name: 'XOAUTH2', initial: `user=${user}\x01auth=Bearer ${secret}\x01\x01`, answers: [() => ''] },
+        ]
+      : [
+          { name: 'PLAIN', initial: plain, answers: [() => plain] },
+          { name: 'LOGIN', answers: [() => user, () => secret] },
+          {
+            name: 'CRAM-MD5',
+            answers: [(challenge) => `${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`],
+          },
+        ]
+  let reply: Reply | undefined
+  for (const { name, initial, answers } of known.filter(({ name }) => mechanisms.includes(name))) {
+    const early = initial === undefined ? '' : ` ${answer(initial)}`
+    // RFC 4954 §4; a token is often longer, and Postfix cuts lines at 2,048
+    const fits = name.length + early.length <= LONGEST_LINE - 'AUTH '.length
+    const left = initial === undefined || fits ? answers : [() => initial, ...answers]
+    reply = await wire.ask(`AUTH ${name}${fits ? early : ''}`)
+    for (const next of left) {
+      if (reply.code !== 334) break
+      reply = await wire.ask(answer(next(Buffer.from(reply.text.slice(4), 'base64').toString())))
     }
-    case 'OAUTHBEARER': // RFC 7628 §3.1; names in a SASL name have "," and "=" encoded (RFC 5801 §4)
-      reply = await ask(
-        `n,a=${user.replace(/=/g, '=3D').replace(/,/g, '=2C')},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`,
-        'OAUTHBEARER',
-      )
-      if (reply.code === 334) reply = await wire.ask(base64('\x01'))
-      break
-    case 'XOAUTH2':
-      reply = await ask(`user=${user}\x01auth=Bearer ${secret}\x01\x01`, 'XOAUTH2')
-      if (reply.code === 334) reply = await wire.ask('') // the challenge tells why; the reply to this is the refusal
-      break
-    default:
-      throw new RelayFault('login', { cause: new NoMechanism(mechanisms, password === undefined) })
+    if (reply.code !== 504) break // some announce what they do not take
   }
+  if (reply === undefined) throw new RelayFault('login', { cause: new NoMechanism(mechanisms, password === undefined) })
   if (reply.code !== 235) throw refused(reply)
+}
+
+/** A way to log in (RFC 4954): what may go with the command, and what is said to one challenge after the other. */
+interface Mechanism {
+  readonly name: string
+  readonly initial?: string
+  readonly answers: readonly ((challenge: string) => string)[]
 }
 
 function base64(text: string): string {
