@@ -112,6 +112,9 @@ t.test('Date and Message-ID come where they are missing, and only there', (t) =>
   const whole = 'Message-Id: <1@c.example>\r\nDATE: Mon, 2 Mar 2026 00:00:00 +0900\r\nFrom: a@b.example\r\n'
   t.equal(judge(whole).bytes.toString(), `${whole}\r\n`)
   t.equal(judge(whole).messageId, '<1@c.example>')
+  const added = whole.replace('>', '> (added by postmaster@mail.example)')
+  t.equal(judge(added).messageId, '<1@c.example>')
+  t.equal(judge(added).bytes.toString(), `${added}\r\n`)
   t.equal(
     judgeHeader(parseHeader(Buffer.from(whole), false), 'x', NOW).bytes.toString(),
     whole,
@@ -155,6 +158,10 @@ const FAULTY: Readonly<Record<string, readonly [text: string, path: string]>> = 
   ],
   'two ids in Message-ID': [
     'Date: x\r\nFrom: a@b.example\r\nMessage-ID: <1@c.example> <2@c.example>\r\n',
+    '/headers/Message-ID',
+  ],
+  'an id in the comment of a Message-ID': [
+    'Date: x\r\nFrom: a@b.example\r\nMessage-ID: <1@c.example> (<2@c.example>)\r\n',
     '/headers/Message-ID',
   ],
   'an empty Message-ID': ['Date: x\r\nFrom: a@b.example\r\nMessage-ID:\r\n', '/headers/Message-ID'],

@@ -124,6 +124,7 @@ export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: (
   const { headers, rawHeaders, httpVersion } = raw
   if (rawHeaders.length > 2 * MAX_HEADER_FIELDS)
     throw new Problem('invalid_header', `A request has at most ${MAX_HEADER_FIELDS} header fields.`)
+  if (!httpVersion.startsWith('1.')) throw new Problem('invalid_header', 'The gateway speaks HTTP/1.1.')
   const hosts = valuesOf(rawHeaders, 'host').length
   if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1'))
     throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')

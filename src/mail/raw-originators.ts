@@ -26,6 +26,8 @@ export interface JudgedHeader {
 // Bcc is nobody's business but the envelope's; Return-Path is for the last server to write (RFC 5321 §4.4).
 const REMOVED = new Set(['bcc', 'resent-bcc', 'return-path'])
 const LISTS = new Set(['from', 'resent-from', 'author']) // RFC 9057: some show Author in the place of From
+// Some servers add a comment to the id that they add.
+const MESSAGE_ID = /^(<[^\s<>\x00-\x1f\x7f-\xff]+>)(?:[ \t]*\([^()\\<>\x80-\xff]*\))?$/
 const SINGLES = new Set(['sender', 'resent-sender'])
 
 /**
@@ -46,16 +48,16 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
     faults.push({ path: '/headers/Resent-From', message: 'is required where a message is resent (RFC 5322 §3.6.6)' })
   }
   const [given] = of('message-id')
-  if (given !== undefined && !/^<[^\s<>\x00-\x1f\x7f-\xff]+>$/.test(given.value)) {
+  const [, givenId] = MESSAGE_ID.exec(given?.value ?? '') ?? []
+  if (given !== undefined && givenId === undefined)
     faults.push({ path: '/headers/Message-ID', message: 'is not a message id: it should be <local@domain>' })
-  }
   for (const { key, name, value } of fields) {
     if (key !== 'content-type' && key !== 'content-disposition') continue
     const message = parameterFault(value) ?? (key === 'content-type' ? wholeMessageFault(value) : undefined)
     if (message !== undefined) faults.push({ path: `/headers/${name}`, message })
   }
   if (faults.length > 0 || first === undefined) throw invalidHeader(faults)
-  const messageId = given?.value ?? `<${id}@${first.address.domain}>`
+  const messageId = givenId ?? `<${id}@${first.address.domain}>`
   const added = [
     ...(of('date').length === 0 ? [{ raw: `Date: ${date.toUTCString().replace('GMT', '+0000')}\r\n` }] : []),
     ...(given === undefined ? [{ raw: `Message-ID: ${messageId}\r\n` }] : []),

@@ -65,6 +65,8 @@ t.test('requests that two readers could read differently are refused, and nothin
     'a head of 17 KB': `${GET}X-A: ${'a'.repeat(17 * 1024)}\r\n\r\n`,
     'a target of 17 KB': `GET /${'a'.repeat(17 * 1024)} HTTP/1.1\r\nHost: localhost\r\n\r\n`,
     'HTTP/2': 'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n',
+    'HTTP/2 without its preface': 'GET /v1/whoami HTTP/2.0\r\nHost: localhost\r\n\r\n',
+    'HTTP/0.9': 'GET /v1/whoami\r\n\r\n',
     'HTTP/9.9': 'GET /v1/whoami HTTP/9.9\r\nHost: localhost\r\n\r\n',
     SMTP: 'EHLO localhost\r\nMAIL FROM:<a@b.example>\r\n\r\n',
     'an unknown method': 'SEND /v1/messages HTTP/1.1\r\nHost: localhost\r\n\r\n',
