@@ -331,9 +331,9 @@ function parseRole(text: string): Client['role'] {
   return text === 'proxy' ? text : reject(`is not a role: only "proxy" is`)
 }
 
-/** A whole number of 1 or more. Throws a RangeError. */
+/** A whole number from 1 to 9,999,999. Throws a RangeError. */
 export function parseCount(text: string): number {
-  if (!/^[1-9]\d{0,6}$/.test(text)) reject('is not a whole number of 1 or more')
+  if (!/^[1-9]\d{0,6}$/.test(text)) reject('is not a whole number from 1 to 9999999')
   return Number(text)
 }
 
