@@ -1,9 +1,10 @@
 import { execFileSync } from 'node:child_process'
-import { unlinkSync, writeFileSync } from 'node:fs'
+import { appendFileSync, existsSync, readFileSync, unlinkSync, writeFileSync } from 'node:fs'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import t from 'tap'
 import { readConfig } from '../src/config/config.ts'
+import { readRegularFile } from '../src/config/regular-file.ts'
 
 const URL = { POSTERN_SMTP_URL: 'smtp://app:s3cr3t@mail.internal' }
 const faultsOf = (env: Record<string, string>): readonly string[] => readConfig({ ...URL, ...env }).faults
@@ -330,6 +331,14 @@ t.test('a file of a secret that has no end, or that nobody writes to, ends the s
   execFileSync('mkfifo', [pipe])
   for (const file of ['/dev/zero', pipe])
     t.match(readConfig({ POSTERN_SMTP_URL_FILE: file }).faults, [/^POSTERN_SMTP_URL_FILE \S+ is no regular file\.$/])
+})
+
+t.test('a file is read to its end, whatever it says of its size', { skip: !existsSync('/proc/version') }, async (t) => {
+  t.ok(readRegularFile('/proc/version').equals(readFileSync('/proc/version')))
+  const file = join(t.testdir({ most: 'x'.repeat(16 * 1024 * 1024) }), 'most')
+  t.equal(readRegularFile(file).length, 16 * 1024 * 1024)
+  appendFileSync(file, 'x')
+  t.throws(() => readRegularFile(file), { name: 'RangeError', message: 'is larger than 16 MiB' })
 })
 
 t.test('a file of a secret that holds nothing is told as that, at the start and later', async (t) => {
