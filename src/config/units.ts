@@ -6,7 +6,8 @@ export interface Allowance {
 }
 
 const SIZES = { B: 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 }
-const DURATIONS_MS = { MS: 1, S: 1000, M: 60_000, H: 3_600_000 }
+const DAY_MS = 86_400_000
+const DURATIONS_MS = { MS: 1, S: 1000, M: 60_000, H: 3_600_000, D: DAY_MS }
 const WINDOWS_S = { SECOND: 1, MINUTE: 60, HOUR: 3600, DAY: 86_400 }
 
 /** `25MB`, `512KiB`, `1000B`: bytes. KB, MB and GB are powers of 1000. Throws a RangeError. */
@@ -18,12 +19,10 @@ export function parseSize(text: string): number {
   return positive(Math.floor(size * bytes))
 }
 
-const DAY_MS = 86_400_000
-
-/** `30s`, `500ms`, `5m`, `1h`: milliseconds, at most a day unless `longest` says otherwise. Throws a RangeError. */
+/** `30s`, `500ms`, `5m`, `1h`, `7d`: milliseconds, at most a day unless `longest` says otherwise. Throws a RangeError. */
 export function parseDuration(text: string, longest = DAY_MS): number {
-  const form = /^(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h)$/
-  const [length, unit] = amount(text, form, DURATIONS_MS, 'is not a duration such as 30s, 500ms or 5m')
+  const form = /^(\d{1,9}(?:\.\d{1,3})?)\s*(ms|s|m|h|d)$/
+  const [length, unit] = amount(text, form, DURATIONS_MS, 'is not a duration such as 30s, 500ms, 5m or 24h')
   const ms = positive(Math.round(length * unit))
   if (ms > longest)
     throw new RangeError(longest === DAY_MS ? 'is longer than a day' : `is longer than ${longest / DAY_MS} days`)
