@@ -17,15 +17,19 @@ export function unreadable(path: string, error: unknown): string {
 
 /** Who may read a file, or write to the folder of one that is not there, that this process may not, and how to let it. */
 export function whoMay(path: string): string {
-  const [me, group] = [nameOf(process.geteuid?.() ?? -1), process.getegid?.()]
+  const folder = dirname(resolve(path))
   const closed = firstClosed(resolve(path))
-  const isFile = closed === undefined && existsSync(path)
-  const at = isFile ? path : (closed ?? dirname(resolve(path)))
-  const [what, right] = isFile ? ['', 'r'] : closed === undefined ? ['write to', 'w'] : ['enter', 'x']
-  const { uid, gid, mode } = statSync(at)
-  const told = `of ${nameOf(uid)} (${uid}:${gid}) with mode ${(mode & 0o777).toString(8).padStart(4, '0')}`
-  const help = isFile ? `chown ${me} ${at}` : `chgrp ${group} ${at} && chmod g+${right} ${at}`
-  return `Postern runs as ${me}, and ${isFile ? 'the file is' : `may not ${what} the folder ${at}, which is`} ${told}: ${uid === process.geteuid?.() ? `chmod u+${right} ${at}` : help}`
+  if (closed !== undefined) return standing(`may not enter the folder ${closed}, which is`, closed, 'x')
+  if (!existsSync(path)) return standing(`may not write to the folder ${folder}, which is`, folder, 'w')
+  return standing('the file is', path, 'r')
+}
+
+function standing(what: string, path: string, right: 'r' | 'w' | 'x'): string {
+  const [me, group] = [process.geteuid?.() ?? -1, process.getegid?.()]
+  const { uid, gid, mode } = statSync(path)
+  const owner = `of ${nameOf(uid)} (${uid}:${gid}) with mode ${(mode & 0o777).toString(8).padStart(4, '0')}`
+  const shared = right === 'r' ? `chown ${nameOf(me)} ${path}` : `chgrp ${group} ${path} && chmod g+${right} ${path}`
+  return `Postern runs as ${nameOf(me)}, and ${what} ${owner}: ${uid === me ? `chmod u+${right} ${path}` : shared}`
 }
 
 /** The topmost folder on the way to a file that may not be entered. */
