@@ -3,6 +3,7 @@ import type { Server } from 'node:https'
 import { isDeepStrictEqual } from 'node:util'
 import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
+import { readYaml } from '../clients/yaml.ts'
 import type { Config } from '../config/config.ts'
 import { readRegularFile } from '../config/regular-file.ts'
 import { codeOf, LoadError, Problem } from '../errors.ts'
@@ -188,7 +189,8 @@ export class Reloader implements ClientSource {
     if (part === 'clients') {
       const before = this.current.directory
       const directory = parseClients(text, paths[0] ?? '')
-      if (holdsNothing(text)) throw new LoadError([`${paths[0]} is empty: to list nobody write "clients: {}"`])
+      if (directory.clients.size === 0 && holdsNothing(text))
+        throw new LoadError([`${paths[0]} is empty: to list nobody write "clients: {}"`])
       this.#check(directory, this.current.trust)
       this.current = { ...this.current, directory }
       this.#expiry.keepListed(directory)
@@ -295,9 +297,10 @@ function partsOf({ tls, clients, smtp }: ReloaderOptions['config']): [Part, read
   ]
 }
 
-/** Whether a clients file says nothing, as one does whose writer was stopped before or after its first line. */
+/** Whether a clients file says nothing, as one does whose writer was stopped, or whose template had nothing to fill in. */
 function holdsNothing(text: string): boolean {
-  return /^\s*(?:---\s*)?(?:["']?clients["']?\s*:)?\s*$/.test(text.replace(/^\ufeff/, '').replace(/(?:^|\s)#.*$/gm, ''))
+  const content = readYaml(text)
+  return !(content instanceof Map) || (content.size > 0 && !(content.get('clients') instanceof Map))
 }
 
 /** The names of clients by what became of them; at most 100 each, which is what an operator reads. */

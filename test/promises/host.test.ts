@@ -214,7 +214,17 @@ t.test('a clients file that has become empty keeps the last good one, and {} doe
     while (log.length <= from) await once(child.stdout ?? child, 'data')
     return log[from] ?? {}
   }
-  for (const text of ['', '\n', '# nobody\n', 'clients:\n', '---\n', 'clients: # soon\n\n']) {
+  for (const text of [
+    '',
+    '\n',
+    '# nobody\n',
+    'clients:\n',
+    '---\n',
+    'clients: # soon\n\n',
+    'null\n',
+    'clients: ~\n',
+    '---\n...\n',
+  ]) {
     const from = log.length
     writeFileSync(join(directory, 'clients.yaml'), text)
     t.match(await line(from), { level: 'error', file: 'clients', reasons: [/is empty/] }, JSON.stringify(text))
