@@ -108,6 +108,16 @@ t.test('an app in TypeScript compiles, whatever its module system', async (t) =>
     '--module esnext --moduleResolution bundler',
   ])
     t.equal(await shell(`npx tsc app.ts ${strict} ${options}`, app), '', options)
+
+  const samples = ['README', 'apps'].flatMap((page) => blocks(page, 'js'))
+  for (const [index, { section, text }] of samples.entries()) {
+    writeFileSync(join(app, `sample-${index}.mts`), text)
+    t.equal(
+      await shell(`npx tsc sample-${index}.mts ${strict} --module nodenext`, app),
+      '',
+      `the sample under ${section}`,
+    )
+  }
 })
 
 const SEND = `
