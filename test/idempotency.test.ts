@@ -29,6 +29,8 @@ t.test('a key is read bare or quoted, and refused when it is neither', async (t)
     'ключ',
     'a\tb',
     'one, two',
+    'order-1\u00a0',
+    '\u00a0order-1',
     '"one", "two"',
   ]) {
     t.throws(() => parseIdempotencyKey(bad), { code: 'invalid_idempotency_key', status: 422 }, JSON.stringify(bad))

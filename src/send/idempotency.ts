@@ -67,9 +67,9 @@ const FINAL_PROBLEMS: ReadonlySet<ProblemCode> = new Set(['rejected_by_relay', '
  * either form is the same key. Throws a 422 Problem.
  */
 export function parseIdempotencyKey(header: string): string {
-  const trimmed = header.trim()
-  const quoted = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(trimmed)?.[1]?.replace(/\\(["\\])/g, '$1')
-  const key = quoted ?? trimmed
+  const written = header.replace(/^[ \t]+|[ \t]+$/g, '') // trim() would cut an octet outside ASCII too
+  const quoted = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(written)?.[1]?.replace(/\\(["\\])/g, '$1')
+  const key = quoted ?? written
   if (!/^[\x21-\x7e]{1,255}$/.test(key) || (quoted === undefined && key.startsWith('"'))) {
     throw new Problem(
       'invalid_idempotency_key',
