@@ -178,6 +178,7 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   tabs: ['clients:\n\ta: {}\n', 2, /tab/i],
   'broken YAML': ['clients:\n  a: [\n', 3, /./],
   'broken JSON': ['{"clients": {"a": }', 1, /./],
+  'UTF-16': ['\ufffd\ufffdc\0l\0i\0', 1, /save it as UTF-8/],
   'two documents': ['clients: {}\n---\nclients: {}\n', 1, /2 documents instead of one/],
   'a tag': ['clients: !!js/function "x"\n', 1, /tag/],
   'an alias': [

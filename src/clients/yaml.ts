@@ -51,6 +51,7 @@ function inPlainWords({ reason, mark }: YAMLException): string {
   if (/^aliases exceeded|^name of an alias/.test(reason))
     return 'aliases are not accepted: put what begins with * in quotes, such as "*@corp.example"'
   if (/^[@`]/.test(rest)) return `what begins with ${rest[0]} has to stand in quotes`
+  if (reason.startsWith('null byte')) return 'it holds a null byte, as UTF-16 does: save it as UTF-8'
   if (reason.startsWith('nesting exceeded')) return 'this is nested too deeply'
   if (reason === 'deficient indentation') return 'this line is indented too little: is a quote above it not closed?'
   return reason === 'duplicated mapping key' ? `"${/^["']?([\w.-]*)/.exec(rest)?.[1]}" stands here twice` : reason
