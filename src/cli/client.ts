@@ -51,6 +51,8 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     throw new UsageError(
       `Say how ${name} is known: --cert FILE, --fingerprint SHA256, --san NAME or --token CLIENT_ID.`,
     )
+  const seen =
+    action === 'prune' && !force ? (await gatewayStatus(io.env))?.clients.find((one) => one.client === name) : undefined
   const edits: Record<Exclude<typeof action, 'list' | 'show'>, (text: string, entry: Listed) => Change> = {
     add: (text) => ({ text: withRegistered(text, file, name, addition), said: `${name} is listed` }),
     rotate: (text) => ({
@@ -69,10 +71,8 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
         ? { text: withValue(text, ['clients', name, 'disabled'], undefined), said: `${name} is enabled` }
         : { text, said: `${name} is not disabled` },
     remove: (text) => ({ text: withValue(text, ['clients', name], undefined), said: `${name} is no longer listed` }),
-    prune: (text, listed) => pruned(text, name, listed),
+    prune: (text, listed) => pruned(text, name, listed, seen),
   }
-  const seen =
-    action === 'prune' && !force ? (await gatewayStatus(io.env))?.clients.find((one) => one.client === name) : undefined
   let said = ''
   const text = await replaceFile(file, (text) =>
     worded(`${name}:`, () => {
@@ -81,15 +81,6 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
         throw new RangeError(`it is listed already: postern client rotate ${name} adds an identity`)
       if (action !== 'add' && listed === undefined) throw notListed(name, clientsOf(text, file))
       const change = edits[action](text, listed ?? new Map())
-      const left = identitiesOf(clientsOf(change.text, file).get(name) ?? new Map())
-      const used = `${seen?.known_by}, ${seen?.fingerprint?.replaceAll(':', '').toLowerCase()}`.split(', ')
-      const inUse = change.removed?.find((one) =>
-        used.includes(isKeyPin(one) && !left.some(isKeyPin) ? KEY_PIN : parseIdentity(one)),
-      )
-      if (inUse !== undefined)
-        throw new RangeError(
-          `it was last seen with ${inUse} (${seen?.last_seen}), which would be taken out: give it the newer certificate first, or add --force`,
-        )
       said = change.said
       return checked(change.text, file)
     }),
@@ -103,24 +94,37 @@ type Listed = ReadonlyMap<string, unknown>
 interface Change {
   readonly text: string
   readonly said: string
-  readonly removed?: readonly string[]
 }
 
-/** Of several fingerprints, and of several names, the one that was listed last stays. */
-function pruned(text: string, name: string, listed: Listed): Change {
+/**
+ * Of several fingerprints, and of several names, the one that was listed last stays. Throws a RangeError for what a gateway
+ * has last seen the client with.
+ */
+function pruned(text: string, name: string, listed: Listed, seen: Status['clients'][number] | undefined): Change {
   let edited = text
   const removed: string[] = []
+  const left: string[] = []
   for (const key of ['fingerprints', 'san']) {
     const items = [listed.get(key) ?? []].flat().map(String)
     for (let index = items.length - 2; index >= 0; index--)
       edited = withValue(edited, ['clients', name, key, index], undefined)
     removed.push(...items.slice(0, -1))
+    left.push(...items.slice(-1))
   }
+  // Of pins the gateway does not tell which: one that is left may be it.
+  const used = `${seen?.known_by}, ${seen?.fingerprint?.replaceAll(':', '').toLowerCase()}`.split(', ')
+  const isUsed = (one: string): boolean =>
+    isKeyPin(one) ? used.includes(KEY_PIN) && !left.some(isKeyPin) : used.includes(parseIdentity(one))
+  const inUse = removed.find(isUsed)
+  if (inUse !== undefined)
+    throw new RangeError(
+      `it was last seen with ${inUse} (${seen?.last_seen}), which would be taken out: give it the newer certificate first, or add --force`,
+    )
   const said =
     removed.length === 0
       ? `${name} has nothing older to take out`
       : `${name} is no longer known by ${removed.join(', ')}`
-  return { text: edited, said, removed }
+  return { text: edited, said }
 }
 
 /** In quotes it counts too. */
