@@ -11,9 +11,10 @@ export interface Tarball {
   readonly contents: readonly string[]
 }
 
-/** A folder that is no part of the repository, gone at the end of the test. */
+/** A folder that is part of no package, not even of one that somebody left in /tmp; gone at the end of the test. */
 export function elsewhere(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'postern-app-'))
+  writeFileSync(join(folder, 'package.json'), '{}')
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder
 }
