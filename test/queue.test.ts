@@ -17,7 +17,13 @@ t.test('without a queue Prefer is ignored, and send_at is a 400 that says why', 
     status: 400,
     json: { code: 'invalid_message', errors: [{ path: '/send_at', message: /POSTERN_QUEUE=on/ }] },
   })
-  for (const send_at of ['tomorrow', '2026-11-31T09:00:00Z', '2027-02-29T09:00:00+09:00', '2026-11-30T24:00:00Z'])
+  for (const send_at of [
+    'tomorrow',
+    '2026-11-31T09:00:00Z',
+    '2027-02-29T09:00:00+09:00',
+    '2026-11-30T24:00:00Z',
+    '2026-11-30 09:00:00+24:00',
+  ])
     t.match(await gateway.post({ ...MESSAGE, send_at }), {
       status: 400,
       json: { errors: [{ path: '/send_at', message: /RFC 3339/ }] },

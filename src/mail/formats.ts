@@ -36,7 +36,9 @@ export const FORMATS: Readonly<Record<string, (text: string) => string | undefin
   'content-id': (text) => (CONTENT_ID.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example'),
   'message-id': (text) => (MESSAGE_ID.test(text) ? undefined : 'is not a message id: it should be <local@domain>'),
   rfc3339: (text) =>
-    /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)$/.test(text) &&
+    /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/.test(
+      text,
+    ) &&
     !Number.isNaN(Date.parse(text)) &&
     isDay(text.slice(0, 10))
       ? undefined
