@@ -379,7 +379,7 @@ t.test('a client with a token is refused at the start where tokens are off', asy
     },
     { message: /c\.yaml:3: clients\.batch has "token": set POSTERN_OAUTH_ISSUER/ },
   )
-  t.match(readConfig({ POSTERN_OAUTH_ISSUER: 'http://x.example' }).faults.join(), /should be the https:\/\/ URL/)
+  t.match(readConfig({ POSTERN_OAUTH_ISSUER: 'http://x.example' }).faults.join(), /should be an https:\/\/ URL/)
   t.match(readConfig({ POSTERN_OAUTH_ISSUER: 'https://x.example' }).faults.join(), /needs POSTERN_OAUTH_AUDIENCE/)
   const { audience } = readConfig({ POSTERN_PUBLIC_URL: 'https://mail.corp.example' }).config.oauth
   t.equal(audience, 'https://mail.corp.example')
