@@ -6,7 +6,7 @@ import t, { type Test } from 'tap'
 import { readConfig } from '../src/config/config.ts'
 import { PROBLEMS } from '../src/errors.ts'
 import { Metrics } from '../src/operations/metrics.ts'
-import { blocks } from './support/readme.ts'
+import { blocks, shell } from './support/readme.ts'
 
 // The shape of each document is what these tests are about.
 type Document = Record<string, any>
@@ -136,6 +136,28 @@ t.test('Kubernetes: the manifests are complete, name each other rightly and agre
   t.ok(template.spec.terminationGracePeriodSeconds * 1000 > GRACE_MS + pause * 1000)
   for (const { secret } of template.spec.volumes)
     t.equal(secret.defaultMode, 0o440, 'the same in every version of YAML')
+  const { clients, tls } = readConfig({}).config
+  const files = [tls.clientCa, tls.cert, tls.key, clients, env['POSTERN_SMTP_CA'] ?? '']
+  const [, commands = ''] = blocks('containers', 'sh').map(({ text }) => text)
+  t.same(
+    (await shell(`kubectl() { echo "$*"; }\n${commands}`, '.')).trim().split('\n'),
+    [
+      ['postern-certs', ...files.map((file) => `--from-file=${file}`)],
+      [
+        'postern-urls',
+        '--from-literal=smtp-url=smtp://postern:password@mail:587',
+        '--from-literal=redis-url=redis://redis:6379',
+      ],
+    ].map((args) => ['create secret generic', ...args].join(' ')),
+  )
+  t.same(
+    template.spec.volumes.map(({ secret }: Document) => secret.secretName),
+    ['postern-certs', 'postern-urls'],
+  )
+  t.same(
+    [env['POSTERN_SMTP_URL_FILE'], env['POSTERN_REDIS_URL_FILE']],
+    ['/run/postern/smtp-url', '/run/postern/redis-url'],
+  )
   const mounts: readonly string[] = container.volumeMounts.map(({ mountPath }: Document) => mountPath)
   t.equal(mounts[0], `${WORKDIR}/certs`)
   for (const [name, value] of Object.entries(env))
