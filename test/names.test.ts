@@ -3,6 +3,8 @@ import { X509Certificate } from 'node:crypto'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { Agent } from 'node:https'
 import t, { type Test } from 'tap'
+import { loadAll } from '../src/cli/serve.ts'
+import { readConfig } from '../src/config/config.ts'
 import { LoadError } from '../src/errors.ts'
 import { formatFingerprint } from '../src/tls/fingerprint.ts'
 import { createAuthority, type Issued } from '../src/tls/issue.ts'
@@ -150,6 +152,20 @@ t.test('of a root that was renewed with its key both certificates count as the "
     const known = await whoami(await named(REPORTS), { ca: pki.ca.certificate })
     t.match(known, { status: 200, client: 'reports' })
   }
+})
+
+t.test('a "ca" that is not in the bundle is told in the log', async (t) => {
+  const gateway = await start(t)
+  const gone = CLIENTS.replace('hr: {', `hr: {ca: "${rootOf(pki.otherCa)}", `)
+  await gateway.reloaded('clients', () => gateway.write('clients.yaml', gone))
+  const [told] = gateway.log.filter(({ level }) => level === 40)
+  t.match(told, { file: 'clients', msg: /^clients\.hr names a "ca" that is not in POSTERN_TLS_CLIENT_CA/ })
+  const { config, faults } = readConfig({ POSTERN_SMTP_URL: 'smtp://localhost' })
+  t.same(faults, [])
+  const tls = { cert: 'server.crt', key: 'server.key', clientCa: 'ca.crt', crl: undefined }
+  const at = Object.fromEntries(Object.entries(tls).map(([name, file]) => [name, file && `${gateway.dir}/${file}`]))
+  const files = { ...config, tls: { ...config.tls, ...at }, clients: `${gateway.dir}/clients.yaml` }
+  t.match(loadAll({ config: files, faults, warnings: [] }).warnings, [/^clients\.hr names a "ca"/], 'at the start too')
 })
 
 t.test('a root that stands twice in the bundle is one', async (t) => {

@@ -42,6 +42,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
       `${config.clients} lists nobody: list a client with "postern client add NAME --cert FILE --from PATTERN".`,
     )
   const running = await gatewayStatus(io.env)
+  if (clients !== undefined && secureContext !== undefined) warnings.push(...rootFindings(clients, secureContext))
   warnings.push(...certificateFindings(config, clients), ...openFiles(config, io.env), ...seenFindings(running))
   await checkAddresses(config, errors)
   await checkRedis(config, errors, warnings)
@@ -180,7 +181,7 @@ function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | u
       ...(leaf ? [['the server certificate', leaf] as const] : []),
     ].map((entry) => [entry[1].fingerprint256, entry]),
   )
-  return [...findings, ...listingFindings(clients, [...strangers.values()]), ...rootFindings(clients, bundle)]
+  return [...findings, ...listingFindings(clients, [...strangers.values()])]
 }
 
 function certificatesIn(file: string | undefined): readonly X509Certificate[] {

@@ -2,6 +2,7 @@ import { setTimeout } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import type { Logger } from 'pino'
+import { rootFindings } from '../clients/listing.ts'
 import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
@@ -38,7 +39,8 @@ export function loadAll({ config, faults, warnings }: ConfigResult) {
   const { secureContext, clients, relayTls, oauthCa } = loadFiles(config, all)
   if (secureContext === undefined || clients === undefined || relayTls === undefined || all.length > 0)
     throw new LoadError(all)
-  return { config, loaded: { secureContext, clients, relayTls, oauthCa, digests }, warnings }
+  const odd = rootFindings(clients, secureContext)
+  return { config, loaded: { secureContext, clients, relayTls, oauthCa, digests }, warnings: [...warnings, ...odd] }
 }
 
 /**

@@ -1,5 +1,5 @@
-import type { X509Certificate } from 'node:crypto'
-import { named } from '../tls/context.ts'
+import { X509Certificate } from 'node:crypto'
+import { named, type SecureContext } from '../tls/context.ts'
 import { fingerprintOf, keyPinOf } from '../tls/fingerprint.ts'
 import type { ClientDirectory } from './clients-file.ts'
 
@@ -18,8 +18,8 @@ export function listingFindings(
 }
 
 /** Clients whose names count under a root that is not in the bundle: nobody gets in by them. */
-export function rootFindings({ clients }: ClientDirectory, bundle: readonly X509Certificate[]): string[] {
-  const roots = new Set(bundle.map(fingerprintOf))
+export function rootFindings({ clients }: ClientDirectory, { ca: bundle }: Pick<SecureContext, 'ca'>): string[] {
+  const roots = new Set(bundle.map((pem) => fingerprintOf(new X509Certificate(pem))))
   return [...clients.values()].flatMap(({ name, ca }) =>
     ca === undefined || roots.has(ca)
       ? []

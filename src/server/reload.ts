@@ -3,6 +3,7 @@ import type { Server } from 'node:https'
 import { isDeepStrictEqual } from 'node:util'
 import type { Logger } from 'pino'
 import { type ClientDirectory, parseClients } from '../clients/clients-file.ts'
+import { rootFindings } from '../clients/listing.ts'
 import { readYaml } from '../clients/yaml.ts'
 import type { Config } from '../config/config.ts'
 import { readRegularFile } from '../config/regular-file.ts'
@@ -181,6 +182,9 @@ export class Reloader implements ClientSource {
     this.#inForce.set(part, { digest: found.digest, readAt: new Date() })
     metrics.reloads.inc({ file: part, result: 'ok' })
     log.info({ file: part, paths, ...changes }, 'a changed file is in force')
+    if (part === 'clients' || part === 'client_ca')
+      for (const finding of rootFindings(this.current.directory, this.#secureContext).slice(0, MAX_NAMES))
+        log.warn({ file: part }, finding)
     return true
   }
 
