@@ -260,7 +260,15 @@ const BAD: Record<string, object[]> = {
     ...MESSAGE,
     calendar: { method, content: 'x' },
   })),
-  '/calendar/content': ['', 5, { path: '/etc/passwd' }, '\ud800', 'hello', EVENT].map((content) => ({
+  '/calendar/content': [
+    '',
+    5,
+    { path: '/etc/passwd' },
+    '\ud800',
+    'hello',
+    EVENT,
+    EVENT.replace('SUMMARY:x', `SUMMARY:${'😀'.repeat(600_000)}`),
+  ].map((content) => ({
     ...MESSAGE,
     calendar: { method: 'REPLY', content },
   })),
