@@ -199,11 +199,13 @@ t.test('a relay that grants fewer sessions than are wanted has every message, ho
     '421': () => '421 4.7.0 too many connections!',
     '554': () => '554 5.7.0 too many connections!',
     'a close': () => '!',
+    MAIL: () => '421 4.3.2 too many open connections!', // to those beyond the number, at their first message
   }
   for (const [name, way] of Object.entries(ways)) {
-    const relay: ScriptedRelay = await startScripted(t, (command) =>
-      command === 'greeting' && relay.open > 5 ? way(0) : undefined,
-    )
+    const relay: ScriptedRelay = await startScripted(t, (command, { messages }) => {
+      const at = name === 'MAIL' ? command.startsWith('MAIL') && messages === 0 : command === 'greeting'
+      return at && relay.open > 5 ? way(0) : undefined
+    })
     const { send, changes } = await bench(t, [relay], { POSTERN_SMTP_CONNECTIONS: '20' })
     t.same(only(await all(40, send)), [200], name)
     t.same(only(await all(40, send)), [200], name)

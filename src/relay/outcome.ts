@@ -6,7 +6,7 @@ import { enhancedCode, type Reply, shown } from './reply.ts'
 import { NotTaken } from './session.ts'
 
 /** What an attempt that failed leaves to try. */
-export type Next = 'fresh session' | 'next relay' | 'nothing'
+export type Next = 'fresh session' | 'any session' | 'next relay' | 'nothing'
 
 /** Thrown by Relay.send: the answer if this stays the last attempt, and what may still be tried. */
 export class AttemptFailed extends Error {

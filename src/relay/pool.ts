@@ -92,6 +92,13 @@ export class Pool {
     this.#serve()
   }
 
+  /** The relay ended a session at its first MAIL. Where others are at work it may have been one too many: then true. */
+  exceeded(session: Session): boolean {
+    const others = [...this.#sessions].filter(({ carried, wire }) => carried && wire.open).length
+    if (others > 0) this.#grant.refused(session.openedAt, others, true)
+    return others > 0
+  }
+
   /** Ends idle sessions with QUIT, and the others when they are given back. */
   refresh(): void {
     for (const session of this.#sessions) session.spent = true

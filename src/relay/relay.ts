@@ -135,8 +135,10 @@ export class Relay {
       if (!(error instanceof NotTaken)) throw error
       refused = error.reply !== undefined
       const ended = error.reply === undefined || error.reply.code === 421
-      const failed = judge(error, this.label, outgoing, ended ? rested : carried)
-      theirs = error.step === 'rcpt' || failed.next !== 'fresh session'
+      const crowded = error.step === 'mail' && error.reply?.code === 421 && !carried && this.#pool.exceeded(session)
+      const judged = judge(error, this.label, outgoing, ended ? rested : carried)
+      const failed = crowded ? new AttemptFailed(judged.problem, 'any session') : judged
+      theirs = error.step === 'rcpt' || (failed.next !== 'fresh session' && !crowded)
       if (rested && isLate(error)) this.#pool.distrust()
       else if (failed.next === 'next relay' && (failed.problem.code === 'relay_unavailable' || error.step === 'mail')) {
         this.#withMail = true

@@ -33,6 +33,8 @@ export interface SendOptions {
 /** Another relay may be able to do what this one cannot. */
 const CANNOT: ReadonlySet<ProblemCode> = new Set(['smtputf8_unsupported', 'message_too_large'])
 
+const MOST_TRIES = 4 // of a message with one relay: sessions that it ends at MAIL are too many, or it takes none
+
 /** The relays of the configuration in their order, the first that works taking each message. */
 export class Relays {
   readonly #relays: readonly Relay[]
@@ -100,14 +102,20 @@ export class Relays {
     await Promise.all(this.#relays.map((relay) => relay.close()))
   }
 
-  /** Tries a relay, and once more on a fresh session where the first session alone was at fault. */
+  /** Tries a relay, and again where a session alone was at fault. */
   async #attempt(relay: Relay, outgoing: Outgoing, attempt: Attempt): Promise<Delivery> {
     const begun = performance.now()
+    let fresh = false
     try {
-      return await relay.send(outgoing, attempt)
-    } catch (error) {
-      if (!(error instanceof AttemptFailed) || error.next !== 'fresh session') throw error
-      return await relay.send(outgoing, attempt, true)
+      for (let tries = 1; ; tries++) {
+        try {
+          return await relay.send(outgoing, attempt, fresh)
+        } catch (error) {
+          const again = error instanceof AttemptFailed && /session/.test(error.next)
+          if (!again || tries === MOST_TRIES) throw error
+          fresh = error.next === 'fresh session'
+        }
+      }
     } finally {
       this.#events.attempted?.(relay.label, (performance.now() - begun) / 1000)
     }

@@ -46,6 +46,8 @@ interface Command {
 export class Session {
   readonly offer: Offer
   readonly wire: Wire
+  /** When it was opened, by performance.now(). */
+  readonly openedAt = performance.now()
   /** Messages that it has carried or begun to carry. */
   messages = 0
   /** It takes no further message. */
