@@ -131,6 +131,13 @@ export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: (
   // Node keeps the first of two, and would take for the body what only decoding makes it.
   if (valuesOf(rawHeaders, 'content-type').length > 1)
     throw new Problem('invalid_header', 'A request has at most one Content-Type header (RFC 9110 §8.3).')
+  // A browser that holds a client certificate shows it for the pages of every site, and needs leave for few of their requests.
+  const site = headers['sec-fetch-site'] ?? 'none'
+  if (raw.method !== 'GET' && site !== 'none' && site !== 'same-origin')
+    throw new Problem(
+      'invalid_header',
+      "The page of another site asks for this (Sec-Fetch-Site): a browser's user may not know.",
+    )
   if (!/^chunked$/i.test(headers['transfer-encoding'] ?? 'chunked'))
     throw new Problem('invalid_header', 'The only transfer coding that is taken is chunked (RFC 9112 §6.1).')
   done()

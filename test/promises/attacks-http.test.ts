@@ -224,6 +224,28 @@ t.test('the media type is read as RFC 9110 says, and nothing else is taken for J
   t.match(await send('application/json; charset=utf-16'), { status: /200|415/ })
 })
 
+t.test('no page of another site sends a message through a browser that holds a certificate', async (t) => {
+  const gateway = await startGateway(t)
+  const form = ['--b', 'Content-Disposition: form-data; name="message"', '', JSON.stringify(MESSAGE), '--b--', ''].join(
+    '\r\n',
+  )
+  const send = (headers: Record<string, string>) =>
+    gateway.request({
+      method: 'POST',
+      path: '/v1/messages',
+      headers: { 'content-type': 'multipart/form-data; boundary=b', ...headers },
+      body: form,
+    })
+  for (const site of ['cross-site', 'same-site', 'x'])
+    t.match(await send({ 'sec-fetch-site': site, origin: 'https://evil.example' }), {
+      status: 400,
+      json: { code: 'invalid_header', outcome: 'not_sent' },
+    })
+  t.equal(gateway.relay.messages.length, 0)
+  for (const headers of [{ 'sec-fetch-site': 'same-origin' }, { 'sec-fetch-site': 'none' }, {}])
+    t.match(await send(headers), { status: 200 })
+})
+
 t.test('JSON that is a trap', async (t) => {
   const gateway = await startGateway(t)
   const { request } = gateway
