@@ -7,7 +7,10 @@ import { connect } from 'node:tls'
 import t, { type Test } from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { readConfig } from '../src/config/config.ts'
+import { type Caller, UnverifiedToken } from '../src/clients/gate.ts'
 import { Issuer } from '../src/clients/issuer.ts'
+import { peerFrom } from '../src/clients/peer.ts'
+import { Tokens } from '../src/clients/tokens.ts'
 import { formatFingerprint } from '../src/tls/fingerprint.ts'
 import {
   MESSAGE,
@@ -157,6 +160,9 @@ t.test('every forged, foreign, stale or misused token is refused with its status
     'a foreign key in x5c': signed({ x5c: [new X509Certificate(certificate).raw.toString('base64')] }),
     'an unknown crit': `${header({ crit: ['x'], x: 1 })}.${body}.${signature}`,
     'b64 false': `${header({ crit: ['b64'], b64: false })}.${body}.${signature}`,
+    'b64 false that is not critical': issuer.token(certificate, {}, { b64: false }),
+    'RS256 with the name of an EC key': `${header({ alg: 'RS256' })}.${body}.${signature}`,
+    'EdDSA with the name of an EC key': `${header({ alg: 'EdDSA' })}.${body}.${signature}`,
     'no typ': issuer.token(certificate, {}, { typ: undefined }),
     'an id_token': issuer.token(certificate, {}, { typ: 'JWT' }),
     'a typ that only begins so': issuer.token(certificate, {}, { typ: 'at+jwt2' }),
@@ -310,6 +316,71 @@ t.test('behind a proxy the token is bound to the forwarded certificate, not to t
     },
   })
   t.match(smuggled, { status: 403, json: { code: 'unknown_certificate' } }, 'who is no proxy forwards nothing')
+  const metadata = (as: Leaf, certificate: string): Promise<TestAnswer> =>
+    request({
+      as,
+      path: '/.well-known/oauth-protected-resource',
+      headers: { 'client-cert': `:${new X509Certificate(certificate).raw.toString('base64')}:` },
+    })
+  t.match(await metadata(proxy, leaf.certificate), { status: 200 }, 'the metadata by way of the proxy')
+  const foreign = await pki.client('x', { authority: pki.otherCa })
+  for (const answer of [await metadata(leaf, leaf.certificate), await metadata(proxy, foreign.certificate)])
+    t.match(answer, { status: 403, json: { code: 'unknown_certificate' } }, 'and for nobody whom the gate turns away')
+})
+
+t.test('a request that is refused before its token is looked at is told its own fault', async (t) => {
+  const { issuer, leaf, ask, port } = await startWorld(t)
+  const bearer = `Bearer ${await issuer.token(leaf.certificate)}`
+  for (let time = 0; time < 2; time++) {
+    t.match(await ask(bearer, { path: '/%zz' }), { status: 404, json: { code: 'not_found' } })
+    t.match(await ask(bearer), { status: 200 })
+  }
+  const socket = connect({
+    ...{ host: '127.0.0.1', port, servername: 'localhost' },
+    ...{ ca: pki.ca.certificate, cert: leaf.certificate, key: leaf.key },
+  })
+  t.teardown(() => socket.destroy())
+  socket.write(`GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: ${bearer}\r\nX: ${'x'.repeat(17_000)}\r\n\r\n`)
+  t.match(String((await once(socket, 'data'))[0]), /^HTTP\/1\.1 400 [^]*"invalid_header"/, 'a head that is too large')
+})
+
+t.test('keys that are replaced while a token is verified with the old ones cost no answer', async (t) => {
+  const { issuer: source, leaf } = await startWorld(t)
+  const issuer = new Issuer(
+    source.url,
+    () => pki.ca.certificate,
+    () => {},
+  )
+  await issuer.refresh()
+  const next = issuer.keys(Date.now())
+  if (next === undefined) throw new Error('no keys')
+  let current = next
+  const first: typeof next = {
+    ...next,
+    keyFor: (header, token) => {
+      current = next
+      return next.keyFor(header, token)
+    },
+  }
+  current = first
+  const tokens = new Tokens(
+    { issuer: source.url, audience: AUDIENCE, publicUrl: undefined },
+    { keys: () => current, refresh: () => Promise.resolve(30), close: () => issuer.close() },
+  )
+  t.teardown(() => tokens.close())
+  const directory = parseClients(CLIENTS.replace('FINGERPRINT', `"${'ab'.repeat(32)}"`), 'c.yaml')
+  const holder = { peer: peerFrom(new X509Certificate(leaf.certificate)), known: undefined }
+  const bearer = `Bearer ${await source.token(leaf.certificate)}`
+  const caller = (): Caller => tokens.callerOf(holder, [bearer], directory, Date.now())
+  try {
+    caller()
+    t.fail('verified already')
+  } catch (error) {
+    if (!(error instanceof UnverifiedToken)) throw error
+    await error.verify()
+  }
+  t.equal(current, next)
+  t.equal(caller().client.name, 'batch')
 })
 
 t.test(

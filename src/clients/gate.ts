@@ -70,32 +70,38 @@ export class UnverifiedToken extends Problem {
 }
 
 /** The caller on a connection, by the headers it sent. Throws a Problem: 401, 403, 400 or 503, or UnverifiedToken. */
-export function admit(
-  { socket, headers, rawHeaders = [] }: Arrival,
+export function admit(arrival: Arrival, listing: Listing, now = Date.now(), seen = listing.seen): Caller {
+  const { headers, rawHeaders = [] } = arrival
+  const { tokens, directory } = listing
+  const holder = effectiveHolder(arrival, listing, now, seen)
+  let caller: Caller
+  if (tokens === undefined || (headers === undefined && holder.known !== undefined)) caller = listed(holder)
+  else {
+    if (headers === undefined) throw new UnverifiedToken(() => Promise.resolve()) // it may be in what could not be read
+    const authorization = headers.authorization === undefined ? [] : valuesOf(rawHeaders, 'authorization')
+    caller = tokens.callerOf(holder, authorization, directory, now)
+  }
+  seen(caller)
+  return caller
+}
+
+/** Who holds the certificate that a request is judged by: that of its connection, or the one that a proxy forwards. */
+export function effectiveHolder(
+  { socket, headers }: Arrival,
   listing: Listing,
   now = Date.now(),
   seen = listing.seen,
-): Caller {
-  let holder = holderOf(socket, listing, now)
-  const { known: connected } = holder
-  if (headers !== undefined) {
-    const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
-    if (connected?.client.role === 'proxy') {
-      seen({ peer: holder.peer, ...connected })
-      holder = listing.forwarded.holderOf(headers, listing, now)
-    } else if (header !== undefined) throw noProxy(holder.peer, connected?.client.name, header)
+): Holder {
+  const holder = holderOf(socket, listing, now)
+  const { peer, known: connected } = holder
+  if (headers === undefined) return holder
+  if (connected?.client.role === 'proxy') {
+    seen({ peer, ...connected })
+    return listing.forwarded.holderOf(headers, listing, now)
   }
-  const caller =
-    listing.tokens === undefined || headers === undefined
-      ? listed(holder)
-      : listing.tokens.callerOf(
-          holder,
-          headers.authorization === undefined ? [] : valuesOf(rawHeaders, 'authorization'),
-          listing.directory,
-          now,
-        )
-  seen(caller)
-  return caller
+  const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
+  if (header !== undefined) throw noProxy(peer, connected?.client.name, header)
+  return holder
 }
 
 /** The client of a certificate that is listed. Throws a 403 Problem. */

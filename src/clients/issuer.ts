@@ -5,6 +5,8 @@ import { ask } from './https.ts'
 /** The keys with which an issuer signs tokens now. A new set of them is a new object. */
 export interface KeySet {
   readonly keyFor: JWTVerifyGetKey
+  /** What keys are named by. */
+  readonly kids: ReadonlySet<unknown>
   /** Unix ms, when they were fetched. */
   readonly at: number
 }
@@ -68,7 +70,8 @@ export class Issuer {
   async #ask(): Promise<boolean> {
     let fault: string | undefined
     try {
-      this.#keys = { keyFor: await this.#fetchKeys(AbortSignal.timeout(ASK_MS)), at: Date.now() }
+      const set = await this.#fetchKeys(AbortSignal.timeout(ASK_MS))
+      this.#keys = { keyFor: createLocalJWKSet(set), kids: new Set(set.keys.map(({ kid }) => kid)), at: Date.now() }
     } catch (error) {
       fault = error instanceof Error ? error.message : 'unknown error'
     }
@@ -79,11 +82,11 @@ export class Issuer {
     return fault === undefined
   }
 
-  async #fetchKeys(signal: AbortSignal): Promise<JWTVerifyGetKey> {
+  async #fetchKeys(signal: AbortSignal): Promise<JSONWebKeySet> {
     const url = await this.#jwksUri(signal)
     const set = await getJson(url, this.#ca(), signal)
     if (!isKeySet(set)) throw new Error(`${url} is no set of 1 to ${MAX_KEYS} keys`)
-    return createLocalJWKSet(set)
+    return set
   }
 
   /** RFC 8414 §3.1 puts the well-known part before the path of the issuer, OpenID Connect after it. */

@@ -150,9 +150,9 @@ export class Tokens implements TokenCheck {
 
   /** Verifies and remembers a token. Throws a Problem. */
   async #verify(token: string): Promise<void> {
-    checkHeader(token, (why) => this.#invalid(why))
+    const kid = checkHeader(token, (why) => this.#invalid(why))
     let keys = this.#issuer.keys(Date.now())
-    let claims = keys && (await this.#claims(token, keys))
+    let claims = keys && (await this.#claims(token, kid, keys))
     if (claims === undefined) {
       const retryAfter = await this.#issuer.refresh()
       keys = this.#issuer.keys(Date.now())
@@ -162,10 +162,11 @@ export class Tokens implements TokenCheck {
           'The key of the access token is not known yet: the keys of its issuer are fetched again soon.',
           { retryAfter },
         )
-      claims = await this.#claims(token, keys)
+      claims = await this.#claims(token, kid, keys)
     }
     if (claims === undefined) throw this.#invalid('is signed with a key that its issuer does not have')
-    if (this.#claimsOf(token, Date.now()) !== undefined || this.#verifiedWith !== keys) return
+    if (this.#claimsOf(token, Date.now()) !== undefined) return
+    if (this.#verifiedWith !== keys) return this.#verify(token) // they were replaced meanwhile
     for (const oldest of this.#verified.keys()) {
       if (this.#verified.size < MAX_VERIFIED) break
       this.#verified.delete(oldest)
@@ -174,14 +175,14 @@ export class Tokens implements TokenCheck {
   }
 
   /** Undefined where the key of the token is not among these. */
-  async #claims(token: string, { keyFor }: KeySet): Promise<Claims | undefined> {
+  async #claims(token: string, kid: string, { keyFor, kids }: KeySet): Promise<Claims | undefined> {
+    if (!kids.has(kid)) return undefined
     const { issuer, audience } = this.#options
     let payload: JWTPayload
     try {
       const checks = { algorithms: ALGORITHMS, issuer, audience, clockTolerance: SKEW_S, maxTokenAge: LONGEST_LIFE_S }
       payload = (await jwtVerify(token, keyFor, { ...checks, requiredClaims: ['exp'] })).payload
     } catch (error) {
-      if (error instanceof errors.JWKSNoMatchingKey) return undefined
       throw this.#invalid(reasonOf(error), error)
     }
     const { exp = 0, iat = 0, nbf = iat, client_id: clientId, scope, cnf } = payload
@@ -220,8 +221,8 @@ const CHALLENGES: Readonly<Partial<Record<ProblemCode, string>>> = {
   insufficient_scope: 'insufficient_scope',
 }
 
-/** What is asked of the header of a token (RFC 7515 §4, RFC 9068 §4) before its key is looked for. */
-function checkHeader(token: string, invalid: (why: string) => Problem): void {
+/** The `kid` of a token, when all is well with its header (RFC 7515 §4, RFC 9068 §4). */
+function checkHeader(token: string, invalid: (why: string) => Problem): string {
   let header: ReturnType<typeof decodeProtectedHeader>
   try {
     if (token.split('.').length !== 3) throw new TypeError('not three parts')
@@ -230,18 +231,22 @@ function checkHeader(token: string, invalid: (why: string) => Problem): void {
     if (!(cause instanceof TypeError)) throw cause
     throw invalid('is no signed JWT')
   }
-  const { typ, alg, kid, crit } = header
+  const { typ, alg, kid, crit, b64 } = header
   if (typeof typ !== 'string' || !/^(?:application\/)?at\+jwt$/i.test(typ)) throw invalid('is not of the type at+jwt')
   if (typeof alg !== 'string' || !ALGORITHMS.includes(alg))
     throw invalid(`is not signed with one of ${ALGORITHMS.join(', ')}`)
   if (crit !== undefined) throw invalid('has a critical extension, of which none is known')
+  if (b64 === false) throw invalid('has a payload that is not in base64url (b64), which no JWT may have') // RFC 7797 §7
   if (typeof kid !== 'string' || kid === '') throw invalid('does not name its key (kid)')
+  return kid
 }
 
 function reasonOf(error: unknown): string {
   if (error instanceof errors.JWTExpired)
     return error.claim === 'exp' ? 'has expired' : 'was issued more than 24 hours ago'
   if (error instanceof errors.JWTClaimValidationFailed) return `has a claim that does not fit here: ${error.claim}`
+  if (error instanceof errors.JWKSNoMatchingKey) return 'names a key (kid) that is not for its algorithm and use'
+  if (error instanceof errors.JWKSMultipleMatchingKeys) return 'names a key (kid) that its issuer has twice'
   if (error instanceof errors.JWSSignatureVerificationFailed) return 'has a signature that does not verify'
   return 'is no signed JWT that can be verified'
 }

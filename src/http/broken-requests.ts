@@ -6,7 +6,7 @@ import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
 import { logRefusal } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
-import { admit, type Arrival, type ClientSource, valuesOf } from '../clients/gate.ts'
+import { admit, type Arrival, type ClientSource, UnverifiedToken, valuesOf } from '../clients/gate.ts'
 import { brokenOff, stopBody } from './body/reader.ts'
 import { lingeringClose, unanswered } from './connections.ts'
 import { problemAnswer, rawProblem } from './problems.ts'
@@ -95,6 +95,7 @@ export class BrokenRequests {
       admit(peer, this.#clients.current)
       return problem
     } catch (refusal) {
+      if (refusal instanceof UnverifiedToken) return problem // nothing waits here until it is verified
       return refusal instanceof Problem
         ? refusal
         : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })

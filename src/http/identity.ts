@@ -1,5 +1,5 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import { admit, type Caller, type ClientSource, holderOf, UnverifiedToken } from '../clients/gate.ts'
+import { admit, type Caller, type ClientSource, effectiveHolder, UnverifiedToken } from '../clients/gate.ts'
 import { noCertificate } from '../clients/peer.ts'
 
 declare module 'fastify' {
@@ -24,7 +24,7 @@ export function identify(clients: ClientSource, { again = false } = {}) {
   // With a callback: a promise for each gate of each request would cost more than the gate.
   return (request: FastifyRequest, _reply: FastifyReply, done: (error?: Error) => void): void => {
     if (request.routeOptions.config.anyCertificate === true) {
-      holderOf(request.raw.socket, clients.current, Date.now())
+      effectiveHolder(request.raw, clients.current)
       return done()
     }
     const ask = (): void => void (request.caller = admit(request.raw, clients.current, Date.now(), seen))
