@@ -1,7 +1,6 @@
-import { RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from 'rate-limiter-flexible'
 import type { Client } from '../clients/clients-file.ts'
-import { Problem, type ProblemCode } from '../errors.ts'
-import type { RedisConnection } from './redis.ts'
+import { Problem } from '../errors.ts'
+import { type RedisConnection, runScript, type Script, script } from './redis.ts'
 import type { Allowance } from '../config/units.ts'
 
 /** What a message took of its client's allowances. */
@@ -19,7 +18,7 @@ export interface Remaining {
   readonly reset_s: number
 }
 
-// Clients, with two commands each: all of thousands at once leave no room in the connection to Redis for a message.
+// All of thousands of clients at once leave no room in the connection to Redis for a message.
 const ASKED_AT_ONCE = 500
 
 /** Of a client. */
@@ -30,34 +29,61 @@ export interface Usage {
   readonly quota?: Remaining
 }
 
+/** What is counted of one allowance, in a window that opens with the first point that is taken. */
+interface Share {
+  readonly kind: 'rate' | 'quota'
+  readonly key: string
+  readonly points: number
+  readonly allowance: Allowance
+}
+
 /**
  * Rates (messages) and quotas (recipients) of clients, in this process or shared through Redis. While Redis is away each
- * replica counts for itself. A changed allowance is another limiter, so it holds from the next message on.
+ * replica counts for itself. A changed allowance is counted anew, so it holds from the next message on.
  */
 export class Allowances {
-  readonly #redis: RedisConnection | undefined
-  readonly #limiters = new Map<string, RateLimiterMemory | RateLimiterRedis>()
+  readonly #own = new MemoryWindows()
+  readonly #shared: RedisWindows | undefined
 
   constructor(redis: RedisConnection | undefined) {
-    this.#redis = redis
+    this.#shared = redis && new RedisWindows(redis)
   }
 
-  /** Takes one message and so many recipients. Throws a 429 Problem, having taken nothing. */
-  async take({ name, rate, quota }: Limits, recipients: number): Promise<Taken> {
-    const message = await this.#take('rate', name, rate, 1, 'rate_limited')
-    try {
-      const addressed = await this.#take('quota', name, quota, recipients, 'quota_exceeded')
-      return { refund: addressed }
-    } catch (error) {
-      await message(1)
-      throw error
+  /**
+   * Takes one message and so many recipients, in one step: what is refused must not stand in the way of another message,
+   * not for a moment. Throws a 429 Problem, having taken nothing.
+   */
+  async take(limits: Limits, recipients: number): Promise<Taken> {
+    const shares = sharesOf(limits, recipients)
+    if (shares.length === 0) return { refund: async () => {} }
+    let windows: Windows = this.#shared ?? this.#own
+    const [over, ms] = await windows.take(shares).catch(() => (windows = this.#own).take(shares))
+    const refused = shares[over - 1]
+    if (refused !== undefined) throw refusal(limits.name, refused, ms)
+    const quota = shares.find(({ kind }) => kind === 'quota')
+    const since = performance.now()
+    return {
+      refund: async (unused) => {
+        // In the next window, and where else it is counted, it was never taken: given back there, it would be a gift.
+        if (unused > 0 && quota !== undefined && performance.now() - since < ms)
+          await windows.giveBack(quota.key, unused).catch(() => {})
+      },
     }
   }
 
   /** What is left of the allowances that a client has. While Redis is away: as this replica has counted. */
-  async remaining({ name, rate, quota }: Limits): Promise<Usage> {
-    const [left, addressed] = await Promise.all([this.#left('rate', name, rate), this.#left('quota', name, quota)])
-    return { ...(left && { rate: left }), ...(addressed && { quota: addressed }) }
+  async remaining(limits: Limits): Promise<Usage> {
+    const shares = sharesOf(limits, 0)
+    if (shares.length === 0) return {}
+    const keys = shares.map(({ key }) => key)
+    const counts = await (this.#shared ?? this.#own).counts(keys).catch(() => this.#own.counts(keys))
+    return Object.fromEntries(
+      shares.map(({ kind, allowance: { points: limit, seconds } }, at) => {
+        const [taken, ms] = counts[at] ?? [0, -1]
+        const remaining = Math.min(limit, Math.max(0, limit - taken))
+        return [kind, { limit, window_s: seconds, remaining, reset_s: ms < 0 ? seconds : Math.ceil(ms / 1000) }]
+      }),
+    )
   }
 
   /** The same for those of the clients that have a rate or a quota. */
@@ -74,71 +100,128 @@ export class Allowances {
     }
     return usage
   }
+}
 
-  async #left(
-    kind: 'rate' | 'quota',
-    client: string,
-    allowance: Allowance | undefined,
-  ): Promise<Remaining | undefined> {
-    if (allowance === undefined) return undefined
-    const { points: limit, seconds } = allowance
-    const window = await this.#limiter(kind, allowance).get(client)
-    return {
-      limit,
-      window_s: seconds,
-      remaining: Math.min(limit, Math.max(0, limit - (window?.consumedPoints ?? 0))),
-      reset_s: window === null ? seconds : Math.max(0, Math.ceil(window.msBeforeNext / 1000)), // a window opens with its first message
+function sharesOf({ name, rate, quota }: Limits, recipients: number): readonly Share[] {
+  const share = (kind: Share['kind'], allowance: Allowance | undefined, points: number): Share[] =>
+    allowance === undefined
+      ? []
+      : [{ kind, key: `postern:${kind}:${allowance.points}/${allowance.seconds}:${name}`, points, allowance }]
+  return [...share('rate', rate, 1), ...share('quota', quota, recipients)]
+}
+
+function refusal(name: string, { kind, points, allowance }: Share, ms: number): Problem {
+  const unit = kind === 'rate' ? 'messages' : 'recipients'
+  const never = points > allowance.points ? `: a message with ${points} never passes, send it in parts` : ''
+  const detail = `${name} may send ${allowance.points} ${unit} in ${allowance.seconds} s${never}.`
+  return new Problem(kind === 'rate' ? 'rate_limited' : 'quota_exceeded', detail, { retryAfter: ms / 1000 })
+}
+
+/** Points that were taken, and ms until their window ends: less than 0 where none is open. */
+type Count = readonly [taken: number, ms: number]
+
+/** Where points are counted. */
+interface Windows {
+  /**
+   * Takes all of the shares or none. Gives which of them there is no room for, from 1 on, and the ms until its window
+   * ends; or 0 and those of the last.
+   */
+  take(shares: readonly Share[]): Promise<readonly [over: number, ms: number]>
+  giveBack(key: string, points: number): Promise<void>
+  counts(keys: readonly string[]): Promise<readonly Count[]>
+}
+
+class MemoryWindows implements Windows {
+  readonly #windows = new Map<string, { taken: number; readonly ends: number }>()
+
+  async take(shares: readonly Share[]): Promise<readonly [over: number, ms: number]> {
+    let ms = 0
+    for (const [at, { key, points, allowance }] of shares.entries()) {
+      const [taken, left] = this.#count(key)
+      ms = left < 0 ? allowance.seconds * 1000 : left
+      if (taken + points > allowance.points) return [at + 1, ms]
     }
+    for (const { key, points, allowance } of shares) {
+      const window = this.#count(key)[1] < 0 ? this.#open(key, allowance.seconds * 1000) : this.#windows.get(key)
+      if (window !== undefined) window.taken += points
+    }
+    return [0, ms]
   }
 
-  /** Gives the way back. */
-  async #take(
-    kind: 'rate' | 'quota',
-    client: string,
-    allowance: Allowance | undefined,
-    points: number,
-    code: ProblemCode,
-  ): Promise<Taken['refund']> {
-    if (allowance === undefined) return async () => {}
-    const limiter = this.#limiter(kind, allowance)
-    const giveBack = async (unused: number, { msBeforeNext }: RateLimiterRes, since: number): Promise<void> => {
-      // In the next window it was never taken: given back there, it would be a gift.
-      if (unused > 0 && performance.now() - since < msBeforeNext) await limiter.reward(client, unused).catch(() => {})
-    }
-    try {
-      const taken = await limiter.consume(client, points)
-      const since = performance.now()
-      return (unused) => giveBack(unused, taken, since)
-    } catch (refusal) {
-      if (!(refusal instanceof RateLimiterRes)) throw refusal
-      // The limiter counts what it refuses: a large message must not lock out the small ones after it.
-      await giveBack(points, refusal, performance.now())
-      const unit = kind === 'rate' ? 'messages' : 'recipients'
-      const never = points > allowance.points ? `: a message with ${points} never passes, send it in parts` : ''
-      throw new Problem(code, `${client} may send ${allowance.points} ${unit} in ${allowance.seconds} s${never}.`, {
-        retryAfter: refusal.msBeforeNext / 1000,
-      })
-    }
+  async giveBack(key: string, points: number): Promise<void> {
+    const window = this.#windows.get(key)
+    if (window !== undefined) window.taken = Math.max(0, window.taken - points)
   }
 
-  #limiter(kind: string, { points, seconds }: Allowance): RateLimiterMemory | RateLimiterRedis {
-    const keyPrefix = `postern:${kind}:${points}/${seconds}`
-    const known = this.#limiters.get(keyPrefix)
-    if (known !== undefined) return known
-    const memory = new RateLimiterMemory({ keyPrefix, points, duration: seconds })
-    const limiter =
-      this.#redis === undefined
-        ? memory
-        : new RateLimiterRedis({
-            storeClient: this.#redis,
-            useRedisPackage: true,
-            rejectIfRedisNotReady: true,
-            insuranceLimiter: memory,
-            keyPrefix,
-            points,
-            duration: seconds,
-          })
-    this.#limiters.set(keyPrefix, limiter)
-    return limiter
+  async counts(keys: readonly string[]): Promise<readonly Count[]> {
+    return keys.map((key) => this.#count(key))
   }
+
+  #count(key: string): Count {
+    const { taken = 0, ends = 0 } = this.#windows.get(key) ?? {}
+    const ms = ends - performance.now()
+    return ms > 0 ? [taken, ms] : [0, -1]
+  }
+
+  #open(key: string, ms: number) {
+    const window = { taken: 0, ends: performance.now() + ms }
+    this.#windows.set(key, window)
+    setTimeout(() => this.#windows.get(key) === window && this.#windows.delete(key), ms).unref()
+    return window
+  }
+}
+
+const TAKE = script(`
+local ms = 0
+for i, key in ipairs(KEYS) do
+  local points, limit, seconds = unpack(ARGV, i * 3 - 2, i * 3)
+  ms = redis.call('PTTL', key)
+  if ms < 0 then ms = seconds * 1000 end
+  if points + (redis.call('GET', key) or 0) > tonumber(limit) then return { i, ms } end
+end
+for i, key in ipairs(KEYS) do
+  redis.call('INCRBY', key, ARGV[i * 3 - 2])
+  if redis.call('PTTL', key) < 0 then redis.call('EXPIRE', key, ARGV[i * 3]) end
+end
+return { 0, ms }`)
+
+const GIVE_BACK = script(`
+local taken = tonumber(redis.call('GET', KEYS[1]) or 0)
+if taken > 0 then redis.call('DECRBY', KEYS[1], math.min(taken, ARGV[1])) end`)
+
+const COUNTS = script(`
+local counts = {}
+for i, key in ipairs(KEYS) do counts[i] = { tonumber(redis.call('GET', key) or 0), redis.call('PTTL', key) } end
+return counts`)
+
+class RedisWindows implements Windows {
+  readonly #redis: RedisConnection
+
+  constructor(redis: RedisConnection) {
+    this.#redis = redis
+  }
+
+  async take(shares: readonly Share[]): Promise<readonly [over: number, ms: number]> {
+    const args = shares.flatMap(({ points, allowance }) => [points, allowance.points, allowance.seconds].map(String))
+    const keys = shares.map(({ key }) => key)
+    return numbers(await this.#run(TAKE, keys, args))
+  }
+
+  async giveBack(key: string, points: number): Promise<void> {
+    await this.#run(GIVE_BACK, [key], [String(points)])
+  }
+
+  async counts(keys: readonly string[]): Promise<readonly Count[]> {
+    const counts = await this.#run(COUNTS, keys, [])
+    return Array.isArray(counts) ? counts.map(numbers) : []
+  }
+
+  #run(script: Script, keys: readonly string[], args: readonly string[]): Promise<unknown> {
+    return runScript(this.#redis, script, keys, args)
+  }
+}
+
+function numbers(reply: unknown): readonly [number, number] {
+  const [first, second]: readonly unknown[] = Array.isArray(reply) ? reply : []
+  return [Number(first), Number(second)]
 }

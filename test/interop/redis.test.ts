@@ -98,6 +98,49 @@ t.test('a large message over the quota does not lock out the small ones, on any 
   t.equal((await a.post(MESSAGE)).status, 429)
 })
 
+t.test('what is refused stands in the way of nothing that there is room for, not for a moment', async (t) => {
+  const { a, b } = await replicas(
+    t,
+    'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: 4/day, quota: 4/day } }',
+  )
+  const large = { ...MESSAGE, to: Array.from({ length: 5 }, (_, n) => `u${n}@corp.example`) }
+  const refused = Array.from({ length: 20 }, (_, n) => (n % 2 === 0 ? a : b).post(large))
+  const small = [a, b, a, b].map((replica) => replica.post(MESSAGE))
+  for (const answer of await Promise.all(refused)) t.match(answer, { status: 429, json: { code: 'quota_exceeded' } })
+  t.same(
+    (await Promise.all(small)).map(({ status }) => status),
+    [200, 200, 200, 200],
+  )
+})
+
+t.test(
+  'recipients are given back where they were taken, though Redis left, came back or forgot meanwhile',
+  async (t) => {
+    const redis = await startRedis(t)
+    const { client, close } = await connectRedis(redis.url, () => {})
+    t.teardown(close)
+    const limits = { name: 'billing', rate: undefined, quota: { points: 5, seconds: 86_400 } }
+    const allowances = new Allowances(client)
+    const left = async (): Promise<number | undefined> => (await allowances.remaining(limits)).quota?.remaining
+    const alone = await allowances.take(limits, 4) // Redis is not there yet
+    await until(async () => client.isReady)
+    const shared = await allowances.take(limits, 4)
+    await alone.refund(4)
+    t.equal(await left(), 1)
+    await redis.stop()
+    await until(async () => !client.isReady)
+    await allowances.take(limits, 2)
+    await shared.refund(4)
+    t.equal(await left(), 3)
+    await redis.start() // empty
+    await until(async () => client.isReady)
+    await allowances.take(limits, 1)
+    await shared.refund(4)
+    await allowances.take(limits, 5)
+    await t.rejects(allowances.take(limits, 1), { code: 'quota_exceeded' })
+  },
+)
+
 t.test(
   'without the store keyed requests are refused, the others go on, and it is used again when it is back',
   async (t) => {
