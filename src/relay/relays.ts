@@ -111,8 +111,8 @@ export class Relays {
         try {
           return await relay.send(outgoing, attempt, fresh)
         } catch (error) {
-          const again = error instanceof AttemptFailed && /session/.test(error.next)
-          if (!again || tries === MOST_TRIES) throw error
+          if (!(error instanceof AttemptFailed) || tries === MOST_TRIES) throw error
+          if (error.next !== 'fresh session' && error.next !== 'any session') throw error
           fresh = error.next === 'fresh session'
         }
       }
