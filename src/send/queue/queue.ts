@@ -79,6 +79,7 @@ export class Queue {
   readonly #options: QueueOptions
   readonly #leases = new Set<Lease>()
   readonly #waiting = new Map<string, Set<() => void>>()
+  #waiters = 0
   readonly #renewal: NodeJS.Timeout
   /** Those in hand that wait until another has been handed over, by client: clients take turns. */
   readonly #line = new Map<string, (() => void)[]>()
@@ -155,7 +156,7 @@ export class Queue {
     const deadline = performance.now() + waitMs
     for (;;) {
       const left = deadline - performance.now()
-      if (left <= 0 || signal?.aborted === true || this.#closed || this.#waiting.size >= MOST_WAITING) return
+      if (left <= 0 || signal?.aborted === true || this.#closed || this.#waiters >= MOST_WAITING) return
       await this.#told(id, Math.min(left, WAIT_POLL_MS))
       if ((await this.#options.store.status(id)) !== status) return
     }
@@ -391,12 +392,13 @@ export class Queue {
       const told = this.#waiting.get(id) ?? new Set()
       const tell = (): void => {
         clearTimeout(timer)
-        told.delete(tell)
+        if (told.delete(tell)) this.#waiters -= 1
         if (told.size === 0) this.#waiting.delete(id)
         resolve()
       }
       const timer = setTimeout(tell, ms)
       this.#waiting.set(id, told.add(tell))
+      this.#waiters += 1
     })
   }
 }
