@@ -211,7 +211,9 @@ const BAD: Record<string, object[]> = {
     ...lines((odd) => file({ content_type: `text/plain;${odd}a=b` })),
   ],
   '/attachments/0/content_id': [
-    ...['', 'a b', '<a><b>', '<a', 'a>', '@', 'a@', 'a@b@c', 5].map((content_id) => file({ content_id })),
+    ...['', 'a b', '<a><b>', '<a', 'a>', '@', 'a@', 'a@b@c', 'a.'.repeat(4e6), 5].map((content_id) =>
+      file({ content_id }),
+    ),
     ...lines((odd) => file({ content_id: `a${odd}` })),
   ],
   '/attachments/1/content_id': [
@@ -252,6 +254,7 @@ const BAD: Record<string, object[]> = {
     '<a..b@c>',
     '<a@b.>',
     '<a@@b>',
+    `<${'a.'.repeat(4e6)}a@b>`,
     5,
     null,
   ].map((message_id) => ({ ...MESSAGE, message_id })),

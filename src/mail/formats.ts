@@ -19,8 +19,9 @@ const ALLOWED_HEADERS = [
 export const HEADERS_IN_WORDS = `X-*, List-*, ${ALLOWED_HEADERS.join(', ')}`
 const ATOM = "[\\w!#$%&'*+/=?^`{|}~-]+" // RFC 5322 §3.2.3
 const DOT_ATOM = `${ATOM}(?:\\.${ATOM})*`
-const MESSAGE_ID = new RegExp(`^<${DOT_ATOM}@(?:${DOT_ATOM}|\\[[\\w.:-]+\\])>$`)
-const CONTENT_ID = new RegExp(`^(?:${DOT_ATOM}(?:@${DOT_ATOM})?|<${DOT_ATOM}(?:@${DOT_ATOM})?>)$`)
+const BOUND = '(?=.{1,512}$)' // these patterns need memory for each dot, and gave out at millions
+const MESSAGE_ID = new RegExp(`^${BOUND}<${DOT_ATOM}@(?:${DOT_ATOM}|\\[[\\w.:-]+\\])>$`)
+const CONTENT_ID = new RegExp(`^${BOUND}(?:${DOT_ATOM}(?:@${DOT_ATOM})?|<${DOT_ATOM}(?:@${DOT_ATOM})?>)$`)
 const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${ALLOWED_HEADERS.join('|')})$`, 'i')
 
 /** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
