@@ -230,6 +230,37 @@ t.test('a flood of KeyUpdates is cut, a stranger and a listed client alike, and 
   mine.destroy()
 })
 
+t.test('a body that comes in chunks of a byte is cut when it is long, and others are served', async (t) => {
+  const gateway = await startGateway(t)
+  const mine = await dial(gateway)
+  const head =
+    'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n'
+  const small = await dial(gateway)
+  const bytes = [...JSON.stringify({ ...MESSAGE, text: 'x'.repeat(20_000) })].map((byte) => `1\r\n${byte}\r\n`)
+  small.write(`${head}${bytes.join('')}0\r\n\r\n`)
+  t.match(String((await once(small, 'data'))[0]), /^HTTP\/1\.1 200 /, 'a short one comes through')
+  small.destroy()
+  const refused = await dial(gateway)
+  refused.write(`${head}3\r\n{,}\r\n0\r\n\r\n`.replace('POST /v1/messages', 'POST /v1/nothing'))
+  t.match(String((await once(refused, 'data'))[0]), /^HTTP\/1\.1 404 /)
+  refused.destroy()
+  const floods = await Promise.all(Array.from({ length: 4 }, () => dial(gateway)))
+  const piece = Buffer.from('1\r\n \r\n'.repeat(3_000))
+  const ended = floods.map((flood) => {
+    flood.on('error', () => {}).write(head)
+    const writing = setInterval(() => flood.writable && flood.writableLength < 1e6 && flood.write(piece), 1)
+    t.teardown(() => clearInterval(writing))
+    return new Promise((resolve) => flood.once('close', resolve))
+  })
+  await Promise.all(ended)
+  t.equal(await ask(mine), 200)
+  t.match(
+    gateway.log.find(({ msg }) => /brought bytes and no requests/.test(String(msg))),
+    { client: 'billing' },
+  )
+  mine.destroy()
+})
+
 t.test('silent handshakes from one address do not keep another of it out', async (t) => {
   const gateway = await startGateway(t)
   const silent = await Promise.all(Array.from({ length: 100 }, () => dialTcp(gateway.port)))

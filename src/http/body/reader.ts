@@ -23,6 +23,7 @@ export class BodyReader {
   size = 0
   readonly #body: IncomingMessage
   readonly #limits: BodyLimits
+  readonly #begunAt: number
   #waitingSince: number | undefined
   #waited = 0
   #movedAt = performance.now()
@@ -35,6 +36,12 @@ export class BodyReader {
     readers.set(body, this)
     this.#body = body
     this.#limits = limits
+    this.#begunAt = body.socket.bytesRead
+  }
+
+  /** While it waits, bytes that have come beside those of the body: what its chunks take for themselves (RFC 9112 §7.1). */
+  get framing(): number {
+    return this.#body.socket.bytesRead - this.#begunAt - this.size
   }
 
   /** Whether the gateway waits for the caller at this moment. */
@@ -172,6 +179,11 @@ const readers = new WeakMap<IncomingMessage, BodyReader>()
 /** Ends the reading of a request's body with a problem. Returns false where nobody reads it, or it has come to its end. */
 export function stopBody(request: IncomingMessage, problem: Problem): boolean {
   return readers.get(request)?.stop(problem) ?? false
+}
+
+/** What is read of the body of a request, by whoever reads it. */
+export function readerOf(request: IncomingMessage): Pick<BodyReader, 'framing' | 'size' | 'waiting'> | undefined {
+  return readers.get(request)
 }
 
 /** Whether a request has a body (RFC 9112 §6.3). */
