@@ -44,21 +44,29 @@ export async function connectRedis(url: string, onChange: (up: boolean, reason?:
     coming = undefined
     client.connect().catch((error: Error) => change(false, error))
   }
-  // A server tells only to who writes that it takes no writes.
+  const leave = (reason: Error): void => {
+    change(false, reason)
+    if (coming !== undefined) return
+    client.destroy()
+    coming = setTimeout(connect, pause(wrong++)).unref()
+  }
+  // A server tells only to who writes that it takes no writes, and one that fell silent tells nothing: each write restarts
+  // the time after which the connection itself is given up.
   const look = async (): Promise<void> => {
+    const silent = setTimeout(() => leave(new Error('no answer in time')), ANSWER_MS)
     try {
       await client.set('postern:alive', '1', { expiration: { type: 'PX', value: LOOK_MS } })
       wrong = 0
       change(true)
     } catch (error) {
       if (!(error instanceof Error) || !ERROR_REPLY.test(error.message)) return
-      change(false, error)
-      if (!WRONG_SERVER.test(error.message) || coming !== undefined) return
-      client.destroy()
-      coming = setTimeout(connect, pause(wrong++)).unref()
+      if (WRONG_SERVER.test(error.message)) leave(error)
+      else change(false, error)
+    } finally {
+      clearTimeout(silent)
     }
   }
-  let looking = false // what is written restarts the time after which a silent server is given up
+  let looking = false
   const looks = setInterval(() => {
     if (looking || !client.isReady) return
     looking = true

@@ -7,6 +7,7 @@ import { connectRedis, Witness } from '../../src/send/redis.ts'
 import { RedisIdempotencyStore } from '../../src/send/store-redis.ts'
 import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
+import { Address } from '../chaos/address.ts'
 import { makeFiles, run, serve, settings } from '../support/process.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
@@ -261,6 +262,29 @@ t.test(
     t.match(a.logText(), /READONLY/)
   },
 )
+
+t.test('a connection that fell silent is left, however much is asked over it', async (t) => {
+  const redis = await startRedis(t)
+  const address = await Address.of(t, redis.port)
+  const changes: boolean[] = []
+  const { client, close } = await connectRedis(`redis://127.0.0.1:${address.port}`, (up) => changes.push(up))
+  t.teardown(close)
+  const store = new RedisIdempotencyStore(client, new Witness(client))
+  await until(async () => changes.length > 0)
+  address.stall()
+  let claimed = 0
+  const asking = setInterval(
+    () =>
+      store.claim('billing', 'k').then(
+        () => (claimed += 1),
+        () => {},
+      ),
+    100,
+  )
+  t.teardown(() => clearInterval(asking))
+  await until(async () => claimed > 0)
+  t.same(changes, [true, false, true], 'and that is told')
+})
 
 t.test('a client that is closed while it is between two servers does not come back', async (t) => {
   const redis = await startRedis(t)
