@@ -31,6 +31,9 @@ export class RelayFault extends Error {
   }
 }
 
+/** Ends what is still under way when the gateway stops: that is no fault of the relay. */
+export const STOPPED = new RelayFault('connect', { cause: new Error('the gateway stops') })
+
 // RFC 4954 §6, RFC 3207 §4, RFC 5321 §4.2.4, and 5.7.57 and 5.7.64 of Exchange: who has not logged in, or in the wrong order.
 const ABOUT_SESSION = new Set([500, 502, 503, 530, 534, 535, 538])
 const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|57|64)$/

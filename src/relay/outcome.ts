@@ -1,7 +1,7 @@
 import { Problem, type SmtpReply } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import { explain } from './advice.ts'
-import { isAboutSession, RelayFault } from './fault.ts'
+import { isAboutSession, RelayFault, STOPPED } from './fault.ts'
 import { enhancedCode, type Reply, shown } from './reply.ts'
 import { NotTaken } from './session.ts'
 
@@ -48,6 +48,10 @@ function verdict(fault: RelayFault, relay: string): { problem: Problem; next: Ne
   if (complete && !refused) {
     const detail = `The whole message was handed to ${relay} and no reply came: it may have been delivered.`
     return { problem: new Problem('delivery_unknown', detail, told), next: 'nothing' }
+  }
+  if (fault === STOPPED || fault.cause === STOPPED) {
+    const detail = 'The gateway stopped before the message was sent.'
+    return { problem: new Problem('shutting_down', detail, { cause: fault, retryAfter: 1 }), next: 'nothing' }
   }
   const aboutTheMessage = fault instanceof NotTaken && refused && !isAboutSession(step, reply)
   if (!aboutTheMessage)

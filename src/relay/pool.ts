@@ -1,4 +1,4 @@
-import { RelayFault } from './fault.ts'
+import { RelayFault, STOPPED } from './fault.ts'
 import { Grant } from './grant.ts'
 import { Line, type Ticket } from './line.ts'
 import type { Session } from './session.ts'
@@ -41,7 +41,7 @@ export class Pool {
   #endedAt = -Infinity
   #timer: NodeJS.Timeout | undefined
   #swapTimer: NodeJS.Timeout | undefined
-  #closed: RelayFault | undefined
+  #closed = false
   #left: (() => void) | undefined
 
   constructor(options: PoolOptions) {
@@ -61,7 +61,7 @@ export class Pool {
 
   /** Gives the ticket a session, now or later, or fails it with a RelayFault when none can be had. */
   acquire(ticket: Ticket): void {
-    if (this.#closed !== undefined) return ticket.fail(this.#closed)
+    if (this.#closed) return ticket.fail(STOPPED)
     this.#line.add(ticket)
     this.#serve()
   }
@@ -86,7 +86,7 @@ export class Pool {
     this.#line.judged(ticket.client, theirs)
     const over = session.spent || session.messages >= this.#options.messages || (refused && this.#maySwap)
     if (session.wire.open) {
-      if (over || this.#closed !== undefined) this.#leave(session)
+      if (over || this.#closed) this.#leave(session)
       else this.#rest(session)
     }
     this.#serve()
@@ -112,13 +112,13 @@ export class Pool {
 
   /** Says QUIT on idle sessions; what is still under way is cut. */
   async close(): Promise<void> {
-    this.#closed = new RelayFault('connect', { cause: new Error('the gateway stops') })
+    this.#closed = true
     clearTimeout(this.#timer)
     this.#endSwap()
-    this.#failAll(this.#closed)
+    this.#failAll(STOPPED)
     this.refresh()
     if (this.#leaving.size > 0) await new Promise<void>((resolve) => (this.#left = resolve))
-    for (const session of this.#sessions) session.wire.end(this.#closed)
+    for (const session of this.#sessions) session.wire.end(STOPPED)
   }
 
   /** Where new sessions are refused it is no time to give up those that stand; where they are few, one at a time is. */
@@ -232,7 +232,7 @@ export class Pool {
       clearTimeout(age)
       this.#ended(session)
     }
-    if (this.#closed !== undefined) return session.wire.end(this.#closed)
+    if (this.#closed) return session.wire.end(STOPPED)
     const ticket = this.#entitled.shift() ?? this.#line.next()
     if (ticket === undefined) this.#rest(session)
     else this.#give(ticket, session)
@@ -268,7 +268,7 @@ export class Pool {
     const idle = this.#idle.indexOf(session)
     if (idle !== -1) this.#idle.splice(idle, 1)
     if (this.#leaving.size === 0) this.#left?.()
-    if (this.#closed !== undefined) return
+    if (this.#closed) return
     if (!left && idle !== -1) this.#options.lost()
     this.#serve()
   }

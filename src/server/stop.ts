@@ -51,7 +51,9 @@ export async function stopGracefully(
   await until(idle, deadline)
   const cut = inProgress()
   if (cut > 0) {
-    admission.cutBodies(new Problem('shutting_down', 'The gateway stopped before the body was complete.'))
+    admission.cutBodies(
+      new Problem('shutting_down', 'The gateway stopped before the body was complete.', { retryAfter: 1 }),
+    )
     await relays.close()
     await until(() => idle() && !connections.owing, Date.now() + LAST_MS)
   }

@@ -8,6 +8,7 @@ import { startFaultRelay } from '../support/fault-relay.ts'
 import { MESSAGE } from '../support/gateway.ts'
 import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
+import { startScripted } from '../support/scripted-relay.ts'
 
 /** A relay that gives its reply to a whole message only when it is let go. */
 async function startHoldingRelay(t: Test): Promise<TestRelay & { readonly reached: Promise<void>; release(): void }> {
@@ -43,6 +44,11 @@ async function logged({ log, child }: GatewayProcess, msg: string): Promise<Reco
     await once(child.stdout, 'data')
     await new Promise((resolve) => setImmediate(resolve))
   }
+}
+
+async function until(condition: () => Promise<boolean>): Promise<void> {
+  for (const deadline = Date.now() + 20_000; !(await condition()); await pause(20))
+    if (Date.now() > deadline) throw new Error(`never came true: ${condition}`)
 }
 
 for (const signal of ['SIGTERM', 'SIGINT'] as const) {
@@ -85,6 +91,30 @@ t.test('at the end of the grace period the rest is cut: exit status 1, and the l
   t.match(gateway.log.at(-1), { level: 'error', cut: 1, msg: /grace period ended/ })
   t.equal(await inProgress, 'delivery_unknown', 'it is told what is known: no reply came')
 })
+
+for (const silent of ['greeting', 'MAIL', 'DATA']) {
+  t.test(
+    `what is cut while a relay is silent (${silent}) is told that the gateway stops, whatever it waits for`,
+    async (t) => {
+      const relay = await startScripted(t, (command) => (command.startsWith(silent) ? null : undefined))
+      const gateway = await serve(t, {
+        POSTERN_SMTP_URL: relay.url,
+        POSTERN_SMTP_TLS: 'off',
+        POSTERN_SMTP_CONNECTIONS: '1',
+        POSTERN_SHUTDOWN_GRACE: '300ms',
+      })
+      const answers = [gateway.post(MESSAGE), gateway.post(MESSAGE)]
+      await until(async () => /postern_relay_pending [23]/.test((await operations(gateway, '/metrics')).text))
+      gateway.child.kill('SIGTERM')
+      for (const answer of await Promise.all(answers))
+        t.match(answer, {
+          status: 503,
+          json: { code: 'shutting_down', outcome: 'not_sent', retryable: true },
+          headers: { 'retry-after': '1' },
+        })
+    },
+  )
+}
 
 t.test('a second signal ends the wait at once, with 1', async (t) => {
   const relay = await startHoldingRelay(t)

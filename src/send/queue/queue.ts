@@ -305,9 +305,9 @@ export class Queue {
       this.#doubtful = problem.code === 'relay_unavailable'
       if (problem.outcome === 'unknown') return () => this.#settle(work, 'unknown', problem)
       if (!PROBLEMS[problem.code].retryable) return () => this.#settle(work, 'rejected', problem)
-      // That Redis was away for the mark is no attempt.
-      if (problem.code === 'store_unavailable')
-        return () => this.#putBack({ lease, content }, { delayMs: POLL_MS }, problem)
+      // That Redis was away for the mark, or that this gateway stops, is no attempt.
+      if (problem.code === 'store_unavailable' || problem.code === 'shutting_down')
+        return () => this.#putBack({ lease, content }, { delayMs: this.#closed ? 0 : POLL_MS }, problem)
       return () => this.#putBack(work, { delayMs: this.#closed ? 0 : retryDelay(tries) }, problem)
     }
   }
