@@ -23,6 +23,8 @@ const MOST_BEGUN = 32
 // A refused request costs 5 KB until its answer is taken. Node stops reading when the answers of one connection fill its
 // buffer, so more come only from a peer that fits hundreds of them into one read.
 const MOST_OWED = 512
+// On all connections together: 30,000 refusals in one turn, by sixty connections of a client, held everybody up for 3 s.
+const MOST_REFUSED = 4_096
 const CHECK_MS = 1_000
 // Between two questions to a peer that has ended its side: the first has a reset sent by one that is gone, the second meets it.
 const GONE_MS = 200
@@ -37,6 +39,7 @@ export function followConnections(server: Server, handle: RequestListener, refus
   const owing = new Map<Socket, Connection>()
   // A peer that ends its side when it has said all has its answers all the same. Node would end ours too, and lose them.
   Object.assign(server, { httpAllowHalfOpen: true })
+  let refused = 0
   const timer = setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
   server.once('close', () => clearInterval(timer))
   return server.on('request', (request: IncomingMessage, response: ServerResponse) => {
@@ -52,7 +55,9 @@ export function followConnections(server: Server, handle: RequestListener, refus
     })
     if (answers.size === 2 && socket.listenerCount('data') < 2) socket.on('data', ignore)
     if (answers.size <= MOST_BEGUN) return handle(request, response)
-    if (answers.size > MOST_OWED) return void socket.destroy()
+    if (answers.size > MOST_OWED || refused >= MOST_REFUSED) return void socket.destroy()
+    refused += 1
+    onceOver(response, () => void (refused -= 1))
     request.resume()
     refuse(TOO_MANY, request, response)
   })

@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import type { TLSSocket } from 'node:tls'
 import t from 'tap'
 import { MESSAGE, startGateway } from '../support/gateway.ts'
@@ -81,6 +82,18 @@ t.test('a refusal waits its turn behind a slow message, and cuts no connection m
     'longer than a refused body is waited for',
   )
   socket.destroy()
+})
+
+t.test('refusals that wait for their turn are bounded over all connections, and others are served', async (t) => {
+  const relay = await startRelay(t, { onMailFrom: (_address, _session, done) => void setTimeout(done, 2_000) })
+  const gateway = await startGateway(t, { relay })
+  const sockets = await Promise.all(Array.from({ length: 20 }, () => dial(gateway)))
+  const cut = Promise.race(sockets.map((socket) => once(socket.on('error', () => {}).resume(), 'close')))
+  for (const socket of sockets) socket.write(post(1) + GET.repeat(500))
+  await cut
+  t.match(await gateway.request(), { status: 200 })
+  t.ok(sockets.filter(({ destroyed }) => destroyed).length < 10, 'only those that came last were cut')
+  for (const socket of sockets) socket.destroy()
 })
 
 t.test('a peer that takes none of its answers is cut, and holds no place until then', async (t) => {
