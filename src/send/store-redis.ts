@@ -47,10 +47,13 @@ if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], 'lease', now + ARGV[2])
 return 1`)
 
+// A key that is gone has been forgotten, by a server that was restarted: its answer is known all the same.
 const FINISH = script(`${FREEING}
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'status', ARGV[2], 'body', ARGV[3])
-if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'hash', ARGV[4]) end
+local token = redis.call('HGET', KEYS[1], 'token')
+if token and token ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'token', ARGV[1], 'status', ARGV[2], 'body', ARGV[3])
+if not token or ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'hash', ARGV[4]) end
+if not token then redis.call('PEXPIRE', KEYS[1], ARGV[5]) end
 return 1`)
 
 const FREE = script(`
@@ -114,7 +117,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
       lock: { name, token, handOver: () => clearInterval(renewal) },
       mark: async () => (await this.#witness.run(MARK, [name], [token, String(LEASE_MS)])) === 1,
       finish: ({ status, body }, bodyHash = '') =>
-        settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash)),
+        settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash, String(KEY_LIFETIME_MS))),
       free: () => settle(() => this.#run(FREE, name, token)),
     }
   }

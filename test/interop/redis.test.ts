@@ -9,6 +9,7 @@ import { MESSAGE, startGateway, type TestAnswer, type TestGateway } from '../sup
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { Address } from '../chaos/address.ts'
 import { makeFiles, run, serve, settings } from '../support/process.ts'
+import { startScripted } from '../support/scripted-relay.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
 const key = (name: string): { headers: Record<string, string> } => ({ headers: { 'idempotency-key': name } })
@@ -262,6 +263,28 @@ t.test(
     t.match(a.logText(), /READONLY/)
   },
 )
+
+t.test('an answer is kept though Redis was emptied while its message was on its way', async (t) => {
+  let handedOver = false
+  const relay = await startScripted(t, (command) => {
+    handedOver ||= command === 'dot'
+    return handedOver ? null : undefined
+  })
+  const redis = await startRedis(t)
+  const env = { POSTERN_REDIS_URL: redis.url, POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TLS: 'off' }
+  const { post, logText } = await startGateway(t, { env })
+  await until(async () => logText().includes('the shared store is there'))
+  const answer = post(MESSAGE, key('k'))
+  await until(async () => handedOver)
+  await redis.cli('FLUSHALL')
+  for (const { socket } of relay.talks) socket.write('250 2.0.0 Ok\r\n')
+  const { status, text } = await answer
+  t.equal(status, 200)
+  t.match(await post(MESSAGE, key('k')), { text, headers: { 'idempotency-replayed': 'true' } })
+  t.match(await post({ ...MESSAGE, text: 'Other.' }, key('k')), { json: { code: 'idempotency_key_reused' } })
+  const [name = ''] = (await redis.keys()).filter((found) => found.includes('idempotency'))
+  t.ok(Number(await redis.cli('PTTL', name)) > 0, 'for a day')
+})
 
 t.test('a connection that fell silent is left, however much is asked over it', async (t) => {
   const redis = await startRedis(t)
