@@ -157,6 +157,15 @@ t.test('a priority in capitals and a message id without brackets are as with SMT
   t.match(raw, /^Message-ID: <one@corp\.example>\r$/m)
 })
 
+t.test('a header field without a value is not sent, as with SMTP', async (t) => {
+  const { gateway, transport } = await setUp(t, ANYTHING)
+  const headers = { 'X-None': undefined, 'X-Null': null, 'X-Empty': '', 'X-Some': ['', 'one'] }
+  await transport.sendMail({ ...PLAIN, headers: headers as unknown as Record<string, string> })
+  const raw = gateway.relay.messages[0]?.raw.toString()
+  t.match(raw, /^X-Some: one\r$/m)
+  t.notMatch(raw, /X-None|X-Null|X-Empty/)
+})
+
 t.test('a file that is not there is told alike, however the message goes', async (t) => {
   for (const clients of [ANYTHING, RAW]) {
     const { transport } = await setUp(t, clients)
@@ -177,6 +186,13 @@ t.test('what JSON cannot say is refused by name, and nothing is sent', async (t)
     dkim: { dkim: { domainName: 'corp.example', keySelector: 'k', privateKey: 'x' } },
     envelope: { envelope: { from: 'bounce@corp.example', to: 'user@corp.example' } },
     'X-Twice': { headers: { 'X-Twice': ['1', '2'] } },
+    'more than one X-Listed': {
+      headers: [
+        { key: 'X-Listed', value: '1' },
+        { key: 'X-Listed', value: '2' },
+      ],
+    },
+    'more than one mailbox in from': { from: ['app@corp.example', 'ceo@corp.example'] as unknown as string },
     group: { to: 'Team: a@corp.example, b@corp.example;' },
     'attachments\\[0\\].headers': { attachments: [{ content: 'x', headers: { 'X-A': 'b' } }] },
     'attachments\\[0\\].raw': { attachments: [{ raw: 'Content-Type: text/plain\r\n\r\nx' }] },

@@ -40,8 +40,10 @@ export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
   const fields = fieldsOf(data)
   const names = FOREIGN.filter((name) => isGiven(fields[name]))
   if (isGiven(mailer?.dkim) && !names.includes('dkim')) names.push('dkim')
-  for (const [name, values, prepared] of headersOf(fields)) {
-    if (values.length > 1) names.push(`more than one ${name}`)
+  const written = headersOf(fields)
+  for (const [name, values, prepared] of written) {
+    // A list of key and value may have one name twice.
+    if (written.flatMap(([other, all]) => (other === name ? all : [])).length > 1) names.push(`more than one ${name}`)
     if (prepared && values.some((value) => value.includes('=?'))) names.push(`prepared ${name}`)
   }
   listOf(fields['attachments']).forEach((attachment, index) => {
@@ -73,7 +75,9 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
   const [author = ''] = mailboxes(data, 'from')
   const lists = { to: mailboxes(data, 'to'), cc: mailboxes(data, 'cc'), bcc: mailboxes(data, 'bcc') }
   if (isGiven(given['envelope'])) checkEnvelope(mail, [author], Object.values(lists).flat())
-  const { from, messageId } = given
+  const [from, ...others] = [given['from']].flat()
+  if (others.length > 0) throw notSent('invalid_message', 'More than one mailbox in from cannot be said in JSON.')
+  const { messageId } = given
   const { subject = '', text, html } = data
   const replyTo = mailboxes(data, 'replyTo')
   const headers = {
@@ -193,18 +197,19 @@ function extraHeaders({ priority, xMailer, normalizedHeaders }: Fields): Readonl
   }
 }
 
-/** `prepared`: it is encoded already. */
+/** `prepared`: it is encoded already. A field without a value is none, as nodemailer has it. */
 function headersOf({
   headers,
 }: Fields): readonly (readonly [name: string, values: readonly string[], prepared: boolean])[] {
   const entries: (readonly [unknown, unknown])[] = Array.isArray(headers)
     ? listOf(headers).map(({ key, value }) => [key, value])
     : Object.entries(fieldsOf(headers))
-  return entries.map(([name, value]) => [
-    String(name),
-    [value].flat().map((one) => String(fieldsOf(one)['value'] ?? one)),
-    [value].flat().some((one) => Boolean(fieldsOf(one)['prepared'])),
-  ])
+  return entries.flatMap(([name, value]) => {
+    const all = [value].flat()
+    const values = all.map((one) => fieldsOf(one)['value'] ?? one).filter(isGiven)
+    const prepared = all.some((one) => Boolean(fieldsOf(one)['prepared']))
+    return values.length === 0 ? [] : [[String(name), values.map(String), prepared] as const]
+  })
 }
 
 function typeOf({ contentType, path, href }: Fields): unknown {
