@@ -3,6 +3,7 @@ import type { Server } from 'node:https'
 import type { Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { Problem } from '../errors.ts'
+import { drain } from './body/reader.ts'
 
 /** Is called once when an answer has ended: it is out, or its connection is gone. */
 type Over = (answered: boolean) => void
@@ -58,7 +59,7 @@ export function followConnections(server: Server, handle: RequestListener, refus
     if (answers.size > MOST_OWED || refused >= MOST_REFUSED) return void socket.destroy()
     refused += 1
     onceOver(response, () => void (refused -= 1))
-    request.resume()
+    drain(request)
     refuse(TOO_MANY, request, response)
   })
 }

@@ -2,7 +2,7 @@ import { readFileSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { type Server, TLSSocket } from 'node:tls'
 import type { Logger } from 'pino'
-import { readerOf } from '../http/body/reader.ts'
+import { bodyOn } from '../http/body/reader.ts'
 import { answersOwed, onceOver, unanswered } from '../http/connections.ts'
 
 export interface ConnectionOptions {
@@ -58,7 +58,7 @@ const MOST_PER_BYTE = 32
 const MAX_IDLE_BYTES = 64 * 1024
 // What the chunks of a body may take for themselves. One of a single byte takes 5 more and 2 µs: 8 connections that send
 // nothing else held everybody up for 5 s. A writer that sends a message in words of 10 bytes comes through whatever its size.
-const MAX_FRAMING_BYTES = 256 * 1024
+const MAX_FRAMING_BYTES = 128 * 1024
 const MOST_FRAMING_PER_BYTE = 0.5
 
 /**
@@ -303,9 +303,8 @@ function isDear({ bytesRead, bytesWritten }: Socket): boolean {
 
 /** Whether the body that is coming has hardly anything in its chunks. */
 function isMostlyFraming(tls: TLSSocket): boolean {
-  const coming = answersOwed(tls) > 0 ? unanswered(tls).find(({ req }) => !req.complete) : undefined
-  const reader = coming && readerOf(coming.req)
-  return reader?.waiting === true && reader.framing > MAX_FRAMING_BYTES + MOST_FRAMING_PER_BYTE * reader.size
+  const body = bodyOn(tls)
+  return body?.waiting === true && body.framing > MAX_FRAMING_BYTES + MOST_FRAMING_PER_BYTE * body.size
 }
 
 /** The members of the largest group, in order. */

@@ -1,4 +1,5 @@
 import type { IncomingMessage } from 'node:http'
+import type { Socket } from 'node:net'
 import { type SizeLimit, tooLarge } from '../../clients/authorise.ts'
 import { SLOWEST_BODY } from '../../config/config.ts'
 import { Problem } from '../../errors.ts'
@@ -34,6 +35,7 @@ export class BodyReader {
 
   constructor(body: IncomingMessage, limits: BodyLimits) {
     readers.set(body, this)
+    bodies.set(body.socket, this)
     this.#body = body
     this.#limits = limits
     this.#begunAt = body.socket.bytesRead
@@ -41,7 +43,8 @@ export class BodyReader {
 
   /** While it waits, bytes that have come beside those of the body: what its chunks take for themselves (RFC 9112 §7.1). */
   get framing(): number {
-    return this.#body.socket.bytesRead - this.#begunAt - this.size
+    const { socket, readableLength } = this.#body
+    return socket.bytesRead - this.#begunAt - readableLength - this.size
   }
 
   /** Whether the gateway waits for the caller at this moment. */
@@ -181,9 +184,36 @@ export function stopBody(request: IncomingMessage, problem: Problem): boolean {
   return readers.get(request)?.stop(problem) ?? false
 }
 
-/** What is read of the body of a request, by whoever reads it. */
-export function readerOf(request: IncomingMessage): Pick<BodyReader, 'framing' | 'size' | 'waiting'> | undefined {
-  return readers.get(request)
+type Coming = Pick<BodyReader, 'framing' | 'size' | 'waiting'>
+
+const bodies = new WeakMap<Socket, Coming>()
+
+/** The body that comes on a connection, or the last one that came. */
+export function bodyOn(socket: Socket): Coming | undefined {
+  return bodies.get(socket)
+}
+
+/** Throws a body away as it comes. */
+export function drain(request: IncomingMessage): void {
+  const { socket } = request
+  const begunAt = socket.bytesRead
+  let size = 0
+  bodies.set(socket, {
+    get waiting() {
+      return !request.complete
+    },
+    get size() {
+      return size
+    },
+    get framing() {
+      return socket.bytesRead - begunAt - request.readableLength - size
+    },
+  })
+  const thrown = (piece: Buffer): void => {
+    size += piece.length
+    discard(piece)
+  }
+  request.on('data', thrown).resume().read(0)
 }
 
 /** Whether a request has a body (RFC 9112 §6.3). */

@@ -1,7 +1,6 @@
-import type { IncomingMessage } from 'node:http'
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { type ClientSource, holderOf } from '../../clients/gate.ts'
-import { discard, hasBody } from './reader.ts'
+import { drain, hasBody } from './reader.ts'
 
 // A refused body is read and thrown away for this long. Closing at once would reset the connection and lose the answer.
 const LINGER_MS = 2_000
@@ -52,8 +51,4 @@ function isClients(socket: unknown, clients: ClientSource): boolean {
   } catch {
     return false
   }
-}
-
-function drain(raw: IncomingMessage): void {
-  raw.on('data', discard).resume().read(0)
 }
