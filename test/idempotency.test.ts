@@ -1,3 +1,4 @@
+import v8 from 'node:v8'
 import t from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { composeMessage, parseMessage } from '../src/mail/compose.ts'
@@ -366,4 +367,19 @@ t.test('characters that take two bytes in memory count as two', async (t) => {
     sizes.push(store.size.bytes - before)
   }
   t.equal((sizes[1] ?? 0) - (sizes[0] ?? 0), 1000)
+})
+
+t.test('where the heap is small, the store takes a quarter of it and not more', async (t) => {
+  const heap = v8.getHeapStatistics()
+  t.intercept(v8, 'getHeapStatistics', { value: () => ({ ...heap, heap_size_limit: 4_000_000 }) })
+  const store = new MemoryIdempotencyStore()
+  t.teardown(() => store.close())
+  for (let n = 0; n < 100; n++) {
+    const claimed = await store.claim('billing', `key ${n}`)
+    if (claimed.state !== 'new') throw new Error(claimed.state)
+    await claimed.claim.finish({ status: 200, body: 'x'.repeat(20_000) })
+  }
+  t.ok(store.size.bytes <= 1_000_000)
+  t.ok(store.size.keys > 40)
+  t.match(await store.claim('billing', 'key 99'), { state: 'finished' }, 'the newest are there')
 })

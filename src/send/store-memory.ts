@@ -1,3 +1,4 @@
+import v8 from 'node:v8'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
 import { type Entry, Shelf } from './shelf.ts'
 
@@ -7,7 +8,9 @@ export interface MemoryLimits {
   readonly bytes: number
 }
 
-const LIMITS: MemoryLimits = { keys: 1_000_000, bytes: 256 * 2 ** 20 }
+const MAX_KEYS = 1_000_000
+const MAX_BYTES = 256 * 2 ** 20
+const HEAP_SHARE = 0.25 // with --max-old-space-size=384, 256 MB of answers and a large message were too much together
 const SWEEP_MS = 60_000
 /** What an entry costs beside its texts: a map slot, two objects and string headers. Measured, rounded up. */
 const OVERHEAD = 350
@@ -24,8 +27,9 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
   #keys = 0
   #bytes = 0
 
-  constructor(limits: MemoryLimits = LIMITS) {
-    this.#limits = limits
+  constructor(limits?: MemoryLimits) {
+    const bytes = Math.min(MAX_BYTES, HEAP_SHARE * v8.getHeapStatistics().heap_size_limit)
+    this.#limits = limits ?? { keys: MAX_KEYS, bytes }
     this.#sweeper = setInterval(() => {
       for (const [scope, shelf] of this.#shelves) this.#dropExpired(scope, shelf)
     }, SWEEP_MS)
