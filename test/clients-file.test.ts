@@ -209,6 +209,7 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
     5,
     /unknown key "max_recipient" \(did you mean "max_recipients"\?\)/,
   ],
+  'a key in capitals': [entry('RAW: true'), 5, /unknown key "RAW" \(did you mean "raw"\?\)/],
   'a typing error at the top': ['client: {}\n', 1, /did you mean "clients"/],
   'a size without a unit': [entry('max_size: 25'), 5, /max_size "25" has no unit: write 25MB/],
   'a name in a certificate of another kind': [entry('san: ["IP:10.0.0.1"]'), 5, /san "IP:10\.0\.0\.1" is not a name/],

@@ -406,6 +406,12 @@ t.test('a header that belongs to Postern is refused by name, in every spelling',
   t.equal(relay.messages.length, 0)
 })
 
+t.test('a field in capitals is told the name that was meant', async (t) => {
+  const { post } = await startGateway(t)
+  const { json } = await post({ ...MESSAGE, CC: 'a@corp.example' })
+  t.match(json['detail'], '/CC is not a known field (did you mean "cc"?).')
+})
+
 t.test('all faults come at once, each with its pointer, and unknown fields by name at every level', async (t) => {
   const { post } = await startGateway(t)
   const answer = await post({
@@ -484,6 +490,8 @@ t.test('where a body stops being JSON is told in its own lines and columns', asy
     t.match(json, { status: 400, code: 'malformed_json' }, name)
     t.match(json['detail'], `: line ${line}, column ${column}.`, name)
   }
+  const empty = { method: 'POST', path: '/v1/messages', headers: { 'content-type': 'application/json' }, body: ' \n' }
+  t.match((await request(empty)).json['detail'], 'it is empty (line 1, column 1)')
 })
 
 t.test('keys that would reach a prototype are refused by name', async (t) => {

@@ -97,7 +97,7 @@ const WORDS = /(?<=")[A-Za-z0-9+/]{32}(?=")/g
 /** Where a text stops being JSON, in words. */
 async function whereIn(text: string, contents: Submission['contents']): Promise<string> {
   const { visit } = await import('jsonc-parser')
-  if (text.trim() === '') return 'it is empty'
+  if (text.trim() === '') return 'it is empty (line 1, column 1)'
   let before: string | undefined
   const onError = (_error: unknown, offset: number): void => void (before ??= text.slice(0, offset))
   if (text.length <= SEARCHED) visit(text, { onError }, { disallowComments: true })
