@@ -232,6 +232,7 @@ t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
   const bad: [args: string[], sentence: RegExp][] = [
     [[], /^Say what to make/],
     [['crl'], /^Say what to make/],
+    [['clinet', 'app'], /^Say what to make \(did you mean "client"\?\)/],
     [['client'], /^"" cannot be a client's name/],
     [['client', 'ca'], /cannot be a client's name/],
     [['client', 'Server'], /cannot be a client's name/],

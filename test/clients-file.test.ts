@@ -124,7 +124,7 @@ const FAULTY: Record<string, [text: string, line: number, reason: RegExp]> = {
   'an empty list of fingerprints': [
     'clients:\n  a:\n    fingerprints: []\n    from: ["*"]\n',
     3,
-    /fingerprints is empty/,
+    /fingerprints is empty \("disabled: true" shuts a client out\)/,
   ],
   'a from that is no list': [
     `clients:\n  a:\n    fingerprints: ["${hex(1)}"]\n    from: {x: y}\n`,

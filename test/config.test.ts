@@ -203,6 +203,7 @@ t.test('the setting that was most likely meant is named', async (t) => {
   for (const [name, meant] of [
     ['SMTP_ULR', 'SMTP_URL'],
     ['CLIENT', 'CLIENTS'],
+    ['SMTP_TSL', 'SMTP_TLS'],
     ['TLS_CA', 'TLS_CLIENT_CA'],
     ['CRL', 'TLS_CRL'],
     ['CLIENTS_FILE', 'CLIENTS'],

@@ -10,6 +10,7 @@ import {
   type SigningRequest,
 } from '../tls/issue.ts'
 import { readConfig } from '../config/config.ts'
+import { didYouMean } from '../config/suggest.ts'
 import { notAfter } from '../tls/context.ts'
 import { codeOf } from '../errors.ts'
 import { withRegistered } from '../clients/register.ts'
@@ -96,7 +97,10 @@ function readOrder(args: readonly string[]) {
   const { san = [], days, dir = 'certs', csr, register = false, ...flags } = values
   const [kind, name = kind === 'server' ? 'localhost' : '', ...rest] = positionals
   if (kind !== 'ca' && kind !== 'server' && kind !== 'client') {
-    throw new UsageError('Say what to make: postern cert ca, postern cert server [NAME] or postern cert client NAME.')
+    const meant = didYouMean(kind ?? '', ['ca', 'server', 'client'])
+    throw new UsageError(
+      `Say what to make${meant}: postern cert ca, postern cert server [NAME] or postern cert client NAME.`,
+    )
   }
   if (rest.length > 0 || (kind === 'ca' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
   if (days !== undefined && !/^[1-9]\d{0,4}$/.test(days)) throw new UsageError('--days takes a number from 1 to 99999.')

@@ -282,7 +282,11 @@ class Reader {
     if (typeof value === 'string')
       return [this.#attempt(place, `${path} "${value}"`, () => parse(value))].flatMap((one) => one ?? [])
     if (!Array.isArray(value)) return this.#fault(place, `${path} should be a list of strings`) ?? []
-    if (value.length === 0) this.#fault(place, `${path} is empty`)
+    if (value.length === 0)
+      this.#fault(
+        place,
+        `${path} is empty${path.endsWith('.fingerprints') ? ' ("disabled: true" shuts a client out)' : ''}`,
+      )
     return value.flatMap((item: unknown, position) => {
       if (typeof item === 'string')
         return this.#attempt([...place, position], `${path} "${item}"`, () => parse(item)) ?? []
