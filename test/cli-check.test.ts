@@ -608,6 +608,13 @@ t.test(
     t.match(relay.messages, [{ from: 'app@corp.example', to: ['u@corp.example'] }])
     const none = await run(t, { env, files: { 'clients.yaml': clients('"*"') } }, asked)
     t.match(none.lines.join('\n'), /error: .* has no plain address to send from: add --from ADDRESS/)
+    const broken = await run(
+      t,
+      { env, files: { 'clients.yaml': clients('app@corp.example').replace('from', 'form') } },
+      asked,
+    )
+    t.match(broken.lines.join('\n'), /did you mean "from"/)
+    t.notMatch(broken.lines.join('\n'), /no plain address/, 'nobody could read that')
     for (const [args, message] of [
       [['--from', 'a@b.example'], /--from goes with --to/],
       [['--to', 'a@b.example', '--send', 'a@b.example'], /take one of them/],

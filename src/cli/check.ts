@@ -48,7 +48,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
   await checkRedis(config, errors, warnings)
   await checkIssuer(config, oauthCa, errors)
   const from = asked.to === undefined ? undefined : (asked.from ?? plainSender(clients))
-  if (asked.to !== undefined && from === undefined)
+  if (asked.to !== undefined && from === undefined && clients !== undefined)
     errors.push(`${config.clients} has no plain address to send from: add --from ADDRESS.`)
   const trial = {
     pair: asked.to === undefined || from === undefined ? undefined : { from, to: asked.to, send: asked.send },
