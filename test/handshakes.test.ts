@@ -90,6 +90,11 @@ t.test('revocation has its own reason, and a list that has expired says that it 
   const past = { thisUpdate: new Date(Date.now() - 2_000), nextUpdate: new Date(Date.now() - 1_000) }
   const listed = await listen(t, { crl: await createRevocationList(pki.ca, [serial]) })
   t.match(await listed.failure(() => listed.handshake(leaf)), { reason: 'revoked', error_code: 'CERT_REVOKED' })
+  for (const foreign of [pki.strangerCaClient, pki.selfSigned])
+    t.match(await listed.failure(() => listed.handshake(foreign)), {
+      reason: 'unknown_ca',
+      advice: /not trusted|self-signed/,
+    })
   t.equal(await listed.handshake(await pki.client('other')), 'HTTP/1.1 200 OK')
   const stale = await listen(t, { crl: await createRevocationList(pki.ca, [], past) })
   t.match(await stale.failure(() => stale.handshake(leaf)), {

@@ -84,6 +84,8 @@ const OWN_CA =
 
 const FOREIGN_CA = `The client's certificate is of a CA that is not trusted here: ${OWN_CA}`
 const CUT_CHAIN = `The chain of the client's certificate is incomplete: ${OWN_CA}`
+// Where there are lists, OpenSSL says no more of a foreign CA than that there is none of it.
+const NO_LIST = `The client's certificate is of a CA that is not trusted here, or whose list is not in POSTERN_TLS_CRL: add that, or ${OWN_CA}`
 const CIPHERS =
   'The client offers no cipher, group or signature algorithm that is accepted here: it needs ECDHE with AES-GCM or ChaCha20-Poly1305.'
 const VERSION =
@@ -107,7 +109,6 @@ const ADVICE: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     CRL_HAS_EXPIRED: 'POSTERN_TLS_CRL has expired, which shuts everyone out: publish a new list.',
     CRL_NOT_YET_VALID: 'POSTERN_TLS_CRL is not valid yet, which shuts everyone out: check the clock.',
     CRL_SIGNATURE_FAILURE: 'The signature of POSTERN_TLS_CRL does not hold: have the CA publish it again.',
-    UNABLE_TO_GET_CRL: "POSTERN_TLS_CRL holds no list of the CA that signed the client's certificate: add one.",
   },
   wrong_purpose: {
     INVALID_PURPOSE: "The client's certificate is not for clients: issue one with the extended key usage clientAuth.",
@@ -117,6 +118,7 @@ const ADVICE: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     SELF_SIGNED_CERT_IN_CHAIN: FOREIGN_CA,
     UNABLE_TO_VERIFY_LEAF_SIGNATURE: FOREIGN_CA,
     UNABLE_TO_GET_ISSUER_CERT: CUT_CHAIN,
+    UNABLE_TO_GET_CRL: NO_LIST,
     UNABLE_TO_GET_ISSUER_CERT_LOCALLY: CUT_CHAIN,
     CERT_SIGNATURE_FAILURE: `The client's certificate names a CA that did not sign it: ${OWN_CA}`,
     INVALID_CA: `The client's certificate was signed by a certificate that is no CA: ${OWN_CA}`,
