@@ -344,6 +344,44 @@ t.test('a request that is refused before its token is looked at is told its own 
   t.match(String((await once(socket, 'data'))[0]), /^HTTP\/1\.1 400 [^]*"invalid_header"/, 'a head that is too large')
 })
 
+t.test('tokens that come at once on a connection are verified one after the other', async (t) => {
+  const { issuer, leaf, port } = await startWorld(t)
+  const { subtle } = globalThis.crypto
+  let [running, most] = [0, 0]
+  const verify = subtle.verify.bind(subtle)
+  t.intercept(subtle, 'verify', {
+    value: async (...given: Parameters<typeof verify>) => {
+      running += 1
+      most = Math.max(most, running)
+      const valid = await verify(...given)
+      running -= 1
+      return valid
+    },
+  })
+  const tokens = await Promise.all(
+    Array.from({ length: 20 }, async (_, n) => {
+      const token = await issuer.token(leaf.certificate, { jti: String(n) })
+      return n % 2 === 0 ? token : `${token.slice(0, -40)}${'A'.repeat(40)}`
+    }),
+  )
+  const socket = connect({
+    ...{ host: '127.0.0.1', port, servername: 'localhost' },
+    ...{ ca: pki.ca.certificate, cert: leaf.certificate, key: leaf.key },
+  })
+  t.teardown(() => socket.destroy())
+  socket.write(
+    tokens.map((token) => `GET /v1/whoami HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ${token}\r\n\r\n`).join(''),
+  )
+  let text = ''
+  const statuses = (): string[] => [...text.matchAll(/HTTP\/1\.1 (\d+)/g)].map(([, status = '']) => status)
+  while (statuses().length < tokens.length) text += String((await once(socket, 'data'))[0])
+  t.strictSame(
+    statuses(),
+    tokens.map((_, n) => (n % 2 === 0 ? '200' : '401')),
+  )
+  t.equal(most, 1)
+})
+
 t.test('keys that are replaced while a token is verified with the old ones cost no answer', async (t) => {
   const { issuer: source, leaf } = await startWorld(t)
   const issuer = new Issuer(

@@ -13,6 +13,9 @@ declare module 'fastify' {
   }
 }
 
+// Of each connection, one signature at a time: a stranger's pipelined tokens would keep the clients of others waiting.
+const verifying = new WeakMap<object, Promise<void>>()
+
 /**
  * The gate as a hook. In `onRequest` a stranger is turned away before any of the body is read. When the body has come the
  * listing is asked again, because a long upload may have outlived it: in `preValidation`, so that a former client learns
@@ -32,10 +35,13 @@ export function identify(clients: ClientSource, { again = false } = {}) {
       ask()
     } catch (error) {
       if (!(error instanceof UnverifiedToken)) throw error
-      return void error
-        .verify()
-        .then(ask)
-        .then(() => done(), done)
+      const { socket } = request.raw
+      const verified = (verifying.get(socket) ?? Promise.resolve()).then(error.verify)
+      verifying.set(
+        socket,
+        verified.catch(() => {}),
+      )
+      return void verified.then(ask).then(() => done(), done)
     }
     done()
   }
