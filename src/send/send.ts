@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises'
 import type { Client } from '../clients/clients-file.ts'
 import { type Outcome, Problem, type RejectedRecipient } from '../errors.ts'
 import type { QueuedMessage, Receipt } from '../mail/schemas.ts'
@@ -113,16 +114,20 @@ export class Sender {
     if (claimed === undefined) return this.#deliver(request, await request.compose(id)) // Redis is away: nobody waits for it
     if (claimed.state === 'finished') return this.#again(client.name, claimed.answer)
     const { claim } = claimed
+    let queued = false
     try {
       const outgoing = await request.compose(id)
-      if (queue !== undefined && deferral !== undefined && isQueueable(outgoing, deferral))
+      if (queue !== undefined && deferral !== undefined && isQueueable(outgoing, deferral)) {
+        queued = true
         return await this.#enqueue({ request, deferral, queue, claim, key, anonymous: given === undefined }, outgoing)
+      }
       const answer = await this.#deliver(request, outgoing, claim)
       if (given === undefined) await claim.free()
       else await claim.finish({ status: 200, body: answer.body }, await hashOf(request))
       return answer
     } catch (error) {
-      await settle(claim, error, request)
+      // The key of a message that may be queued says how that stands, and is free where it is not.
+      await (queued ? claim.free() : settle(claim, error, request))
       throw error
     }
   }
@@ -169,23 +174,33 @@ export class Sender {
     try {
       times = await queue.enqueue(lock, message, deferral.waitMs)
     } catch (error) {
-      // Whoever claims the key now finds the message there, or knows that it will never be: the first claim is over.
-      await claim.free()
-      const found = await this.#options.store.claim(client.name, key, undefined).catch(() => undefined)
-      if (found?.state === 'new') await found.claim.free()
-      else if (found?.state !== 'finished' && anonymous)
+      const found = await this.#lookAgain(client.name, key, claim)
+      if (found === undefined)
         throw new Problem('delivery_unknown', 'The store did not answer: the message may be queued.', { cause: error })
-      if (found?.state !== 'finished') {
+      if (found === 'new') {
         await taken.refund(envelope.to.length)
         // It is known not to be queued, and nobody has its key: its caller waits for it.
-        if (found?.state === 'new' && anonymous && deferral.sendAt === undefined)
-          return this.#deliver(request, outgoing)
+        if (anonymous && deferral.sendAt === undefined) return this.#deliver(request, outgoing)
         throw error
       }
     }
     lock.handOver()
     if (times === undefined || deferral.waitMs > 0) return this.#queued(id, client.name, true)
     return accepted202({ id, message_id: messageId, status: 'queued', ...times }, true)
+  }
+
+  /**
+   * What became of a message that was to be queued: whoever claims its key now finds it there, or knows that it will never be,
+   * since the first claim is over. Undefined where the store does not tell in time.
+   */
+  async #lookAgain(client: string, key: string, claim: Claim): Promise<'new' | 'finished' | undefined> {
+    await claim.free()
+    for (const deadline = performance.now() + LOOK_FOR_MS; performance.now() < deadline; await pause(LOOK_MS)) {
+      const found = await this.#options.store.claim(client, key, undefined).catch(() => undefined)
+      if (found?.state === 'new') await found.claim.free()
+      if (found?.state === 'new' || found?.state === 'finished') return found.state
+    }
+    return undefined
   }
 
   /** The claim of a new request, or the answer of a finished one. Throws the Problem for a key that is taken. */
@@ -280,6 +295,9 @@ interface Enqueueing {
   readonly anonymous: boolean
 }
 
+// Long enough to connect to the store anew, and for a claim that could not be freed to be.
+const LOOK_FOR_MS = 3_000
+const LOOK_MS = 200
 /** Until a message that expired is worth another try. */
 const RETRY_MS = 5_000
 /** As what the answer of a key is stored whose message is in the queue, with the id of that. */

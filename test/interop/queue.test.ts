@@ -1,4 +1,5 @@
 import { X509Certificate } from 'node:crypto'
+import { connect, createServer } from 'node:net'
 import t, { type Test } from 'tap'
 import { client } from '../../src/cli/client.ts'
 import { durabilityFindings } from '../../src/send/queue/durability.ts'
@@ -10,6 +11,7 @@ import { startOnFiles } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { createRevocationList } from '../support/revocation-list.ts'
+import { listen } from '../support/sockets.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
 const ASYNC = { headers: { prefer: 'respond-async' } }
@@ -432,6 +434,51 @@ t.test('a client that its rate holds back keeps no other waiting, and its order'
     'those that came first are first',
   )
 })
+
+for (const arrives of [true, false]) {
+  t.test(
+    `when Redis leaves as a message ${arrives ? 'was' : 'is to be'} queued, its answer says what became of it`,
+    async (t) => {
+      const redis = await startRedis(t)
+      let armed = false
+      const proxy = createServer((near) => {
+        const far = connect(redis.port, '127.0.0.1')
+        for (const [one, other] of [
+          [near, far],
+          [far, near],
+        ] as const)
+          one.on('error', () => {}).on('close', () => other.destroy())
+        far.on('data', (piece) => near.write(piece))
+        near.on('data', (piece) => {
+          if (!armed || !piece.includes('"envelope"')) return void far.write(piece)
+          armed = false
+          if (!arrives) return void near.destroy()
+          far.removeAllListeners('data').once('data', () => near.destroy())
+          far.write(piece)
+        })
+      })
+      const port = await listen(t, proxy)
+      const relay = await startRelay(t)
+      const gateway = await startGateway(t, {
+        relay,
+        env: { POSTERN_REDIS_URL: `redis://127.0.0.1:${port}`, POSTERN_QUEUE: 'on' },
+        clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], quota: 9/day } }',
+      })
+      await until(() => gateway.logText().includes('the shared store is there'))
+      await gateway.post(MESSAGE, ASYNC) // Redis has the scripts from then on
+      await until(() => relay.messages.length === 1)
+      armed = true
+      const headers = { ...ASYNC.headers, 'idempotency-key': 'k' }
+      const answer = await gateway.post(MESSAGE, { headers })
+      if (arrives) t.ok([200, 202].includes(answer.status))
+      else t.match(answer, { status: 503, json: { code: 'store_unavailable', outcome: 'not_sent' } })
+      t.match((await gateway.request()).json, { usage: { quota: { remaining: arrives ? 7 : 8 } } })
+      t.ok([200, 202].includes((await gateway.post(MESSAGE, { headers })).status))
+      await until(() => relay.messages.length > 1)
+      t.equal(relay.messages.length, 2)
+    },
+  )
+}
 
 t.test('while Redis is away what need not wait is sent at once', async (t) => {
   const { gateway, redis, relay } = await setUp(t)
