@@ -97,12 +97,12 @@ t.test('refusals that wait for their turn are bounded over all connections, and 
 })
 
 t.test('a peer that takes none of its answers is cut, and holds no place until then', async (t) => {
-  const gateway = await startGateway(t, { env: { POSTERN_REQUEST_TIMEOUT: '1s', POSTERN_MAX_PENDING: '10' } })
+  const gateway = await startGateway(t, { env: { POSTERN_REQUEST_TIMEOUT: '3s', POSTERN_MAX_PENDING: '10' } })
   const socket = await dial(gateway)
   socket.pause()
   socket.on('error', () => {})
   const closed = new Promise((resolve) => socket.once('close', resolve))
-  const flood = setInterval(() => socket.writable && socket.write(GET.repeat(200)), 5)
+  const flood = setInterval(() => socket.writable && socket.write(GET.repeat(200)), 20) // others share this process
   t.teardown(() => clearInterval(flood))
   for (let n = 0; n < 20; n++) {
     const other = await gateway.post(MESSAGE)
