@@ -1,6 +1,7 @@
 import { createReadStream } from 'node:fs'
 import { buffer } from 'node:stream/consumers'
 import { getSystemErrorMap, parseArgs, type ParseArgsConfig } from 'node:util'
+import { MAX_FILE_BYTES } from '../config/regular-file.ts'
 import { whoMay } from '../config/unreadable.ts'
 import { nearest } from '../config/suggest.ts'
 import { codeOf, LoadError } from '../errors.ts'
@@ -27,8 +28,6 @@ export function parseCommandLine<const T extends ParseArgsConfig>(config: T): Re
     throw new UsageError(`${complaint}${meant === undefined ? '' : ` (did you mean --${meant}?)`}.`, { cause })
   }
 }
-
-const MAX_FILE_BYTES = 16 * 1024 * 1024 // as `serve` has it; /dev/zero has no end
 
 /** The content of a file, or of a pipe, that was named by its user. Throws a UsageError. */
 export async function readNamed(file: string): Promise<Buffer> {

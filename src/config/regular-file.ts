@@ -1,7 +1,8 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { unreadable } from './unreadable.ts'
 
-const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
+/** Of any file that is read whole. */
+export const MAX_FILE_BYTES = 16 * 1024 * 1024 // 100,000 clients are 10 MB; /dev/zero has no end
 
 const PIECE_BYTES = 4096
 
