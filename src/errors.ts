@@ -53,6 +53,9 @@ export type ProblemCode = keyof typeof PROBLEMS
 
 /** Seconds for Retry-After where the cause gives none: every 409, 429 and 503 has the header. */
 const DEFAULT_RETRY_AFTER_S = 5
+const RETRY_AFTER_S: { readonly [code in ProblemCode]?: number } = {
+  shutting_down: 1, // another replica takes it at once, and a start takes less
+}
 
 /** One fault of the input: a JSON pointer (RFC 6901) and a sentence. */
 export interface Fault {
@@ -129,7 +132,7 @@ export class Problem extends Error {
     this.errors = errors?.slice(0, MAX_FAULTS)
     this.smtp = details.smtp
     this.log = details.log
-    const retryAfter = Math.max(1, Math.ceil(details.retryAfter ?? DEFAULT_RETRY_AFTER_S))
+    const retryAfter = Math.max(1, Math.ceil(details.retryAfter ?? RETRY_AFTER_S[code] ?? DEFAULT_RETRY_AFTER_S))
     const takesRetryAfter = this.status === 409 || this.status === 429 || this.status === 503
     this.headers = { ...(takesRetryAfter && { 'retry-after': String(retryAfter) }), ...details.headers }
   }

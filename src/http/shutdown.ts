@@ -36,7 +36,6 @@ export class Shutdown {
 const SHUTTING_DOWN = new Problem(
   'shutting_down',
   'The gateway is shutting down: ask another replica, or this one when it is back.',
-  { retryAfter: 1 }, // another replica takes it at once, and a start takes less
 )
 
 /** Reads a short body and throws it away. Whoever waits to be asked for it (100-continue) is not asked. */

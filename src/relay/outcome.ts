@@ -51,7 +51,7 @@ function verdict(fault: RelayFault, relay: string): { problem: Problem; next: Ne
   }
   if (fault === STOPPED || fault.cause === STOPPED) {
     const detail = 'The gateway stopped before the message was sent.'
-    return { problem: new Problem('shutting_down', detail, { cause: fault, retryAfter: 1 }), next: 'nothing' }
+    return { problem: new Problem('shutting_down', detail, { cause: fault }), next: 'nothing' }
   }
   const aboutTheMessage = fault instanceof NotTaken && refused && !isAboutSession(step, reply)
   if (!aboutTheMessage)

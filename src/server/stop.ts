@@ -51,9 +51,7 @@ export async function stopGracefully(
   await until(idle, deadline)
   const cut = inProgress()
   if (cut > 0) {
-    admission.cutBodies(
-      new Problem('shutting_down', 'The gateway stopped before the body was complete.', { retryAfter: 1 }),
-    )
+    admission.cutBodies(new Problem('shutting_down', 'The gateway stopped before the body was complete.'))
     await relays.close()
     await until(() => idle() && !connections.owing, Date.now() + LAST_MS)
   }
