@@ -41,10 +41,6 @@ const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|57|64)$/
 const IN_WORDS =
   /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host|credentials for relay)\b/i
 
-export function isAboutLogin(reply: Reply): boolean {
-  return ABOUT_LOGIN.test(enhancedCode(reply) ?? '')
-}
-
 /**
  * Whether a refusal is about the session (its greeting, its login) and not about the message that it met: RFC 5321 leaves
  * that to the text for most codes. Addresses in it are the message's, whatever they look like.
@@ -52,8 +48,9 @@ export function isAboutLogin(reply: Reply): boolean {
 export function isAboutSession(step: Step, reply: Reply): boolean {
   if (reply.code < 500) return false
   if (reply.code === 500 && step === 'dot') return false // RFC 5321 §4.5.3.1.9: a line is too long
-  if (ABOUT_SESSION.has(reply.code) || isAboutLogin(reply)) return true
+  const enhanced = enhancedCode(reply) ?? ''
+  if (ABOUT_SESSION.has(reply.code) || ABOUT_LOGIN.test(enhanced)) return true
   if (step !== 'mail' && step !== 'rcpt') return false
-  if ([501, 504, 521].includes(reply.code) && step === 'mail') return enhancedCode(reply)?.startsWith('5.1.') !== true
+  if ([501, 504, 521].includes(reply.code) && step === 'mail') return !enhanced.startsWith('5.1.')
   return IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
 }

@@ -129,7 +129,8 @@ async function open(options: SessionOptions, secret: string): Promise<Opened> {
           await encrypt()
           offer = new Offer(await positive('ehlo', wire.ask(`EHLO ${name}`)))
         } else if (startTls === 'required' || reply.code === 421) throw new RelayFault(step, { reply })
-      } else if (startTls === 'required') throw new RelayFault('starttls')
+      } else if (startTls === 'required')
+        throw new RelayFault('starttls', { cause: new Error('it offers no STARTTLS') })
     }
     step = 'login'
     if (login !== undefined) await logIn(wire, offer, options, login, secret)
@@ -198,7 +199,7 @@ async function logIn(
     }
     if (reply.code !== 504) break // some announce what they do not take
   }
-  if (reply === undefined) throw new RelayFault('login', { cause: new NoMechanism(mechanisms, password === undefined) })
+  if (reply === undefined) throw new RelayFault('login', { cause: new Error(unusable(mechanisms, password)) })
   if (reply.code !== 235) throw refused(reply)
 }
 
@@ -213,15 +214,8 @@ function base64(text: string): string {
   return Buffer.from(text).toString('base64')
 }
 
-/** The relay offers no way to log in that Postern knows, or none at all. */
-export class NoMechanism extends Error {
-  readonly offered: readonly string[]
-  /** It was a token that was to be shown. */
-  readonly withToken: boolean
-  constructor(offered: readonly string[], withToken: boolean) {
-    super(offered.length === 0 ? 'it offers no login' : `it offers only ${offered.join(', ')} to log in`)
-    this.name = 'NoMechanism'
-    this.offered = offered
-    this.withToken = withToken
-  }
+function unusable(offered: readonly string[], password: string | undefined): string {
+  if (offered.length === 0) return 'it offers no login'
+  const token = password === undefined ? ', and none of them is XOAUTH2 or OAUTHBEARER' : ''
+  return `it offers only ${offered.join(', ')} to log in${token}`
 }
