@@ -20,8 +20,7 @@ import { lifetime, listItems, namesOf, readCertificate } from './fingerprint.ts'
 import { untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
 import { type Io, parseCommandLine, readNamed, refusal, sentence, UsageError, worded } from './usage.ts'
-
-const DAY_MS = 86_400_000
+import { DAY_MS } from '../config/units.ts'
 
 /**
  * `postern cert ca`, `postern cert server [NAME]`, `postern cert client NAME`: makes a key and a certificate, or signs a

@@ -20,10 +20,10 @@ import type { Status } from '../operations/status.ts'
 import { gatewayStatus } from './gateway.ts'
 import { tryRelay } from './relay-check.ts'
 import { type Io, parseCommandLine, UsageError, worded } from './usage.ts'
+import { DAY_MS } from '../config/units.ts'
 
 // Owner and group: a group may be how a service gets to read its key. Anybody else, or a group that may write, is not.
 const OPEN_TO_OTHERS = 0o027
-const DAY_MS = 86_400_000
 
 /**
  * `postern check [--from A --to B] [--send B]`: reads the whole configuration as `serve` would and tries each relay.

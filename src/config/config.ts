@@ -3,7 +3,7 @@ import { hostname, networkInterfaces } from 'node:os'
 import { given } from '../errors.ts'
 import { EnvironmentReader } from './environment.ts'
 import { parseRelays, type RelayAddress } from './smtp-url.ts'
-import { parseDuration, parseSize } from './units.ts'
+import { DAY_MS, parseDuration, parseSize } from './units.ts'
 
 export type { RelayAddress }
 
@@ -30,7 +30,6 @@ export interface ConfigResult {
  */
 export const SLOWEST_BODY = { graceMs: 60_000, bytesPerMs: 16 } as const
 
-const DAY_MS = 86_400_000
 const LONGEST_QUEUED_MS = 7 * DAY_MS
 const CLEAR_QUEUE =
   'POSTERN_QUEUE_KEY is not set: the content of queued messages lies in Redis in clear. Set it to the output of "openssl rand -base64 32".'

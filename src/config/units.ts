@@ -6,7 +6,8 @@ export interface Allowance {
 }
 
 const SIZES = { B: 1, KB: 1e3, MB: 1e6, GB: 1e9, KIB: 2 ** 10, MIB: 2 ** 20, GIB: 2 ** 30 }
-const DAY_MS = 86_400_000
+/** A day in milliseconds. */
+export const DAY_MS = 86_400_000
 const DURATIONS_MS = { MS: 1, S: 1000, M: 60_000, H: 3_600_000, D: DAY_MS }
 const WINDOWS_S = { SECOND: 1, MINUTE: 60, HOUR: 3600, DAY: 86_400 }
 

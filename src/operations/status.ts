@@ -4,8 +4,7 @@ import type { Client } from '../clients/clients-file.ts'
 import type { QueueStats } from '../send/queue/store.ts'
 import type { Usage } from '../send/allowances.ts'
 import type { History } from './history.ts'
-
-const DAY_MS = 86_400_000
+import { DAY_MS } from '../config/units.ts'
 
 /** What the gateway has in hand, asked for when it is read: for the metrics too. */
 export interface Levels {

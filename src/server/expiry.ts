@@ -4,9 +4,8 @@ import type { Client, ClientDirectory } from '../clients/clients-file.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import type { CertificateStatus } from '../operations/status.ts'
 import type { Caller } from '../clients/gate.ts'
+import { DAY_MS } from '../config/units.ts'
 import { isEnding, notAfter, notBefore } from '../tls/context.ts'
-
-const DAY_MS = 86_400_000
 
 /** Whose certificate it is, where it is one that the gateway shows itself: to its callers, or to its relays. */
 export type Shown = 'server' | 'relay'

@@ -18,6 +18,7 @@ import { type ClientSource, holderOf, type Listing, type TokenCheck } from '../c
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { loadRelayTls } from './load.ts'
+import { DAY_MS } from '../config/units.ts'
 import { watchFiles } from './watch.ts'
 
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
@@ -47,7 +48,6 @@ interface ReloaderOptions {
 const SWEEP_MS = 1_000
 // What was refused for its dates or could not be read may be good later, though its file is the same.
 const RETRY_MS = 10_000
-const DAY_MS = 86_400_000
 const MAX_NAMES = 100
 
 /**

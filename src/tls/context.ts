@@ -1,5 +1,6 @@
 import { constants, createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureContextOptions, type SecureVersion, type TlsOptions } from 'node:tls'
+import { DAY_MS } from '../config/units.ts'
 import { LoadError } from '../errors.ts'
 
 /** The PEM texts that a listener is made of, as read from their files. */
@@ -95,7 +96,6 @@ export function parseCertificates(pem: string): X509Certificate[] {
   )
 }
 
-const DAY_MS = 86_400_000
 // One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour.
 const SHORT_LIVED_MS = 2 * DAY_MS
 const SOON_MS = 30 * DAY_MS // to notice, to find who owns it, and to roll out a new one

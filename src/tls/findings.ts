@@ -2,8 +2,8 @@ import { X509Certificate } from 'node:crypto'
 import { rootCertificates } from 'node:tls'
 import { given } from '../errors.ts'
 import { isEnding, named, notAfter, notBefore, oneLine } from './context.ts'
+import { DAY_MS } from '../config/units.ts'
 
-const DAY_MS = 86_400_000
 const SERVER_AUTH = '1.3.6.1.5.5.7.3.1'
 const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
 

@@ -2,6 +2,7 @@ import { createPrivateKey, createPublicKey, generateKeyPair, hash, randomBytes, 
 import { promisify } from 'node:util'
 import { isIP } from '../config/ip.ts'
 import type { Extension, GeneralNameType, JsonGeneralName } from '@peculiar/x509'
+import { DAY_MS } from '../config/units.ts'
 
 // The library's dependency container asks for the reflect-metadata API at import, but no class it builds takes a
 // parameter, so there is never any metadata to find: an API that finds none is enough.
@@ -40,7 +41,6 @@ export interface CertificateRequest extends AuthorityRequest {
 /** What a request for a certificate (PKCS#10) asks for, and its signature proves: that its sender has the key. */
 export type SigningRequest = Awaited<ReturnType<typeof readSigningRequest>>
 
-const DAY_MS = 86_400_000
 const CLOCK_SKEW_MS = 5 * 60_000 // a peer whose clock is a little behind takes a new certificate at once
 const AUTHORITY_DAYS = 3650 // replacing a private CA means touching every client
 const LEAF_DAYS = 397 // a year, and a month in which to renew

@@ -1,6 +1,7 @@
 import { authoriseMessage, tooLarge } from '../../clients/authorise.ts'
 import type { Peer } from '../../clients/peer.ts'
 import { admit } from '../../clients/gate.ts'
+import { DAY_MS } from '../../config/units.ts'
 import { Problem, shown } from '../../errors.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
 import { Base64Encoder } from '../../mail/base64.ts'
@@ -58,7 +59,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
   })
 }
 
-const [LATEST_MS, EARLIEST_MS] = [7 * 86_400_000, 60_000]
+const [LATEST_MS, EARLIEST_MS] = [7 * DAY_MS, 60_000]
 
 /** Throws a 400 Problem. A message that is known by its key is not asked again: its time may be past by then. */
 function checkSendAt({ send_at }: MessageInput, queues: boolean): void {
