@@ -4,104 +4,57 @@ import { below, type Fault, MAX_FAULTS } from '../../errors.ts'
 import { FORMATS } from '../../mail/formats.ts'
 import { isRecord } from '../../config/record.ts'
 
+/** What Ajv says of a fault when it is `verbose`; Fastify's type leaves some of it out. */
+type AjvError = FastifySchemaValidationError & {
+  readonly data?: unknown
+  readonly schema?: unknown
+  readonly parentSchema?: { readonly properties?: object; readonly description?: string }
+  readonly propertyName?: string
+}
+
 /**
  * Ajv's errors as faults: one per place and reason. Of a union only the branch that has the value's type is reported,
  * so that a bad mailbox text is not also "not an object".
  */
-export function toFaults(errors: readonly FastifySchemaValidationError[]): readonly Fault[] {
-  const detailed = errors.map(asDetailed)
+export function toFaults(errors: readonly AjvError[]): readonly Fault[] {
   const wrongBranches = new Set(
-    detailed
-      .filter((error) => error.keyword === 'type' || error.keyword === 'const')
-      .flatMap((error) => branchOf(error) ?? []),
+    errors.filter(({ keyword }) => keyword === 'type' || keyword === 'const').flatMap((error) => branchOf(error) ?? []),
   )
   const faults = new Map<string, Fault>()
-  for (const error of detailed) {
+  for (const error of errors) {
     const branch = branchOf(error)
     if (error.keyword === 'propertyNames' || (branch !== undefined && wrongBranches.has(branch))) continue
     if (error.keyword === 'anyOf' && !everyBranchIsWrong(error, wrongBranches)) continue
     // A suggestion costs more than the rest of a fault, and past these nobody reads one.
-    const fault = toFault(faults.size < MAX_FAULTS ? error : { ...error, known: [] })
+    const fault = toFault(error, faults.size < MAX_FAULTS ? Object.keys(error.parentSchema?.properties ?? {}) : [])
     faults.set(`${fault.path} ${fault.message}`, fault)
   }
   return [...faults.values()]
 }
 
-interface DetailedError {
-  readonly keyword: string
-  readonly path: string
-  readonly schemaPath: string
-  readonly params: Readonly<Record<string, unknown>>
-  readonly message: string
-  readonly data: unknown
-  readonly description: string | undefined
-  readonly schema: unknown
-  /** Fields that the object may have. */
-  readonly known: readonly string[]
-  readonly propertyName: string | undefined
-}
-
-function asDetailed(
-  error: FastifySchemaValidationError & {
-    data?: unknown
-    schema?: unknown
-    parentSchema?: object
-    propertyName?: string
-  },
-): DetailedError {
-  const { parentSchema } = error
-  const properties = parentSchema !== undefined && 'properties' in parentSchema ? parentSchema.properties : undefined
-  const description = parentSchema !== undefined && 'description' in parentSchema ? parentSchema.description : undefined
-  return {
-    keyword: error.keyword,
-    path: error.instancePath,
-    schemaPath: error.schemaPath,
-    params: error.params,
-    message: error.message ?? 'is not valid',
-    data: error.data,
-    schema: error.schema,
-    description: typeof description === 'string' ? description : undefined,
-    known: isRecord(properties) ? Object.keys(properties) : [],
-    propertyName: error.propertyName,
-  }
-}
-
-function toFault({
-  keyword,
-  path,
-  params,
-  message,
-  data,
-  schema,
-  description,
-  known,
-  propertyName,
-}: DetailedError): Fault {
+function toFault(
+  { keyword, instancePath, params, message = 'is not valid', data, schema, parentSchema, propertyName }: AjvError,
+  known: readonly string[],
+): Fault {
+  const path = propertyName === undefined ? instancePath : below(instancePath, propertyName)
   switch (keyword) {
-    case 'format': {
-      const reason = FORMATS[String(params['format'])]?.(String(data)) ?? message
-      return propertyName === undefined
-        ? { path, message: reason }
-        : { path: below(path, propertyName), message: reason }
+    case 'format':
+      return { path, message: FORMATS[String(params['format'])]?.(String(data)) ?? message }
+    case 'additionalProperties': {
+      const name = String(params['additionalProperty'])
+      return { path: below(path, name), message: `is not a known field${didYouMean(name, known)}` }
     }
-    case 'additionalProperties':
-      return unknownField(path, String(params['additionalProperty']), known)
     case 'required':
       return { path: below(path, String(params['missingProperty'])), message: 'is required' }
-    case 'anyOf':
-      return {
-        path,
-        message: `should be ${choices(schema) ?? inSentence(description) ?? 'one of the documented forms'}`,
-      }
+    case 'anyOf': {
+      const forms = choices(schema) ?? inSentence(parentSchema?.description) ?? 'one of the documented forms'
+      return { path, message: `should be ${forms}` }
+    }
     case 'x-complete':
       return { path: path + String(params['at'] ?? ''), message }
     default:
-      return { path: propertyName === undefined ? path : below(path, propertyName), message }
+      return { path, message }
   }
-}
-
-function unknownField(path: string, name: string, known: readonly string[]): Fault {
-  return { path: below(path, name), message: `is not a known field${didYouMean(name, known)}` }
 }
 
 function inSentence(description: string | undefined): string | undefined {
@@ -116,15 +69,13 @@ function choices(branches: unknown): string | undefined {
 }
 
 /** The union branch that an error belongs to (`…/anyOf/1` at one place in the body), if it is inside one. */
-function branchOf({ keyword, schemaPath, path }: DetailedError): string | undefined {
+function branchOf({ keyword, schemaPath, instancePath }: AjvError): string | undefined {
   if (keyword === 'anyOf') return undefined
   const branch = /^(.*\/anyOf\/\d+)(?:\/type|\/const)?$/.exec(schemaPath)?.[1]
-  return branch === undefined ? undefined : `${path} ${branch}`
+  return branch === undefined ? undefined : `${instancePath} ${branch}`
 }
 
-function everyBranchIsWrong({ schema, schemaPath, path }: DetailedError, wrongBranches: ReadonlySet<string>): boolean {
-  const count = Array.isArray(schema) ? schema.length : 0
-  return Array.from({ length: count }, (_, index) => `${path} ${schemaPath}/${index}`).every((branch) =>
-    wrongBranches.has(branch),
-  )
+function everyBranchIsWrong({ schema, schemaPath, instancePath }: AjvError, wrong: ReadonlySet<string>): boolean {
+  const branches = Array.isArray(schema) ? schema : []
+  return branches.every((_, index) => wrong.has(`${instancePath} ${schemaPath}/${index}`))
 }

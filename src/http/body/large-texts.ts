@@ -2,32 +2,25 @@
 // composed; ten at once ended a process with a heap of 384 MB.
 const LARGE_BYTES = 1024 * 1024
 
-let last: Promise<void> = Promise.resolve()
+let last: Promise<unknown> = Promise.resolve()
 
 /** One message's turn among large texts, which are parsed and composed one at a time. Small ones need none. */
 export class TextTurn {
   #end: (() => void) | undefined
-  #holding = false
-  #closed = false
 
   /** Waits for the turn of a text of so many bytes. */
   async take(bytes: number): Promise<void> {
     if (bytes <= LARGE_BYTES) return
     const before = last
-    last = new Promise((resolve) => (this.#end = resolve))
+    last = Promise.all([before, new Promise<void>((resolve) => (this.#end = resolve))])
     await before
-    this.#holding = true
-    if (this.#closed) this.end()
   }
 
-  /** To be called once the message has been composed or refused. May be called again. */
+  /**
+   * To be called once the message has been composed or refused, or its request is over: those behind it then wait for those
+   * ahead of it alone. May be called again.
+   */
   end(): void {
     this.#end?.()
-  }
-
-  /** To be called when its request is over: it may still wait for its turn, and will then let the next one have it. */
-  close(): void {
-    this.#closed = true
-    if (this.#holding) this.end()
   }
 }

@@ -57,7 +57,7 @@ export class Submission {
     if (!this.#held) return
     this.#held = false
     this.place.release()
-    this.turn.close()
+    this.turn.end()
   }
 }
 
