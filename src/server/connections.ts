@@ -304,7 +304,7 @@ function isDear({ bytesRead, bytesWritten }: Socket): boolean {
 /** Whether the body that is coming has hardly anything in its chunks. */
 function isMostlyFraming(tls: TLSSocket): boolean {
   const body = bodyOn(tls)
-  return body?.waiting === true && body.framing > MAX_FRAMING_BYTES + MOST_FRAMING_PER_BYTE * body.size
+  return body !== undefined && body.framing > MAX_FRAMING_BYTES + MOST_FRAMING_PER_BYTE * body.size
 }
 
 /** The members of the largest group, in order. */

@@ -14,17 +14,18 @@ export interface Place {
   release(): void
 }
 
+/** A body that is still to come. */
+interface Reading {
+  readonly cut: (problem: Problem) => boolean
+  readonly leave: () => void
+}
+
 /** What one client has in progress. */
 interface Holder {
   messages: number
   bytes: number
-  /** Places whose body is still to come, oldest first. */
+  /** Oldest first. */
   readonly reading: Set<Reading>
-}
-
-interface Reading {
-  readonly cut: (problem: Problem) => boolean
-  readonly leave: () => void
 }
 
 const RETRY_S = 1
@@ -34,31 +35,22 @@ const RETRY_S = 1
  * oldest one whose body is still coming: slow bodies of one client keep no other out.
  */
 export class Admission {
+  messages = 0
+  bytes = 0
   readonly #maxMessages: number
   readonly #maxBytes: number
   readonly #holders = new Map<string, Holder>()
-  #messages = 0
-  #bytes = 0
 
   constructor(maxMessages: number, maxBytes: number) {
     this.#maxMessages = maxMessages
     this.#maxBytes = maxBytes
   }
 
-  get messages(): number {
-    return this.#messages
-  }
-
-  get bytes(): number {
-    return this.#bytes
-  }
-
   /** Takes a place with room for `bytes`. Throws a 503 Problem at once when there is none: waiting would cost memory. */
   enter(client: string, bytes: number): Place {
     const holder = this.#holders.get(client) ?? { messages: 0, bytes: 0, reading: new Set() }
-    this.#makeRoom(holder, 1, bytes)
+    this.#take(holder, 1, bytes)
     this.#holders.set(client, holder)
-    this.#account(holder, 1, bytes)
     let held = bytes
     let needed = 1
     let left = false
@@ -72,9 +64,8 @@ export class Admission {
     }
     return {
       grow: (more) => {
-        if (left) throw new Problem('overloaded', 'The place went to another client.', { retryAfter: RETRY_S })
-        this.#makeRoom(holder, 0, more)
-        this.#account(holder, 0, more)
+        if (left) throw overloaded('The place went to another client.')
+        this.#take(holder, 0, more)
         held += more
       },
       reading: (cut) => {
@@ -96,40 +87,28 @@ export class Admission {
     for (const { reading } of this.#holders.values()) for (const { cut } of reading) cut(problem)
   }
 
-  #makeRoom({ messages, bytes }: Holder, moreMessages: number, moreBytes: number): void {
-    const share = this.#share(messages + moreMessages, bytes + moreBytes)
+  #take(holder: Holder, messages: number, bytes: number): void {
+    const share = this.#share(holder.messages + messages, holder.bytes + bytes)
     for (;;) {
-      const full = this.#messages + moreMessages > this.#maxMessages
-      if (!full && this.#bytes + moreBytes <= this.#maxBytes) return
-      if (!this.#cutOne(share))
-        throw new Problem('overloaded', `As many ${full ? 'messages' : 'bytes'} are in progress as may be.`, {
-          retryAfter: RETRY_S,
-        })
+      const full = this.messages + messages > this.#maxMessages
+      if (!full && this.bytes + bytes <= this.#maxBytes) return this.#account(holder, messages, bytes)
+      const reading = this.#oldestOfLargest(share)
+      if (reading === undefined) throw overloaded(`As many ${full ? 'messages' : 'bytes'} are in progress as may be.`)
+      if (reading.cut(overloaded('Others need the place, and the body is still to come.'))) reading.leave()
     }
   }
 
-  /** Ends the oldest body that is still to come of the client that holds most, if that is more than `share`. */
-  #cutOne(share: number): boolean {
+  /** Takes the oldest body that is still to come from the client that holds most, if that is more than `share`. */
+  #oldestOfLargest(share: number): Reading | undefined {
     let most: Holder | undefined
     let largest = share
     for (const holder of this.#holders.values()) {
       const own = this.#share(holder.messages, holder.bytes)
-      if (own <= largest || holder.reading.size === 0) continue
-      most = holder
-      largest = own
+      if (own > largest && holder.reading.size > 0) [most, largest] = [holder, own]
     }
-    for (const reading of most?.reading ?? []) {
-      most?.reading.delete(reading)
-      if (
-        !reading.cut(
-          new Problem('overloaded', 'Others need the place, and the body is still to come.', { retryAfter: RETRY_S }),
-        )
-      )
-        continue
-      reading.leave()
-      return true
-    }
-    return most !== undefined && this.#cutOne(share)
+    const [oldest] = most?.reading ?? []
+    if (oldest !== undefined) most?.reading.delete(oldest)
+    return oldest
   }
 
   #share(messages: number, bytes: number): number {
@@ -137,9 +116,13 @@ export class Admission {
   }
 
   #account(holder: Holder, messages: number, bytes: number): void {
-    this.#messages += messages
-    this.#bytes += bytes
+    this.messages += messages
+    this.bytes += bytes
     holder.messages += messages
     holder.bytes += bytes
   }
+}
+
+function overloaded(detail: string): Problem {
+  return new Problem('overloaded', detail, { retryAfter: RETRY_S })
 }

@@ -1,6 +1,5 @@
 import { isUtf8 } from 'node:buffer'
 import { hash } from 'node:crypto'
-import type { IncomingMessage } from 'node:http'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
 import { below, Problem, shown } from '../../errors.ts'
 import { callerOf } from '../identity.ts'
@@ -9,7 +8,7 @@ import { BodyHash } from './hash.ts'
 import { checkCounts, countMembers, JsonScan } from './json-limits.ts'
 import { boundaryOf, Parts } from './multipart.ts'
 import { readWhole } from './reader.ts'
-import { declaredLength, type Submission, submissionOf } from './submission.ts'
+import { declaredLength, type Submission } from './submission.ts'
 
 /** Reads and parses bodies within bounds, by their media type. Throws 400, 408, 413 and 503 Problems. */
 export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
@@ -33,7 +32,22 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     if (countMembers(message) !== scan.members) throw await twice(text)
     return message
   }
-  const parseMessage = async (request: FastifyRequest, submission: Submission, scan: JsonScan, body: Buffer) => {
+  /** The message in JSON that `next` brings; `declared` bytes of it have their room already. */
+  const readMessage = async (
+    request: FastifyRequest,
+    submission: Submission,
+    next: () => Promise<Buffer | undefined>,
+    declared: number,
+  ): Promise<unknown> => {
+    const scan = new JsonScan()
+    let size = 0
+    const body = await readWhole(next, declared, (piece) => {
+      scan.look(piece)
+      size += piece.length
+      if (size > declared) submission.place.grow(Math.min(piece.length, size - declared))
+    })
+    if (submission.parts === undefined && request.headers['idempotency-key'] !== undefined)
+      submission.bodyHash = hash('sha256', body, 'base64url')
     const reduced = reduce(body)
     await submission.turn.take(reduced.json.length)
     const message = await parseJson(request, scan, reduced.json, reduced.contents)
@@ -43,47 +57,24 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
   }
 
   app.removeAllContentTypeParsers()
-  app.addContentTypeParser('application/json', async (request: FastifyRequest, _payload: IncomingMessage) => {
-    if (request.submission === null) return undefined // no method but POST has a body that is read
-    const submission = submissionOf(request)
+  app.addContentTypeParser('application/json', async (request: FastifyRequest) => {
+    const { submission } = request
+    if (submission === null) return undefined // no method but POST has a body that is read
     const reader = submission.read()
-    const declared = declaredLength(request)
-    const scan = new JsonScan()
-    const body = await readWhole(
-      () => reader.next(),
-      declared,
-      (piece) => {
-        scan.look(piece)
-        // A body that does not say how long it is takes its room as it grows.
-        if (reader.size > declared) submission.place.grow(Math.min(piece.length, reader.size - declared))
-      },
-    )
-    if (request.headers['idempotency-key'] !== undefined) submission.bodyHash = hash('sha256', body, 'base64url')
-    return parseMessage(request, submission, scan, body)
+    return readMessage(request, submission, () => reader.next(), declaredLength(request))
   })
-  app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest, _payload: IncomingMessage) => {
-    if (request.submission === null) return undefined // no method but POST has a body that is read
-    const submission = submissionOf(request)
+  app.addContentTypeParser('multipart/form-data', async (request: FastifyRequest) => {
+    const { submission } = request
+    if (submission === null) return undefined
     const hash = request.headers['idempotency-key'] === undefined ? undefined : new BodyHash()
     const parts = new Parts(submission.read(), boundaryOf(request.headers['content-type']), hash)
     submission.parts = parts
     const name = await parts.next()
-    if (name !== 'message') {
-      const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(shown(name))}`
-      throw new Problem('invalid_message', `The first part should be "message", but ${found}.`, {
-        errors: [{ path: '/message', message: 'should be the first part' }],
-      })
-    }
-    const scan = new JsonScan()
-    const body = await readWhole(
-      () => parts.read(),
-      0,
-      (piece) => {
-        scan.look(piece)
-        submission.place.grow(piece.length)
-      },
-    )
-    return parseMessage(request, submission, scan, body)
+    if (name === 'message') return readMessage(request, submission, () => parts.read(), 0)
+    const found = name === undefined ? 'the body has no part' : `the first part is ${JSON.stringify(shown(name))}`
+    throw new Problem('invalid_message', `The first part should be "message", but ${found}.`, {
+      errors: [{ path: '/message', message: 'should be the first part' }],
+    })
   })
   // A raw message is read by its route, piece by piece; what else comes here belongs to no message, and is not read.
   app.addContentTypeParser('*', async () => undefined)
@@ -108,12 +99,8 @@ async function whereIn(text: string, contents: Submission['contents']): Promise<
 function beforeFault(body: Buffer): string | undefined {
   if (body.length > SEARCHED) return undefined
   const read = Buffer.from(body.toString('utf8'))
-  return read
-    .subarray(
-      0,
-      read.findIndex((octet, at) => octet !== body[at]),
-    )
-    .toString('utf8')
+  const at = read.findIndex((octet, index) => octet !== body[index])
+  return read.toString('utf8', 0, at)
 }
 
 /** The line and column behind a text, from 1 on, in the body that `contents` were taken out of. */

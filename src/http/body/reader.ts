@@ -7,54 +7,61 @@ import { Problem } from '../../errors.ts'
 // Bytes to gather before a piece goes on to the relay. Node 20 gathers no more than 16 KB on its own.
 const PIECE_BYTES = 64 * 1024
 
-export interface BodyLimits {
-  readonly maxSize: SizeLimit
-  /** Longest pause between two pieces while the gateway waits for one, ms. */
-  readonly idleTimeout: number
-  /** Is shown every piece, in order. */
-  readonly onPiece: ((piece: Buffer) => void) | undefined
+/** What has come of a body. */
+class Coming {
+  /** Bytes that have been taken so far. */
+  size = 0
+  readonly body: IncomingMessage
+  readonly #begunAt: number
+
+  constructor(body: IncomingMessage) {
+    bodies.set(body.socket, this)
+    this.body = body
+    this.#begunAt = body.socket.bytesRead
+  }
+
+  /** While it comes, bytes that have come beside those of the body: what its chunks take for themselves (RFC 9112 §7.1). */
+  get framing(): number {
+    const { complete, readableLength, socket } = this.body
+    return complete ? 0 : socket.bytesRead - this.#begunAt - readableLength - this.size
+  }
+}
+
+const bodies = new WeakMap<Socket, Coming>()
+
+/** The body that comes on a connection, or the last one that came. */
+export function bodyOn(socket: Socket): Pick<Coming, 'framing' | 'size'> | undefined {
+  return bodies.get(socket)
 }
 
 /**
  * A request body that is read while it is passed on: one piece is in memory at a time, and the caller is asked for the
  * next only when it is wanted. Time counts against the caller only while the gateway waits for it.
  */
-export class BodyReader {
-  /** Bytes that have come so far. */
-  size = 0
-  readonly #body: IncomingMessage
-  readonly #limits: BodyLimits
-  readonly #begunAt: number
+export class BodyReader extends Coming {
+  /** When a piece was last asked for or given, by performance.now(). */
+  movedAt = performance.now()
+  readonly #maxSize: SizeLimit
+  readonly #idleTimeout: number
+  readonly #onPiece: ((piece: Buffer) => void) | undefined
   #waitingSince: number | undefined
   #waited = 0
-  #movedAt = performance.now()
   #cut: ((problem: Problem) => void) | undefined
   #fault: Problem | undefined
   #ended = false
   #last: Promise<unknown> | undefined
 
-  constructor(body: IncomingMessage, limits: BodyLimits) {
-    readers.set(body, this)
-    bodies.set(body.socket, this)
-    this.#body = body
-    this.#limits = limits
-    this.#begunAt = body.socket.bytesRead
-  }
-
-  /** While it waits, bytes that have come beside those of the body: what its chunks take for themselves (RFC 9112 §7.1). */
-  get framing(): number {
-    const { socket, readableLength } = this.#body
-    return socket.bytesRead - this.#begunAt - readableLength - this.size
+  /** `idleTimeout` is the longest pause in ms while the gateway waits for a piece; `onPiece` is shown each, in order. */
+  constructor(body: IncomingMessage, maxSize: SizeLimit, idleTimeout: number, onPiece?: (piece: Buffer) => void) {
+    super(body)
+    this.#maxSize = maxSize
+    this.#idleTimeout = idleTimeout
+    this.#onPiece = onPiece
   }
 
   /** Whether the gateway waits for the caller at this moment. */
   get waiting(): boolean {
     return this.#waitingSince !== undefined
-  }
-
-  /** When a piece was last asked for or given, by performance.now(). */
-  get movedAt(): number {
-    return this.#movedAt
   }
 
   /**
@@ -83,42 +90,40 @@ export class BodyReader {
     } catch {} // is told to whoever asked for it
     if (this.#fault !== undefined) throw this.#fault
     if (this.#ended || this.#hasAll()) return undefined
-    this.#waitingSince = this.#movedAt = performance.now()
+    this.#waitingSince = this.movedAt = performance.now()
     try {
       const piece = this.#take() ?? (await this.#wait())
       this.#ended = piece === undefined
       this.size += piece?.length ?? 0
-      if (this.size > this.#limits.maxSize.bytes) throw tooLarge(this.#limits.maxSize)
-      if (piece !== undefined) this.#limits.onPiece?.(piece)
+      if (this.size > this.#maxSize.bytes) throw tooLarge(this.#maxSize)
+      if (piece !== undefined) this.#onPiece?.(piece)
       return piece
     } catch (error) {
       this.#fault =
         error instanceof Problem ? error : new Problem('request_timeout', 'The body broke off.', { cause: error })
       throw this.#fault
     } finally {
-      this.#movedAt = performance.now()
-      this.#waited += this.#movedAt - this.#waitingSince
+      this.movedAt = performance.now()
+      this.#waited += this.movedAt - this.#waitingSince
       this.#waitingSince = undefined
     }
   }
 
   /** Node announces the end a turn later. */
   #hasAll(): boolean {
-    return (this.#ended = this.size > 0 && this.#body.complete && this.#body.readableLength === 0)
+    return (this.#ended = this.size > 0 && this.body.complete && this.body.readableLength === 0)
   }
 
   #take(): Buffer | undefined {
     // Asking for so much lets Node gather as much while the last piece is on its way (stream.Readable.read). Not at the
     // beginning: many uploads have come so far only, and wait for a connection to the relay.
-    const large: unknown = this.size === 0 ? null : this.#body.read(PIECE_BYTES)
-    const piece: unknown = large ?? this.#body.read()
+    const large: unknown = this.size === 0 ? null : this.body.read(PIECE_BYTES)
+    const piece: unknown = large ?? this.body.read()
     return Buffer.isBuffer(piece) ? piece : undefined
   }
 
   #wait(): Promise<Buffer | undefined> {
-    const body = this.#body
-    if (body.readableEnded) return ended(body)
-    if (body.destroyed) return Promise.reject(brokenOff())
+    const body = this.body
     return new Promise((resolve, reject) => {
       const settle = (): void => {
         clearTimeout(idle)
@@ -147,17 +152,19 @@ export class BodyReader {
         resolve(piece)
       }
       const onEnd = (): void => {
+        // A shortened message must never pass for a whole one: the end counts only where HTTP's own framing says so.
+        if (!body.complete) return fail(brokenOff())
         settle()
-        resolve(ended(body))
+        resolve(undefined)
       }
       const onClose = (): void => fail(brokenOff())
-      const { idleTimeout } = this.#limits
-      const idle = setTimeout(
-        () => fail(new Problem('request_timeout', `The body paused for more than ${idleTimeout} ms.`)),
-        idleTimeout,
-      )
+      const onIdle = (): void =>
+        fail(new Problem('request_timeout', `The body paused for more than ${this.#idleTimeout} ms.`))
+      const idle = setTimeout(onIdle, this.#idleTimeout)
       this.#cut = fail
       body.on('readable', onReadable).once('end', onEnd).once('error', onClose).once('close', onClose)
+      if (body.readableEnded) onEnd()
+      else if (body.destroyed) onClose()
     })
   }
 
@@ -167,50 +174,22 @@ export class BodyReader {
   }
 }
 
-/** A shortened message must never pass for a whole one: the end counts only where HTTP's own framing says so. */
-async function ended({ complete }: IncomingMessage): Promise<undefined> {
-  if (!complete) throw brokenOff()
-}
-
 /** The 408 for a body whose end never came. */
 export function brokenOff(): Problem {
   return new Problem('request_timeout', 'The connection was closed before the body was complete.')
 }
 
-const readers = new WeakMap<IncomingMessage, BodyReader>()
-
 /** Ends the reading of a request's body with a problem. Returns false where nobody reads it, or it has come to its end. */
 export function stopBody(request: IncomingMessage, problem: Problem): boolean {
-  return readers.get(request)?.stop(problem) ?? false
-}
-
-type Coming = Pick<BodyReader, 'framing' | 'size' | 'waiting'>
-
-const bodies = new WeakMap<Socket, Coming>()
-
-/** The body that comes on a connection, or the last one that came. */
-export function bodyOn(socket: Socket): Coming | undefined {
-  return bodies.get(socket)
+  const coming = bodies.get(request.socket)
+  return coming instanceof BodyReader && coming.body === request && coming.stop(problem)
 }
 
 /** Throws a body away as it comes. */
 export function drain(request: IncomingMessage): void {
-  const { socket } = request
-  const begunAt = socket.bytesRead
-  let size = 0
-  bodies.set(socket, {
-    get waiting() {
-      return !request.complete
-    },
-    get size() {
-      return size
-    },
-    get framing() {
-      return socket.bytesRead - begunAt - request.readableLength - size
-    },
-  })
+  const coming = new Coming(request)
   const thrown = (piece: Buffer): void => {
-    size += piece.length
+    coming.size += piece.length
     discard(piece)
   }
   request.on('data', thrown).resume().read(0)
@@ -235,7 +214,7 @@ export async function readWhole(
 ): Promise<Buffer> {
   const pieces: Buffer[] = []
   let whole: Buffer | undefined
-  let size = 0
+  let [size, at] = [0, 0]
   for (let piece = await next(); piece !== undefined; piece = await next()) {
     look(piece)
     size += piece.length
@@ -243,7 +222,6 @@ export async function readWhole(
     if (size <= FIRST_BYTES || size > room) continue
     // In one buffer from here on: Buffer.concat at the end would take the room for it twice.
     whole ??= Buffer.allocUnsafeSlow(room)
-    let at = size - pieces.reduce((sum, { length }) => sum + length, 0)
     for (const part of pieces.splice(0)) {
       at += part.copy(whole, at)
       discard(part)

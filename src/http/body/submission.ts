@@ -45,7 +45,7 @@ export class Submission {
   /** Begins to read the body; `onPiece` is shown every piece. To be called once. */
   read(onPiece?: (piece: Buffer) => void): BodyReader {
     const response = this.#response
-    const reader = new BodyReader(response.req, { maxSize: this.maxSize, idleTimeout: this.#idleTimeout, onPiece })
+    const reader = new BodyReader(response.req, this.maxSize, this.#idleTimeout, onPiece)
     this.place.reading((problem) => reader.stop(problem))
     // RFC 9110 §10.1.1: 100 is sent when somebody begins to read, so that a refused body never crosses the wire.
     if (/^100-continue$/i.test(response.req.headers.expect ?? '') && !response.headersSent) response.writeContinue()
@@ -54,9 +54,8 @@ export class Submission {
 
   /** Frees what the connection holds of it. May be called again. */
   release(): void {
-    if (!this.#held) return
+    if (this.#held) this.place.release()
     this.#held = false
-    this.place.release()
     this.turn.end()
   }
 }
@@ -65,6 +64,7 @@ const NO_CONTENTS: ReadonlyMap<string, Buffer> = new Map()
 
 // What a body that is passed on piece by piece has in the gateway at a time: header or message, and the buffers between two
 // sockets. Measured with the bench, rounded up.
+const STREAMED = ['message/rfc822', 'multipart/form-data']
 const STREAM_BYTES = 256 * 1024
 
 /** Decides from the head of a request whether its body is read at all: 413, 415 and 503 come before the first byte of it. */
@@ -72,15 +72,20 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
   return (request: FastifyRequest, reply: FastifyReply, done: () => void): void => {
     if (request.method !== 'POST') return done()
     const { client } = callerOf(request)
+    const { headers } = request
     const limit = sizeLimit(client, maxSize)
     const declared = declaredLength(request)
     if (declared > limit.bytes) throw tooLarge(limit)
-    if (!/^identity$/i.test(request.headers['content-encoding'] ?? 'identity')) {
+    if (!/^identity$/i.test(headers['content-encoding'] ?? 'identity')) {
       throw new Problem('unsupported_media_type', 'Bodies are taken as they are, without a content encoding.', {
         headers: { 'accept-encoding': 'identity' },
       })
     }
-    const place = admission.enter(client.name, isStreamed(request) ? streamRoom(request) : declared)
+    // One that does not say how long it is may be long.
+    const room = STREAMED.includes(mediaTypeOf(headers['content-type']))
+      ? Math.min(headers['content-length'] === undefined ? Infinity : declared, STREAM_BYTES)
+      : declared
+    const place = admission.enter(client.name, room)
     const submission = new Submission(reply.raw, place, limit, requestTimeout)
     request.submission = submission
     // When the answer has been handed to the socket, or the connection is gone. It does not wait for the peer to read: eight
@@ -108,26 +113,12 @@ export function refuseOtherThan(...mediaTypes: readonly string[]) {
   return (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
     const given = request.headers['content-type']
     if (mediaTypes.includes(mediaTypeOf(given))) return done()
-    throw new Problem(
-      'unsupported_media_type',
-      `This path takes ${mediaTypes.join(' or ')}, not ${given === undefined ? 'a body without a Content-Type' : JSON.stringify(shown(given))}.`,
-    )
+    const found = given === undefined ? 'a body without a Content-Type' : JSON.stringify(shown(given))
+    throw new Problem('unsupported_media_type', `This path takes ${mediaTypes.join(' or ')}, not ${found}.`)
   }
-}
-
-/** Whether the body is passed on as it comes. */
-function isStreamed({ headers }: FastifyRequest): boolean {
-  return ['message/rfc822', 'multipart/form-data'].includes(mediaTypeOf(headers['content-type']))
 }
 
 /** Type and subtype of a Content-Type (RFC 9110 §8.3.1) in lower case, without its parameters. */
 function mediaTypeOf(contentType = ''): string {
   return (/^[^;]*/.exec(contentType)?.[0] ?? '').trimEnd().toLowerCase()
-}
-
-/** What a streamed body takes: one that does not say how long it is may be long. */
-function streamRoom(request: FastifyRequest): number {
-  return request.headers['content-length'] === undefined
-    ? STREAM_BYTES
-    : Math.min(declaredLength(request), STREAM_BYTES)
 }
