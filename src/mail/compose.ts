@@ -1,18 +1,9 @@
 import { randomBytes } from 'node:crypto'
 import MailComposer from 'nodemailer/lib/mail-composer'
 import { Base64Text } from './base64.ts'
-import { type Mailbox, type MailboxInput, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
+import { type Mailbox, needsSmtpUtf8, parseMailbox } from './mailbox.ts'
 import { contentDisposition, contentType, field, isStructured, mailboxes, unstructured } from './fields.ts'
-import {
-  base64Entity,
-  ended,
-  type Entity,
-  type FilePlace,
-  mayBeBase64,
-  multipart,
-  type Segment,
-  textEntity,
-} from './mime.ts'
+import { base64Entity, ended, type Entity, mayBeBase64, multipart, type Segment, textEntity } from './mime.ts'
 import type { AttachmentInput, MessageInput } from './schemas.ts'
 
 /** What the SMTP dialogue says of a message (RFC 5321 §2.3.1), apart from its content. */
@@ -25,14 +16,14 @@ export interface Envelope {
   /** The content may hold octets above 127: asks for 8BITMIME (RFC 6152) where the relay has it. */
   readonly eightBit?: boolean
   readonly smtpUtf8: boolean
-  readonly dsn: DeliveryNotification | undefined
-}
-
-/** RFC 3461 §4. */
-interface DeliveryNotification {
-  readonly notify: readonly string[] | undefined
-  readonly return: 'full' | 'headers' | undefined
-  readonly envelopeId: string | undefined
+  /** RFC 3461 §4. */
+  readonly dsn:
+    | {
+        readonly notify: readonly string[] | undefined
+        readonly return: 'full' | 'headers' | undefined
+        readonly envelopeId: string | undefined
+      }
+    | undefined
 }
 
 /** A message whose addresses have been parsed, once: policy, header and envelope all read these values. */
@@ -80,7 +71,8 @@ export function parseMessage(input: MessageInput, id: string): Message {
  * are attachments that were left out of the JSON, by what stands there in their place.
  */
 export function composeMessage(message: Message, date: Date, contents?: ReadonlyMap<string, Buffer>): ComposedMessage {
-  const content = ended(compose(message.input, topFields(message, date), contents))
+  // The outermost entity carries the message's own fields.
+  const content = ended([topFields(message, date), ...compose(message.input, contents)])
   const addresses = [message.from, ...message.recipients, ...message.to, ...message.cc, ...message.replyTo]
   const { dsn } = message.input
   return {
@@ -96,8 +88,8 @@ export function composeMessage(message: Message, date: Date, contents?: Readonly
   }
 }
 
-function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: Date): string {
-  return [
+function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: Date): Buffer {
+  const fields = [
     field('Date', date.toUTCString().replace('GMT', '+0000')),
     field('From', mailboxes([from])),
     replyTo.length > 0 ? field('Reply-To', mailboxes(replyTo)) : '',
@@ -110,7 +102,8 @@ function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: D
       field(name, isStructured(name) ? value.trim() : unstructured(value)),
     ),
     field('MIME-Version', '1.0'),
-  ].join('')
+  ]
+  return Buffer.from(fields.join(''))
 }
 
 /** Octets of a message, where all of it is there. */
@@ -123,58 +116,34 @@ function sizeOf(content: readonly Segment[]): number | undefined {
   return size
 }
 
-function compose(input: MessageInput, fields: string, contents?: ReadonlyMap<string, Buffer>): Entity {
+function compose({ attachments = [], text, html, calendar }: MessageInput, contents?: ReadonlyMap<string, Buffer>) {
   const boundary = boundaries()
-  const files = (input.attachments ?? []).map((attachment, index): File => ({
-    make: attachmentEntity(attachment, index, contents),
-    inline: input.html !== undefined && attachment.content_id !== undefined,
+  const files = attachments.map((attachment, index): File => ({
+    entity: attachmentEntity(attachment, index, contents),
+    inline: html !== undefined && attachment.content_id !== undefined,
     streamed: attachment.part !== undefined,
   }))
   const ordered = inOrder(files)
-  const makersOf = (inline: boolean): EntityMaker[] =>
-    files.filter((file) => (ordered && file.inline) === inline).map(({ make }) => make)
-  const attached = makersOf(false)
-
-  // The outermost entity carries the message's own fields: which one that is depends on what there is to carry.
-  const wrap = (
-    subtype: string,
-    makers: readonly EntityMaker[],
-    params: readonly string[] = [],
-    least = 2,
-  ): EntityMaker => {
-    const [only] = makers
-    if (only !== undefined && makers.length < least) return only
-    return (headers) =>
-      multipart(
-        subtype,
-        boundary(),
-        makers.map((make) => make('')),
-        params,
-        headers,
-      )
+  const filesOf = (inline: boolean): Entity[] =>
+    files.filter((file) => (ordered && file.inline) === inline).map(({ entity }) => entity)
+  const attached = filesOf(false)
+  const wrap = (subtype: string, parts: readonly Entity[], params: readonly string[] = []): Entity => {
+    const [only] = parts
+    return only !== undefined && parts.length === 1 ? only : multipart(subtype, boundary(), parts, params)
   }
-  const { text, html, calendar } = input
-  const bodies: EntityMaker[] = []
-  if (text !== undefined) bodies.push((headers) => textEntity('text/plain; charset=utf-8', text, headers))
-  if (html !== undefined) {
-    const page: EntityMaker = (headers) => textEntity('text/html; charset=utf-8', html, headers)
-    bodies.push(wrap('related', [page, ...makersOf(true)], ['type="text/html"']))
-  }
-  if (calendar !== undefined) {
-    const type = `text/calendar; charset=utf-8; method=${calendar.method}`
-    bodies.push((headers) => textEntity(type, calendar.content, headers))
-  }
+  const bodies: Entity[] = []
+  if (text !== undefined) bodies.push(textEntity('text/plain; charset=utf-8', text))
+  if (html !== undefined)
+    bodies.push(wrap('related', [textEntity('text/html; charset=utf-8', html), ...filesOf(true)], ['type="text/html"']))
+  if (calendar !== undefined)
+    bodies.push(textEntity(`text/calendar; charset=utf-8; method=${calendar.method}`, calendar.content))
   const parts = [...(bodies.length > 0 ? [wrap('alternative', bodies)] : []), ...attached]
-  const whole = ordered
-    ? wrap('mixed', parts, [], attached.length > 0 ? 0 : 2)
-    : wrap('related', parts, [`type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`])
-  return whole(fields)
+  if (!ordered) return wrap('related', parts, [`type="${bodies.length > 1 ? 'multipart/alternative' : 'text/html'}"`])
+  return attached.length > 0 ? multipart('mixed', boundary(), parts) : wrap('mixed', parts)
 }
 
-type EntityMaker = (headers: string) => Entity
-
 interface File {
-  readonly make: EntityMaker
+  readonly entity: Entity
   /** Shown within the page, and so a part of it: ahead of what is attached. */
   readonly inline: boolean
   /** Comes at its turn and cannot be kept. */
@@ -193,19 +162,15 @@ function attachmentEntity(
   { filename, content = '', part, content_type, content_id }: AttachmentInput,
   index: number,
   contents?: ReadonlyMap<string, Buffer>,
-): EntityMaker {
-  const type = content_type ?? typeOf(filename)
-  const disposition = content_id === undefined ? 'attachment' : 'inline'
-  const file: FilePlace | undefined = part === undefined ? undefined : { part, path: `/attachments/${index}/part` }
-  const body = file ?? new Base64Text(contents?.get(content) ?? Buffer.from(content, 'latin1'))
-  return (headers) =>
-    base64Entity(
-      headers +
-        field('Content-Type', contentType(type, filename)) +
-        field('Content-Disposition', contentDisposition(disposition, filename)) +
-        (content_id === undefined ? '' : field('Content-ID', `<${content_id.replace(/^<|>$/g, '')}>`)),
-      body,
-    )
+): Entity {
+  return base64Entity(
+    field('Content-Type', contentType(content_type ?? typeOf(filename), filename)) +
+      field('Content-Disposition', contentDisposition(content_id === undefined ? 'attachment' : 'inline', filename)) +
+      (content_id === undefined ? '' : field('Content-ID', `<${content_id.replace(/^<|>$/g, '')}>`)),
+    part === undefined
+      ? new Base64Text(contents?.get(content) ?? Buffer.from(content, 'latin1'))
+      : { part, path: `/attachments/${index}/part` },
+  )
 }
 
 /** The media type that nodemailer derives from an extension, by what it documents. */
@@ -231,11 +196,7 @@ function boundaries(): () => string {
   return () => `=_${(prefix ??= randomBytes(16).toString('hex'))}.${++count}`
 }
 
-function parseMailboxes(input: MailboxInput | readonly MailboxInput[] | undefined): readonly Mailbox[] {
+function parseMailboxes(input: MessageInput['to']): readonly Mailbox[] {
   if (input === undefined) return []
-  return isList(input) ? input.map(parseMailbox) : [parseMailbox(input)]
-}
-
-function isList(input: MailboxInput | readonly MailboxInput[]): input is readonly MailboxInput[] {
-  return Array.isArray(input)
+  return Array.isArray(input) ? input.map(parseMailbox) : [parseMailbox(input)]
 }

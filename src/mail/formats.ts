@@ -1,3 +1,4 @@
+import { readOr } from '../errors.ts'
 import { parseAddress, parseMailbox, parseName } from './mailbox.ts'
 import { parameterFault } from './media-type.ts'
 import { mayBeBase64 } from './mime.ts'
@@ -22,33 +23,36 @@ const DOT_ATOM = `${ATOM}(?:\\.${ATOM})*`
 const BOUND = '(?=.{1,512}$)' // these patterns need memory for each dot, and gave out at millions
 const MESSAGE_ID = new RegExp(`^${BOUND}<${DOT_ATOM}@(?:${DOT_ATOM}|\\[[\\w.:-]+\\])>$`)
 const CONTENT_ID = new RegExp(`^${BOUND}(?:${DOT_ATOM}(?:@${DOT_ATOM})?|<${DOT_ATOM}(?:@${DOT_ATOM})?>)$`)
+const TIME = /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/
 const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${ALLOWED_HEADERS.join('|')})$`, 'i')
 
 /** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
 export const FORMATS: Readonly<Record<string, (text: string) => string | undefined>> = {
-  mailbox: (text) => reasonOf(() => parseMailbox(text)),
-  'email-address': (text) => reasonOf(() => parseAddress(text)),
-  'display-name': (text) => reasonOf(() => parseName(text)),
+  mailbox: readBy(parseMailbox),
+  'email-address': readBy(parseAddress),
+  'display-name': readBy(parseName),
   'one-line': oneLine,
   unicode: wellFormed,
   'file-name': oneLine,
   base64: (text) => (isBase64(text) ? undefined : 'is not strict base64 (RFC 4648 §4: padded, no line breaks)'),
   'media-type': mediaType,
-  'content-id': (text) => (CONTENT_ID.test(text) ? undefined : 'is not a content id such as logo or logo@corp.example'),
-  'message-id': (text) => (MESSAGE_ID.test(text) ? undefined : 'is not a message id: it should be <local@domain>'),
+  'content-id': matching(CONTENT_ID, 'is not a content id such as logo or logo@corp.example'),
+  'message-id': matching(MESSAGE_ID, 'is not a message id: it should be <local@domain>'),
   rfc3339: (text) =>
-    /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/.test(
-      text,
-    ) &&
-    !Number.isNaN(Date.parse(text)) &&
-    isDay(text.slice(0, 10))
+    TIME.test(text) && !Number.isNaN(Date.parse(text)) && isDay(text.slice(0, 10))
       ? undefined
       : 'is not a time such as 2026-01-05T09:00:00Z (RFC 3339)',
-  'envelope-id': (text) => (/^[\x21-\x7e]+$/.test(text) ? undefined : 'should be visible ASCII'),
-  'header-name': (text) =>
-    HEADER_NAME.test(text) ? undefined : `is not an allowed header field: ${HEADERS_IN_WORDS} are`,
-  'tag-name': (text) =>
-    /^(?!__proto__$)[\w.-]+$/.test(text) ? undefined : 'should be letters, digits, dots, dashes and underscores',
+  'envelope-id': matching(/^[\x21-\x7e]+$/, 'should be visible ASCII'),
+  'header-name': matching(HEADER_NAME, `is not an allowed header field: ${HEADERS_IN_WORDS} are`),
+  'tag-name': matching(/^(?!__proto__$)[\w.-]+$/, 'should be letters, digits, dots, dashes and underscores'),
+}
+
+function matching(form: RegExp, fault: string): (text: string) => string | undefined {
+  return (text) => (form.test(text) ? undefined : fault)
+}
+
+function readBy(parse: (text: string) => unknown): (text: string) => string | undefined {
+  return (text) => readOr(() => void parse(text), String)
 }
 
 /** Date takes November 31 for December 1. */
@@ -81,28 +85,13 @@ function wellFormed(text: string): string | undefined {
   return text.isWellFormed() ? undefined : 'holds half of a surrogate pair'
 }
 
+const MEDIA_TYPE =
+  /^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/
 const LONGEST_MEDIA_TYPE = 255 // a pattern needs memory for each parameter, and gave out at millions
 
 function mediaType(text: string): string | undefined {
-  if (
-    text.length > LONGEST_MEDIA_TYPE ||
-    !/^[\w!#$&^.+-]+\/[\w!#$&^.+-]+(?: *; *[\w!#$&^.+-]+=(?:[\w!#$&^.+-]+|"[\x20\x21\x23-\x5b\x5d-\x7e]*"))*$/.test(
-      text,
-    )
-  ) {
-    return 'is not a media type such as application/pdf'
-  }
+  if (text.length > LONGEST_MEDIA_TYPE || !MEDIA_TYPE.test(text)) return 'is not a media type such as application/pdf'
   return mayBeBase64(text)
     ? parameterFault(text)
     : 'cannot be sent in base64 (RFC 2045 §6.4): use application/octet-stream, or send the message raw'
-}
-
-function reasonOf(parse: () => unknown): string | undefined {
-  try {
-    parse()
-    return undefined
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error
-    return error.message
-  }
 }

@@ -28,9 +28,9 @@ export function mayBeBase64(mediaType: string): boolean {
  * A text part (RFC 2045): 7bit where it can be, otherwise whichever of quoted-printable and base64 is shorter.
  * Line breaks of every kind become CRLF.
  */
-export function textEntity(contentType: string, text: string, headers = ''): Entity {
+export function textEntity(contentType: string, text: string): Entity {
   const { encoding, content } = encodeText(text)
-  return [head(headers + field('Content-Type', contentType), encoding), content]
+  return [head(field('Content-Type', contentType), encoding), content]
 }
 
 /** A part that goes out in base64. Content is never decoded: only the line breaks are added. */
@@ -48,15 +48,10 @@ export function multipart(
   boundary: string,
   parts: readonly Entity[],
   params: readonly string[] = [],
-  headers = '',
 ): Entity {
   const delimiter = Buffer.from(`${CRLF}--${boundary}${CRLF}`)
   const type = field('Content-Type', separated([`multipart/${subtype}`, `boundary="${boundary}"`, ...params]))
-  return [
-    Buffer.from(headers + type),
-    ...parts.flatMap((part) => [delimiter, ...part]),
-    Buffer.from(`${CRLF}--${boundary}--`),
-  ]
+  return [Buffer.from(type), ...parts.flatMap((part) => [delimiter, ...part]), Buffer.from(`${CRLF}--${boundary}--`)]
 }
 
 /** Ends a message with a line break (RFC 5322 §2.1), unless its text already does. */
