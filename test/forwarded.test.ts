@@ -194,13 +194,14 @@ t.test('what was found good of a forwarded certificate lasts as long as the list
   const client = await pki.client('billing')
   const now = Date.now()
   const crl = [await createRevocationList(pki.ca, [], { nextUpdate: new Date(now + 3_600_000) })]
-  const forwarded = new ForwardedCertificates(new ClientTrust({ ca: [pki.ca.certificate], crl }))
+  const trust = new ClientTrust({ ca: [pki.ca.certificate], crl })
+  const forwarded = new ForwardedCertificates()
   const directory = parseClients(
     `clients: { billing: { fingerprints: [${client.fingerprint}], from: ["*"] } }`,
     'clients.yaml',
   )
   const ask = (at: number): unknown =>
-    forwarded.holderOf({ 'client-cert': byteSequence(client) }, { directory, tokens: undefined }, at)
+    forwarded.holderOf({ 'client-cert': byteSequence(client) }, { directory, trust, tokens: undefined }, at)
   t.ok(ask(now))
   t.ok(ask(now + 3_590_000))
   t.throws(() => ask(now + 3_601_000), {
@@ -230,7 +231,8 @@ t.test('strangers whose certificates a proxy forwards crowd out no verdict on a 
       return super.judge(...asked)
     }
   }
-  const forwarded = new ForwardedCertificates(new Counted({ ca: [ca] }))
+  const trust = new Counted({ ca: [ca] })
+  const forwarded = new ForwardedCertificates()
   const [client, ...others] = leaves
   if (client === undefined) throw new Error('there is no client')
   const listed = leaves.slice(0, 301).map(({ print }) => `"${print}"`)
@@ -239,7 +241,7 @@ t.test('strangers whose certificates a proxy forwards crowd out no verdict on a 
     'clients.yaml',
   )
   const ask = (leaf: { readonly certificate: string }): string | undefined =>
-    forwarded.holderOf({ 'client-cert': byteSequence(leaf) }, { directory, tokens: undefined }, Date.now()).known
+    forwarded.holderOf({ 'client-cert': byteSequence(leaf) }, { directory, trust, tokens: undefined }, Date.now()).known
       ?.client.name
   t.equal(ask(client), 'billing')
   for (const stranger of others.slice(300)) t.throws(() => ask(stranger), { code: 'unknown_certificate' })

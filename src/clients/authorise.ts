@@ -1,49 +1,42 @@
 import type { Client } from './clients-file.ts'
-import { type Fault, Problem } from '../errors.ts'
+import { Problem } from '../errors.ts'
 import type { Message } from '../mail/compose.ts'
-import { type PatternList, refused } from './patterns.ts'
-import type { Originator } from '../mail/raw-originators.ts'
+import type { Mailbox } from '../mail/mailbox.ts'
+import type { PatternList } from './patterns.ts'
 
-/** An address that a policy does not allow, and where it stands in the request. */
-export interface RefusedAddress {
+/** An address that a message is from or to, and where it stands in the request. */
+export interface StatedAddress {
   readonly path: string
-  /** `<>` for the null reverse-path. */
-  readonly address: string
+  readonly address: Omit<Mailbox, 'name'>
 }
 
-/** Those of some addresses that patterns do not allow; without patterns everyone is allowed. */
-export function refusedAmong(stated: readonly Originator[], patterns: PatternList | undefined): RefusedAddress[] {
-  return stated
-    .filter(({ address }) => patterns?.allows(address) === false)
-    .map(({ path, address }) => ({ path, address: address.address }))
-}
+/** The null reverse-path (RFC 5321 §4.5.5) says nothing of who sends: only the pattern `*` allows it. */
+export const NULL_PATH = { address: '<>', local: '', domain: '' } as const
 
 const MOST_NAMED = 10 // addresses and patterns in one sentence
 
 /** The 403 for addresses that a client's policy does not allow; it names each of them, and what is allowed. */
 export function addressRefusal(
   { name, from, to }: Pick<Client, 'name' | 'from' | 'to'>,
-  senders: readonly RefusedAddress[],
-  recipients: readonly RefusedAddress[],
-): Problem {
-  const fault =
-    (message: string) =>
-    (refused: RefusedAddress): Fault => ({
-      path: refused.path,
-      message: `${refused.address} is not a ${message}`,
-    })
-  const allowed = [
-    senders.length > 0 ? ` It may send as ${inSentence(from.patterns)}.` : '',
-    recipients.length > 0 ? ` It may write to ${inSentence(to?.patterns ?? [])}.` : '',
-  ]
+  senders: readonly StatedAddress[],
+  recipients: readonly StatedAddress[],
+): Problem | undefined {
+  const refused = (patterns: PatternList | undefined, stated: readonly StatedAddress[]) =>
+    stated.filter(({ address }) => patterns?.allows(address) === false)
+  const authors = refused(from, senders)
+  const all = [...authors, ...refused(to, recipients)]
+  if (all.length === 0) return undefined
+  const addresses = inSentence([...new Set(all.map(({ address }) => address.address))])
+  const maySend = authors.length > 0 ? ` It may send as ${inSentence(from.patterns)}.` : ''
+  const mayWrite = all.length > authors.length ? ` It may write to ${inSentence(to?.patterns ?? [])}.` : ''
   return new Problem(
-    senders.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
-    `The policy of ${name} does not allow ${inSentence([...new Set([...senders, ...recipients].map(({ address }) => address))])}.${allowed.join('')}`,
+    authors.length > 0 ? 'sender_not_allowed' : 'recipient_not_allowed',
+    `The policy of ${name} does not allow ${addresses}.${maySend}${mayWrite}`,
     {
-      errors: [
-        ...senders.map(fault(`sender that ${name} may use`)),
-        ...recipients.map(fault(`recipient that ${name} may write to`)),
-      ],
+      errors: all.map(({ path, address: { address } }, index) => ({
+        path,
+        message: `${address} is not a ${index < authors.length ? `sender that ${name} may use` : `recipient that ${name} may write to`}`,
+      })),
     },
   )
 }
@@ -99,15 +92,12 @@ export function tooLarge({ bytes, setBy }: SizeLimit): Problem {
 /** What the client's policy says of a message. A refusal names every offending address. Throws 403 and 413 Problems. */
 export function authoriseMessage(message: Message, client: Client, maxRecipients: number): void {
   checkRecipientCount(client, message.recipients.length, maxRecipients)
-  const senders = refused(client.from, [message.from])
-  const recipients = refused(client.to, message.recipients)
-  if (senders.length + recipients.length === 0) return
+  const { from, recipients } = message
+  const { to } = client
+  if (client.from.allows(from) && (to === undefined || recipients.every((one) => to.allows(one)))) return
   const places = placesOf(message)
-  throw addressRefusal(
-    client,
-    senders.map(({ address }) => ({ path: '/from', address })),
-    recipients.map(({ address }) => ({ path: places.get(address) ?? '', address })),
-  )
+  const stated = recipients.map((address) => ({ path: places.get(address.address) ?? '', address }))
+  throw addressRefusal(client, [{ path: '/from', address: from }], stated)
 }
 
 /** Where in the body each address first stands. */

@@ -1,19 +1,11 @@
 import { X509Certificate } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Holder, Listing } from './gate.ts'
+import type { Holder } from './gate.ts'
 import { Problem } from '../errors.ts'
-import { checkDates, checkEnabled, known, noted, type Peer, peerFrom, stranger } from './peer.ts'
-import { type ClientTrust, rootsOf, type Verdict } from '../tls/trust.ts'
+import { holderBy, type Judges, peerFrom, type Standing } from './peer.ts'
 
 /** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
 export const FORWARDED_HEADERS = ['client-cert', 'client-cert-chain', 'x-ssl-client-cert'] as const
-
-interface Judged {
-  readonly peer: Peer
-  readonly verdict: Verdict
-  /** Unix ms; the dates of the leaf itself are looked at each time. */
-  readonly until: number
-}
 
 // With what OpenSSL keeps of each some 20 KB: the callers of a busy proxy, in a few megabytes.
 const MAX_REMEMBERED = 250
@@ -22,58 +14,35 @@ const MAX_HEADER_CHARS = 12_000
 
 /**
  * The certificates that proxies forward (RFC 9440, and nginx's `$ssl_client_escaped_cert`), judged as a handshake would
- * have judged them. What was found good is remembered, so that it belongs to one ClientTrust: a reload makes a new one.
+ * have judged them. Only what is listed is remembered: others could crowd it out.
  */
 export class ForwardedCertificates {
-  readonly #trust: ClientTrust
-  readonly #judged = new Map<string, Judged>()
-
-  constructor(trust: ClientTrust) {
-    this.#trust = trust
-  }
+  /** By header. The first one is the one that was not asked for the longest. */
+  readonly #remembered = new Map<string, { readonly leaf: X509Certificate; readonly standing: Standing }>()
 
   /** Whom a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
-  holderOf(headers: IncomingHttpHeaders, listing: Pick<Listing, 'directory' | 'tokens'>, now: number): Holder {
+  holderOf(headers: IncomingHttpHeaders, listing: Judges, now: number): Holder {
     const { name, value } = forwardedHeader(headers)
     const key = `${name}:${value}`
-    let judged = this.#judged.get(key)
-    if (judged !== undefined) this.#judged.delete(key)
-    if (judged === undefined || judged.until < now) judged = this.#judge(name, value, listing, now)
-    // Put in anew each time, so that the first one is the one that was not asked for the longest.
-    this.#judged.set(key, judged)
-    for (const oldest of this.#judged.keys()) {
-      if (this.#judged.size <= MAX_REMEMBERED) break
-      this.#judged.delete(oldest)
+    let remembered = this.#remembered.get(key)
+    if (remembered !== undefined) this.#remembered.delete(key)
+    else {
+      const leaf = name === 'client-cert' ? fromByteSequence(value) : fromEscapedPem(value)
+      remembered = { leaf, standing: { peer: peerFrom(leaf) } }
     }
-    const holder = holderOf(judged, listing, now)
+    const { leaf, standing } = remembered
+    const holder = holderBy(standing, () => [leaf], listing, now)
+    this.#remembered.set(key, remembered)
+    for (const oldest of this.#remembered.keys()) {
+      if (this.#remembered.size <= MAX_REMEMBERED) break
+      this.#remembered.delete(oldest)
+    }
     if (holder.known?.client.role === 'proxy')
       throw refusal(
         `The forwarded certificate ${holder.peer.fingerprint256} is that of a proxy, which sends nothing itself.`,
       )
     return holder
   }
-
-  #judge(name: string, value: string, listing: Pick<Listing, 'directory' | 'tokens'>, now: number): Judged {
-    const leaf = name === 'client-cert' ? fromByteSequence(value) : fromEscapedPem(value)
-    const peer = peerFrom(leaf)
-    const verdict = this.#trust.judge(leaf, [], now)
-    if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
-    const judged = { peer, verdict, until: verdict.until }
-    holderOf(judged, listing, now) // only what is listed is remembered: others could crowd it out
-    return judged
-  }
-}
-
-function holderOf(
-  { peer, verdict }: Judged,
-  { directory, tokens }: Pick<Listing, 'directory' | 'tokens'>,
-  now: number,
-): Holder {
-  checkDates(peer, now)
-  const found = known(peer, directory, () => rootsOf(verdict))
-  if (found === undefined && tokens === undefined) throw stranger(peer)
-  if (found !== undefined) checkEnabled(found.client, peer)
-  return { peer, known: found }
 }
 
 /** The one header that names the client. Node joins repeated ones with a comma, which no form of a certificate has. */
@@ -105,18 +74,11 @@ function fromByteSequence(value: string): X509Certificate {
 
 /** A PEM certificate, percent-encoded: what nginx has in `$ssl_client_escaped_cert`. */
 function fromEscapedPem(value: string): X509Certificate {
-  const pem = /^[\w.~%!*'()-]+$/.test(value) ? decode(value) : ''
+  const isEncoded = /^(?:[\w.~!*'()-]|%[0-7][\da-f])+$/i.test(value)
+  const pem = isEncoded ? decodeURIComponent(value) : ''
   const base64 = /^-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*$/.exec(pem)?.[1]
   if (base64 === undefined) throw refusal('X-SSL-Client-Cert is not one URL-encoded certificate in PEM form.')
   return parse(Buffer.from(base64, 'base64'), 'X-SSL-Client-Cert')
-}
-
-function decode(value: string): string {
-  try {
-    return decodeURIComponent(value)
-  } catch {
-    return ''
-  }
 }
 
 function parse(der: Buffer, header: string): X509Certificate {

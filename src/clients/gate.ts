@@ -4,17 +4,17 @@ import { Problem } from '../errors.ts'
 import { FORWARDED_HEADERS, type ForwardedCertificates } from './forwarded.ts'
 import {
   checkDates,
-  checkEnabled,
-  known,
+  holderBy,
   noCertificate,
   noProxy,
-  noted,
   type Peer,
   peerFrom,
+  type Presented,
   presentedBy,
+  type Standing,
   stranger,
 } from './peer.ts'
-import { type ClientTrust, rootsOf, type Verdict } from '../tls/trust.ts'
+import type { ClientTrust } from '../tls/trust.ts'
 
 export interface Caller {
   readonly peer: Peer
@@ -74,13 +74,15 @@ export function admit(arrival: Arrival, listing: Listing, now = Date.now(), seen
   const { headers, rawHeaders = [] } = arrival
   const { tokens, directory } = listing
   const holder = effectiveHolder(arrival, listing, now, seen)
+  const { peer, known } = holder
   let caller: Caller
-  if (tokens === undefined || (headers === undefined && holder.known !== undefined)) caller = listed(holder)
-  else {
-    if (headers === undefined) throw new UnverifiedToken(() => Promise.resolve()) // it may be in what could not be read
+  if (tokens !== undefined && headers !== undefined) {
     const authorization = headers.authorization === undefined ? [] : valuesOf(rawHeaders, 'authorization')
     caller = tokens.callerOf(holder, authorization, directory, now)
-  }
+  } else if (known !== undefined) caller = { peer, ...known }
+  else if (tokens !== undefined)
+    throw new UnverifiedToken(() => Promise.resolve()) // it may be in what could not be read
+  else throw stranger(peer)
   seen(caller)
   return caller
 }
@@ -104,12 +106,6 @@ export function effectiveHolder(
   return holder
 }
 
-/** The client of a certificate that is listed. Throws a 403 Problem. */
-function listed({ peer, known: found }: Holder): Caller {
-  if (found === undefined) throw stranger(peer)
-  return { peer, ...found }
-}
-
 /**
  * All values of a header, named in lower case: Node keeps the first of several Authorization, Content-Type or Host in
  * silence.
@@ -118,44 +114,21 @@ export function valuesOf(rawHeaders: readonly string[], name: string): string[] 
   return rawHeaders.filter((_, index) => index % 2 === 1 && rawHeaders[index - 1]?.toLowerCase() === name)
 }
 
-/** What is known of a connection: its certificate, what a ClientTrust last said of it, whom a directory knows by it. */
-interface Standing {
-  readonly peer: Peer
-  judged?: { readonly trust: ClientTrust; readonly verdict: Verdict }
-  found?: { readonly directory: ClientDirectory; readonly verdict: Verdict; readonly known: Known | undefined }
-}
-
 const standings = new WeakMap<object, Standing>()
 
 /**
- * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. The
- * certificate is read once for each connection, the chain climbed and names looked up once for each reload; otherwise this
- * is a look-up, for strangers too. Throws a 401 or 403 Problem; where tokens are taken the certificate may be one that
- * nobody is listed with.
+ * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. Throws
+ * a 401 or 403 Problem; where tokens are taken the certificate may be one that nobody is listed with.
  */
-export function holderOf(socket: unknown, { directory, trust, tokens }: Listing, now: number): Holder {
+export function holderOf(socket: unknown, listing: Listing, now: number): Holder {
   if (typeof socket !== 'object' || socket === null) throw noCertificate()
-  let presented: ReturnType<typeof presentedBy> | undefined
-  let state = standings.get(socket)
-  if (state === undefined) {
-    presented = presentedBy(socket)
-    state = { peer: peerFrom(presented[0]) }
-    standings.set(socket, state)
-  }
-  const { peer } = state
+  let presented: Presented | undefined
+  const present = (): Presented => (presented ??= presentedBy(socket))
+  let standing = standings.get(socket)
+  if (standing === undefined) standings.set(socket, (standing = { peer: peerFrom(present()[0]) }))
+  const { peer } = standing
+  const { tokens, directory } = listing
   checkDates(peer, now)
   if (tokens === undefined && !directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // a stranger's chain is not climbed
-  let verdict = state.judged?.trust === trust ? state.judged.verdict : undefined
-  if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
-    const [leaf, ...others] = presented ?? presentedBy(socket)
-    verdict = trust.judge(leaf, others, now)
-    state.judged = { trust, verdict }
-  }
-  if (state.found?.directory !== directory || state.found.verdict !== verdict)
-    state.found = { directory, verdict, known: known(peer, directory, () => rootsOf(verdict)) }
-  const found = state.found.known
-  if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
-  if (found === undefined && tokens === undefined) throw stranger(peer)
-  if (found !== undefined) checkEnabled(found.client, peer)
-  return { peer, known: found }
+  return holderBy(standing, present, listing, now)
 }

@@ -51,8 +51,3 @@ export class PatternList {
     return false
   }
 }
-
-/** The mailboxes that the patterns do not allow. Without patterns (`undefined`) everyone is allowed. */
-export function refused(patterns: PatternList | undefined, mailboxes: readonly Mailbox[]): readonly Mailbox[] {
-  return patterns === undefined ? [] : mailboxes.filter((mailbox) => !patterns.allows(mailbox))
-}

@@ -2,9 +2,11 @@ import { X509Certificate } from 'node:crypto'
 import { TLSSocket } from 'node:tls'
 import type { Client, ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
+import type { Holder, Listing } from './gate.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { notAfter, notBefore, oneLine } from '../tls/context.ts'
 import { clientNames } from '../tls/names.ts'
+import type { ClientTrust, Verdict } from '../tls/trust.ts'
 
 /** What the leaf certificate of one connection says. Read once a socket: parsing costs more than the rest of a request. */
 export type Peer = Readonly<ReturnType<typeof peerFrom>>
@@ -36,13 +38,16 @@ export function peerFrom(leaf: X509Certificate) {
   }
 }
 
+/** A leaf, and certificates that came with it. */
+export type Presented = readonly [leaf: X509Certificate, ...others: X509Certificate[]]
+
 /**
  * The leaf of a connection and its issuers as they came, or as this side knows them: at most 10. Not by
  * `getPeerX509Certificate`, whose every call takes 5 KB that nothing gives back (Node 20 to 24). Throws a 401
  * Problem for anything but a TLS socket whose chain was verified, so that a request which came in any other way (a plain
  * socket, a mock) has no identity.
  */
-export function presentedBy(socket: unknown): readonly [leaf: X509Certificate, ...others: X509Certificate[]] {
+export function presentedBy(socket: unknown): Presented {
   const shown = socket instanceof TLSSocket && socket.authorized ? socket.getPeerCertificate(true) : undefined
   if (shown?.raw === undefined) throw noCertificate()
   const others: X509Certificate[] = []
@@ -72,14 +77,51 @@ export function checkDates(peer: Peer, now: number): void {
   if (why !== undefined) throw noted(new Problem('certificate_expired', `The client certificate ${why}.`), peer)
 }
 
+/** What is known of a certificate: what it says, what a ClientTrust last said of it, whom a directory knows by it. */
+export interface Standing {
+  readonly peer: Peer
+  judged?: { readonly trust: ClientTrust; readonly verdict: Verdict }
+  found?: { readonly directory: ClientDirectory; readonly verdict: Verdict; readonly known: Known | undefined }
+}
+
+/** What certificates are judged by. */
+export type Judges = Pick<Listing, 'directory' | 'trust' | 'tokens'>
+
+/**
+ * Who holds a certificate, by all that is in force at this moment. The chain is climbed and names are looked up once for
+ * each reload; otherwise this is a look-up, for strangers too. Throws a 403 Problem.
+ */
+export function holderBy(
+  standing: Standing,
+  presented: () => Presented,
+  { directory, trust, tokens }: Judges,
+  now: number,
+): Holder {
+  const { peer } = standing
+  let verdict = standing.judged?.trust === trust ? standing.judged.verdict : undefined
+  if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
+    const [leaf, ...others] = presented()
+    verdict = trust.judge(leaf, others, now)
+    standing.judged = { trust, verdict }
+  }
+  if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
+  checkDates(peer, now)
+  if (standing.found?.directory !== directory || standing.found.verdict !== verdict)
+    standing.found = { directory, verdict, known: knownBy(peer, directory, verdict.roots) }
+  const { known } = standing.found
+  if (known === undefined && tokens === undefined) throw stranger(peer)
+  if (known !== undefined) checkEnabled(known.client, peer)
+  return { peer, known }
+}
+
 /**
  * The client that a leaf is listed for: a fingerprint wins over a pin, a pin over a name. Names count under the roots of the
  * leaf alone. Throws a 403 Problem where its names belong to more than one client.
  */
-export function known(peer: Peer, directory: ClientDirectory, roots: () => readonly Fingerprint[]): Known | undefined {
+function knownBy(peer: Peer, directory: ClientDirectory, roots: readonly Fingerprint[]): Known | undefined {
   const found = directory.find(peer)
   if (found !== undefined || !directory.hasNames || peer.names.length === 0) return found
-  const [named, other] = directory.named(peer.names, roots())
+  const [named, other] = directory.named(peer.names, roots)
   if (named !== undefined && other !== undefined)
     throw new Problem(
       'unknown_certificate',

@@ -4,26 +4,15 @@ import { withoutBlanks } from './raw-header.ts'
 export const MAX_CALENDAR = 1_000_000
 
 /** The iTIP methods (RFC 5546 §1.4). */
-export const METHODS: readonly string[] = [
-  'PUBLISH',
-  'REQUEST',
-  'REPLY',
-  'ADD',
-  'CANCEL',
-  'REFRESH',
-  'COUNTER',
-  'DECLINECOUNTER',
-]
+export const METHODS = 'PUBLISH REQUEST REPLY ADD CANCEL REFRESH COUNTER DECLINECOUNTER'.split(' ')
 
 /**
  * Checks that a text is one iCalendar object (RFC 5545 §3.4) whose METHOD is the one that its media type will state
  * (RFC 6047 §2.4): some programs act on the one, some on the other. Returns a sentence that follows the field's name.
  */
 export function calendarFault(method: string, content: string): string | undefined {
-  const lines = content
-    .replace(/(?:\r\n|\r|\n)[ \t]/g, '')
-    .split(/\r\n|\r|\n/)
-    .filter((line) => line !== '')
+  const unfolded = content.replace(/(?:\r\n|\r|\n)[ \t]/g, '')
+  const lines = unfolded.split(/[\r\n]+/).filter((line) => line !== '')
   const open: string[] = []
   const methods: string[] = []
   for (const [index, line] of lines.entries()) {

@@ -3,28 +3,17 @@ import { parseAddress, parseMailbox, parseName } from './mailbox.ts'
 import { parameterFault } from './media-type.ts'
 import { mayBeBase64 } from './mime.ts'
 
-const ALLOWED_HEADERS = [
-  'In-Reply-To',
-  'References',
-  'Auto-Submitted',
-  'Precedence',
-  'Importance',
-  'Priority',
-  'Feedback-ID',
-  'Organization',
-  'Keywords',
-  'Comments',
-  'Content-Language',
-]
+const NAMED_HEADERS =
+  'In-Reply-To, References, Auto-Submitted, Precedence, Importance, Priority, Feedback-ID, Organization, Keywords, Comments, Content-Language'
 /** Names of `headers`, in words. */
-export const HEADERS_IN_WORDS = `X-*, List-*, ${ALLOWED_HEADERS.join(', ')}`
+export const HEADERS_IN_WORDS = `X-*, List-*, ${NAMED_HEADERS}`
 const ATOM = "[\\w!#$%&'*+/=?^`{|}~-]+" // RFC 5322 §3.2.3
 const DOT_ATOM = `${ATOM}(?:\\.${ATOM})*`
 const BOUND = '(?=.{1,512}$)' // these patterns need memory for each dot, and gave out at millions
 const MESSAGE_ID = new RegExp(`^${BOUND}<${DOT_ATOM}@(?:${DOT_ATOM}|\\[[\\w.:-]+\\])>$`)
 const CONTENT_ID = new RegExp(`^${BOUND}(?:${DOT_ATOM}(?:@${DOT_ATOM})?|<${DOT_ATOM}(?:@${DOT_ATOM})?>)$`)
 const TIME = /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/
-const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${ALLOWED_HEADERS.join('|')})$`, 'i')
+const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${NAMED_HEADERS.replaceAll(', ', '|')})$`, 'i')
 
 /** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
 export const FORMATS: Readonly<Record<string, (text: string) => string | undefined>> = {

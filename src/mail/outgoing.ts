@@ -22,23 +22,12 @@ export interface Outgoing {
 // Small enough that what is still here when a connection breaks is known not to have been sent.
 const SLICE = 16 * 1024
 
-/** The content as one piece, where that is a single slice. */
-function joined(content: readonly Segment[]): readonly Buffer[] | undefined {
-  const pieces: Buffer[] = []
-  let size = 0
-  for (const segment of content) {
-    if (!Buffer.isBuffer(segment)) return undefined
-    size += segment.length
-    if (size > SLICE) return undefined
-    pieces.push(segment)
-  }
-  if (size === 0) return undefined
-  return pieces.length === 1 ? pieces : [Buffer.concat(pieces, size)]
-}
-
 /** Content that is all in memory, to be given to a relay: what is small in one piece. */
 export function pieces(content: readonly Segment[]): Iterable<Buffer> {
-  return slices(joined(content) ?? content)
+  const buffers = content.filter((segment) => Buffer.isBuffer(segment))
+  const size = buffers.reduce((sum, { length }) => sum + length, 0)
+  const isSmall = buffers.length === content.length && size > 0 && size <= SLICE
+  return isSmall ? [Buffer.concat(buffers, size)] : slices(content)
 }
 
 /** Content in pieces of at most about 16 KB, none of them empty. Throws where a file's bytes are not there. */

@@ -31,32 +31,14 @@ const CR = 0x0d
 const LF = 0x0a
 
 // RFC 5322 §3.6 and RFC 2045: what may stand once. A second one is read by some and not by others.
-const SINGLE = new Set([
-  'date',
-  'from',
-  'sender',
-  'reply-to',
-  'to',
-  'cc',
-  'message-id',
-  'in-reply-to',
-  'references',
-  'subject',
-  'mime-version',
-  'content-type',
-  'content-transfer-encoding',
-  'content-id',
-  'content-description',
-  'content-disposition',
-])
+const SINGLE =
+  /^(?:date|from|sender|reply-to|to|cc|message-id|in-reply-to|references|subject|mime-version|content-(?:type|transfer-encoding|id|description|disposition))$/
 
 /**
  * Reads the header of a message and no more: what came of the body with it is `rest`. Throws a 400 Problem for a header
  * of more than 64 KiB, and what `next` throws.
  */
-export async function readHeader(
-  upload: Pieces,
-): Promise<{ readonly head: Buffer; readonly closed: boolean; readonly rest: Buffer }> {
+export async function readHeader(upload: Pieces): Promise<{ head: Buffer; closed: boolean; rest: Buffer }> {
   const pieces: Buffer[] = []
   const end = new HeaderEnd()
   let size = 0
@@ -109,15 +91,14 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
     fields.push({ name, lines: [line] })
   })
 
-  const parsed = fields.map(({ name, lines: own }): HeaderField => {
-    const value = withoutBlanks(own.join('').slice(name.length + 1))
-    return { name, key: name.toLowerCase(), raw: own.map((line) => `${line}\r\n`).join(''), value }
-  })
   const seen = new Set<string>()
-  for (const { key, name } of parsed) {
-    if (SINGLE.has(key) && seen.has(key)) fault(`/headers/${name}`, 'stands more than once')
+  const parsed = fields.map(({ name, lines: own }): HeaderField => {
+    const key = name.toLowerCase()
+    if (SINGLE.test(key) && seen.has(key)) fault(`/headers/${name}`, 'stands more than once')
     seen.add(key)
-  }
+    const value = withoutBlanks(own.join('').slice(name.length + 1))
+    return { name, key, raw: own.map((line) => `${line}\r\n`).join(''), value }
+  })
   if (faults.length > 0) throw invalidHeader(faults)
   return { fields: parsed, closed, utf8: !ascii }
 }
@@ -140,11 +121,8 @@ export function writeHeader(fields: readonly Pick<HeaderField, 'raw'>[], closed:
 
 export function invalidHeader(faults: readonly Fault[]): Problem {
   const [first] = faults
-  return new Problem(
-    'malformed_mime',
-    first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`,
-    { errors: faults },
-  )
+  const detail = first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`
+  return new Problem('malformed_mime', detail, { errors: faults })
 }
 
 /** Finds the blank line after a header, piece by piece, each octet looked at once. */

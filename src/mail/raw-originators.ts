@@ -1,4 +1,4 @@
-import type { Fault } from '../errors.ts'
+import { type Fault, readOr } from '../errors.ts'
 import { decodeWords } from './encoded-words.ts'
 import { checkName, type Mailbox, parseWrittenAddress } from './mailbox.ts'
 import { parameterFault, wholeMessageFault } from './media-type.ts'
@@ -13,7 +13,7 @@ export interface Originator {
 }
 
 /** A header that may go out, once its originators have passed the policy. */
-export interface JudgedHeader {
+interface JudgedHeader {
   /** In wire form, corrected. */
   readonly bytes: Buffer
   /** `<local@domain>`. */
@@ -37,24 +37,24 @@ const SINGLES = new Set(['sender', 'resent-sender'])
  */
 export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: Date): JudgedHeader {
   const faults: Fault[] = []
-  const originators = fields.flatMap((field) => originatorsOf(field, faults))
+  const fault = (name: string, message: string): void => void faults.push({ path: `/headers/${name}`, message })
+  const originators = fields.flatMap((field) => originatorsOf(field, fault))
   const of = (key: string): readonly HeaderField[] => fields.filter((field) => field.key === key)
   const from = originators.filter(({ path }) => path.toLowerCase() === '/headers/from')
   const [first] = from
-  if (of('from').length === 0) faults.push({ path: '/headers/From', message: 'is required' })
+  if (of('from').length === 0) fault('From', 'is required')
   if (from.length > 1 && of('sender').length === 0)
-    faults.push({ path: '/headers/Sender', message: 'is required where From has several mailboxes (RFC 5322 §3.6.2)' })
-  if (fields.some(({ key }) => key.startsWith('resent-')) && of('resent-from').length === 0) {
-    faults.push({ path: '/headers/Resent-From', message: 'is required where a message is resent (RFC 5322 §3.6.6)' })
-  }
+    fault('Sender', 'is required where From has several mailboxes (RFC 5322 §3.6.2)')
+  if (fields.some(({ key }) => key.startsWith('resent-')) && of('resent-from').length === 0)
+    fault('Resent-From', 'is required where a message is resent (RFC 5322 §3.6.6)')
   const [given] = of('message-id')
   const [, givenId] = MESSAGE_ID.exec(given?.value ?? '') ?? []
   if (given !== undefined && givenId === undefined)
-    faults.push({ path: '/headers/Message-ID', message: 'is not a message id: it should be <local@domain>' })
+    fault('Message-ID', 'is not a message id: it should be <local@domain>')
   for (const { key, name, value } of fields) {
     if (key !== 'content-type' && key !== 'content-disposition') continue
     const message = parameterFault(value) ?? (key === 'content-type' ? wholeMessageFault(value) : undefined)
-    if (message !== undefined) faults.push({ path: `/headers/${name}`, message })
+    if (message !== undefined) fault(name, message)
   }
   if (faults.length > 0 || first === undefined) throw invalidHeader(faults)
   const messageId = givenId ?? `<${id}@${first.address.domain}>`
@@ -66,18 +66,21 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
   return { bytes: writeHeader([...kept, ...added], closed), messageId, from: first.address, originators }
 }
 
-function originatorsOf({ key, name, raw }: HeaderField, faults: Fault[]): readonly Originator[] {
+function originatorsOf(
+  { key, name, raw }: HeaderField,
+  fault: (name: string, message: string) => void,
+): readonly Originator[] {
   if (!LISTS.has(key) && !SINGLES.has(key)) return []
   const path = `/headers/${name}`
-  try {
+  const read = (): readonly Originator[] => {
     const addresses = parseAddressList(Buffer.from(raw.slice(name.length + 1), 'latin1').toString())
     if (SINGLES.has(key) && addresses.length > 1) throw new RangeError('is not exactly one mailbox')
     return addresses.map((address) => ({ path, address }))
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error
-    faults.push({ path, message: error.message })
-    return []
   }
+  return readOr(read, (message) => {
+    fault(name, message)
+    return []
+  })
 }
 
 // White space, a quoted string, an address in angle brackets, a comma, a comment, or a word. No two can begin at the same

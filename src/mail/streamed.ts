@@ -2,13 +2,13 @@ import { Problem } from '../errors.ts'
 import type { RelayFeatures } from './outgoing.ts'
 
 /** Where a caller's body is read from: whether it is waited for now, and when a piece last moved (performance.now()). */
-export interface Arriving {
+interface Arriving {
   readonly waiting: boolean
   readonly movedAt: number
 }
 
 /** Makes the content, reading the upload as it goes. Without a relay nothing is sent: a dry run. */
-export type Generate = (relay: RelayFeatures | undefined) => AsyncIterable<Buffer>
+type Generate = (relay: RelayFeatures | undefined) => AsyncIterable<Buffer>
 
 /**
  * Content that comes from the caller while it goes to the relay. It can be opened for each attempt, but read only once:
@@ -36,14 +36,10 @@ export class StreamedContent {
     return this.#begunAt !== undefined
   }
 
-  open(relay?: RelayFeatures): AsyncIterable<Buffer> {
-    return this.#read(relay)
-  }
-
   /** Reads and checks everything, and throws it away. Throws the Problem that the content ends with. */
   async drain(): Promise<void> {
     try {
-      for await (const _ of this.#read(undefined));
+      for await (const _ of this.open());
     } catch (error) {
       throw this.fault ?? error
     }
@@ -60,7 +56,7 @@ export class StreamedContent {
     return Math.max(this.#movedAt, this.#upload.movedAt) + timeout - now
   }
 
-  async *#read(relay: RelayFeatures | undefined): AsyncGenerator<Buffer> {
+  async *open(relay?: RelayFeatures): AsyncGenerator<Buffer> {
     if (this.begun) throw new Error('the content can be read only once')
     this.#begunAt = this.#movedAt = performance.now()
     try {

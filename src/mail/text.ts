@@ -11,9 +11,8 @@ const HEX = Buffer.from('0123456789ABCDEF')
 const PRINTABLE = /^[\t\r\n -~]*$/
 const SMALL = 16 * 1024 // octets that are worth being one piece with the rest of a message
 
-/** A text in the form in which it goes out. */
+/** A text in the form in which it goes out, with its Content-Transfer-Encoding (RFC 2045 §6). */
 export interface EncodedText {
-  /** Content-Transfer-Encoding (RFC 2045 §6). */
   readonly encoding: '7bit' | 'quoted-printable' | 'base64'
   readonly content: Buffer | Base64Text
 }
@@ -42,17 +41,8 @@ function sevenBit(text: string): Buffer | undefined {
   return fit ? Buffer.from(lines.join('\r\n'), 'latin1') : undefined
 }
 
-interface Survey {
-  /** CR without LF, and LF without CR. */
-  readonly loneBreaks: number
-  /** Octets. */
-  readonly longestLine: number
-  /** Octets beside line breaks, tabs and printable ASCII. */
-  readonly others: number
-  readonly equals: number
-}
-
-function survey(octets: Buffer): Survey {
+/** CRs without LF and LFs without CR, and octets: of the longest line, "=", and what is no line break, tab or printable ASCII. */
+function survey(octets: Buffer) {
   let [loneBreaks, longestLine, others, equals, lineStart] = [0, 0, 0, 0, 0]
   for (let at = 0; at < octets.length; at++) {
     const octet = octets[at] ?? 0
@@ -91,7 +81,8 @@ function quotedPrintable(octets: Buffer): Buffer {
   let [end, column] = [0, 0]
   for (let at = 0; at < octets.length; at++) {
     const octet = octets[at] ?? 0
-    if (octet > SPACE && octet <= TILDE && octet !== EQUALS && column < QP_LINE) {
+    const printable = octet > SPACE && octet <= TILDE && octet !== EQUALS
+    if (printable && column < QP_LINE) {
       out[end++] = octet // as most are
       column += 1
       continue
@@ -102,9 +93,7 @@ function quotedPrintable(octets: Buffer): Buffer {
       continue
     }
     const blank = octet === SPACE || octet === TAB
-    const literal = blank
-      ? at + 1 < octets.length && octets[at + 1] !== CR
-      : octet > SPACE && octet <= TILDE && octet !== EQUALS
+    const literal = blank ? at + 1 < octets.length && octets[at + 1] !== CR : printable
     const width = literal ? 1 : octet < 0xc0 ? 3 : octet < 0xe0 ? 6 : octet < 0xf0 ? 9 : 12 // of the whole character in UTF-8
     if (column + width > QP_LINE) {
       out[end++] = EQUALS

@@ -79,11 +79,10 @@ export class Reloader implements ClientSource {
     this.#secureContext = inForce.secureContext
     this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
     for (const [part, digest] of this.#tried) this.#inForce.set(part, { digest, readAt: new Date() })
-    const trust = new ClientTrust(inForce.secureContext)
     this.current = {
       directory: inForce.clients,
-      trust,
-      forwarded: new ForwardedCertificates(trust),
+      trust: new ClientTrust(inForce.secureContext),
+      forwarded: new ForwardedCertificates(),
       tokens: options.tokens,
       seen: (caller) => this.#expiry.seen(caller),
     }
@@ -221,7 +220,7 @@ export class Reloader implements ClientSource {
       const trust = new ClientTrust(context)
       this.#check(this.current.directory, trust)
       this.#secureContext = context
-      this.current = { ...this.current, trust, forwarded: new ForwardedCertificates(trust) }
+      this.current = { ...this.current, trust }
     }
     this.#serving?.server.setSecureContext(this.#secureContext)
     this.#warn(now.getTime())

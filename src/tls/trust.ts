@@ -12,13 +12,9 @@ export type Verdict = { readonly problem: Problem } | Proof
 
 interface Proof {
   readonly problem: undefined
+  /** Several where one was renewed with its key, or signed another's CA. */
   readonly roots: readonly Fingerprint[]
   readonly until: number
-}
-
-/** The roots that the good ways up from a leaf end at: several where one was renewed with its key, or signed another's CA. */
-export function rootsOf(verdict: Verdict): readonly Fingerprint[] {
-  return verdict.problem === undefined ? verdict.roots : []
 }
 
 // Certificates of a chain: more than any real one has. Further ones that a peer presents are not looked at.

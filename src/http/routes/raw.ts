@@ -1,5 +1,5 @@
 import { type Fault, Problem, readOr } from '../../errors.ts'
-import { addressRefusal, checkRecipientCount, type RefusedAddress, refusedAmong } from '../../clients/authorise.ts'
+import { addressRefusal, checkRecipientCount, NULL_PATH } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
 import { admit } from '../../clients/gate.ts'
 import { type Mailbox, needsSmtpUtf8, parseAddress } from '../../mail/mailbox.ts'
@@ -98,16 +98,10 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
 
 /** Throws the 403 Problem that names every address, of envelope and header, that the client's policy does not allow. */
 function authorise({ from, to }: RawEnvelope, originators: readonly Originator[], client: Client): void {
-  const senders = [...refusedSender(from, client), ...refusedAmong(originators, client.from)]
-  const stated = to.map((address, index) => ({ path: `/rcpt_to/${index}`, address }))
-  const recipients = refusedAmong(stated, client.to)
-  if (senders.length + recipients.length > 0) throw addressRefusal(client, senders, recipients)
-}
-
-/** The null reverse-path says nothing of who sends: it is for clients that may send as anyone. */
-function refusedSender(from: Address | undefined, client: Client): readonly RefusedAddress[] {
-  if (from === undefined ? client.from.patterns.includes('*') : client.from.allows(from)) return []
-  return [{ path: '/mail_from', address: from?.address ?? '<>' }]
+  const senders = [{ path: '/mail_from', address: from ?? NULL_PATH }, ...originators]
+  const recipients = to.map((address, index) => ({ path: `/rcpt_to/${index}`, address }))
+  const refusal = addressRefusal(client, senders, recipients)
+  if (refusal !== undefined) throw refusal
 }
 
 /** Throws a 400 Problem `invalid_message` that names every faulty address. Duplicates go out once. */

@@ -331,14 +331,8 @@ export class Queue {
       if (error instanceof Problem) return error
       throw error
     }
-    const senders = client.from.allows(parseMailbox(envelope.from)) ? [] : [{ path: '/from', address: envelope.from }]
-    const recipients = envelope.to.filter((address) => client.to?.allows(parseMailbox(address)) === false)
-    if (senders.length + recipients.length === 0) return undefined
-    return addressRefusal(
-      client,
-      senders,
-      recipients.map((address) => ({ path: '/to', address })),
-    )
+    const recipients = envelope.to.map((address) => ({ path: '/to', address: parseMailbox(address) }))
+    return addressRefusal(client, [{ path: '/from', address: parseMailbox(envelope.from) }], recipients)
   }
 
   /** Takes one of the client's rate, or gives how long that holds all of its messages back. */
