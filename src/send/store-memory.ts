@@ -1,6 +1,5 @@
 import v8 from 'node:v8'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
-import { type Entry, Shelf } from './shelf.ts'
 
 export interface MemoryLimits {
   readonly keys: number
@@ -8,11 +7,31 @@ export interface MemoryLimits {
   readonly bytes: number
 }
 
+/** One key of one client. */
+interface Entry {
+  /** Empty while it is not known. */
+  bodyHash: string
+  /** By Date.now(). */
+  readonly expires: number
+  /** Undefined while the request runs. */
+  answer: StoredAnswer | undefined
+  /** Bytes, by estimate. */
+  size: number
+}
+
+/** The keys of one client, in the order in which they came and expire. */
+interface Shelf {
+  readonly entries: Map<string, Entry>
+  bytes: number
+}
+
 const MAX_KEYS = 1_000_000
 const MAX_BYTES = 256 * 2 ** 20
 const HEAP_SHARE = 0.25 // with --max-old-space-size=384, 256 MB of answers and a large message were too much together
 const SWEEP_MS = 60_000
-/** What an entry costs beside its texts: a map slot, two objects and string headers. Measured, rounded up. */
+// Of the keys of a client that go at once where there is no room: a Map steps over everything that was taken from its front.
+const SHARE_AT_ONCE = 1 / 64
+/** What an entry costs beside its texts: a map slot, an object and string headers. Measured, rounded up. */
 const OVERHEAD = 350
 
 /**
@@ -31,7 +50,7 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
     const bytes = Math.min(MAX_BYTES, HEAP_SHARE * v8.getHeapStatistics().heap_size_limit)
     this.#limits = limits ?? { keys: MAX_KEYS, bytes }
     this.#sweeper = setInterval(() => {
-      for (const [scope, shelf] of this.#shelves) this.#dropExpired(scope, shelf)
+      for (const [scope, shelf] of this.#shelves) this.#dropOldest(scope, shelf, Infinity, Date.now())
     }, SWEEP_MS)
     this.#sweeper.unref()
   }
@@ -41,31 +60,24 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
   }
 
   async claim(scope: string, key: string, bodyHash = '', lostMs = 0): Promise<Claimed> {
-    const shelf = this.#shelves.get(scope) ?? new Shelf()
-    this.#dropExpired(scope, shelf)
-    const known = shelf.get(key)
-    if (known !== undefined) {
+    const shelf = this.#shelves.get(scope) ?? { entries: new Map(), bytes: 0 }
+    const known = shelf.entries.get(key)
+    const now = Date.now()
+    if (known !== undefined && (known.answer === undefined || known.expires > now)) {
       if (known.bodyHash !== '' && bodyHash !== '' && known.bodyHash !== bodyHash) return { state: 'reused' }
       return known.answer === undefined
         ? { state: 'running' }
         : { state: 'finished', answer: known.answer, bodyHash: known.bodyHash }
     }
+    if (known !== undefined) this.#drop(scope, shelf, key, known)
     if (lostMs > performance.now() - this.#since) return { state: 'lost' }
     const size = OVERHEAD + key.length + bodyHash.length
-    const entry: Entry = {
-      key,
-      bodyHash,
-      expires: Date.now() + KEY_LIFETIME_MS,
-      answer: undefined,
-      size,
-      older: undefined,
-      newer: undefined,
-    }
+    const entry: Entry = { bodyHash, expires: now + KEY_LIFETIME_MS, answer: undefined, size }
     this.#shelves.set(scope, shelf)
-    shelf.add(entry)
+    shelf.entries.set(key, entry)
     this.#account(shelf, 1, size)
     this.#makeRoom()
-    return { state: 'new', claim: this.#claim(scope, shelf, entry) }
+    return { state: 'new', claim: this.#claim(scope, shelf, key, entry) }
   }
 
   async close(): Promise<void> {
@@ -73,11 +85,11 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
     this.#shelves.clear()
   }
 
-  #claim(scope: string, shelf: Shelf, entry: Entry): Claim {
+  #claim(scope: string, shelf: Shelf, key: string, entry: Entry): Claim {
     return {
       mark: async () => true, // a process that dies takes its keys with it
       finish: async (answer, bodyHash = entry.bodyHash) => {
-        if (!shelf.has(entry)) return
+        if (shelf.entries.get(key) !== entry) return
         const more = memoryOf(answer) + bodyHash.length - entry.bodyHash.length
         entry.answer = answer
         entry.bodyHash = bodyHash
@@ -85,34 +97,35 @@ export class MemoryIdempotencyStore implements IdempotencyStore {
         this.#account(shelf, 0, more)
         this.#makeRoom()
       },
-      free: async () => this.#drop(scope, shelf, entry),
+      free: async () => this.#drop(scope, shelf, key, entry),
     }
-  }
-
-  #dropExpired(scope: string, shelf: Shelf): void {
-    const now = Date.now()
-    for (let entry = shelf.oldestFinished(now); entry !== undefined; entry = shelf.oldestFinished(now))
-      this.#drop(scope, shelf, entry)
   }
 
   #makeRoom(): void {
     while (this.#keys > this.#limits.keys || this.#bytes > this.#limits.bytes) {
-      let most: { readonly scope: string; readonly shelf: Shelf; readonly oldest: Entry } | undefined
-      for (const [scope, shelf] of this.#shelves) {
-        if (most !== undefined && shelf.bytes <= most.shelf.bytes) continue
-        const oldest = shelf.oldestFinished()
-        if (oldest !== undefined) most = { scope, shelf, oldest }
-      }
-      if (most === undefined) return
-      this.#drop(most.scope, most.shelf, most.oldest)
+      const byBytes = [...this.#shelves].sort(([, one], [, other]) => other.bytes - one.bytes)
+      const some = (shelf: Shelf): number => 1 + Math.floor(shelf.entries.size * SHARE_AT_ONCE)
+      if (!byBytes.some(([scope, shelf]) => this.#dropOldest(scope, shelf, some(shelf)))) return
     }
   }
 
-  #drop(scope: string, shelf: Shelf, entry: Entry): void {
-    if (!shelf.has(entry)) return
-    shelf.delete(entry)
+  /** Drops the oldest answers, with `now` those that have expired by then. Gives whether there was one. */
+  #dropOldest(scope: string, shelf: Shelf, most: number, now = Infinity): boolean {
+    let dropped = 0
+    for (const [key, entry] of shelf.entries) {
+      if (dropped === most || entry.expires > now) break
+      if (entry.answer === undefined) continue
+      this.#drop(scope, shelf, key, entry)
+      dropped += 1
+    }
+    return dropped > 0
+  }
+
+  #drop(scope: string, shelf: Shelf, key: string, entry: Entry): void {
+    if (shelf.entries.get(key) !== entry) return
+    shelf.entries.delete(key)
     this.#account(shelf, -1, -entry.size)
-    if (shelf.keys === 0) this.#shelves.delete(scope)
+    if (shelf.entries.size === 0) this.#shelves.delete(scope)
   }
 
   #account(shelf: Shelf, keys: number, bytes: number): void {
