@@ -4,7 +4,7 @@ import { MESSAGE, startGateway } from './support/gateway.ts'
 import { FORMS, LINES, watchedRelay } from './support/streaming.ts'
 import { openUpload, RAW } from './support/uploads.ts'
 
-const ticket = (client: string, streamed = false): Ticket => ({ client, streamed, fresh: false, give() {}, fail() {} })
+const ticket = (client: string, streamed = false): Ticket => ({ client, streamed, fresh: false })
 
 /** Who is served, as long as anybody may be. */
 function served(line: Line): Ticket[] {

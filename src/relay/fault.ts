@@ -1,3 +1,4 @@
+import type { RejectedRecipient } from '../errors.ts'
 import { enhancedCode, type Reply, shown } from './reply.ts'
 
 /** How far a session or a message had come. */
@@ -15,19 +16,38 @@ export type Step =
   | 'content'
   | 'dot'
 
-/**
- * Why a relay does not take messages, or one of them: at which step, and what it or the system said. advice.ts has the
- * words.
- */
+/** The steps of a message up to its content. */
+const ENVELOPE: readonly Step[] = ['mail', 'rcpt', 'data']
+
+export function isEnvelope(step: Step): boolean {
+  return ENVELOPE.includes(step)
+}
+
+/** What is known of a fault. */
+interface Known {
+  /** What the relay said, */
+  readonly reply?: Reply
+  /** or else the system. */
+  readonly cause?: unknown
+  readonly rejected?: readonly RejectedRecipient[]
+  readonly complete?: boolean
+}
+
+/** Why a relay does not take messages, or one of them: at which step. advice.ts has the words. */
 export class RelayFault extends Error {
   readonly step: Step
   readonly reply: Reply | undefined
+  readonly rejected: readonly RejectedRecipient[]
+  /** All of the message had left, its last dot too: without a refusal the relay may have it. */
+  readonly complete: boolean
 
-  constructor(step: Step, { reply, cause }: { readonly reply?: Reply; readonly cause?: unknown } = {}) {
+  constructor(step: Step, { reply, cause, rejected = [], complete = false }: Known) {
     super(reply?.text ?? (cause instanceof Error ? cause.message : step), { cause })
     this.name = 'RelayFault'
     this.step = step
     this.reply = reply
+    this.rejected = rejected
+    this.complete = complete
   }
 }
 

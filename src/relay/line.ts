@@ -7,8 +7,11 @@ export interface Ticket {
   readonly streamed: boolean
   /** It needs a session that has carried no message yet. */
   readonly fresh: boolean
-  give(session: Session): void
-  fail(reason: Error): void
+  /** As soon as it has one. */
+  session?: Session
+  /** Where it has to wait. */
+  resolve?: (session: Session) => void
+  reject?: (reason: Error) => void
 }
 
 // After a refusal a client is held to half of the sessions for so long: servers answer refusals slowly (tarpits), and other

@@ -59,11 +59,12 @@ export class Pool {
     return this.#line.length + this.#entitled.length
   }
 
-  /** Gives the ticket a session, now or later, or fails it with a RelayFault when none can be had. */
-  acquire(ticket: Ticket): void {
-    if (this.#closed) return ticket.fail(STOPPED)
+  /** Gives the ticket a session, now or later. Rejects with a RelayFault when none can be had. */
+  acquire(ticket: Ticket): Session | Promise<Session> {
+    if (this.#closed) return Promise.reject(STOPPED)
     this.#line.add(ticket)
     this.#serve()
+    return ticket.session ?? new Promise((resolve, reject) => Object.assign(ticket, { resolve, reject }))
   }
 
   /** Takes a ticket back; false where it has its session. */
@@ -182,7 +183,8 @@ export class Pool {
 
   #give(ticket: Ticket, session: Session): void {
     this.#busy += 1
-    ticket.give(session)
+    ticket.session = session
+    ticket.resolve?.(session)
   }
 
   #rest(session: Session): void {
@@ -276,6 +278,6 @@ export class Pool {
   #failAll(fault: RelayFault): void {
     const entitled = this.#entitled.splice(0)
     for (const ticket of entitled) this.#line.done(ticket)
-    for (const ticket of [...entitled, ...this.#line.empty()]) ticket.fail(fault)
+    for (const ticket of [...entitled, ...this.#line.empty()]) ticket.reject?.(fault)
   }
 }

@@ -4,14 +4,14 @@ import { Problem, type RejectedRecipient } from '../errors.ts'
 import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
-import { RelayFault } from './fault.ts'
+import { isEnvelope, RelayFault } from './fault.ts'
 import { type Offer, openSession, type SessionOptions } from './handshake.ts'
 import type { Ticket } from './line.ts'
 import type { TokenSource } from './oauth.ts'
 import { AttemptFailed, judge } from './outcome.ts'
 import { Pool, type SessionCounts } from './pool.ts'
 import { shown } from './reply.ts'
-import { type Mark, NotTaken, Session, type Taken } from './session.ts'
+import { type Mark, Session, type Taken } from './session.ts'
 
 /** The relay answered 250 to the whole message. */
 export interface Delivery {
@@ -119,7 +119,7 @@ export class Relay {
    */
   async send(outgoing: Outgoing, attempt: Attempt, fresh = false): Promise<Delivery> {
     if (this.#offer !== undefined) this.#requires(outgoing.envelope, this.#offer)
-    const ticket = new Waiting(attempt.client, outgoing.streamed !== undefined, fresh)
+    const ticket: Ticket = { client: attempt.client, streamed: outgoing.streamed !== undefined, fresh }
     const session = await this.#session(ticket, outgoing, attempt)
     let refused = false
     let theirs = true // and not the session's
@@ -132,7 +132,7 @@ export class Relay {
       this.#works()
       return { relay: this.label, code: reply.code, response: shown(reply), accepted, rejected }
     } catch (error) {
-      if (!(error instanceof NotTaken)) throw error
+      if (!(error instanceof RelayFault)) throw error
       refused = error.reply !== undefined
       const ended = error.reply === undefined || error.reply.code === 421
       const crowded = error.step === 'mail' && error.reply?.code === 421 && !carried && this.#pool.exceeded(session)
@@ -185,17 +185,17 @@ export class Relay {
   }
 
   /** The ticket's session. Throws an AttemptFailed when there is none in time, or when the caller leaves before. */
-  async #session(ticket: Waiting, outgoing: Outgoing, { caller, turnEnds }: Attempt): Promise<Session> {
-    this.#pool.acquire(ticket)
+  async #session(ticket: Ticket, outgoing: Outgoing, { caller, turnEnds }: Attempt): Promise<Session> {
+    const session = this.#pool.acquire(ticket)
     if (ticket.session !== undefined) return ticket.session
     const giveUp = (why: string): void => {
       if (!this.#pool.cancel(ticket)) return
-      ticket.fail(new AttemptFailed(new Problem('relay_unavailable', `${this.label}: ${why}.`), 'next relay'))
+      ticket.reject?.(new AttemptFailed(new Problem('relay_unavailable', `${this.label}: ${why}.`), 'next relay'))
     }
     const timer = setTimeout(() => giveUp('no session with it became free in time'), turnEnds - performance.now())
     if (caller !== undefined) caller.whenGone = () => giveUp('the caller has left')
     try {
-      return await ticket.wait()
+      return await session
     } catch (error) {
       if (!(error instanceof RelayFault)) throw error
       this.#fails(error)
@@ -225,7 +225,7 @@ export class Relay {
     const envelopeBy = Math.min(deadline, session.rested ? soon : Math.max(turnEnds, soon))
     const left = (): number => {
       const now = performance.now()
-      if (['mail', 'rcpt', 'data'].includes(session.step)) return envelopeBy - now
+      if (isEnvelope(session.step)) return envelopeBy - now
       return streamed === undefined ? deadline - now : streamed.msLeft(deadline - since, since)
     }
     let timer = setTimeout(look, envelopeBy - since)
@@ -244,9 +244,8 @@ export class Relay {
   /** A dead idle session says nothing of the relay: then a new session is asked. */
   async #probe(withMail: boolean): Promise<void> {
     for (const fresh of [false, true]) {
-      const ticket = new Waiting('', false, fresh)
-      this.#pool.acquire(ticket)
-      const session = await ticket.wait()
+      const ticket: Ticket = { client: '', streamed: false, fresh }
+      const session = await this.#pool.acquire(ticket)
       const { rested } = session
       const timer = setTimeout(() => session.wire.end(late()), this.#sessionMs)
       try {
@@ -295,39 +294,6 @@ export class Relay {
   }
 }
 
-/** A place in the pool's line. */
-class Waiting implements Ticket {
-  readonly client: string
-  readonly streamed: boolean
-  readonly fresh: boolean
-  session: Session | undefined
-  #failed: Error | undefined
-  #settle: (() => void) | undefined
-
-  constructor(client: string, streamed: boolean, fresh: boolean) {
-    this.client = client
-    this.streamed = streamed
-    this.fresh = fresh
-  }
-
-  give(session: Session): void {
-    this.session = session
-    this.#settle?.()
-  }
-
-  fail(reason: Error): void {
-    this.#failed = reason
-    this.#settle?.()
-  }
-
-  async wait(): Promise<Session> {
-    if (this.session === undefined && this.#failed === undefined)
-      await new Promise<void>((resolve) => (this.#settle = resolve))
-    if (this.session === undefined) throw this.#failed ?? new Error('it neither got a session nor failed')
-    return this.session
-  }
-}
-
 const LATE = 'ETIMEDOUT'
 
 function late(): Error {
@@ -361,10 +327,11 @@ export function sessionOptions(
     login: user === undefined ? undefined : { user, password, tokens },
     timeout: sessionMs(smtp),
     tls: {
-      ...(ca !== undefined && { ca }),
-      ...(cert !== undefined && { cert, key }),
+      ca,
+      cert,
+      key,
       host: name,
-      ...(isIP(name) === 0 && { servername: name }),
+      servername: isIP(name) === 0 ? name : undefined,
       // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
       rejectUnauthorized: true,
       minVersion: 'TLSv1.2',

@@ -17,22 +17,6 @@ export interface Taken {
 /** Right before the first octet of a message's content leaves. `false`, or a rejection, and it does not leave. */
 export type Mark = (relay: string) => Promise<boolean | void>
 
-/** Why a message was not taken, and what is known of it. */
-export class NotTaken extends RelayFault {
-  readonly rejected: readonly RejectedRecipient[]
-  /** All of the message had left, its last dot too: without a refusal the relay may have it. */
-  readonly complete: boolean
-
-  constructor(
-    step: Step,
-    known: { reply?: Reply; cause?: unknown; rejected?: readonly RejectedRecipient[]; complete?: boolean },
-  ) {
-    super(step, known)
-    this.rejected = known.rejected ?? []
-    this.complete = known.complete === true
-  }
-}
-
 interface Command {
   readonly step: Step
   readonly line: string
@@ -72,7 +56,7 @@ export class Session {
   /**
    * Hands a message over (RFC 5321 §3.3). The dialogue is written out here because nodemailer's SMTPConnection tells neither
    * which reply a session broke at, nor the moment before the content, nor asks for SMTPUTF8 when only the header needs it.
-   * On a session that has carried messages every refused recipient counts against it. Throws a NotTaken, or what `mark` throws.
+   * On a session that has carried messages every refused recipient counts against it. Throws a RelayFault, or what `mark` throws.
    */
   async send(outgoing: Outgoing, label: string, mark?: Mark): Promise<Taken> {
     const { accepted, rejected } = await this.#sendEnvelope(outgoing.envelope, this.messages++ > 0)
@@ -107,7 +91,7 @@ export class Session {
       const fail = (step: Step, known: { reply?: Reply; cause?: unknown }): void => {
         this.wire.listen(undefined)
         if (known.reply?.code === 421) this.wire.hangUp() // RFC 5321 §3.8; some leave it open, and take what follows for content
-        reject(new NotTaken(step, { ...known, rejected: rejected() }))
+        reject(new RelayFault(step, { ...known, rejected: rejected() }))
       }
       const take = (reply: Reply): void => {
         const { step, recipient } = commands[at] ?? DATA
@@ -156,7 +140,7 @@ export class Session {
         this.wire.listen(undefined)
         // A reply ahead of the last dot does not end the DATA phase: the session must carry nothing else.
         if (!complete) this.wire.end(new Error('it replied before it had the whole message'))
-        reject(new NotTaken(complete ? 'dot' : 'content', { ...known, complete }))
+        reject(new RelayFault(complete ? 'dot' : 'content', { ...known, complete }))
       }
       this.wire.listen(
         (reply) => {
