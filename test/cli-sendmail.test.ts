@@ -1,6 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
+import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { sendmail } from '../src/cli/sendmail.ts'
 import { ANYTHING, startGateway, type TestGateway } from './support/gateway.ts'
@@ -18,7 +19,11 @@ interface Result {
   readonly arrived: Arrived | undefined
 }
 
-type Run = (args: string, input?: string | Buffer, env?: Record<string, string>) => Promise<Result>
+type Run = (
+  args: string,
+  input?: string | Buffer | AsyncIterable<Buffer>,
+  env?: Record<string, string>,
+) => Promise<Result>
 
 /** Calls the command with a gateway to send to; `args` are separated by spaces. */
 async function setUp(
@@ -38,7 +43,7 @@ async function setUp(
     const before = gateway.relay.messages.length
     const status = await sendmail(args.split(' ').filter(Boolean), {
       env: { ...base, ...env },
-      input: chunks(input),
+      input: typeof input === 'string' || Buffer.isBuffer(input) ? chunks(input) : input,
       print: (line) => output.push(line),
       complain: (line) => errors.push(line),
       file: '/nonexistent/client.env',
@@ -114,6 +119,21 @@ t.test('a lone dot ends the message, but not with -i or -oi', async (t) => {
     t.equal(bodyOf(await run(args, text(body))), arrived, `${args} ${JSON.stringify(body)}`)
 })
 
+t.test('a lone dot ends the message though its writer stays, and what pauses is waited for', async (t) => {
+  const { gateway, run } = await setUp(t, { env: { POSTERN_REQUEST_TIMEOUT: '200ms' } })
+  async function* input(): AsyncGenerator<Buffer> {
+    yield Buffer.from(MESSAGE)
+    await pause(1_000)
+    yield Buffer.from('a\n.')
+    yield Buffer.from('\nb\n')
+    await once(process, 'never')
+  }
+  const result = await run('-t', input())
+  t.equal(result.status, 0, result.errors)
+  t.equal(bodyOf(result), 'Hi.\r\na\r\n')
+  t.equal(gateway.relay.messages.length, 1)
+})
+
 t.test('addresses are completed, comments become names, and text that is not ASCII is encoded', async (t) => {
   const { run } = await setUp(t)
   for (const [given, gone] of [
@@ -183,7 +203,7 @@ t.test('Bcc is read with -t, and never goes out', async (t) => {
   t.same(resent.arrived?.to, ['new@corp.example', 'secret@corp.example'], resent.errors)
 })
 
-t.test('a large message is streamed, its octets as they were', async (t) => {
+t.test('a large message goes out with its octets as they were', async (t) => {
   const { gateway, run } = await setUp(t)
   const line = `${'x'.repeat(76)}\r\n`
   const body = line.repeat(20_000)

@@ -1,6 +1,6 @@
 import { isUtf8 } from 'node:buffer'
 import { userInfo } from 'node:os'
-import { decodeWords } from '../mail/encoded-words.ts'
+import { decodeWords } from 'postal-mime'
 import { field, mailboxes, unstructured } from '../mail/fields.ts'
 import type { SendmailOptions } from './sendmail-options.ts'
 
@@ -21,98 +21,60 @@ interface WrittenMailbox {
 /** The message, or the way it is written, is at fault. */
 export class WrittenFault extends Error {}
 
+const MAX_BYTES = 256 * 1024 * 1024
 const MAX_HEADER = 64 * 1024 // the gateway's own limit
 const LONGEST_LINE = 990 // octets, as sendmail has it: 998 fit, and a character has up to four
-const LINE_BREAK = Buffer.from('\n ')
-const [LF, CR] = [0x0a, 0x0d]
 const ADDRESSES = /^(?:resent-)?(?:from|sender|reply-to|to|cc|bcc)$/
 const TEXTS = /^(?:subject|comments|keywords|organization|x-.*)$/
 const REMOVED = ['bcc', 'resent-bcc', 'return-path']
 
 /**
- * Reads a message as a program writes it to sendmail: the header, which may be unfinished, and no more of the body than
- * came with it. Throws a WrittenFault for a header of more than 64 KiB.
+ * Reads a message as a program writes it to sendmail, whole: the gateway waits 30 s for a piece, and a job may print for
+ * hours. Its header may be unfinished. With `dotEnds` a line with a dot alone is its end. Throws a WrittenFault for what is
+ * too large.
  */
 export async function readWritten(input: AsyncIterable<Buffer>, dotEnds: boolean) {
-  const pieces = (dotEnds ? untilDot(input) : input)[Symbol.asyncIterator]()
-  let text = ''
-  for (;;) {
-    const next = await pieces.next()
-    if (next.done !== true) text += next.value.toString('latin1')
-    const header = splitHeader(text, next.done === true)
-    if (header === undefined && text.length > MAX_HEADER) throw new WrittenFault('the header has more than 64 KiB')
-    if (header === undefined) continue
-    const begun = Buffer.from(text.slice(header.end), 'latin1')
-    return { fields: header.fields, body: brokenLines(follow(begun, pieces)) }
+  const pieces: Buffer[] = []
+  let size = 0
+  let last = '\n' // so that the first line is like the others
+  for await (const piece of input) {
+    pieces.push(piece)
+    size += piece.length
+    if (size > MAX_BYTES) throw new WrittenFault('it has more than 256 MiB')
+    last += piece.toString('latin1')
+    if (dotEnds && /\n\.\r?\n/.test(last)) break // which a terminal sends, and no end
+    last = last.slice(-'\n.\r'.length)
   }
-}
-
-async function* follow(begun: Buffer, pieces: AsyncIterator<Buffer>): AsyncGenerator<Buffer> {
-  if (begun.length > 0) yield begun
-  for (let next = await pieces.next(); next.done !== true; next = await pieces.next()) yield next.value
+  const text = Buffer.concat(pieces).toString('latin1')
+  const { fields, body } = splitHeader(dotEnds ? text.replace(/(?<![^\n])\.\r?(?:\n[^]*)?$/, '') : text)
+  if (text.length - body.length > MAX_HEADER) throw new WrittenFault('the header has more than 64 KiB')
+  return { fields, body: withoutLongLines(body) }
 }
 
 /**
  * Breaks lines that SMTP has no room for (RFC 5321 §4.5.3.1.6), between characters and with a space behind the break, as
  * Postfix does: what a job prints, or base64 in one line, is mail and not a fault.
  */
-async function* brokenLines(body: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-  let length = 0
-  for await (const piece of body) {
-    let from = 0
-    for (let at = 0; at < piece.length; at++) {
-      const octet = piece[at] ?? 0
-      length = octet === LF || octet === CR ? 0 : length + 1
-      if (length <= LONGEST_LINE || (octet & 0xc0) === 0x80) continue
-      yield piece.subarray(from, at)
-      yield LINE_BREAK
-      from = at
-      length = 2
-    }
-    yield piece.subarray(from)
-  }
+function withoutLongLines(body: string): string {
+  return body.replace(/[^\r\n]+/g, (line) =>
+    line.length <= LONGEST_LINE ? line : line.replace(/[^]{989}[\x80-\xbf]{0,3}(?=[^])/g, '$&\n '),
+  )
 }
 
-/**
- * The fields, and where the body begins: behind a blank line, or where a line is none of a header. Undefined: more is
- * needed.
- */
-function splitHeader(text: string, whole: boolean): { fields: readonly WrittenField[]; end: number } | undefined {
+/** The fields, and the body: behind a blank line, or from where a line is none of a header. */
+function splitHeader(text: string): { readonly fields: readonly WrittenField[]; readonly body: string } {
   const fields: WrittenField[] = []
-  const line = /(.*?)(\r?\n|$)/gs
-  for (let end = 0; ; end = line.lastIndex) {
-    line.lastIndex = end
-    const [raw = '', content = '', terminator] = line.exec(text) ?? []
-    if (terminator === '' && !whole) return undefined
-    if (content === '') return { fields, end: end + raw.length }
+  const lines = /(.*?)(?:\r?\n|$)/gs
+  for (let end = 0; ; end = lines.lastIndex) {
+    const [raw = '', content = ''] = lines.exec(text) ?? []
+    if (content === '') return { fields, body: text.slice(end + raw.length) }
     const last = fields.at(-1)
     const name = /^([\x21-\x39\x3b-\x7e]+)[ \t]*:/.exec(content)?.[1]
     if (/^[ \t]/.test(content) && last !== undefined)
       fields.splice(-1, 1, { ...last, raw: `${last.raw}\r\n${content}` })
     else if (name !== undefined) fields.push({ name, key: name.toLowerCase(), raw: content })
-    else if (end > 0 || !/^>?From /.test(content)) return { fields, end } // a mailbox file has such a first line
+    else if (end > 0 || !/^>?From /.test(content)) return { fields, body: text.slice(end) } // a mailbox file has such a first line
   }
-}
-
-/** The input up to a line with a dot alone. */
-async function* untilDot(input: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
-  let held = '\n' // so that the first line is like the others
-  let made = 1 // characters at the beginning that are not of the message
-  const take = (end: number): Buffer => {
-    const taken = Buffer.from(held.slice(made, end), 'latin1')
-    held = held.slice(end)
-    made = 0
-    return taken
-  }
-  for await (const piece of input) {
-    held += piece.toString('latin1')
-    const dot = /\n\.\r?\n/.exec(held)
-    const ready = dot === null ? held.length - '\n.\r'.length : dot.index + 1
-    if (ready > 0) yield take(ready)
-    if (dot !== null) return
-  }
-  held = held.replace(/\n\.\r?$/, '\n')
-  yield take(held.length)
 }
 
 /** What makes an address of a name alone. */
@@ -120,11 +82,7 @@ type Complete = (name: string) => string
 type Fields = readonly WrittenField[]
 
 /** Whom the message is from and to, as the options and the header say. Throws a WrittenFault for a message to nobody. */
-export function envelopeOf(
-  fields: Fields,
-  { recipients, fromHeader, sender }: SendmailOptions,
-  complete: Complete,
-): { readonly mailFrom: string; readonly rcptTo: readonly string[] } {
+export function envelopeOf(fields: Fields, { recipients, fromHeader, sender }: SendmailOptions, complete: Complete) {
   // RFC 5322 §3.6.6: a message that is resent goes to whom it is resent to.
   const resent = ['resent-to', 'resent-cc', 'resent-bcc']
   const named = fields.some(({ key }) => resent.includes(key)) ? resent : ['to', 'cc', 'bcc']
@@ -139,14 +97,14 @@ export function envelopeOf(
 }
 
 /**
- * The header as it goes out: with a From, addresses complete, comments as names, text encoded, and without what is for the
+ * The header as it goes out, one character for each octet: with a From, addresses complete, comments as names, text encoded, and without what is for the
  * envelope.
  */
-export function headerOf(fields: Fields, { sender, name = '' }: SendmailOptions, complete: Complete): Buffer {
+export function headerOf(fields: Fields, { sender, name = '' }: SendmailOptions, complete: Complete): string {
   const lines = fields.filter(({ key }) => !REMOVED.includes(key)).map((written) => rewritten(written, complete))
   if (!fields.some(({ key }) => key === 'from'))
     lines.push(mailboxField('From', [{ address: complete(sender || login()), name }]))
-  return Buffer.from(`${lines.join('')}\r\n`, 'latin1')
+  return `${lines.join('')}\r\n`
 }
 
 function login(): string {
@@ -203,7 +161,7 @@ function parseMailboxes(text: string): readonly WrittenMailbox[] {
     if (words.length > 0 && bracketed === undefined)
       throw new WrittenFault(`${JSON.stringify(text)} has words beside an address that is not in angle brackets`)
     const name = [...words, ...(words.length > 0 ? comments.map((comment) => `(${comment})`) : comments)].join(' ')
-    if (address !== undefined && address !== '') found.push({ address, name: decoded(name) })
+    if (address !== undefined && address !== '') found.push({ address, name: decodeWords(name) })
     words = []
     comments = []
     bracketed = undefined
@@ -221,12 +179,4 @@ function parseMailboxes(text: string): readonly WrittenMailbox[] {
   }
   end()
   return found
-}
-
-function decoded(name: string): string {
-  try {
-    return decodeWords(name.replace(/\?=\s+=\?/g, '?==?'))
-  } catch {
-    return name
-  }
 }

@@ -26,13 +26,8 @@ interface SendmailIo {
 
 /** For the process itself. */
 export function main(args: readonly string[]): Promise<number> {
-  const { env, stdin } = process
-  return sendmail(args, {
-    env,
-    input: stdin,
-    print: (line) => console.log(line),
-    complain: (line) => console.error(line),
-  })
+  const { env, stdin: input } = process
+  return sendmail(args, { env, input, print: (line) => console.log(line), complain: (line) => console.error(line) })
 }
 
 /** `postern sendmail`: sends the message on its input as /usr/sbin/sendmail does. Resolves with the exit status. */
@@ -64,14 +59,9 @@ async function send(options: SendmailOptions, settings: Settings, io: SendmailIo
     throw new UsageError('Nobody to send to: name recipients, or give -t for those in the header.')
   const { fields, body } = await readWritten(io.input, options.dotEnds)
   const { mailFrom, rcptTo } = envelopeOf(fields, options, complete)
-  const header = headerOf(fields, options, complete)
-
+  const message = Buffer.from(headerOf(fields, options, complete) + body, 'latin1')
   const client = new Postern({ url, ca, cert, key, retryFor: RETRY_FOR_MS })
-  async function* message(): AsyncGenerator<Buffer> {
-    yield header
-    yield* body
-  }
-  const receipt = await client.sendRaw(message(), { mailFrom, rcptTo }).catch((error: unknown) => {
+  const receipt = await client.sendRaw(message, { mailFrom, rcptTo }).catch((error: unknown) => {
     if (!(error instanceof PosternError)) throw error
     const errors = error.errors?.map((fault) => {
       const address = rcptTo[Number(/^\/rcpt_to\/(\d+)/.exec(fault.path)?.[1])] ?? ''
