@@ -288,6 +288,8 @@ t.test('options are taken as they come: any time, no key, and what no header can
     t.match(await client.send({ ...MESSAGE, text }, { idempotencyKey: none }), { status: 'accepted' }, 'no key is null')
   for (const options of [{ idempotencyKey: '주문' }, { prefer: 'a\r\nb' }])
     t.match(await failure(client.send(MESSAGE, options)), { code: 'invalid_header', outcome: 'not_sent' })
+  for (const url of ['http://localhost', 'https://localhost/?a=b', 'https://localhost/mail#part'])
+    t.throws(() => clientOf(t, gateway, { url }), TypeError, url)
   t.match(await failure(clientOf(t, gateway, { token: 'a\nb' }).send(MESSAGE)), { code: 'invalid_header' })
 })
 
@@ -419,6 +421,7 @@ t.test('a token is fetched over mutual TLS, kept, and renewed once when it is re
   t.same(await Promise.all([client.whoami(), client.whoami()]), [{ client: 'batch' }, { client: 'batch' }])
   t.same(await client.whoami(), { client: 'batch' })
   t.equal(issued, 2, 'one for all, and one more')
+  t.same(seen.toSorted(), ['Bearer t1', 'Bearer t1', 'Bearer t2', 'Bearer t2', 'Bearer t2'])
   t.equal(forms[0], 'grant_type=client_credentials&client_id=batch-prod&scope=mail%3Asend')
   const stubborn = new Postern({ url, token: () => 't1', ...credentials })
   t.match(await failure(stubborn.whoami()), { code: 'invalid_token' })

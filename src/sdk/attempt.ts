@@ -42,10 +42,13 @@ export interface Failure {
   readonly untrusted: boolean
 }
 
-/** One request over the wire. Resolves with the answer, or with how far it got. Throws a PosternError `content_unreadable` or `invalid_header`. */
+/**
+ * One request over the wire. Resolves with the answer, or with how far it got: the error is a PosternError where it is the
+ * caller's own, `content_unreadable` or `invalid_header`.
+ */
 export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
   const { url, body, expect, credentials, signal, ...rest } = options
-  return new Promise((resolve, reject) => {
+  return new Promise((resolve) => {
     let stage: Stage = 'unconnected'
     let answering = false
     let timer: NodeJS.Timeout | undefined
@@ -53,7 +56,8 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
     try {
       request = httpsRequest(url, { ...rest, ...credentials, rejectUnauthorized: true, signal })
     } catch (error) {
-      return reject(notSent('invalid_header', `The request cannot be made: ${reasonOf(error)}.`, error))
+      const own = notSent('invalid_header', `The request cannot be made: ${reasonOf(error)}.`, error)
+      return resolve({ error: own, stage, untrusted: false })
     }
 
     const failed = (error: Error): void => {
@@ -72,7 +76,7 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
         }
         stage = 'sent'
       } catch (error) {
-        reject(unreadable(error))
+        failed(unreadable(error))
         throw error
       }
     }

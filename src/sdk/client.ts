@@ -100,14 +100,15 @@ export class Postern {
   readonly #agent = new Agent({ keepAlive: true, maxSockets: MAX_CONNECTIONS, maxCachedSessions: 0 })
   /** The credentials to which the gateway has answered. */
   #heard: Credentials | undefined
-  #calls = 0
+  readonly #calls = new Set<Promise<unknown>>()
   #closing: Promise<void> | undefined
-  #idle: (() => void) | undefined
 
-  /** Throws a TypeError for a url that is not https, and where the certificate is missing. */
+  /** Throws a TypeError for a url that is not https or has a query, and where the certificate is missing. */
   constructor({ url, token, timeout = TIMEOUT_MS, retryFor = Infinity, ca, cert, key }: PosternOptions) {
     this.#base = new URL(url)
     if (this.#base.protocol !== 'https:') throw new TypeError(`The gateway's url has to be https: ${this.#base.href}`)
+    if (this.#base.search + this.#base.hash !== '')
+      throw new TypeError(`The gateway's url has neither a query nor a fragment: ${this.#base.href}`)
     if (!this.#base.pathname.endsWith('/')) this.#base.pathname += '/'
     if (!cert || !key) throw new TypeError('The gateway wants a client certificate: cert and key are missing')
     this.#credentials = new CredentialStore({ ca, cert, key })
@@ -172,12 +173,7 @@ export class Postern {
 
   /** Takes no more calls, and resolves when those in progress have ended and every connection is closed. */
   close(): Promise<void> {
-    return (this.#closing ??= this.#end())
-  }
-
-  async #end(): Promise<void> {
-    if (this.#calls > 0) await new Promise<void>((resolve) => (this.#idle = resolve))
-    this.#agent.destroy()
+    return (this.#closing ??= Promise.allSettled(this.#calls).then(() => this.#agent.destroy()))
   }
 
   async #call<T>(call: Call): Promise<T> {
@@ -189,14 +185,14 @@ export class Postern {
     const timer = setTimeout(() => end.abort(TIMED_OUT), timeout)
     if (signal?.aborted === true) abort()
     signal?.addEventListener('abort', abort)
-    this.#calls += 1
+    const answer = this.#tries<T>(call, timeout, end.signal)
+    this.#calls.add(answer)
     try {
-      return await this.#tries(call, timeout, end.signal)
+      return await answer
     } finally {
       clearTimeout(timer)
       signal?.removeEventListener('abort', abort)
-      this.#calls -= 1
-      if (this.#calls === 0) this.#idle?.()
+      this.#calls.delete(answer)
     }
   }
 
@@ -206,22 +202,14 @@ export class Postern {
     let silent = 0
     let refused: string | undefined
     for (let tries = 0; ; tries++) {
-      const credentials = await this.#credentials.current()
+      const credentials = this.#credentials.current()
       const token = await this.#bearer(refused, end)
       const begun = performance.now()
       let found: T | PosternError
       if (token instanceof PosternError) found = token
       else {
-        const lost = lostAt === undefined ? {} : { 'idempotency-lost': Math.ceil(performance.now() - lostAt) }
-        const result = await this.#attempt(
-          { ...call, headers: { ...call.headers, ...lost } },
-          credentials,
-          token,
-          timeout,
-          end,
-        ).catch(ourOwn)
-        if (result instanceof PosternError) found = result
-        else if ('stage' in result) {
+        const result = await this.#attempt(call, credentials, token, lostAt, timeout, end)
+        if ('stage' in result) {
           silent = result.stage === 'expecting' ? silent + 1 : 0
           found = failureOf(result, silent, credentials, end)
         } else {
@@ -235,12 +223,8 @@ export class Postern {
         found = new PosternError({ ...found, outcome: 'not_sent', retryable: true }, found)
 
       const possible = call.body?.repeatable !== false
-      if (
-        TOKEN_REFUSALS.includes(found.code) &&
-        typeof this.#token === 'function' &&
-        refused === undefined &&
-        possible
-      ) {
+      const renewable = typeof this.#token === 'function' && refused === undefined && possible
+      if (renewable && TOKEN_REFUSALS.includes(found.code)) {
         refused = String(token)
         continue
       }
@@ -258,10 +242,11 @@ export class Postern {
     }
   }
 
-  async #attempt(
+  #attempt(
     { method, path, headers, prefer, body, key, once }: Call,
     credentials: Credentials,
     token: string | undefined,
+    lostAt: number | undefined,
     timeout: number,
     end: AbortSignal,
   ): Promise<Answer | Failure> {
@@ -275,6 +260,7 @@ export class Postern {
         ...headers,
         ...(body?.bytes && { 'content-length': body.bytes.length }),
         ...(key !== undefined && { 'idempotency-key': key }),
+        ...(lostAt !== undefined && { 'idempotency-lost': Math.ceil(performance.now() - lostAt) }),
         ...(prefer !== undefined && { prefer }),
         ...(token !== undefined && { authorization: `Bearer ${token}` }),
       },
@@ -315,11 +301,6 @@ function common({ signal, timeout, idempotencyKey, prefer }: SendOptions): Omit<
   }
 }
 
-function ourOwn(error: unknown): PosternError {
-  if (error instanceof PosternError) return error
-  throw error
-}
-
 /** The body of an answer, or the error that it stands for. */
 function readAnswer<T>({ status, headers, body }: Answer): T | PosternError {
   const retryAfter = secondsOf(headers['retry-after'])
@@ -338,6 +319,7 @@ function failureOf(
   credentials: Credentials,
   end: AbortSignal,
 ): PosternError {
+  if (error instanceof PosternError) return error
   const reason = reasonOf(error)
   if (end.aborted || error.name === 'AbortError') return stopped(end, stage === 'sent' ? 'unknown' : 'not_sent')
   if (untrusted) return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.`, error)

@@ -1,6 +1,5 @@
 import { X509Certificate } from 'node:crypto'
-import { statSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
+import { readFileSync, statSync } from 'node:fs'
 import { createSecureContext } from 'node:tls'
 import { notSent, reasonOf } from './error.ts'
 
@@ -35,16 +34,12 @@ export class CredentialStore {
    * What to connect with now: the same object until something has changed. A pair that is half renewed is left alone
    * until it is whole. Throws a PosternError `credentials_unreadable` where nothing could be used yet.
    */
-  async current(): Promise<Credentials> {
+  current(): Credentials {
     const { ca, cert, key } = this.#files
     try {
       const stamp = [ca, cert, key].map(stampOf).join()
       if (this.#current !== undefined && stamp === this.#stamp) return this.#current
-      const read = {
-        ...(ca !== undefined && { ca: await pem(ca) }),
-        cert: await pem(cert),
-        key: await pem(key),
-      }
+      const read = { ...(ca !== undefined && { ca: pem(ca) }), cert: pem(cert), key: pem(key) }
       createSecureContext(read) // throws when key and certificate are no pair
       this.#current = read
       this.#stamp = stamp
@@ -64,8 +59,8 @@ export function outOfDate({ cert }: Credentials, now = Date.now()): string | und
   return undefined
 }
 
-async function pem(source: Pem): Promise<string> {
-  return isFile(source) ? readFile(source, 'utf8') : Buffer.from(source).toString()
+function pem(source: Pem): string {
+  return isFile(source) ? readFileSync(source, 'utf8') : Buffer.from(source).toString()
 }
 
 /**

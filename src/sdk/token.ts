@@ -28,39 +28,24 @@ const DEFAULT_LIFE_S = 60 // of a token that says nothing of its end
 export function clientCredentials(options: ClientCredentialsOptions): (refused?: string) => Promise<string> {
   const store = new CredentialStore(options)
   const agent = new Agent({ keepAlive: true, maxCachedSessions: 0 })
-  let kept: Kept | undefined
-
-  const begin = (credentials: Credentials): Kept => {
-    const begun: Kept = { credentials, until: Infinity, value: undefined, token: ask(options, agent, credentials) }
-    begun.token.then(
-      ({ value, life }) => Object.assign(begun, { value, until: performance.now() + life * 1_000 }),
-      () => (kept = kept === begun ? undefined : kept),
-    )
-    return begun
-  }
+  let kept: { readonly credentials: Credentials; readonly token: Promise<Granted> } | undefined
   return async (refused) => {
-    const credentials = await store.current()
-    if (
-      kept?.credentials !== credentials ||
-      performance.now() >= kept.until ||
-      (refused !== undefined && kept.value === refused)
-    )
-      kept = begin(credentials)
+    const credentials = store.current()
+    const present = kept
+    if (present?.credentials === credentials) {
+      const granted = await present.token.catch(() => undefined)
+      if (granted !== undefined && performance.now() < granted.until && granted.value !== refused) return granted.value
+    }
+    // Who else has waited may have begun already.
+    if (kept === undefined || kept === present) kept = { credentials, token: ask(options, agent, credentials) }
     return (await kept.token).value
   }
 }
 
-interface Kept {
-  readonly credentials: Credentials
-  readonly token: Promise<Granted>
-  readonly until: number
-  readonly value: string | undefined
-}
-
 interface Granted {
   readonly value: string
-  /** Seconds. */
-  readonly life: number
+  /** As `performance.now()` has it. */
+  readonly until: number
 }
 
 async function ask(options: ClientCredentialsOptions, agent: Agent, credentials: Credentials): Promise<Granted> {
@@ -88,7 +73,7 @@ async function ask(options: ClientCredentialsOptions, agent: Agent, credentials:
   if (status !== 200 || typeof access_token !== 'string')
     throw unavailable(`answered ${[status, error, error_description].filter(Boolean).join(' ')}`, status >= 500)
   const life = Number(expires_in)
-  return { value: access_token, life: Math.max(life - EARLY_S, life / 2) }
+  return { value: access_token, until: performance.now() + Math.max(life - EARLY_S, life / 2) * 1_000 }
 }
 
 function unavailable(what: string, retryable: boolean): PosternError {
