@@ -31,7 +31,7 @@ async function run(command = '', args: readonly string[]): Promise<number | void
   if (command === '') throw new UsageError(usage())
   const known = Object.hasOwn(COMMANDS, command) ? COMMANDS[command] : undefined
   if (known === undefined) throw unknownCommand(command)
-  if (WITHOUT_ARGUMENTS.includes(command)) parseCommandLine({ args: [...args], options: {} })
+  if (WITHOUT_ARGUMENTS.includes(command)) parseCommandLine(args, {})
   return known(args)
 }
 

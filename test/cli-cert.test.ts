@@ -227,6 +227,17 @@ t.test('without a CA, or with one that cannot be used, nothing is made and the r
   t.strictSame((await readdir(dir)).sort(), ['ca.crt', 'ca.key'])
 })
 
+t.test(
+  'a folder that cannot be made is refused at once',
+  { skip: process.platform !== 'linux' && 'no /proc' },
+  async (t) => {
+    for (const dir of ['/proc/postern', '/proc/self/postern/certs', '/dev/null/certs']) {
+      const refusal = { constructor: UsageError, message: `${dir} cannot be made: ` }
+      await t.rejects(cert(['ca', '--dir', dir], { env: {}, print() {} }), refusal)
+    }
+  },
+)
+
 t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
   const { dir, make } = await workshop(t)
   const bad: [args: string[], sentence: RegExp][] = [

@@ -1,7 +1,7 @@
-import { createPrivateKey, hash, X509Certificate } from 'node:crypto'
+import { createPrivateKey, X509Certificate } from 'node:crypto'
 import { existsSync } from 'node:fs'
 import { mkdir, rm, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import {
   createAuthority,
   type Issued,
@@ -29,32 +29,27 @@ import { DAY_MS } from '../config/units.ts'
  */
 export async function cert(args: readonly string[], io: Io): Promise<void> {
   const order = readOrder(args)
-  const { kind, name, dir, register, policy } = order
+  const { kind, name, dir, csr, register, policy } = order
   const base = join(dir, kind === 'client' ? name : kind)
   const files = { key: `${base}.key`, certificate: `${base}.crt` }
-  const request = order.csr === undefined ? undefined : await readRequest(order.csr)
-  for (const file of Object.values(files)) {
-    if (existsSync(file) && !(request !== undefined && file === files.key)) throw inTheWay(file, kind)
-  }
+  const request = csr === undefined ? undefined : await readSigningRequest(await readNamed(csr)).catch(sentence(csr))
+  const wanted = request === undefined ? [files.key, files.certificate] : [files.certificate]
+  for (const file of wanted) if (existsSync(file)) throw inTheWay(file, kind)
   const issued = await issue(order, request)
   const certificate = new X509Certificate(issued.certificate)
   const clients = clientsFile(io, dir)
+  const entry = { fingerprints: [certificate.fingerprint256], ...policy }
   const made: string[] = []
   let listed = ''
   try {
-    if (request === undefined) {
-      await create(files.key, issued.key, 0o600, kind)
-      made.push(files.key)
+    for (const file of wanted) {
+      await (file === files.key ? create(file, issued.key, 0o600, kind) : create(file, issued.certificate, 0o644, kind))
+      made.push(file)
     }
-    await create(files.certificate, issued.certificate, 0o644, kind)
-    made.push(files.certificate)
-    if (register) {
+    if (register)
       listed = await replaceFile(clients, (text) =>
-        worded(`${name} cannot be listed:`, () =>
-          withRegistered(text, clients, name, { fingerprints: [certificate.fingerprint256], ...policy }),
-        ),
+        worded(`${name} cannot be listed:`, () => withRegistered(text, clients, name, entry)),
       )
-    }
   } catch (error) {
     for (const file of made) await rm(file, { force: true })
     throw error
@@ -70,15 +65,15 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   if (kind !== 'client') return
   if (register) {
     io.print(`${clients}: lists ${name} by ${certificate.fingerprint256}`)
-    io.print(await untilInForce(clients, hash('sha256', listed, 'hex'), io.env))
+    io.print(await untilInForce(clients, listed, io.env))
   } else {
     io.print(`To list it: postern client add ${name} --cert ${files.certificate} --from PATTERN`)
     io.print('Or paste into the clients file, under "fingerprints", one of:')
     for (const line of listItems(certificate)) io.print(`      ${line}`)
   }
   const [ca, port] = [join(dir, 'ca.crt'), readConfig(io.env).config.port]
-  const key = existsSync(files.key) ? files.key : 'KEY'
-  io.print(key === 'KEY' ? 'To try it, with the file of its key for KEY:' : 'To try it:')
+  const [key, how] = existsSync(files.key) ? [files.key, ''] : ['KEY', ', with the file of its key for KEY']
+  io.print(`To try it${how}:`)
   io.print(`curl --cacert ${ca} --cert ${files.certificate} --key ${key} https://localhost:${port}/v1/whoami`)
 }
 
@@ -92,16 +87,16 @@ const OPTIONS = {
 } as const
 
 function readOrder(args: readonly string[]) {
-  const { values, positionals } = parseCommandLine({ args: [...args], allowPositionals: true, options: OPTIONS })
+  const { values, positionals } = parseCommandLine(args, OPTIONS, 2)
   const { san = [], days, dir = 'certs', csr, register = false, ...flags } = values
-  const [kind, name = kind === 'server' ? 'localhost' : '', ...rest] = positionals
+  const [kind, name = kind === 'server' ? 'localhost' : ''] = positionals
   if (kind !== 'ca' && kind !== 'server' && kind !== 'client') {
     const meant = didYouMean(kind ?? '', ['ca', 'server', 'client'])
     throw new UsageError(
       `Say what to make${meant}: postern cert ca, postern cert server [NAME] or postern cert client NAME.`,
     )
   }
-  if (rest.length > 0 || (kind === 'ca' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
+  if (kind === 'ca' && name !== '') throw new UsageError(`"${name}" is too much.`)
   if (days !== undefined && !/^[1-9]\d{0,4}$/.test(days)) throw new UsageError('--days takes a number from 1 to 99999.')
   if (kind === 'ca' && csr !== undefined) throw new UsageError('--csr is for servers and clients.')
   const flag = Object.keys(flags)[0]
@@ -117,16 +112,12 @@ function readOrder(args: readonly string[]) {
   return { kind, name, san, days: days === undefined ? undefined : Number(days), dir, csr, register, policy } as const
 }
 
-async function readRequest(file: string): Promise<SigningRequest> {
-  return readSigningRequest(await readNamed(file)).catch(sentence(file))
-}
-
 async function issue(
   { kind, name, san, days, dir }: ReturnType<typeof readOrder>,
   request: SigningRequest | undefined,
 ): Promise<Issued> {
   if (kind === 'ca') {
-    await mkdir(dir, { recursive: true, mode: 0o700 }).catch(refusal(`${dir} cannot be made`))
+    await makeFolder(dir).catch(refusal(`${dir} cannot be made`))
     return createAuthority({ san, days }).catch(sentence('No CA was made:'))
   }
   const authority = await readAuthority(dir)
@@ -156,6 +147,13 @@ async function readAuthority(dir: string): Promise<Issued> {
   return { certificate: certificate.toString(), key }
 }
 
+/** Makes a folder and those above it. Node's own recursion goes on for minutes in /proc. */
+async function makeFolder(path: string): Promise<void> {
+  if (existsSync(path)) return
+  await makeFolder(dirname(path))
+  await mkdir(path, { mode: 0o700 })
+}
+
 async function create(file: string, text: string, mode: number, kind: string): Promise<void> {
   try {
     await writeFile(file, text, { flag: 'wx', mode, flush: true })
@@ -168,10 +166,9 @@ async function create(file: string, text: string, mode: number, kind: string): P
 
 /** Without its CA every client is locked out, so that nobody is told to move one aside. */
 function inTheWay(file: string, kind: string): UsageError {
-  const what = `${file} is in the way and is not overwritten:`
-  if (kind === 'ca')
-    return new UsageError(
-      `${what} it is the CA that your clients have their certificates from. Go on with it, or make another in a folder of its own with --dir.`,
-    )
-  return new UsageError(`${what} move it and its other half aside, or use --dir.`)
+  const advice =
+    kind === 'ca'
+      ? 'it is the CA that your clients have their certificates from. Go on with it, or make another in a folder of its own with --dir.'
+      : 'move it and its other half aside, or use --dir.'
+  return new UsageError(`${file} is in the way and is not overwritten: ${advice}`)
 }

@@ -74,7 +74,7 @@ export async function check(args: readonly string[], io: Io): Promise<number> {
 
 function readAsked(args: readonly string[]) {
   const one = { type: 'string' } as const
-  const { values } = parseCommandLine({ args: [...args], options: { from: one, to: one, send: one } })
+  const { values } = parseCommandLine(args, { from: one, to: one, send: one })
   const { from, to, send } = values
   if (to !== undefined && send !== undefined) throw new UsageError('--to asks and --send sends: take one of them.')
   if (from !== undefined && to === undefined && send === undefined)

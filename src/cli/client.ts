@@ -1,4 +1,3 @@
-import { hash } from 'node:crypto'
 import { KEY_PIN, parseIdentity } from '../clients/clients-file.ts'
 import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
@@ -10,6 +9,12 @@ import { gatewayStatus, untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
 import { type Io, parseCommandLine, readNamed, UsageError, worded } from './usage.ts'
 
+const OPTIONS = {
+  ...IDENTITY_OPTIONS,
+  ...POLICY_OPTIONS,
+  json: { type: 'boolean' },
+  force: { type: 'boolean' },
+} as const
 const ACTIONS = ['list', 'show', 'add', 'disable', 'enable', 'remove', 'rotate', 'prune'] as const
 
 /** Where the clients file is, as `serve` finds it. */
@@ -23,18 +28,14 @@ export function clientsFile({ env }: Pick<Io, 'env'>, dir = 'certs'): string {
  * whether the gateway that runs on this machine has the change in force. Throws a UsageError.
  */
 export async function client(args: readonly string[], io: Io): Promise<void> {
-  const { values, positionals } = parseCommandLine({
-    args: [...args],
-    allowPositionals: true,
-    options: { ...IDENTITY_OPTIONS, ...POLICY_OPTIONS, json: { type: 'boolean' }, force: { type: 'boolean' } },
-  })
-  const [word = '', name = '', ...rest] = positionals
+  const { values, positionals } = parseCommandLine(args, OPTIONS, 2)
+  const [word = '', name = ''] = positionals
   const action = ACTIONS.find((known) => known === word)
   if (action === undefined) {
     const said = word === '' ? 'Say what to do' : `There is no "client ${word}"${didYouMean(word, ACTIONS)}. Say`
     throw new UsageError(`${said}: postern client ${ACTIONS.join(', ')}. See postern help client.`)
   }
-  if (rest.length > 0 || (action === 'list' && name !== '')) throw new UsageError(`"${rest[0] ?? name}" is too much.`)
+  if (action === 'list' && name !== '') throw new UsageError(`"${name}" is too much.`)
   if (action !== 'list' && name === '') throw new UsageError(`Name the client: postern client ${action} NAME.`)
   const { json = false, force = false, ...entry } = values
   const asked = Object.keys(entry)[0]
@@ -51,50 +52,55 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     throw new UsageError(
       `Say how ${name} is known: --cert FILE, --fingerprint SHA256, --san NAME or --token CLIENT_ID.`,
     )
-  const seen =
-    action === 'prune' && !force ? (await gatewayStatus(io.env))?.clients.find((one) => one.client === name) : undefined
-  const edits: Record<Exclude<typeof action, 'list' | 'show'>, (text: string, entry: Listed) => Change> = {
-    add: (text) => ({ text: withRegistered(text, file, name, addition), said: `${name} is listed` }),
-    rotate: (text) => ({
-      text: withRegistered(text, file, name, addition),
-      said: `${name} is known by ${identitiesOf(new Map(Object.entries(addition))).join(', ')} too; postern client prune ${name} takes the older out`,
-    }),
-    disable: (text, listed) =>
-      isDisabled(listed)
-        ? { text, said: `${name} is disabled already` }
-        : {
-            text: withValue(text, ['clients', name, 'disabled'], true),
-            said: `${name} is disabled: it gets 403 client_disabled`,
-          },
-    enable: (text, listed) =>
-      listed.has('disabled')
-        ? { text: withValue(text, ['clients', name, 'disabled'], undefined), said: `${name} is enabled` }
-        : { text, said: `${name} is not disabled` },
-    remove: (text) => ({ text: withValue(text, ['clients', name], undefined), said: `${name} is no longer listed` }),
-    prune: (text, listed) => pruned(text, name, listed, seen),
+  const status = action === 'prune' && !force ? await gatewayStatus(io.env) : undefined
+  const at = ['clients', name]
+  const change = (text: string, listed: Listed): Change => {
+    switch (action) {
+      case 'add':
+        return [withRegistered(text, file, name, addition), 'is listed']
+      case 'rotate': {
+        const added = identitiesOf(new Map(Object.entries(addition))).join(', ')
+        const said = `is known by ${added} too; postern client prune ${name} takes the older out`
+        return [withRegistered(text, file, name, addition), said]
+      }
+      case 'disable':
+        if (isDisabled(listed)) return [text, 'is disabled already']
+        return [withValue(text, [...at, 'disabled'], true), 'is disabled: it gets 403 client_disabled']
+      case 'enable':
+        if (!listed.has('disabled')) return [text, 'is not disabled']
+        return [withValue(text, [...at, 'disabled'], undefined), 'is enabled']
+      case 'remove':
+        return [withValue(text, at, undefined), 'is no longer listed']
+      case 'prune':
+        return pruned(
+          text,
+          name,
+          listed,
+          status?.clients.find((one) => one.client === name),
+        )
+    }
   }
   let said = ''
   const text = await replaceFile(file, (text) =>
     worded(`${name}:`, () => {
-      const listed = clientsOf(text, file).get(name)
+      const clients = clientsOf(text, file)
+      const listed = clients.get(name)
       if (action === 'add' && listed !== undefined)
         throw new RangeError(`it is listed already: postern client rotate ${name} adds an identity`)
-      if (action !== 'add' && listed === undefined) throw notListed(name, clientsOf(text, file))
-      const change = edits[action](text, listed ?? new Map())
-      said = change.said
-      return checked(change.text, file)
+      if (action !== 'add' && listed === undefined) throw notListed(name, clients)
+      const [changed, what] = change(text, listed ?? new Map())
+      said = what
+      return checked(changed, file)
     }),
   )
-  io.print(`${file}: ${said}.`)
-  io.print(await untilInForce(file, hash('sha256', text, 'hex'), io.env))
+  io.print(`${file}: ${name} ${said}.`)
+  io.print(await untilInForce(file, text, io.env))
 }
 
 type Listed = ReadonlyMap<string, unknown>
 
-interface Change {
-  readonly text: string
-  readonly said: string
-}
+/** What the file says then, and what that means for the client. */
+type Change = readonly [text: string, said: string]
 
 /**
  * Of several fingerprints, and of several names, the one that was listed last stays. Throws a RangeError for what a gateway
@@ -120,11 +126,10 @@ function pruned(text: string, name: string, listed: Listed, seen: Status['client
     throw new RangeError(
       `it was last seen with ${inUse} (${seen?.last_seen}), which would be taken out: give it the newer certificate first, or add --force`,
     )
-  const said =
-    removed.length === 0
-      ? `${name} has nothing older to take out`
-      : `${name} is no longer known by ${removed.join(', ')}`
-  return { text: edited, said }
+  return [
+    edited,
+    removed.length === 0 ? 'has nothing older to take out' : `is no longer known by ${removed.join(', ')}`,
+  ]
 }
 
 /** In quotes it counts too. */
@@ -148,15 +153,12 @@ function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeEr
 async function show(file: string, name: string, json: boolean, io: Io): Promise<void> {
   const text = (await readNamed(file)).toString()
   const status = await gatewayStatus(io.env)
-  const rows = worded(`${name || file}:`, () => {
-    const clients = clientsOf(text, file)
-    if (name !== '' && !clients.has(name)) throw notListed(name, clients)
-    return [...clients].flatMap(([client, entry]) => {
-      if (name !== '' && client !== name) return []
-      const { last_seen = null, certificate_expires = null } =
-        status?.clients.find((one) => one.client === client) ?? {}
-      return [{ client, entry, seen: { last_seen, certificate_expires, queue: queueOf(client, status) } }]
-    })
+  const clients = worded(`${name || file}:`, () => clientsOf(text, file))
+  if (name !== '' && !clients.has(name)) throw new UsageError(`${name}: ${notListed(name, clients).message}.`)
+  const rows = [...clients].flatMap(([client, entry]) => {
+    if (name !== '' && client !== name) return []
+    const { last_seen = null, certificate_expires = null } = status?.clients.find((one) => one.client === client) ?? {}
+    return [{ client, entry, seen: { last_seen, certificate_expires, queue: queueOf(client, status) } }]
   })
   if (json) {
     const plain = rows.map(({ client, entry, seen }) => ({ name: client, ...Object.fromEntries(entry), ...seen }))
@@ -201,12 +203,9 @@ function short([first = '-', ...others]: readonly string[]): string {
 }
 
 function print(rows: readonly (readonly string[])[], io: Io): void {
-  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => (row[column] ?? '').length))) ?? []
-  for (const row of rows)
-    io.print(
-      row
-        .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-        .join('  ')
-        .trimEnd(),
-    )
+  const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0)))
+  for (const row of rows) {
+    const cells = row.map((cell, column) => cell.padEnd(widths?.[column] ?? 0))
+    io.print(cells.join('  ').trimEnd())
+  }
 }

@@ -8,7 +8,7 @@ import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
  * Throws one UsageError with a line for each file that holds none, after the others are printed.
  */
 export async function fingerprint(args: readonly string[], io: Pick<Io, 'print'>): Promise<void> {
-  const { positionals: files } = parseCommandLine({ args: [...args], allowPositionals: true, options: {} })
+  const { positionals: files } = parseCommandLine(args, {}, Infinity)
   if (files.length === 0) throw new UsageError('Name the certificates to read: postern fingerprint FILE…')
   const faults: string[] = []
   for (const file of files) {

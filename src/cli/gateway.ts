@@ -1,3 +1,4 @@
+import { hash } from 'node:crypto'
 import { realpath } from 'node:fs/promises'
 import { setTimeout as pause } from 'node:timers/promises'
 import { isRecord } from '../config/record.ts'
@@ -39,7 +40,8 @@ function isStatus(answer: unknown): answer is Status {
  * A sentence on whether the gateway that runs here has this content of the clients file in force. Waits some seconds for
  * it.
  */
-export async function untilInForce(file: string, sha256: string, env: Io['env']): Promise<string> {
+export async function untilInForce(file: string, text: string, env: Io['env']): Promise<string> {
+  const sha256 = hash('sha256', text, 'hex')
   const url = operationsUrl(env)
   const own = await realpath(file).catch(() => file)
   for (const begun = Date.now(); ; await pause(POLL_MS)) {

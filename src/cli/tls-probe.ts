@@ -28,6 +28,7 @@ export interface Handshake {
 }
 
 export interface ServerCertificate {
+  readonly leaf: X509Certificate
   /** From the leaf up; the last ones may come from the trust store rather than from the server. */
   readonly chain: readonly X509Certificate[]
   /** `good`, `untested` (the handshake ended too early), or the code of what is wrong with it. */
@@ -44,7 +45,7 @@ const SETTLE_MS = 700 // for a rejection in TLS 1.3 to arrive, which comes after
 export function tryVersion(target: Target, version: TriedVersion): Promise<Handshake> {
   return new Promise((resolve) => {
     const socket = connect(options(target, version))
-    let agreed: { words: string; server: ServerCertificate | undefined } | undefined
+    let agreed: Pick<Handshake, 'words' | 'server'> | undefined
     let reached = false
     let timer = setTimeout(() => settle(false, `No answer within ${CONNECT_MS / 1_000} s.`), CONNECT_MS)
     const settle = (works: boolean, words: string): void => {
@@ -110,21 +111,19 @@ function negotiated(socket: TLSSocket): string {
 /** The chain, read while the socket still has it. */
 function shown(socket: TLSSocket, verdict: string): ServerCertificate | undefined {
   const leaf = socket.getPeerX509Certificate()
-  if (leaf === undefined) return undefined
-  const chain = [leaf]
-  const seen = new Set([leaf.fingerprint256])
-  let next = leaf.issuerCertificate
-  while (next !== undefined && !seen.has(next.fingerprint256)) {
-    seen.add(next.fingerprint256)
+  const chain: X509Certificate[] = []
+  for (let next = leaf; next !== undefined; next = next.issuerCertificate) {
+    const print = next.fingerprint256
+    if (chain.some(({ fingerprint256 }) => fingerprint256 === print)) break // a root is its own issuer
     chain.push(next)
-    next = next.issuerCertificate
   }
-  return { chain, verdict }
+  return leaf && { leaf, chain, verdict }
 }
 
 const NO_ALERT =
   'the server closed the connection without an alert. Node servers do this to a client certificate that they refuse (unknown CA, expired, revoked, not for clients): their log has the reason.'
 
+const NO_TLS = 'what answers does not speak TLS from the first byte'
 const ERRORS: ReadonlyMap<string, string> = new Map([
   ['ENOTFOUND', 'the host name cannot be resolved.'],
   ['EAI_AGAIN', 'the host name cannot be resolved at the moment.'],
@@ -132,11 +131,8 @@ const ERRORS: ReadonlyMap<string, string> = new Map([
   ['EHOSTUNREACH', 'there is no way to this host.'],
   ['ENETUNREACH', 'there is no way to this host.'],
   ['ETIMEDOUT', 'no answer: something between may drop packets.'],
-  [
-    'ERR_SSL_WRONG_VERSION_NUMBER',
-    'what answers does not speak TLS from the first byte: perhaps plain HTTP, or a protocol with STARTTLS.',
-  ],
-  ['ERR_SSL_PACKET_LENGTH_TOO_LONG', 'what answers does not speak TLS from the first byte.'],
+  ['ERR_SSL_WRONG_VERSION_NUMBER', `${NO_TLS}: perhaps plain HTTP, or a protocol with STARTTLS.`],
+  ['ERR_SSL_PACKET_LENGTH_TOO_LONG', `${NO_TLS}.`],
   ['ERR_SSL_UNSUPPORTED_PROTOCOL', 'the server answers with another version than the one offered.'],
   ['ERR_SSL_NO_PROTOCOLS_AVAILABLE', "this machine's OpenSSL does not offer the version."],
 ])

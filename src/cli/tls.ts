@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { createSecureContext, rootCertificates } from 'node:tls'
-import { oneLine, parseCertificates } from '../tls/context.ts'
+import { oneLine, readCertificates } from '../tls/context.ts'
 import { TRIED_VERSIONS, type Handshake, type Target, type ServerCertificate, tryVersion } from './tls-probe.ts'
 import { lifetime } from './fingerprint.ts'
 import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
@@ -11,16 +11,14 @@ import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
  */
 export async function tls(args: readonly string[], io: Pick<Io, 'print'>): Promise<number> {
   const { target, against } = await readTarget(args)
-  const ways =
-    target.client === undefined
-      ? [{ how: '', client: undefined }]
-      : [
-          { how: ' without the certificate', client: undefined },
-          { how: ' with the certificate', client: target.client },
-        ]
+  const { client } = target
+  const ways = client === undefined ? [''] : [' without the certificate', ' with the certificate']
   const results = await Promise.all(
     TRIED_VERSIONS.flatMap((version) =>
-      ways.map(async ({ how, client }) => ({ version, how, ...(await tryVersion({ ...target, client }, version)) })),
+      ways.map(async (how, index) => {
+        const tried = await tryVersion({ ...target, client: index === 0 ? undefined : client }, version)
+        return { version, how, ...tried }
+      }),
     ),
   )
   if (results.every(({ unreachable }) => unreachable))
@@ -33,15 +31,11 @@ export async function tls(args: readonly string[], io: Pick<Io, 'print'>): Promi
 const LABELS = { TLSv1: 'TLS 1.0', 'TLSv1.1': 'TLS 1.1', 'TLSv1.2': 'TLS 1.2', 'TLSv1.3': 'TLS 1.3' } as const
 
 async function readTarget(args: readonly string[]): Promise<{ target: Target; against: string }> {
-  const { values, positionals } = parseCommandLine({
-    args: [...args],
-    allowPositionals: true,
-    options: { cert: { type: 'string' }, key: { type: 'string' }, ca: { type: 'string' } },
-  })
-  const [address, ...rest] = positionals
+  const file = { type: 'string' } as const
+  const { values, positionals } = parseCommandLine(args, { cert: file, key: file, ca: file }, 1)
+  const [address] = positionals
   if (address === undefined)
     throw new UsageError('Name the server: postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]')
-  if (rest.length > 0) throw new UsageError(`"${rest[0]}" is too much.`)
   const [, host = '', port = ''] = /^(\[[0-9a-fA-F:.]+\]|[^\s:[\]/@]+):(\d{1,5})$/.exec(address) ?? []
   if (host === '' || Number(port) < 1 || Number(port) > 65_535) {
     throw new UsageError(`"${address}" is not HOST:PORT, such as mail.internal:8443 or [::1]:8443.`)
@@ -70,14 +64,10 @@ async function readClient(certFile: string | undefined, keyFile: string | undefi
 }
 
 async function readAuthorities(file: string): Promise<readonly string[]> {
-  const pem = (await readNamed(file)).toString()
-  try {
-    const certificates = parseCertificates(pem)
-    if (certificates.length > 0) return certificates.map((certificate) => certificate.toString())
-  } catch (cause) {
-    throw new UsageError(`${file} holds a certificate that is damaged.`, { cause })
-  }
-  throw new UsageError(`${file} holds no certificate in PEM form.`)
+  const faults: string[] = []
+  const certificates = readCertificates((await readNamed(file)).toString(), file, faults)
+  if (faults.length > 0) throw new UsageError(`${faults.join('; ')}.`)
+  return certificates.map(String)
 }
 
 // Where Debian, Red Hat and Alpine keep what administrators trust; Node knows only the list it was built with.
@@ -89,20 +79,17 @@ function publicAuthorities(): readonly string[] {
 }
 
 /** Servers may show one certificate to old clients and another to new ones. A full verdict goes before a partial one. */
-function distinct(results: readonly Handshake[]): readonly ServerCertificate[] {
+function distinct(results: readonly Handshake[]): Iterable<ServerCertificate> {
   const byLeaf = new Map<string, ServerCertificate>()
   for (const { server } of results) {
-    const print = server?.chain[0]?.fingerprint256
-    if (server === undefined || print === undefined) continue
-    const known = byLeaf.get(print)
-    if (known === undefined || known.verdict === 'untested') byLeaf.set(print, server)
+    if (server === undefined) continue
+    const print = server.leaf.fingerprint256
+    if ((byLeaf.get(print)?.verdict ?? 'untested') === 'untested') byLeaf.set(print, server)
   }
-  return [...byLeaf.values()]
+  return byLeaf.values()
 }
 
-function describe({ chain, verdict }: ServerCertificate, against: string, io: Pick<Io, 'print'>): void {
-  const [leaf] = chain
-  if (leaf === undefined) return
+function describe({ leaf, chain, verdict }: ServerCertificate, against: string, io: Pick<Io, 'print'>): void {
   io.print('')
   io.print(`Server certificate: ${oneLine(leaf.subject)}`)
   io.print(`  names    ${leaf.subjectAltName ?? 'none: no current client accepts it'}`)

@@ -16,15 +16,21 @@ export interface Io {
   print(line: string): void
 }
 
-/** `parseArgs`, strict, with its complaints as a UsageError. */
-export function parseCommandLine<const T extends ParseArgsConfig>(config: T): ReturnType<typeof parseArgs<T>> {
+/** `parseArgs`, strict, for options and at most so many other words, with its complaints as a UsageError. */
+export function parseCommandLine<const T extends NonNullable<ParseArgsConfig['options']>>(
+  args: readonly string[],
+  options: T,
+  words = 0,
+) {
   try {
-    return parseArgs<T>(config)
+    const parsed = parseArgs({ args: [...args], options, allowPositionals: true })
+    if (parsed.positionals.length > words) throw new UsageError(`"${parsed.positionals[words]}" is too much.`)
+    return parsed
   } catch (cause) {
     if (!(cause instanceof Error) || !codeOf(cause).startsWith('ERR_PARSE_ARGS_')) throw cause
     const [complaint = ''] = cause.message.split(/[.\n]/) // Node's advice about "--" that follows fits no command here
     const [, unknown] = /^Unknown option '--([\w-]+)'/.exec(complaint) ?? []
-    const meant = unknown === undefined ? undefined : nearest(unknown, Object.keys(config.options ?? {}))
+    const meant = unknown === undefined ? undefined : nearest(unknown, Object.keys(options))
     throw new UsageError(`${complaint}${meant === undefined ? '' : ` (did you mean --${meant}?)`}.`, { cause })
   }
 }

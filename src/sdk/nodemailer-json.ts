@@ -85,10 +85,8 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
     ...Object.fromEntries(headersOf(data).map(([name, [value = '']]) => [name, value])),
   }
   const event = isGiven(data['icalEvent']) ? calendarOf(fieldsOf(data['icalEvent'])) : undefined
-  const attachments = [
-    ...listOf(data['attachments']).map((attachment, index) => attachmentOf(attachment, types[index])),
-    ...(event ? [event.attachment] : []),
-  ]
+  const attachments = listOf(data['attachments']).map((attachment, index) => attachmentOf(attachment, types[index]))
+  if (event !== undefined) attachments.push(event.attachment)
   const { tags, send_at }: PosternMailOptions = fieldsOf(data['postern'])
   return {
     // Of a list nodemailer keeps the first: the gateway should see all of it.
@@ -100,11 +98,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
     ...(isGiven(html) && { html: String(html) }),
     ...(attachments.length > 0 && { attachments }),
     ...(Object.keys(headers).length > 0 && { headers }),
-    ...(isGiven(messageId) && {
-      message_id: String(messageId)
-        .trim()
-        .replace(/^<?(.*?)>?$/s, '<$1>'),
-    }),
+    ...(isGiven(messageId) && { message_id: String(messageId).replace(/^\s*<?(.*?)>?\s*$/s, '<$1>') }),
     ...(event && { calendar: event.calendar }),
     ...(isGiven(data['dsn']) && { dsn: dsnOf(fieldsOf(data['dsn'])) }),
     ...(tags && { tags }),
@@ -139,11 +133,9 @@ function attachmentOf({ filename, content, encoding, cid }: Fields, type: unknow
 }
 
 /** As nodemailer sends an event: beside the text, and as a file. */
-function calendarOf({ content, encoding, method, filename }: Fields): {
-  readonly calendar: { readonly method: string; readonly content: string }
-  readonly attachment: Attachment
-} {
-  const text = encoding === 'base64' ? Buffer.from(String(content), 'base64').toString() : String(content)
+function calendarOf({ content, encoding, method, filename }: Fields) {
+  const text = Buffer.from(String(content), encoding === 'base64' ? 'base64' : 'utf8').toString()
+  const file = isGiven(filename) ? String(filename) : 'invite.ics'
   return {
     calendar: {
       method: String(method ?? 'PUBLISH')
@@ -151,27 +143,17 @@ function calendarOf({ content, encoding, method, filename }: Fields): {
         .toUpperCase(),
       content: text,
     },
-    attachment: {
-      filename: isGiven(filename) ? String(filename) : 'invite.ics',
-      content: Buffer.from(text),
-      content_type: 'application/ics',
-    },
+    attachment: { filename: file, content: Buffer.from(text), content_type: 'application/ics' },
   }
 }
 
 const EVENTS = ['never', 'success', 'failure', 'delay'] as const
-const RETURNS = new Map([
-  ['hdrs', 'headers' as const],
-  ['headers', 'headers' as const],
-  ['full', 'full' as const],
-  ['body', 'full' as const],
-])
 
 /** Throws for what nodemailer refuses, and for what RFC 3461 has and the gateway has not. */
 function dsnOf({ ret, return: full, notify, envid, id, recipient, orcpt }: Fields): NonNullable<Message['dsn']> {
   if (isGiven(recipient ?? orcpt)) throw notSent('invalid_message', 'dsn.recipient cannot be passed on.')
   const asked = String(ret || full || '').toLowerCase()
-  const returned = RETURNS.get(asked)
+  const returned = /^(?:hdrs|headers)$/.test(asked) ? 'headers' : /^(?:full|body)$/.test(asked) ? 'full' : undefined
   const names = [notify || []].flat().flatMap((value) => String(value).toLowerCase().split(','))
   const events = EVENTS.filter((event) => names.some((name) => name.trim() === event))
   if (events.length < new Set(names).size || (asked !== '' && returned === undefined))
@@ -198,9 +180,7 @@ function extraHeaders({ priority, xMailer, normalizedHeaders }: Fields): Readonl
 }
 
 /** `prepared`: it is encoded already. A field without a value is none, as nodemailer has it. */
-function headersOf({
-  headers,
-}: Fields): readonly (readonly [name: string, values: readonly string[], prepared: boolean])[] {
+function headersOf({ headers }: Fields): readonly [name: string, values: readonly string[], prepared: boolean][] {
   const entries: (readonly [unknown, unknown])[] = Array.isArray(headers)
     ? listOf(headers).map(({ key, value }) => [key, value])
     : Object.entries(fieldsOf(headers))
@@ -208,7 +188,7 @@ function headersOf({
     const all = [value].flat()
     const values = all.map((one) => fieldsOf(one)['value'] ?? one).filter(isGiven)
     const prepared = all.some((one) => Boolean(fieldsOf(one)['prepared']))
-    return values.length === 0 ? [] : [[String(name), values.map(String), prepared] as const]
+    return values.length === 0 ? [] : [[String(name), values.map(String), prepared]]
   })
 }
 
@@ -225,11 +205,5 @@ function fieldsOf(value: unknown): Fields {
 }
 
 function isGiven(value: unknown): boolean {
-  return (
-    value !== undefined &&
-    value !== null &&
-    value !== false &&
-    value !== '' &&
-    !(Array.isArray(value) && value.length === 0)
-  )
+  return (Boolean(value) || value === 0) && !(Array.isArray(value) && value.length === 0)
 }
