@@ -5,10 +5,10 @@ import { needsSmtpUtf8 } from '../mail/mailbox.ts'
 import { slices } from '../mail/outgoing.ts'
 import { explain } from '../relay/advice.ts'
 import { RelayFault } from '../relay/fault.ts'
-import { type Opened, openSession, type SessionOptions } from '../relay/handshake.ts'
+import { openSession, type SessionOptions } from '../relay/handshake.ts'
 import { type RelayTls, sessionOptions } from '../relay/relay.ts'
 import type { TokenSource } from '../relay/oauth.ts'
-import { Session } from '../relay/session.ts'
+import type { Session } from '../relay/session.ts'
 
 /** What is asked of a relay beside a session. */
 interface Trial {
@@ -35,10 +35,10 @@ export async function tryRelay(
   const warnings: string[] = []
   try {
     const options = sessionOptions(address, smtp, tls, tokens)
-    const opened = await openSession(options)
-    const { wire, offer, loggedIn } = opened
+    const session = await openSession(options)
+    const { wire, offer } = session
+    const loggedIn = options.login !== undefined
     try {
-      const session = new Session(opened)
       if (!loggedIn && offer.mechanisms.length > 0) await session.probe(true)
       const encrypted = wire.encrypted ? 'encrypted' : 'not encrypted'
       good.push(`${name}: ${encrypted}${loggedIn ? ', logged in' : ''}, offers ${offer.keywords.join(' ')}`)
@@ -52,7 +52,7 @@ export async function tryRelay(
           `${name}: it grants ${granted} sessions of the ${sessions} of POSTERN_SMTP_CONNECTIONS: messages will wait for those. Set POSTERN_SMTP_CONNECTIONS=${granted}, or raise its limit.`,
         )
       if (pair !== undefined)
-        good.push(`${name}: ${await (pair.send ? sendTest(session, pair) : askPair(opened, pair))}`)
+        good.push(`${name}: ${await (pair.send ? sendTest(session, pair) : askPair(session, pair))}`)
     } finally {
       wire.quit()
     }
@@ -73,7 +73,7 @@ async function grantedBeside(options: SessionOptions, more: number): Promise<num
 
 /** RFC 5321 §3.3 without the message. */
 async function askPair(
-  { wire }: Opened,
+  { wire }: Session,
   { from, to }: { readonly from: string; readonly to: string },
 ): Promise<string> {
   for (const [step, line] of [

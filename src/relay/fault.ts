@@ -51,6 +51,17 @@ export class RelayFault extends Error {
   }
 }
 
+/** For what a relay does not answer. */
+export function late(): Error {
+  return Object.assign(new Error('no answer in time'), { code: LATE })
+}
+
+export function isLate({ cause }: RelayFault): boolean {
+  return cause instanceof Error && 'code' in cause && cause.code === LATE
+}
+
+const LATE = 'ETIMEDOUT'
+
 /** Ends what is still under way when the gateway stops: that is no fault of the relay. */
 export const STOPPED = new RelayFault('connect', { cause: new Error('the gateway stops') })
 

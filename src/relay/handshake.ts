@@ -1,16 +1,11 @@
 import { createHmac } from 'node:crypto'
 import type { ConnectionOptions } from 'node:tls'
 import type { SmtpTlsMode } from '../config/config.ts'
-import { RelayFault, type Step } from './fault.ts'
-import { type Reply, withoutSecrets } from './reply.ts'
+import { late, RelayFault, type Step } from './fault.ts'
+import type { TokenSource } from './oauth.ts'
+import { Offer, type Reply, withoutSecrets } from './reply.ts'
+import { Session } from './session.ts'
 import { Wire } from './wire.ts'
-
-/** As whom, and by a password or by a token. */
-export interface Login {
-  readonly user: string
-  readonly password: string | undefined
-  readonly tokens: { token(refused?: string): Promise<string>; taken(): void } | undefined
-}
 
 /** How a session with a relay is opened. */
 export interface SessionOptions {
@@ -23,48 +18,12 @@ export interface SessionOptions {
   readonly tls: ConnectionOptions
   /** For EHLO. */
   readonly name: string
-  readonly login: Login | undefined
+  /** As whom, and by a password or by a token. */
+  readonly login:
+    | { readonly user: string; readonly password: string | undefined; readonly tokens: TokenSource | undefined }
+    | undefined
   /** For all of it, ms. */
   readonly timeout: number
-}
-
-/** A connection that is ready for messages. */
-export interface Opened {
-  readonly wire: Wire
-  readonly offer: Offer
-  readonly loggedIn: boolean
-}
-
-/** What a relay announces in reply to EHLO (RFC 5321 §4.1.1.1), as messages get it: after TLS. */
-export class Offer {
-  readonly #keywords = new Map<string, string>()
-
-  constructor(ehlo: Reply) {
-    for (const line of ehlo.text.split('\n').slice(1)) {
-      const [, keyword, parameters = ''] = /^250[ -]([A-Z0-9-]+)[\s=]*(.*)$/.exec(line.toUpperCase()) ?? []
-      // Some say AUTH twice, in the form of a draft too.
-      if (keyword !== undefined)
-        this.#keywords.set(keyword, `${this.#keywords.get(keyword) ?? ''} ${parameters}`.trim())
-    }
-  }
-
-  get keywords(): readonly string[] {
-    return [...this.#keywords.keys()]
-  }
-
-  has(keyword: string): boolean {
-    return this.#keywords.has(keyword)
-  }
-
-  /** The most octets that a message may have (RFC 1870), where it says. */
-  get size(): number {
-    return Number(/^\d+/.exec(this.#keywords.get('SIZE') ?? '')?.[0]) || Infinity
-  }
-
-  /** SASL mechanisms (RFC 4954). */
-  get mechanisms(): readonly string[] {
-    return (this.#keywords.get('AUTH') ?? '').split(/\s+/).filter(Boolean)
-  }
 }
 
 // Of several addresses each has so long before the next one is tried (RFC 8305 §5), the last one whatever is left.
@@ -75,9 +34,9 @@ const LONGEST_LINE = 510 // octets of a command (RFC 5321 §4.5.3.1.4), without 
  * Connects, and goes through greeting, EHLO, STARTTLS and login. A token that is refused counts when a new one is refused on a
  * new connection. Throws a RelayFault with the step that failed.
  */
-export async function openSession(options: SessionOptions): Promise<Opened> {
+export async function openSession(options: SessionOptions): Promise<Session> {
   const { login } = options
-  if (login?.tokens === undefined || login.password !== undefined) return open(options, login?.password ?? '')
+  if (login?.tokens === undefined) return open(options, login?.password ?? '')
   const token = await login.tokens.token()
   const opened = await open(options, token).catch(async (error: unknown) => {
     const refused = error instanceof RelayFault && error.step === 'login' && (error.reply?.code ?? 0) >= 500
@@ -89,11 +48,10 @@ export async function openSession(options: SessionOptions): Promise<Opened> {
   return opened
 }
 
-async function open(options: SessionOptions, secret: string): Promise<Opened> {
+async function open(options: SessionOptions, secret: string): Promise<Session> {
   const { secure, name, login, timeout } = options
   // A token goes over TLS, whatever would do for messages (RFC 7628 §4); with `off` the operator vouches for the way.
-  const confidential = login?.tokens !== undefined && login.password === undefined
-  const startTls = confidential && options.startTls === 'opportunistic' ? 'required' : options.startTls
+  const startTls = login?.tokens !== undefined && options.startTls === 'opportunistic' ? 'required' : options.startTls
   let step: Step = 'connect'
   const wire = new Wire({
     host: options.host,
@@ -103,9 +61,7 @@ async function open(options: SessionOptions, secret: string): Promise<Opened> {
     noDelay: true,
     keepAlive: true,
   })
-  const late = setTimeout(() => {
-    wire.end(Object.assign(new Error('no answer in time'), { code: 'ETIMEDOUT' }))
-  }, timeout)
+  const timer = setTimeout(() => wire.end(late()), timeout)
   const positive = async (asked: Step, reply: Promise<Reply>): Promise<Reply> => {
     step = asked
     const said = await reply
@@ -133,14 +89,14 @@ async function open(options: SessionOptions, secret: string): Promise<Opened> {
         throw new RelayFault('starttls', { cause: new Error('it offers no STARTTLS') })
     }
     step = 'login'
-    if (login !== undefined) await logIn(wire, offer, options, login, secret)
-    return { wire, offer, loggedIn: login !== undefined }
+    await logIn(wire, offer, options, secret)
+    return new Session(wire, offer)
   } catch (error) {
     const fault = error instanceof RelayFault ? error : new RelayFault(step, { cause: error })
     wire.end(fault, fault.reply === undefined ? '' : 'QUIT\r\n')
     throw fault
   } finally {
-    clearTimeout(late)
+    clearTimeout(timer)
   }
 }
 
@@ -154,53 +110,54 @@ async function hello(wire: Wire, name: string, plain: boolean): Promise<Reply> {
 async function logIn(
   wire: Wire,
   { mechanisms }: Offer,
-  { host, port }: SessionOptions,
-  { user, password }: Login,
+  { host, port, login }: SessionOptions,
   secret: string,
 ): Promise<void> {
+  if (login === undefined) return
+  const { user, password } = login
   const confided = [secret]
-  const answer = (text: string): string => {
-    const response = base64(text)
+  const encoded = (text: string): string => {
+    const response = Buffer.from(text).toString('base64')
     confided.push(response)
     return response
   }
-  const refused = ({ code, text }: Reply): RelayFault =>
-    new RelayFault('login', { reply: { code, text: withoutSecrets(text, confided) } })
   const plain = `\0${user}\0${secret}`
   const saslName = user.replace(/=/g, '=3D').replace(/,/g, '=2C') // RFC 5801 §4
-  const known: readonly Mechanism[] =
-    password === undefined
-      ? [
-          {
-            name: 'OAUTHBEARER', // RFC 7628 §3.1
-            initial: `n,a=${saslName},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`,
-            answers: [() => '\x01'], // the challenge tells why; the reply to this is the refusal
-          },
-          { name: 'XOAUTH2', initial: `user=${user}\x01auth=Bearer ${secret}\x01\x01`, answers: [() => ''] },
-        ]
-      : [
-          { name: 'PLAIN', initial: plain, answers: [() => plain] },
-          { name: 'LOGIN', answers: [() => user, () => secret] },
-          {
-            name: 'CRAM-MD5',
-            answers: [(challenge) => `${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`],
-          },
-        ]
+  const withToken: readonly Mechanism[] = [
+    {
+      name: 'OAUTHBEARER', // RFC 7628 §3.1
+      initial: `n,a=${saslName},\x01host=${host}\x01port=${port}\x01auth=Bearer ${secret}\x01\x01`,
+      answers: [() => '\x01'], // the challenge tells why; the reply to this is the refusal
+    },
+    { name: 'XOAUTH2', initial: `user=${user}\x01auth=Bearer ${secret}\x01\x01`, answers: [() => ''] },
+  ]
+  const withPassword: readonly Mechanism[] = [
+    { name: 'PLAIN', initial: plain, answers: [() => plain] },
+    { name: 'LOGIN', answers: [() => user, () => secret] },
+    {
+      name: 'CRAM-MD5',
+      answers: [(challenge) => `${user} ${createHmac('md5', secret).update(challenge).digest('hex')}`],
+    },
+  ]
+  const known = password === undefined ? withToken : withPassword
   let reply: Reply | undefined
   for (const { name, initial, answers } of known.filter(({ name }) => mechanisms.includes(name))) {
-    const early = initial === undefined ? '' : ` ${answer(initial)}`
+    const early = initial === undefined ? '' : ` ${encoded(initial)}`
     // RFC 4954 §4; a token is often longer, and Postfix cuts lines at 2,048
     const fits = name.length + early.length <= LONGEST_LINE - 'AUTH '.length
-    const left = initial === undefined || fits ? answers : [() => initial, ...answers]
     reply = await wire.ask(`AUTH ${name}${fits ? early : ''}`)
-    for (const next of left) {
+    for (const next of initial === undefined || fits ? answers : [() => initial, ...answers]) {
       if (reply.code !== 334) break
-      reply = await wire.ask(answer(next(Buffer.from(reply.text.slice(4), 'base64').toString())))
+      reply = await wire.ask(encoded(next(Buffer.from(reply.text.slice(4), 'base64').toString())))
     }
     if (reply.code !== 504) break // some announce what they do not take
   }
-  if (reply === undefined) throw new RelayFault('login', { cause: new Error(unusable(mechanisms, password)) })
-  if (reply.code !== 235) throw refused(reply)
+  if (reply?.code === 235) return
+  if (reply !== undefined)
+    throw new RelayFault('login', { reply: { code: reply.code, text: withoutSecrets(reply.text, confided) } })
+  const unusable = password === undefined ? ', and none of them is XOAUTH2 or OAUTHBEARER' : ''
+  const offered = mechanisms.length === 0 ? 'no login' : `only ${mechanisms.join(', ')} to log in${unusable}`
+  throw new RelayFault('login', { cause: new Error(`it offers ${offered}`) })
 }
 
 /** A way to log in (RFC 4954): what may go with the command, and what is said to one challenge after the other. */
@@ -208,14 +165,4 @@ interface Mechanism {
   readonly name: string
   readonly initial?: string
   readonly answers: readonly ((challenge: string) => string)[]
-}
-
-function base64(text: string): string {
-  return Buffer.from(text).toString('base64')
-}
-
-function unusable(offered: readonly string[], password: string | undefined): string {
-  if (offered.length === 0) return 'it offers no login'
-  const token = password === undefined ? ', and none of them is XOAUTH2 or OAUTHBEARER' : ''
-  return `it offers only ${offered.join(', ')} to log in${token}`
 }

@@ -22,10 +22,9 @@ export class TokenSource {
   #token: { readonly text: string; readonly renewAt: number; readonly until: number } | undefined
   #fetching: Promise<string> | undefined
   #fault: RelayFault | undefined
-  #failures = 0
-  #retryAt = 0
-  #refusals = 0
-  #replaceAt = 0
+  /** Requests since a token was last taken, for want of it or because relays refuse it, and when the next one may follow. */
+  #tries = 0
+  #notBefore = 0
   #basic = false
   /** What was last sent in confidence, in each form that it is sent in: an endpoint may say it back. */
   #confided: readonly string[] = []
@@ -43,29 +42,32 @@ export class TokenSource {
    */
   async token(refused?: string): Promise<string> {
     const now = Date.now()
-    const present = this.#token
-    const valid = present !== undefined && now < present.until
-    const replaced = valid && present.text === refused
-    if (replaced && this.#fetching === undefined) {
-      if (now < Math.max(this.#replaceAt, this.#retryAt)) return refused
-      this.#replaceAt = now + pause(this.#refusals++)
-    } else if (valid && !replaced && (now < present.renewAt || now < this.#retryAt)) return present.text
-    else if (!valid && now < this.#retryAt && this.#fault !== undefined) throw this.#fault
+    const present = this.#token !== undefined && now < this.#token.until ? this.#token : undefined
+    const replaced = present?.text === refused
+    if (present !== undefined && !replaced && now < present.renewAt) return present.text
+    if (this.#fetching === undefined && now < this.#notBefore) {
+      if (present !== undefined) return present.text
+      if (this.#fault !== undefined) throw this.#fault
+    }
+    if (present !== undefined && replaced && this.#fetching === undefined) this.#wait()
     this.#fetching ??= this.#fetch().finally(() => (this.#fetching = undefined))
-    if (!valid || replaced) return this.#fetching
+    if (present === undefined || replaced) return this.#fetching
     this.#fetching.catch(() => {})
     return present.text
   }
 
   /** A relay has taken one: the next that is refused is replaced at once. */
   taken(): void {
-    this.#refusals = this.#replaceAt = 0
+    if (this.#fault === undefined) this.retry()
   }
 
   /** Something that may have kept tokens from coming has changed. */
   retry(): void {
-    this.taken()
-    this.#failures = this.#retryAt = 0
+    this.#tries = this.#notBefore = 0
+  }
+
+  #wait(): void {
+    this.#notBefore = Date.now() + Math.min(FIRST_PAUSE_MS * 2 ** this.#tries++, LAST_PAUSE_MS)
   }
 
   async #fetch(): Promise<string> {
@@ -73,11 +75,10 @@ export class TokenSource {
       const { access_token: text, expires_in } = await this.#grant()
       const life = expires_in === undefined ? UNSTATED_MS : expires_in * 1000
       this.#token = { text, renewAt: Date.now() + life * RENEW_AT, until: Date.now() + life }
-      this.#failures = this.#retryAt = 0
       this.#fault = undefined
       return text
     } catch (cause) {
-      this.#retryAt = Date.now() + pause(this.#failures++)
+      this.#wait()
       const told = new Error(withoutSecrets(reasonOf(cause), this.#confided), { cause })
       this.#fault = new RelayFault('token', { cause: told })
       throw this.#fault
@@ -130,10 +131,6 @@ function formsOf(clientId: string, secret: string): readonly string[] {
 function isUnauthenticated(error: unknown): boolean {
   if (error instanceof oauth.ResponseBodyError) return error.status === 401 || error.error === 'invalid_client'
   return error instanceof oauth.WWWAuthenticateChallengeError && error.status === 401
-}
-
-function pause(times: number): number {
-  return Math.min(FIRST_PAUSE_MS * 2 ** times, LAST_PAUSE_MS)
 }
 
 /** The one source for all relays, where the settings have one. */

@@ -1,14 +1,12 @@
+import type { Config } from '../config/config.ts'
 import { RelayFault, STOPPED } from './fault.ts'
 import { Grant } from './grant.ts'
 import { Line, type Ticket } from './line.ts'
 import type { Session } from './session.ts'
 
-export interface PoolOptions {
-  /** The most sessions, POSTERN_SMTP_CONNECTIONS. */
-  readonly sessions: number
-  /** After which a session ends, ms and messages. */
-  readonly age: number
-  readonly messages: number
+type Limits = Pick<Config['smtp'], 'connections' | 'sessionAge' | 'sessionMessages'>
+
+export interface PoolEvents {
   /** Opens a session. Rejects with a RelayFault. */
   open(): Promise<Session>
   /** The relay ended a session that was idle. */
@@ -25,7 +23,8 @@ const SWAP_MS = 250
 
 /** The sessions with one relay. Where it grants fewer than are wanted, messages wait for those that stand. */
 export class Pool {
-  readonly #options: PoolOptions
+  readonly #limits: Limits
+  readonly #events: PoolEvents
   readonly #grant: Grant
   readonly #line: Line
   readonly #sessions = new Set<Session>()
@@ -44,9 +43,10 @@ export class Pool {
   #closed = false
   #left: (() => void) | undefined
 
-  constructor(options: PoolOptions) {
-    this.#options = options
-    this.#grant = new Grant(options.sessions)
+  constructor(limits: Limits, events: PoolEvents) {
+    this.#limits = limits
+    this.#events = events
+    this.#grant = new Grant(limits.connections)
     this.#line = new Line(this.#grant)
   }
 
@@ -85,7 +85,7 @@ export class Pool {
     this.#busy -= 1
     this.#line.done(ticket)
     this.#line.judged(ticket.client, theirs)
-    const over = session.spent || session.messages >= this.#options.messages || (refused && this.#maySwap)
+    const over = session.spent || session.messages >= this.#limits.sessionMessages || (refused && this.#maySwap)
     if (session.wire.open) {
       if (over || this.#closed) this.#leave(session)
       else this.#rest(session)
@@ -140,7 +140,14 @@ export class Pool {
       else this.#entitled.push(ticket)
     }
     while (this.#idle.length > 0 && this.#needed > 0 && !this.#room && this.#maySwap) this.#leave(this.#idle.shift())
-    if (this.#wanted > this.#opening && !this.#room && !this.#doubtful) this.#grow()
+    if (this.#wanted > this.#opening && !this.#room && !this.#doubtful) {
+      // One session more than granted is tried, now or when its pause is over.
+      const ms = this.#grant.grow(this.#sessions.size + this.#opening) ?? 0
+      if (ms > 0) {
+        clearTimeout(this.#timer)
+        this.#timer = setTimeout(() => this.#serve(), ms).unref()
+      }
+    }
     while (this.#room && this.#opening < this.#wanted) void this.#open()
     if (this.#urgent && this.#idle.length > 0) this.#swapTimer ??= setTimeout(() => this.#swap(), SWAP_MS)
   }
@@ -199,20 +206,11 @@ export class Pool {
     session.wire.quit()
   }
 
-  /** Tries one session more than granted, now or when its pause is over. */
-  #grow(): void {
-    const ms = this.#grant.grow(this.#sessions.size + this.#opening)
-    if (ms === undefined || ms === 0) return
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => this.#serve(), ms)
-    this.#timer.unref()
-  }
-
   async #open(): Promise<void> {
     const begun = performance.now()
     this.#opening += 1
     try {
-      const session = await this.#options.open()
+      const session = await this.#events.open()
       if (!session.wire.open) throw new Error('it closed the connection')
       this.#opening -= 1
       this.#opened(session, begun)
@@ -228,7 +226,7 @@ export class Pool {
     this.#sessions.add(session)
     this.#grant.opened(begun, this.#sessions.size)
     // Spread, so that sessions opened together do not end together.
-    const age = setTimeout(() => this.#grownOld(session), this.#options.age * (0.9 + Math.random() / 10))
+    const age = setTimeout(() => this.#grownOld(session), this.#limits.sessionAge * (0.9 + Math.random() / 10))
     age.unref()
     session.wire.onEnd = () => {
       clearTimeout(age)
@@ -271,7 +269,7 @@ export class Pool {
     if (idle !== -1) this.#idle.splice(idle, 1)
     if (this.#leaving.size === 0) this.#left?.()
     if (this.#closed) return
-    if (!left && idle !== -1) this.#options.lost()
+    if (!left && idle !== -1) this.#events.lost()
     this.#serve()
   }
 

@@ -4,14 +4,14 @@ import { Problem, type RejectedRecipient } from '../errors.ts'
 import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
-import { isEnvelope, RelayFault } from './fault.ts'
-import { type Offer, openSession, type SessionOptions } from './handshake.ts'
+import { isEnvelope, isLate, late, RelayFault } from './fault.ts'
+import { openSession, type SessionOptions } from './handshake.ts'
 import type { Ticket } from './line.ts'
 import type { TokenSource } from './oauth.ts'
 import { AttemptFailed, judge } from './outcome.ts'
 import { Pool, type SessionCounts } from './pool.ts'
-import { shown } from './reply.ts'
-import { type Mark, Session, type Taken } from './session.ts'
+import { type Offer, shown } from './reply.ts'
+import type { Mark, Session, Taken } from './session.ts'
 
 /** The relay answered 250 to the whole message. */
 export interface Delivery {
@@ -43,9 +43,11 @@ export interface Attempt {
   readonly caller: Departure | undefined
 }
 
-/** What happens to a relay, for the log. */
-export interface RelayObserver {
+/** What happens to a relay, for the log and the metrics. */
+export interface RelayEvents {
   changed(relay: string, up: boolean, reason?: RelayFault): void
+  /** It took, refused or failed to take a message; `seconds` is how long that was. */
+  attempted?(relay: string, seconds: number): void
 }
 
 // A relay that is down is looked at again after this long, doubled each time, with jitter so that replicas spread.
@@ -62,7 +64,7 @@ export class Relay {
   /** Whether messages could get through when it was last heard of. */
   up = true
   readonly #pool: Pool
-  readonly #observer: RelayObserver
+  readonly #events: RelayEvents
   readonly #sessionMs: number
   #offer: Offer | undefined
   #heard = -Infinity
@@ -78,17 +80,14 @@ export class Relay {
     smtp: Config['smtp'],
     tls: () => RelayTls,
     tokens: TokenSource | undefined,
-    observer: RelayObserver,
+    events: RelayEvents,
   ) {
     this.label = address.label
-    this.#observer = observer
+    this.#events = events
     this.#sessionMs = sessionMs(smtp)
-    this.#pool = new Pool({
-      sessions: smtp.connections,
-      age: smtp.sessionAge,
-      messages: smtp.sessionMessages,
+    this.#pool = new Pool(smtp, {
       open: async () => {
-        const session = new Session(await openSession(sessionOptions(address, smtp, tls(), tokens)))
+        const session = await openSession(sessionOptions(address, smtp, tls(), tokens))
         this.#offer = session.offer
         return session
       },
@@ -266,14 +265,14 @@ export class Relay {
     if (this.up) return
     this.up = true
     this.#retryMs = FIRST_RETRY_MS
-    this.#observer.changed(this.label, true)
+    this.#events.changed(this.label, true)
   }
 
   #fails(reason: RelayFault): void {
     if (!this.up || this.#closed) return
     this.up = false
     this.#schedule(this.#retryMs * (0.5 + Math.random() / 2))
-    this.#observer.changed(this.label, false, reason)
+    this.#events.changed(this.label, false, reason)
   }
 
   /** Schedules a look at the relay, at the earliest `ms` after the last one. */
@@ -292,16 +291,6 @@ export class Relay {
     }, ms)
     this.#timer.unref()
   }
-}
-
-const LATE = 'ETIMEDOUT'
-
-function late(): Error {
-  return Object.assign(new Error('no answer in time'), { code: LATE })
-}
-
-function isLate({ cause }: RelayFault): boolean {
-  return cause instanceof Error && 'code' in cause && cause.code === LATE
 }
 
 /** Until a session is open; short enough that every relay gets its turn within the time that a message has. */
@@ -324,7 +313,7 @@ export function sessionOptions(
     secure,
     startTls: smtp.tls,
     name: smtp.name,
-    login: user === undefined ? undefined : { user, password, tokens },
+    login: user === undefined ? undefined : { user, password, tokens: password === undefined ? tokens : undefined },
     timeout: sessionMs(smtp),
     tls: {
       ca,

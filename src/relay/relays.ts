@@ -5,7 +5,7 @@ import type { Departure } from './departure.ts'
 import { type TokenSource, tokenSource } from './oauth.ts'
 import { AttemptFailed } from './outcome.ts'
 import type { SessionCounts } from './pool.ts'
-import { type Attempt, type Delivery, Relay, type RelayObserver, type RelayTls } from './relay.ts'
+import { type Attempt, type Delivery, Relay, type RelayEvents, type RelayTls } from './relay.ts'
 import type { Mark } from './session.ts'
 
 /** A relay's state, as operations see it. */
@@ -13,11 +13,6 @@ export interface RelayStatus {
   readonly label: string
   readonly up: boolean
   readonly sessions: SessionCounts
-}
-
-export interface RelayEvents extends RelayObserver {
-  /** A relay took, refused or failed to take a message; `seconds` is how long that was. */
-  attempted?(relay: string, seconds: number): void
 }
 
 export interface SendOptions {

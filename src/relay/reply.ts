@@ -40,6 +40,38 @@ export class ReplyReader {
   }
 }
 
+/** What a relay announces in reply to EHLO (RFC 5321 §4.1.1.1), as messages get it: after TLS. */
+export class Offer {
+  readonly #keywords = new Map<string, string>()
+
+  constructor(ehlo: Reply) {
+    for (const line of ehlo.text.split('\n').slice(1)) {
+      const [, keyword, parameters = ''] = /^250[ -]([A-Z0-9-]+)[\s=]*(.*)$/.exec(line.toUpperCase()) ?? []
+      // Some say AUTH twice, in the form of a draft too.
+      if (keyword !== undefined)
+        this.#keywords.set(keyword, `${this.#keywords.get(keyword) ?? ''} ${parameters}`.trim())
+    }
+  }
+
+  get keywords(): readonly string[] {
+    return [...this.#keywords.keys()]
+  }
+
+  has(keyword: string): boolean {
+    return this.#keywords.has(keyword)
+  }
+
+  /** The most octets that a message may have (RFC 1870), where it says. */
+  get size(): number {
+    return Number(/^\d+/.exec(this.#keywords.get('SIZE') ?? '')?.[0]) || Infinity
+  }
+
+  /** SASL mechanisms (RFC 4954). */
+  get mechanisms(): readonly string[] {
+    return (this.#keywords.get('AUTH') ?? '').split(/\s+/).filter(Boolean)
+  }
+}
+
 /** A reply's text as answers and logs give it. */
 export function shown({ text }: Reply): string {
   return text.length <= SHOWN ? text : text.slice(0, SHOWN).replace(/[\uD800-\uDBFF]$/, '')

@@ -3,8 +3,7 @@ import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import { DotStuffing } from './dot-stuffing.ts'
 import { isAboutSession, RelayFault, type Step } from './fault.ts'
-import type { Offer, Opened } from './handshake.ts'
-import { enhancedCode, type Reply, shown } from './reply.ts'
+import { enhancedCode, type Offer, type Reply, shown } from './reply.ts'
 import type { Wire } from './wire.ts'
 
 /** What became of a message that was taken. */
@@ -43,7 +42,7 @@ export class Session {
   /** MAIL was said, and neither the end of the content nor RSET. */
   #begun = false
 
-  constructor({ wire, offer }: Pick<Opened, 'wire' | 'offer'>) {
+  constructor(wire: Wire, offer: Offer) {
     this.wire = wire
     this.offer = offer
   }

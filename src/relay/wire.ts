@@ -1,5 +1,5 @@
 import { connect, type Socket, type TcpNetConnectOpts } from 'node:net'
-import { connect as connectTls, type ConnectionOptions, type TLSSocket } from 'node:tls'
+import { connect as connectTls, type ConnectionOptions } from 'node:tls'
 import { type Reply, ReplyReader } from './reply.ts'
 
 const LAST_WORDS_MS = 2_000 // for a relay to answer QUIT
@@ -33,13 +33,7 @@ export class Wire {
 
   /** Resolves when it is connected. Rejects with the reason of the end. */
   connected(): Promise<void> {
-    return new Promise((resolve, reject) => {
-      this.listen(undefined, reject)
-      this.#socket.once('connect', () => {
-        this.listen(undefined)
-        resolve()
-      })
-    })
+    return this.#once('connect')
   }
 
   get encrypted(): boolean {
@@ -87,18 +81,13 @@ export class Wire {
 
   /** Goes on over TLS (RFC 8446, RFC 3207 §4.2). Rejects when no session that can be trusted comes about. */
   encrypt(options: ConnectionOptions): Promise<void> {
-    const plain = this.#socket
     this.#reader = new ReplyReader() // nothing that came unencrypted counts from here on
-    return new Promise((resolve, reject) => {
-      this.listen(undefined, reject)
-      if (this.#ended !== undefined) return // by what came behind the reply to STARTTLS (RFC 3207 §5: it may be anybody's)
-      const secured: TLSSocket = connectTls({ ...options, socket: plain }, () => {
-        this.listen(undefined)
-        resolve()
-      })
-      this.#socket = secured.on('data', this.#hear)
+    // It may have ended by what came behind the reply to STARTTLS (RFC 3207 §5: it may be anybody's).
+    if (this.#ended === undefined) {
+      this.#socket = connectTls({ ...options, socket: this.#socket }).on('data', this.#hear)
       this.#listen()
-    })
+    }
+    return this.#once('secureConnect')
   }
 
   /** Says QUIT and waits until the relay has closed: it counts the session until then. */
@@ -127,6 +116,16 @@ export class Wire {
     this.onEnd(reason)
   }
 
+  #once(event: string): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.listen(undefined, reject)
+      this.#socket.once(event, () => {
+        this.listen(undefined)
+        resolve()
+      })
+    })
+  }
+
   #leave(): boolean {
     if (!this.open) return false
     this.#leaving = true
@@ -139,14 +138,12 @@ export class Wire {
   }
 
   #listen(): void {
-    const socket = this.#socket
-    socket.on('drain', () => {
-      this.#drained?.()
-      this.#drained = undefined
-    })
-    socket.on('end', () => this.end(new Error('it closed the connection')))
-    socket.on('error', (error) => this.end(error))
-    socket.on('close', () => this.end(new Error('it closed the connection')))
+    const closed = (): void => this.end(new Error('it closed the connection'))
+    this.#socket
+      .on('drain', () => this.#drained?.())
+      .on('end', closed)
+      .on('error', (error) => this.end(error))
+      .on('close', closed)
   }
 
   readonly #hear = (piece: Buffer): void => {
