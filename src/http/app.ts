@@ -16,7 +16,7 @@ import type { Admission } from './body/admission.ts'
 import { parseBodies } from './body/parse.ts'
 import { admitMessages } from './body/submission.ts'
 import { lingerOverBody } from './body/unread.ts'
-import { AJV_OPTIONS } from './body/validation.ts'
+import { AJV_OPTIONS, buildValidator } from './body/validation.ts'
 import { BrokenRequests, checkHead } from './broken-requests.ts'
 import { followConnections } from './connections.ts'
 import { identify } from './identity.ts'
@@ -66,6 +66,7 @@ export function build(options: AppOptions): TypedApp {
     exposeHeadRoutes: false,
     bodyLimit: config.maxSize,
     ajv: AJV_OPTIONS,
+    schemaController: { compilersFactory: { buildValidator } },
     clientErrorHandler: (error, socket) => broken.clientError(error, socket),
     rewriteUrl: ({ url = '/' }) => originForm(url),
     // Errors that Fastify answers without running hooks are behind the gate all the same.

@@ -1,3 +1,4 @@
+import AjvCompiler from '@fastify/ajv-compiler'
 import type { FastifyServerOptions } from 'fastify'
 import { inconsistencies } from '../../mail/consistency.ts'
 import { AJV_FORMATS } from '../../mail/formats.ts'
@@ -14,6 +15,9 @@ export const AJV_OPTIONS: NonNullable<FastifyServerOptions['ajv']> = {
     keywords: [{ keyword: 'x-complete', type: 'object', errors: true, validate: isComplete }],
   },
 }
+
+/** Compiles each schema once, however many apps a process has. */
+export const buildValidator = AjvCompiler()
 
 function isComplete(_schema: unknown, message: Readonly<Record<string, unknown>>): boolean {
   const errors = inconsistencies(message).map(({ path, message }) => ({
