@@ -7,7 +7,7 @@ import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
 import { loadFiles } from '../server/load.ts'
-import { digestsOf } from '../server/reload.ts'
+import { filesOf } from '../server/reload.ts'
 import type { Gateway } from '../server/start.ts'
 import { handleSignals } from './signals.ts'
 
@@ -35,12 +35,12 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
 /** Everything the gateway needs from outside. Throws a LoadError with all faults of the configuration at once. */
 export function loadAll({ config, faults, warnings }: ConfigResult) {
   const all = [...faults]
-  const digests = digestsOf(config)
+  const files = filesOf(config)
   const { secureContext, clients, relayTls, oauthCa } = loadFiles(config, all)
   if (secureContext === undefined || clients === undefined || relayTls === undefined || all.length > 0)
     throw new LoadError(all)
   const odd = rootFindings(clients, secureContext)
-  return { config, loaded: { secureContext, clients, relayTls, oauthCa, digests }, warnings: [...warnings, ...odd] }
+  return { config, loaded: { secureContext, clients, relayTls, oauthCa, files }, warnings: [...warnings, ...odd] }
 }
 
 /**

@@ -5,20 +5,19 @@ import type { Metrics } from '../operations/metrics.ts'
 import type { CertificateStatus } from '../operations/status.ts'
 import type { Caller } from '../clients/gate.ts'
 import { DAY_MS } from '../config/units.ts'
-import { isEnding, notAfter, notBefore } from '../tls/context.ts'
+import { type Peer, peerFrom } from '../clients/peer.ts'
+import { isEnding } from '../tls/context.ts'
 
 /** Whose certificate it is, where it is one that the gateway shows itself: to its callers, or to its relays. */
-export type Shown = 'server' | 'relay'
+type Shown = 'server' | 'relay'
 const SHOWN: readonly string[] = ['server', 'relay'] satisfies Shown[]
 
-interface Expiring {
-  /** With colons and in upper case, as openssl prints it. */
-  readonly fingerprint: string
-  readonly notBefore: Date
-  readonly notAfter: Date
+type Certificate = Pick<Peer, 'fingerprint256' | 'notBefore' | 'notAfter'>
+
+interface Expiring extends Certificate {
   /** Unix ms; of one that the gateway shows, when it was read. */
   seen: number
-  by?: string
+  by: string | undefined
 }
 
 /**
@@ -30,7 +29,7 @@ export class ExpiryWatch {
   readonly #metrics: Pick<Metrics, 'certificateExpiry'>
   readonly #log: Pick<Logger, 'warn'>
   readonly #expiring = new Map<string, Expiring>()
-  /** By fingerprint, Unix ms. */
+  /** When what was last warned of, Unix ms: certificates by their fingerprint. */
   readonly #warned = new Map<string, number>()
 
   constructor(metrics: Pick<Metrics, 'certificateExpiry'>, log: Pick<Logger, 'warn'>) {
@@ -40,31 +39,29 @@ export class ExpiryWatch {
 
   /** PEM; of a chain, its first certificate. */
   shows(to: Shown, certificate: string): void {
-    const leaf = new X509Certificate(certificate)
-    const dates = { notBefore: notBefore(leaf), notAfter: notAfter(leaf) }
-    this.#note(to, { ...dates, fingerprint: leaf.fingerprint256, seen: Date.now() })
+    this.#note(to, peerFrom(new X509Certificate(certificate)))
   }
 
   seen({ client, peer, by }: Caller): void {
     const subject = subjectOf(client.name)
     const known = this.#expiring.get(subject)
-    const seen = Date.now()
-    const { fingerprint256: fingerprint, notBefore: from, notAfter: until } = peer
-    if (known?.fingerprint === fingerprint) Object.assign(known, { seen, by })
-    else this.#note(subject, { fingerprint, notBefore: from, notAfter: until, seen, by })
+    if (known?.fingerprint256 !== peer.fingerprint256) return this.#note(subject, peer, by)
+    known.seen = Date.now()
+    known.by = by
   }
 
   /** The certificate that a client was last seen with, or one that the gateway shows. */
   status(whose: Shown | Pick<Client, 'name'>): CertificateStatus | undefined {
     const known = this.#expiring.get(typeof whose === 'string' ? whose : subjectOf(whose.name))
-    if (known === undefined) return undefined
-    return {
-      last_seen: new Date(known.seen).toISOString(),
-      known_by: known.by,
-      fingerprint: known.fingerprint,
-      not_after: known.notAfter.toISOString(),
-      ending: isEnding(known.notBefore, known.notAfter, Date.now()),
-    }
+    return (
+      known && {
+        last_seen: new Date(known.seen).toISOString(),
+        known_by: known.by,
+        fingerprint: known.fingerprint256,
+        not_after: known.notAfter.toISOString(),
+        ending: isEnding(known.notBefore, known.notAfter, Date.now()),
+      }
+    )
   }
 
   /** Forgets the clients that are no longer listed: there are never more numbers than clients, and two. */
@@ -79,27 +76,27 @@ export class ExpiryWatch {
 
   /** Writes the warnings that are due. */
   warn(now: number): void {
-    for (const [fingerprint, at] of this.#warned) if (now - at >= DAY_MS) this.#warned.delete(fingerprint)
-    for (const [subject, expiring] of this.#expiring) {
-      const { fingerprint, notBefore: from, notAfter: until } = expiring
-      if (!isEnding(from, until, now) || this.#warned.has(fingerprint)) continue
-      this.#warned.set(fingerprint, now)
-      const days = Math.floor((until.getTime() - now) / DAY_MS)
+    for (const [what, at] of this.#warned) if (now - at >= DAY_MS) this.#warned.delete(what)
+    for (const [subject, { fingerprint256: fingerprint, notBefore, notAfter }] of this.#expiring) {
+      if (!isEnding(notBefore, notAfter, now) || !this.isDue(fingerprint, now)) continue
+      const left = notAfter.getTime() - now
       this.#log.warn(
-        {
-          subject,
-          fingerprint,
-          not_after: until.toISOString(),
-          days_left: days,
-        },
-        until.getTime() < now ? 'a certificate has expired' : 'a certificate expires soon: renew it',
+        { subject, fingerprint, not_after: notAfter.toISOString(), days_left: Math.floor(left / DAY_MS) },
+        left < 0 ? 'a certificate has expired' : 'a certificate expires soon: renew it',
       )
     }
   }
 
-  #note(subject: string, expiring: Expiring): void {
-    this.#expiring.set(subject, expiring)
-    this.#metrics.certificateExpiry.set({ subject }, Math.floor(expiring.notAfter.getTime() / 1000))
+  /** Whether something that is warned of once a day has not been for a day. It counts as warned of then. */
+  isDue(what: string, now: number): boolean {
+    const due = !this.#warned.has(what)
+    if (due) this.#warned.set(what, now)
+    return due
+  }
+
+  #note(subject: string, { fingerprint256, notBefore, notAfter }: Certificate, by?: string): void {
+    this.#expiring.set(subject, { fingerprint256, notBefore, notAfter, seen: Date.now(), by })
+    this.#metrics.certificateExpiry.set({ subject }, Math.floor(notAfter.getTime() / 1000))
   }
 }
 

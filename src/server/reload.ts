@@ -18,21 +18,28 @@ import { type ClientSource, holderOf, type Listing, type TokenCheck } from '../c
 import { type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 import { loadRelayTls } from './load.ts'
-import { DAY_MS } from '../config/units.ts'
 import { watchFiles } from './watch.ts'
 
 /** What can be replaced while the gateway runs, by the names that metrics and the log use. */
-export type Part = 'certificate' | 'client_ca' | 'crl' | 'clients' | 'relay_tls'
+type Part = 'certificate' | 'client_ca' | 'crl' | 'clients' | 'relay_tls'
 
-/** Of each part the SHA-256 of its files in hex, separated by spaces; of one that cannot be read, the reason's code. */
-type Digests = ReadonlyMap<Part, string>
+/** Files that are put into force together. A digest is the SHA-256 of each in hex, or why it cannot be read. */
+interface Files {
+  readonly part: Part
+  readonly paths: readonly string[]
+  /** What was last looked at. */
+  tried: readonly string[]
+  inForce: { readonly digests: readonly string[]; readonly readAt: Date }
+  /** Why they are not in force, and whether the same ones may be good at another time. */
+  failing?: { readonly reasons: readonly string[]; readonly retry: boolean } | undefined
+}
 
 export interface InForce {
   readonly secureContext: SecureContext
   readonly clients: ClientDirectory
   readonly relayTls: RelayTls
   /** From before the above were read, so that a change since then is found. Absent: from now. */
-  readonly digests?: Digests
+  readonly files?: readonly Files[]
 }
 
 interface ReloaderOptions {
@@ -59,41 +66,38 @@ export class Reloader implements ClientSource {
   /** What relays are trusted by, and what is shown to them. */
   relayTls: RelayTls
   readonly #options: ReloaderOptions
-  readonly #expiry: ExpiryWatch
-  /** What is not in force, and whether the same files may be good at another time. */
-  readonly #failing = new Map<Part, { readonly again: 'for now' | 'for good'; readonly reasons: readonly string[] }>()
-  readonly #tried: Map<Part, string>
+  /** The certificates that the gateway shows, and those of the listed clients. */
+  readonly certificates: ExpiryWatch
+  readonly #files: readonly Files[]
   #secureContext: SecureContext
   /** When the certificate was found valid: other parts are put into force with it whatever has become of it since. */
   #certificateFrom = new Date()
-  /** When each part in force was read, and the digest of its files. */
-  readonly #inForce = new Map<Part, { readonly digest: string; readonly readAt: Date }>()
   #serving: { readonly server: Server; readonly connections: Connections; close(): void } | undefined
   #retryAt = 0
-  #listWarning = { text: '', at: 0 }
 
   constructor(inForce: InForce, options: ReloaderOptions) {
     this.#options = options
-    this.#expiry = new ExpiryWatch(options.metrics, options.log)
+    this.certificates = new ExpiryWatch(options.metrics, options.log)
     this.relayTls = inForce.relayTls
     this.#secureContext = inForce.secureContext
-    this.#tried = new Map(inForce.digests ?? digestsOf(options.config))
-    for (const [part, digest] of this.#tried) this.#inForce.set(part, { digest, readAt: new Date() })
+    this.#files = inForce.files ?? filesOf(options.config)
     this.current = {
       directory: inForce.clients,
       trust: new ClientTrust(inForce.secureContext),
       forwarded: new ForwardedCertificates(),
       tokens: options.tokens,
-      seen: (caller) => this.#expiry.seen(caller),
+      seen: (caller) => this.certificates.seen(caller),
     }
-    this.#expiry.shows('server', inForce.secureContext.cert)
+    this.certificates.shows('server', inForce.secureContext.cert)
     this.#showRelays(inForce.relayTls)
   }
 
   /** Begins to watch. `close` ends it. */
   serve(server: Server, connections: Connections): void {
-    const paths = partsOf(this.#options.config).flatMap(([, files]) => files)
-    const endWatch = watchFiles(paths, () => this.reload())
+    const endWatch = watchFiles(
+      this.#files.flatMap(({ paths }) => paths),
+      () => this.reload(),
+    )
     const timer = setInterval(() => this.#tick(), SWEEP_MS).unref()
     const close = (): void => {
       endWatch()
@@ -122,63 +126,50 @@ export class Reloader implements ClientSource {
     this.#serving = undefined
   }
 
-  /** The files in force, for the status page. `sha256` is that of their content, one for each path. */
+  /** The files in force, for the status page. */
   get files(): readonly FileStatus[] {
-    return partsOf(this.#options.config).map(([file, paths]) => {
-      const { digest = '', readAt } = this.#inForce.get(file) ?? {}
-      return {
-        file,
-        paths,
-        sha256: digest.split(' '),
-        read_at: readAt?.toISOString() ?? null,
-        faults: this.#failing.get(file)?.reasons ?? [],
-      }
-    })
-  }
-
-  /** The certificates in sight and the listed clients, for the status page. */
-  get certificates(): ExpiryWatch {
-    return this.#expiry
+    return this.#files.map(({ part, paths, inForce, failing }) => ({
+      file: part,
+      paths,
+      sha256: inForce.digests,
+      read_at: inForce.readAt.toISOString(),
+      faults: failing?.reasons ?? [],
+    }))
   }
 
   /** Reads all files and puts into force what has changed and is good. `again`: what failed before is told once more. */
   reload({ again = false } = {}): void {
-    let done = false
-    for (const [part, paths] of partsOf(this.#options.config)) {
-      const found = readAll(paths)
-      const changed = found.digest !== this.#tried.get(part)
-      this.#tried.set(part, found.digest)
-      const failing = this.#failing.get(part)?.again
-      if (!changed && failing !== 'for now' && !(failing === 'for good' && again)) continue
-      if (!this.#attempt(part, paths, found, changed || again)) continue
-      done = true
-      // A clients file that did not go with the bundle before may go with this one.
-      if (part === 'client_ca' && this.#failing.has('clients')) this.#tried.delete('clients')
-    }
-    if (!this.#tried.has('clients')) this.reload()
-    if (done) this.#serving?.connections.sweep()
+    const done = this.#files.filter((files) => this.#look(files, again)).map(({ part }) => part)
+    // A clients file that did not go with the bundle before may go with this one.
+    const clients = this.#files.find(({ part, failing }) => part === 'clients' && failing !== undefined)
+    if (done.includes('client_ca') && clients !== undefined && this.#look(clients, true)) done.push('clients')
+    if (done.length > 0) this.#serving?.connections.sweep()
   }
 
-  #attempt(part: Part, paths: readonly string[], found: Content, loud: boolean): boolean {
+  /** Returns whether the files have been put into force now. */
+  #look(files: Files, again: boolean): boolean {
     const { log, metrics } = this.#options
+    const { part, paths, tried, failing } = files
+    const { digests, texts, unreadable } = readAll(paths)
+    const changed = digests.join() !== tried.join()
+    files.tried = digests
+    if (!changed && failing?.retry !== true && !(again && failing !== undefined)) return false
     let changes: object | undefined
     try {
-      if (found.unreadable !== undefined) throw found.unreadable
-      changes = this.#replace(part, paths, found.texts)
+      if (unreadable !== undefined) throw unreadable
+      changes = this.#replace(part, paths, texts)
     } catch (error) {
+      const reasons = reasonsOf(error)
       // A clients file has no dates: the same text stays bad, and reading a long one again holds up every request.
-      const again = part === 'clients' && error instanceof LoadError ? 'for good' : 'for now'
-      this.#failing.set(part, { again, reasons: reasonsOf(error) })
-      if (!loud) return false
+      files.failing = { reasons, retry: part !== 'clients' || !(error instanceof LoadError) }
+      if (!changed && !again) return false
       metrics.reloads.inc({ file: part, result: 'failed' })
-      log.error(
-        { file: part, paths, reasons: reasonsOf(error) },
-        'a file cannot be put into force: the last good one stays',
-      )
+      log.error({ file: part, paths, reasons }, 'a file cannot be put into force: the last good one stays')
       return false
     }
-    this.#failing.delete(part)
-    this.#inForce.set(part, { digest: found.digest, readAt: new Date() })
+    this.#warn(Date.now())
+    files.failing = undefined
+    files.inForce = { digests, readAt: new Date() }
     metrics.reloads.inc({ file: part, result: 'ok' })
     log.info({ file: part, paths, ...changes }, 'a changed file is in force')
     if (part === 'clients' || part === 'client_ca')
@@ -196,39 +187,35 @@ export class Reloader implements ClientSource {
         throw new LoadError([`${paths[0]} is empty: to list nobody write "clients: {}"`])
       this.#check(directory, this.current.trust)
       this.current = { ...this.current, directory }
-      this.#expiry.keepListed(directory)
+      this.certificates.keepListed(directory)
       return changesOf(before, directory)
     }
     if (part === 'relay_tls') {
       this.#showRelays((this.relayTls = loadRelayTls(this.#options.config)))
-      this.#warn(Date.now())
       this.#options.relayTlsChanged()
       return undefined
     }
     const { ca, crl, ...others } = this.#secureContext
     const good = { ...others, clientCa: ca.join('\n'), crl: crl?.join('\n') }
-    const now = new Date()
     if (part === 'certificate') {
+      const now = new Date()
       this.#secureContext = secureContextOptions({ ...good, cert: text, key }, now)
       this.#certificateFrom = now
-      this.#expiry.shows('server', text)
+      this.certificates.shows('server', text)
     } else {
-      const context = secureContextOptions(
-        { ...good, ...(part === 'crl' ? { crl: text } : { clientCa: text }) },
-        this.#certificateFrom,
-      )
+      const changed = part === 'crl' ? { crl: text } : { clientCa: text }
+      const context = secureContextOptions({ ...good, ...changed }, this.#certificateFrom)
       const trust = new ClientTrust(context)
       this.#check(this.current.directory, trust)
       this.#secureContext = context
       this.current = { ...this.current, trust }
     }
     this.#serving?.server.setSecureContext(this.#secureContext)
-    this.#warn(now.getTime())
     return undefined
   }
 
   #showRelays({ cert }: RelayTls): void {
-    if (cert !== undefined) this.#expiry.shows('relay', cert)
+    if (cert !== undefined) this.certificates.shows('relay', cert)
   }
 
   #check(directory: ClientDirectory, { roots }: ClientTrust): void {
@@ -237,7 +224,7 @@ export class Reloader implements ClientSource {
 
   #tick(): void {
     const now = Date.now()
-    if (now >= this.#retryAt && [...this.#failing.values()].some(({ again }) => again === 'for now')) {
+    if (now >= this.#retryAt && this.#files.some(({ failing }) => failing?.retry === true)) {
       this.#retryAt = now + RETRY_MS
       this.reload()
     }
@@ -246,32 +233,15 @@ export class Reloader implements ClientSource {
   }
 
   #warn(now: number): void {
-    this.#expiry.warn(now)
+    this.certificates.warn(now)
     const text = this.current.trust.warnings(now).join('; ')
-    if (text !== '' && (text !== this.#listWarning.text || now - this.#listWarning.at >= DAY_MS)) {
+    if (text !== '' && this.certificates.isDue(text, now))
       this.#options.log.warn({ file: 'crl', paths: [this.#options.config.tls.crl] }, text)
-      this.#listWarning = { text, at: now }
-    }
   }
 }
 
-/** Digests of the files as they are now. Unreadable files have one too, by the reason. */
-export function digestsOf(config: ReloaderOptions['config']): Digests {
-  return new Map(partsOf(config).map(([part, paths]) => [part, readAll(paths).digest]))
-}
-
-/**
- * What the files of a part held at one moment: judged and put into force is what was compared, whatever is written
- * meanwhile.
- */
-interface Content {
-  readonly digest: string
-  readonly texts: readonly string[]
-  /** Why one of them cannot be read. */
-  readonly unreadable: unknown
-}
-
-function readAll(paths: readonly string[]): Content {
+/** What the files of a part hold at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
+function readAll(paths: readonly string[]) {
   const digests: string[] = []
   const texts: string[] = []
   let unreadable: unknown
@@ -285,19 +255,24 @@ function readAll(paths: readonly string[]): Content {
       unreadable ??= error
     }
   }
-  return { digest: digests.join(' '), texts, unreadable }
+  return { digests, texts, unreadable }
 }
 
-function partsOf({ tls, clients, smtp }: ReloaderOptions['config']): [Part, readonly string[]][] {
-  const relayTls = [smtp.ca, smtp.cert, smtp.key, smtp.oauth.ca].filter((path) => path !== undefined)
-  return [
-    ['certificate', [tls.cert, tls.key]],
+/** The files that the settings name, as they are now. Unreadable ones have a digest too. */
+export function filesOf({ tls, clients, smtp }: ReloaderOptions['config']): readonly Files[] {
+  const named: readonly (readonly [Part, ...(string | undefined)[]])[] = [
+    ['certificate', tls.cert, tls.key],
     // Before the bundle: one with a second root needs a clients file that says which of them counts.
-    ['clients', [clients]],
-    ['client_ca', [tls.clientCa]],
-    ...(tls.crl === undefined ? [] : [['crl', [tls.crl]] satisfies [Part, string[]]]),
-    ...(relayTls.length === 0 ? [] : [['relay_tls', relayTls] satisfies [Part, string[]]]),
+    ['clients', clients],
+    ['client_ca', tls.clientCa],
+    ['crl', tls.crl],
+    ['relay_tls', smtp.ca, smtp.cert, smtp.key, smtp.oauth.ca],
   ]
+  return named.flatMap(([part, ...settings]) => {
+    const paths = settings.filter((path) => path !== undefined)
+    const { digests } = readAll(paths)
+    return paths.length === 0 ? [] : [{ part, paths, tried: digests, inForce: { digests, readAt: new Date() } }]
+  })
 }
 
 /** Whether a clients file says nothing, as one does whose writer was stopped, or whose template had nothing to fill in. */
