@@ -235,7 +235,7 @@ async function listen(t: Test, { handshakeTimeout = 10_000, ...material }: Liste
       },
     },
   )
-  watchHandshakes(server, metrics, logger, () => {})
+  watchHandshakes(server, metrics, logger)
   server.listen(0, '127.0.0.1')
   await once(server, 'listening')
   const close = (): Promise<void> => new Promise((resolve) => server.close(() => resolve()))

@@ -5,7 +5,7 @@ import type { Logger } from 'pino'
 import { bodyOn } from '../http/body/reader.ts'
 import { answersOwed, onceOver, unanswered } from '../http/connections.ts'
 
-export interface ConnectionOptions {
+interface ConnectionOptions {
   /** POSTERN_MAX_CONNECTIONS */
   readonly most: number
   /** The client that may go on asking on a connection, which may have `asked` before; nothing for a stranger. */
@@ -15,20 +15,25 @@ export interface ConnectionOptions {
   readonly log: Pick<Logger, 'warn'>
 }
 
-interface Connection {
+class Connection {
   readonly transport: Socket
   /** Of an IPv6 address the network of one subscriber, /64: whoever has one has all of them. */
   readonly address: string
   /** The client that it passed for, once. */
   client: string | undefined
   /** Whether it has sent a request. */
-  asked: boolean
+  asked = false
   /** When it came, and then when its handshake began, by performance.now(). */
-  since: number
+  since = performance.now()
   /** Since the handshake. */
   tls: TLSSocket | undefined
   /** Of the transport, when the handshake was complete. */
-  handshakeBytes: number
+  handshakeBytes = 0
+
+  constructor(transport: Socket) {
+    this.transport = transport
+    this.address = networkOf(transport.remoteAddress ?? 'unknown')
+  }
 }
 
 // Half of what the process may open: relays, the other ports and files need some too.
@@ -96,6 +101,10 @@ export class Connections {
       connection.asked = true
       this.#passes(connection, socket) // listed only after the handshake, perhaps
     })
+    server.on('tlsClientError', (_error, tls) => {
+      const connection = this.#of(tls)
+      if (connection !== undefined && isDear(connection.transport)) this.#pauseAddress(connection)
+    })
     this.#timer = setInterval(this.#look, LOOK_MS).unref()
   }
 
@@ -118,12 +127,6 @@ export class Connections {
     }
   }
 
-  /** To be told of each handshake that failed: one that was dear is the last one from its address for a while. */
-  failed(transport: Socket): void {
-    const connection = this.#open.get(transport)
-    if (connection !== undefined && isDear(transport)) this.#pauseAddress(connection)
-  }
-
   /** Cuts whatever is open. */
   close(): void {
     clearInterval(this.#timer)
@@ -132,17 +135,9 @@ export class Connections {
 
   #arrive(transport: Socket): void {
     transport.on('error', () => {}) // nobody else listens yet; Node destroys it
-    const address = networkOf(transport.remoteAddress ?? 'unknown')
-    if (this.#isPaused(address) || (this.#open.size >= this.#most && !this.#makeRoom())) return void transport.destroy()
-    const connection: Connection = {
-      transport,
-      address,
-      client: undefined,
-      asked: false,
-      since: performance.now(),
-      tls: undefined,
-      handshakeBytes: 0,
-    }
+    const connection = new Connection(transport)
+    if (this.#isPaused(connection.address) || (this.#open.size >= this.#most && !this.#makeRoom()))
+      return void transport.destroy()
     this.#open.set(transport, connection)
     transport.once('close', () => {
       this.#open.delete(transport)
@@ -205,8 +200,8 @@ export class Connections {
     if (this.#isPaused(certificateOf(tls))) return void tls.destroy()
     if (this.#passes(connection, tls)) return
     this.#strangers.add(tls)
-    for (const first of this.#strangers) {
-      if (this.#strangers.size <= MAX_STRANGERS) break
+    const [first] = this.#strangers
+    if (this.#strangers.size > MAX_STRANGERS && first !== undefined) {
       this.#strangers.delete(first)
       first.destroy()
     }
@@ -240,13 +235,12 @@ export class Connections {
   #makeRoom(): boolean {
     const idle = [...this.#open.values()].filter(({ tls }) => tls === undefined || answersOwed(tls) === 0)
     // Several at once, since counting them takes a millisecond for 10,000.
-    const lost = biggest(idle, ({ client, address }) => client ?? `from ${address}`).slice(
-      0,
-      Math.ceil(this.#most / 100),
-    )
-    for (const { transport, tls } of lost) (tls ?? transport).destroy()
-    for (const { transport } of lost) this.#open.delete(transport)
-    return lost.length > 0
+    const most = biggest(idle, ({ client, address }) => client ?? `from ${address}`)
+    for (const { transport, tls } of most.slice(0, Math.ceil(this.#most / 100))) {
+      ;(tls ?? transport).destroy()
+      this.#open.delete(transport)
+    }
+    return most.length > 0
   }
 
   #of(socket: Socket): Connection | undefined {
@@ -281,9 +275,7 @@ export class Connections {
   }
 
   #isPaused(who: string): boolean {
-    const until = this.#paused.get(who)
-    if (until !== undefined && until <= Date.now()) this.#paused.delete(who)
-    return until !== undefined && until > Date.now()
+    return (this.#paused.get(who) ?? 0) > Date.now()
   }
 }
 

@@ -25,14 +25,9 @@ const LINGER_MS = 500 // for the answer to arrive: closing with unread input wou
 
 /**
  * Makes of each failed handshake a line in the log and a count by reason, answers plain HTTP in plain text, and closes
- * the socket. `failed` is told of each. Lines are limited; what was held back is told once a minute, and counted all the same.
+ * the socket. Lines are limited; what was held back is told once a minute, and counted all the same.
  */
-export function watchHandshakes(
-  server: Server,
-  metrics: Pick<Metrics, 'handshakeFailures'>,
-  log: Logger,
-  failed: (transport: Socket) => void,
-): void {
+export function watchHandshakes(server: Server, metrics: Pick<Metrics, 'handshakeFailures'>, log: Logger): void {
   const addresses = new WeakMap<Socket, string>()
   const limit = new LogLimit((suppressed) =>
     log.warn({ suppressed }, 'more TLS handshakes failed than are logged one by one'),
@@ -45,13 +40,11 @@ export function watchHandshakes(
     const transport = transportOf(socket)
     const [reason, advice] = judge(error, socket, transport?.bytesRead ?? 0)
     metrics.handshakeFailures.inc({ reason })
-    if (transport !== undefined) failed(transport)
     const remote = socket.remoteAddress ?? (transport && addresses.get(transport)) ?? 'unknown'
     if (limit.take(`${reason} ${remote}`)) {
       const line = { reason, remote, error_code: verificationError(socket) ?? codeOf(error), advice }
       // Scanners and probes that only connect are nobody's fault.
-      if (reason === 'reset' || reason === 'timeout') log.info(line, 'TLS handshake failed')
-      else log.warn(line, 'TLS handshake failed')
+      log[reason === 'reset' || reason === 'timeout' ? 'info' : 'warn'](line, 'TLS handshake failed')
     }
     if (reason === 'plain_http' && transport !== undefined) answerInPlainText(transport, socket)
     else socket.destroy()
@@ -67,16 +60,16 @@ function judge(error: Error, socket: TLSSocket, received: number): Verdict {
   const alert = alertOf(error)
   if (alert !== undefined) return alertVerdict(alert.number, alert.name)
   if (/^(ECONNRESET|EPIPE|ERR_SSL_UNEXPECTED_EOF_WHILE_READING)$/.test(codeOf(error))) {
-    if (received === 0)
-      return [
-        'reset',
-        'It only connected and left, as port scanners and load balancers that check a port do: point checks at /readyz on the operations port.',
-      ]
-    return ['reset', `It left in the middle of the handshake. If it is a client of yours, ${TRUST}`]
+    return [
+      'reset',
+      received === 0 ? ONLY_CONNECTED : `It left in the middle of the handshake. If it is a client of yours, ${TRUST}`,
+    ]
   }
   return ['other', 'Run "postern tls HOST:PORT" from where the client is.']
 }
 
+const ONLY_CONNECTED =
+  'It only connected and left, as port scanners and load balancers that check a port do: point checks at /readyz on the operations port.'
 const TRUST =
   'it may not trust the server certificate: give it the CA of POSTERN_TLS_CERT, and connect by a name that is in the certificate.'
 const OWN_CA =

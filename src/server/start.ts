@@ -152,7 +152,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     strangerMs: tokens === undefined ? STRANGER_MS : TOKEN_MS,
     log: logger,
   })
-  watchHandshakes(app.server, metrics, logger, (transport) => connections.failed(transport))
+  watchHandshakes(app.server, metrics, logger)
   let firstLook: Promise<void> = Promise.resolve()
   const levels: Levels = {
     pending: () => relays.pending,
