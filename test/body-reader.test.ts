@@ -81,3 +81,23 @@ t.test(
     }
   },
 )
+
+t.test('a caller that leaves in the middle of a body that was refused is told and logged once', async (t) => {
+  const gateway = await startGateway(t)
+  const heads = {
+    raw_not_allowed:
+      'POST /v1/messages/raw HTTP/1.1\r\nHost: x\r\nContent-Type: message/rfc822\r\nContent-Length: 1000',
+    unsupported_media_type: 'POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nContent-Length: 1000',
+    not_found: 'POST /v2 HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked',
+  }
+  for (const head of Object.values(heads)) {
+    const socket = await dial(gateway, { allowHalfOpen: true })
+    socket.write(`${head}\r\n\r\n5\r\n`)
+    const [answer] = await once(socket, 'data')
+    socket.end()
+    const [more] = await Promise.all([socket.toArray(), once(socket, 'close')])
+    t.notMatch(`${more.join('')}`, /HTTP/, `${answer}`)
+  }
+  const codes = gateway.log.filter(({ msg }) => msg === 'refused').map(({ code }) => code)
+  t.same(codes, Object.keys(heads))
+})

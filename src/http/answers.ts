@@ -6,7 +6,7 @@ import type { Metrics } from '../operations/metrics.ts'
 import { REPLAYED } from '../send/idempotency.ts'
 import type { MessageResult, SendAnswer } from '../send/send.ts'
 import { correlationOf } from './correlation.ts'
-import { problemAnswer, sendProblem, storedAnswer } from './problems.ts'
+import { problemAnswer, sendProblem } from './problems.ts'
 
 /** Sends each answer, writes its one log line and counts it. */
 export class Answers {
@@ -26,34 +26,19 @@ export class Answers {
       this.#record(request, reply, answer.result, answer.addressed)
       return reply.type(JSON_TYPE).send(answer.body)
     }
-    if (answer.kind === 'queued') return this.#queued(request, reply, answer, applied)
     const { status, body } = answer
-    this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status }, 'answer replayed')
-    void reply.headers(REPLAYED)
-    if (status === 200) return reply.type(JSON_TYPE).send(body)
-    return sendProblem(storedAnswer(status, body, request.id), reply)
-  }
-
-  /** The answer to a message that the queue has, or had: there each change is logged as it happens. */
-  #queued(
-    request: FastifyRequest,
-    reply: FastifyReply,
-    answer: Extract<SendAnswer, { kind: 'queued' }>,
-    applied: string | undefined,
-  ): FastifyReply {
-    const { fresh, id, retryMs, status, body } = answer
-    if (status === 202 || status === 503)
-      void reply.header('retry-after', String(Math.max(1, Math.ceil(retryMs / 1000))))
-    if (!fresh) {
-      this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status, message: id }, 'answer replayed')
-      void reply.headers(REPLAYED)
-    }
-    if (status >= 400) return sendProblem(storedAnswer(status, body, request.id), reply)
-    if (status === 202) {
-      if (fresh) this.#record(request, reply, { outcome: 'queued' }, 0)
+    if (answer.kind === 'queued' && (status === 202 || status === 503))
+      void reply.header('retry-after', String(Math.max(1, Math.ceil(answer.retryMs / 1000))))
+    if (answer.kind === 'queued' && status === 202) {
+      void reply.header('location', `/v1/messages/${answer.id}`)
       if (applied !== undefined) void reply.header('preference-applied', applied)
-      void reply.header('location', `/v1/messages/${id}`)
     }
+    if (answer.kind === 'replayed' || !answer.fresh) {
+      const message = answer.kind === 'queued' ? answer.id : undefined
+      this.#log.info({ ...idsOf(request), client: request.caller?.client.name, status, message }, 'answer replayed')
+      void reply.headers(REPLAYED)
+    } else if (status === 202) this.#record(request, reply, { outcome: 'queued' }, 0) // its changes are logged as they happen
+    if (status >= 400) return sendProblem(problemAnswer(answer, request.id), reply)
     return reply.code(status).type(JSON_TYPE).send(body)
   }
 

@@ -33,9 +33,7 @@ import { usageHeaders } from './usage.ts'
 export type TypedApp = FastifyInstance<Server, IncomingMessage, ServerResponse, FastifyBaseLogger, TypeBoxTypeProvider>
 
 interface AppOptions {
-  readonly config: Pick<Config, 'maxSize' | 'maxRecipients' | 'requestTimeout'> & {
-    readonly log: Pick<Config['log'], 'recipients'>
-  }
+  readonly config: Config
   readonly secureContext: SecureContextOptions
   readonly clients: ClientSource
   readonly sender: Sender

@@ -7,7 +7,7 @@ import { logRefusal } from '../operations/audit.ts'
 import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
 import { admit, type Arrival, type ClientSource, UnverifiedToken, valuesOf } from '../clients/gate.ts'
-import { brokenOff, stopBody } from './body/reader.ts'
+import { bodyOn, brokenOff, stopBody } from './body/reader.ts'
 import { lingeringClose, unanswered } from './connections.ts'
 import { problemAnswer, rawProblem } from './problems.ts'
 
@@ -37,11 +37,8 @@ export class BrokenRequests {
       server.on(event, (request, response) => server.emit('request', request, response))
     server.on('connect', (request, socket) => {
       socket.on('error', () => {}) // Node has taken its own listener away
-      this.#refuse(
-        request,
-        socket,
-        new Problem('method_not_allowed', 'The gateway is no proxy.', { headers: { allow: 'GET, POST' } }),
-      )
+      const problem = new Problem('method_not_allowed', 'The gateway is no proxy.', { headers: { allow: 'GET, POST' } })
+      this.#refuse(request, socket, problem)
     })
   }
 
@@ -49,9 +46,10 @@ export class BrokenRequests {
   clientError(error: Error & { readonly code?: string }, socket: Duplex): void {
     if (this.#ended.has(socket) || !(socket instanceof TLSSocket) || !socket.authorized) return
     if (!socket.writable || error.code === 'ECONNRESET') return void socket.destroy()
-    // Within a body the request that it belongs to is answered, by whoever reads it.
+    // Within a body the request that it belongs to is answered, by whoever reads it; or it has been refused already.
     const within = unanswered(socket).find(({ req }) => !req.complete)
     if (within !== undefined && stopBody(within.req, bodyProblem(error.code))) return
+    if (within === undefined && bodyOn(socket)?.body.complete === false) return void socket.destroy()
     this.#refuse({ socket }, socket, headProblem(error.code), error.code)
   }
 

@@ -37,23 +37,19 @@ const connections = new WeakMap<Duplex, Connection>()
  * beyond are refused in their turn, with nothing begun. A peer that takes nothing of its answers for `patience` ms is cut.
  */
 export function followConnections(server: Server, handle: RequestListener, refuse: Refuse, patience: number): Server {
-  const owing = new Map<Socket, Connection>()
+  const followed = new Map<Socket, Connection>()
   // A peer that ends its side when it has said all has its answers all the same. Node would end ours too, and lose them.
   Object.assign(server, { httpAllowHalfOpen: true })
   let refused = 0
-  const timer = setInterval(() => cutUnread(owing, patience), Math.min(CHECK_MS, patience)).unref()
+  const timer = setInterval(() => cutUnread(followed, patience), Math.min(CHECK_MS, patience)).unref()
   server.once('close', () => clearInterval(timer))
   return server.on('request', (request: IncomingMessage, response: ServerResponse) => {
     const { socket } = request
-    const connection = connections.get(socket) ?? follow(socket, owing)
+    const connection = connections.get(socket) ?? follow(socket, followed)
     const { answers } = connection
     if (answers.size === 0) connection.takenAt = performance.now() // nothing was there to be taken before
-    owing.set(socket, connection)
     answers.set(response, [])
-    response.once('close', () => {
-      settle(answers, response)
-      if (answers.size === 0) owing.delete(socket)
-    })
+    response.once('close', () => settle(answers, response))
     if (answers.size === 2 && socket.listenerCount('data') < 2) socket.on('data', ignore)
     if (answers.size <= MOST_BEGUN) return handle(request, response)
     if (answers.size > MOST_OWED || refused >= MOST_REFUSED) return void socket.destroy()
@@ -103,16 +99,17 @@ export function lingeringClose(socket: Duplex, patience: number): void {
 }
 
 // An answer that is queued behind another (pipelining) is not told that its connection is gone.
-function follow(socket: Socket, owing: Map<Socket, Connection>): Connection {
+function follow(socket: Socket, followed: Map<Socket, Connection>): Connection {
   const connection: Connection = { answers: new Map(), taken: 0, takenAt: performance.now() }
   connections.set(socket, connection)
+  followed.set(socket, connection)
   // A peer that ends its side within a body is answered all the same: Node would end ours before the 408 is ready.
   socket.allowHalfOpen = true
   let asking: NodeJS.Timeout | undefined
   socket.once('end', () => void (asking = setInterval(() => askWhetherGone(connection), GONE_MS).unref()))
   socket.once('close', () => {
     clearInterval(asking)
-    owing.delete(socket)
+    followed.delete(socket)
     for (const answer of connection.answers.keys()) settle(connection.answers, answer)
   })
   return connection
@@ -130,9 +127,10 @@ function settle(answers: Connection['answers'], answer: ServerResponse): void {
   for (const over of waiting) over(answer.writableFinished)
 }
 
-function cutUnread(owing: ReadonlyMap<Socket, Connection>, patience: number): void {
+function cutUnread(followed: ReadonlyMap<Socket, Connection>, patience: number): void {
   const now = performance.now()
-  for (const [socket, connection] of owing) {
+  for (const [socket, connection] of followed) {
+    if (connection.answers.size === 0) continue
     const taken = socket.bytesWritten - socket.writableLength
     if (socket.writableLength > 0 && taken === connection.taken) {
       if (now - connection.takenAt >= patience) socket.destroy()

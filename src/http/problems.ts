@@ -1,6 +1,7 @@
 import { STATUS_CODES } from 'node:http'
 import type { FastifyError, FastifyReply } from 'fastify'
 import { Problem } from '../errors.ts'
+import type { StoredAnswer } from '../send/idempotency.ts'
 import { toFaults } from './body/faults.ts'
 
 /** On every answer, the raw ones to broken requests included. */
@@ -10,27 +11,21 @@ export const SECURITY_HEADERS = {
   'cache-control': 'no-store',
 } as const
 
-type ProblemAnswer = ReturnType<typeof answerOf>
+type ProblemAnswer = ReturnType<typeof problemAnswer>
 
-/** Every problem becomes an answer here: one that was thrown, a stored one, and one for bytes that are no request. */
-export function problemAnswer(problem: Problem, requestId: string): ProblemAnswer {
-  return answerOf(problem.status, problem.headers, JSON.stringify(problem.toBody(requestId)), requestId)
-}
-
-/** A problem as it was answered before, to the letter. */
-export function storedAnswer(status: number, text: string, requestId: string): ProblemAnswer {
-  return answerOf(status, {}, text, requestId)
-}
-
-/** A problem as it goes over the wire (RFC 9457), whoever writes it there. */
-function answerOf(status: number, headers: Problem['headers'], text: string, requestId: string) {
+/**
+ * A problem as it goes over the wire (RFC 9457), whoever writes it there: one that was thrown, one for bytes that are no
+ * request, and one that was answered before, to the letter.
+ */
+export function problemAnswer(problem: Problem | StoredAnswer, requestId: string) {
+  const thrown = problem instanceof Problem
   // Bytes: to a text Fastify adds a charset, and this media type has no parameters (RFC 9457 §6.1).
-  const body = Buffer.from(text)
+  const body = Buffer.from(thrown ? JSON.stringify(problem.toBody(requestId)) : problem.body)
   return {
-    status,
+    status: problem.status,
     headers: {
       ...SECURITY_HEADERS,
-      ...headers,
+      ...(thrown && problem.headers),
       'x-request-id': requestId,
       'content-type': 'application/problem+json',
       'content-length': String(body.length),

@@ -12,23 +12,15 @@ const BODY_MS = 500
  * hears of the end before the connection is gone, and comes back on a new one.
  */
 export class Shutdown {
-  #begun = false
-
-  get begun(): boolean {
-    return this.#begun
-  }
-
-  begin(): void {
-    this.#begun = true
-  }
+  begun = false
 
   readonly refuse = (request: FastifyRequest, _reply: FastifyReply, done: (error?: Error) => void): void => {
-    if (!this.#begun || request.is404) return done()
+    if (!this.begun || request.is404) return done()
     void bodyOf(request.raw).then(() => done(SHUTTING_DOWN))
   }
 
   readonly close = ({ raw }: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
-    if (this.#begun && (raw.complete || !hasBody(raw))) reply.raw.shouldKeepAlive = false // Node says "Connection: close"
+    if (this.begun && (raw.complete || !hasBody(raw))) reply.raw.shouldKeepAlive = false // Node says "Connection: close"
     done()
   }
 }

@@ -225,7 +225,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       relays.refresh()
     },
     async stop() {
-      shutdown.begin()
+      shutdown.begun = true
       const cut = await stopGracefully(
         { admission, relays, queue, server: app.server, connections },
         config.shutdownGrace,

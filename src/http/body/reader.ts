@@ -30,7 +30,7 @@ class Coming {
 const bodies = new WeakMap<Socket, Coming>()
 
 /** The body that comes on a connection, or the last one that came. */
-export function bodyOn(socket: Socket): Pick<Coming, 'framing' | 'size'> | undefined {
+export function bodyOn(socket: Socket): Pick<Coming, 'body' | 'framing' | 'size'> | undefined {
   return bodies.get(socket)
 }
 
