@@ -3,7 +3,7 @@ import { type Allowance, parseAllowance, parseSize } from '../config/units.ts'
 import { LoadError, readOr } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { PatternList } from './patterns.ts'
-import { linesOf, type Place, readYaml, YamlFault } from './yaml.ts'
+import { type Place, readYaml, withLines, YamlFault } from './yaml.ts'
 
 /** A caller of the gateway and what it may do. */
 export interface Client {
@@ -51,15 +51,15 @@ export interface Known {
 /** The clients of one clients file. A certificate that is not listed finds nobody; an empty directory knows nobody. */
 export class ClientDirectory {
   readonly clients: ReadonlyMap<string, Client>
-  readonly #needs: Needs
   readonly #identities: ReadonlyMap<string, Known>
+  readonly #conditions: Conditions
   readonly #hasPins: boolean
   readonly hasNames: boolean
 
-  constructor(clients: ReadonlyMap<string, Client>, identities: ReadonlyMap<string, Known>, needs: Needs) {
+  constructor(clients: ReadonlyMap<string, Client>, identities: ReadonlyMap<string, Known>, conditions: Conditions) {
     this.clients = clients
-    this.#needs = needs
     this.#identities = identities
+    this.#conditions = conditions
     const kinds = new Set([...identities.values()].map(({ by }) => by.split(':', 1)[0]))
     this.#hasPins = kinds.has(KEY_PIN)
     this.hasNames = kinds.has('URI') || kinds.has('DNS')
@@ -67,7 +67,7 @@ export class ClientDirectory {
 
   /** Throws a LoadError with what in the file does not go with the rest of the configuration: the CA bundle, the issuer. */
   check({ roots, tokens }: { readonly roots: number; readonly tokens: boolean }): void {
-    const faults = [...(roots > 1 ? this.#needs.oneRoot() : []), ...(tokens ? [] : this.#needs.tokens())]
+    const faults = this.#conditions((needs) => (needs === 'one root' ? roots > 1 : !tokens))
     if (faults.length > 0) throw new LoadError(faults)
   }
 
@@ -93,11 +93,8 @@ export class ClientDirectory {
   }
 }
 
-/** Sentences about entries of the file that are right only where the CA bundle has one root, or where tokens are taken. */
-interface Needs {
-  readonly oneRoot: () => readonly string[]
-  readonly tokens: () => readonly string[]
-}
+/** Sentences about entries of the file that are wrong where a need of theirs is not met. */
+type Conditions = (isUnmet: (needs: Finding['needs']) => boolean) => readonly string[]
 
 const FINGERPRINT = 'fingerprint'
 /** What `by` says of a client that is known by the pin of its key. */
@@ -128,25 +125,13 @@ export function parseClients(text: string, file: string): ClientDirectory {
     if (error instanceof YamlFault) throw new LoadError([sentence(file, error.line, error.message)])
     if (!(error instanceof Hopeless)) throw error
   }
-  const told = (findings: readonly Finding[]): string[] => {
-    if (findings.length === 0) return []
-    const lines = linesOf(
-      text,
-      findings.map(({ place }) => place),
-    )
-    const inOrder = findings.map(({ reason }, index) => ({ reason, line: lines[index] ?? 1 }))
-    return inOrder.toSorted((a, b) => a.line - b.line).map(({ line, reason }) => sentence(file, line, reason))
-  }
-  if (reader.faults.length > 0) {
-    throw new LoadError([
-      ...told(reader.faults),
-      ...(reader.more > 0 ? [`${file}: and ${reader.more >= MAX_COUNTED ? 'at least ' : ''}${reader.more} more`] : []),
-    ])
-  }
-  return new ClientDirectory(reader.clients, reader.identities, {
-    oneRoot: () => told(reader.oneRoot),
-    tokens: () => told(reader.tokens),
-  })
+  const { clients, identities, faults, more, conditions } = reader
+  const told = (findings: readonly Finding[]): readonly string[] =>
+    withLines(text, findings).map(({ line, reason }) => sentence(file, line, reason))
+  if (more > 0)
+    throw new LoadError([...told(faults), `${file}: and ${more >= MAX_COUNTED ? 'at least ' : ''}${more} more`])
+  if (faults.length > 0) throw new LoadError(told(faults))
+  return new ClientDirectory(clients, identities, (isUnmet) => told(conditions.filter(({ needs }) => isUnmet(needs))))
 }
 
 function sentence(file: string, line: number, reason: string): string {
@@ -159,20 +144,27 @@ class Hopeless extends Error {}
 interface Finding {
   readonly place: Place
   readonly reason: string
+  /** It is a fault only where this is not so. */
+  readonly needs?: 'one root' | 'tokens'
 }
 
+/** An entry of a mapping. */
 interface Value {
+  readonly key: unknown
   readonly value: unknown
   readonly place: Place
   /** `clients.billing.rate` */
   readonly path: string
 }
 
+function entriesOf(mapping: ReadonlyMap<unknown, unknown>, above: Place, path = ''): Value[] {
+  return [...mapping].map(([key, value], at) => ({ key, value, place: [...above, at], path: `${path}${key}` }))
+}
+
 class Reader {
   readonly clients = new Map<string, Client>()
   readonly identities = new Map<string, Known>()
-  readonly oneRoot: Finding[] = []
-  readonly tokens: Finding[] = []
+  readonly conditions: Finding[] = []
   readonly faults: Finding[] = []
   /** Faults that are only counted. */
   more = 0
@@ -180,34 +172,30 @@ class Reader {
   read(content: unknown): void {
     if (content === undefined || content === null) return
     if (!(content instanceof Map)) return this.#fault([], 'the file should be a mapping with the key "clients"')
-    for (const [position, [key, value]] of [...content].entries()) {
+    for (const { key, value, place } of entriesOf(content, [])) {
       if (key !== 'clients')
         this.#fault(
-          [position],
+          place,
           () => `unknown key "${key}"${didYouMean(`${key}`, ['clients'])}: only "clients" is known here`,
         )
-      else if (value instanceof Map)
-        [...value].forEach(([name, entry], at) => this.#readClient([position, at], name, entry))
-      else if (value !== null) this.#fault([position], 'clients should be a mapping of names to clients')
+      else if (value instanceof Map) entriesOf(value, place).forEach((entry) => this.#readClient(entry))
+      else if (value !== null) this.#fault(place, 'clients should be a mapping of names to clients')
     }
   }
 
-  #readClient(place: Place, name: unknown, entry: unknown): void {
+  #readClient({ key: name, value: entry, place }: Value): void {
     const path = `clients.${name}`
     if (typeof name !== 'string') return this.#fault(place, `${path}: a name should be a string: put it in quotes`)
     if (!CLIENT_NAME.test(name))
       this.#fault(place, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
     if (!(entry instanceof Map)) return this.#fault(place, `${path} should be a mapping with "fingerprints" and "from"`)
-    const values = new Map<unknown, Value>()
-    for (const [position, [key, value]] of [...entry].entries()) {
-      const found = { value, place: [...place, position], path: `${path}.${key}` }
-      if (!KEYS.includes(key))
+    const values = new Map(entriesOf(entry, place, `${path}.`).map((value) => [value.key, value]))
+    for (const [key, found] of values)
+      if (typeof key !== 'string' || !KEYS.includes(key))
         this.#fault(
           found.place,
           () => `${path}: unknown key "${key}"${didYouMean(`${key}`, KEYS)} (known: ${KEYS.join(', ')})`,
         )
-      values.set(key, found)
-    }
     const read = <T>(key: Key, parse: (scalar: string) => T): T | undefined => this.#scalar(values.get(key), parse)
     const text = <T>(key: Key, parse: (scalar: string) => T): T | undefined => {
       const found = values.get(key)
@@ -233,17 +221,15 @@ class Reader {
       maxRecipients: read('max_recipients', parseCount),
       maxSize: read('max_size', parseSize),
       raw: read('raw', parseFlag) ?? false,
-      stated: Object.fromEntries(
-        POLICY_KEYS.flatMap((key) => (values.has(key) ? [[key, values.get(key)?.value]] : [])),
-      ),
+      stated: Object.fromEntries(POLICY_KEYS.filter((key) => values.has(key)).map((key) => [key, entry.get(key)])),
       entry,
     }
     this.clients.set(name, client)
     list('fingerprints', (text) =>
-      this.#know(parseFingerprintOrPin(text), client, isKeyPin(text) ? KEY_PIN : FINGERPRINT),
+      this.#know(client, parseFingerprintOrPin(text), isKeyPin(text) ? KEY_PIN : FINGERPRINT),
     )
-    list('san', (text) => this.#know(parseName(text), client, parseName(text)))
-    if (client.token !== undefined) read('token', (text) => this.#know(`${TOKEN} ${text}`, client, `${TOKEN} ${text}`))
+    list('san', (text) => this.#know(client, parseName(text)))
+    if (client.token !== undefined) read('token', (text) => this.#know(client, `${TOKEN} ${text}`))
     if (!values.has('from') && client.role === 'sender')
       this.#fault(place, `${path} has no "from": name the senders it may use (there is no wildcard by omission)`)
     if (!['fingerprints', 'san', 'token'].some((key) => values.has(key)))
@@ -253,15 +239,20 @@ class Reader {
       this.#fault(place, `${path} is a proxy, which is known by its certificate and not by a token`)
     const [names, token] = [values.get('san'), values.get('token')]
     if (names !== undefined && !values.has('ca'))
-      this.oneRoot.push({
+      this.conditions.push({
         place: names.place,
         reason: `${path} has "san", and the CA bundle has several roots: name the one that counts in "ca"`,
+        needs: 'one root',
       })
     if (token !== undefined)
-      this.tokens.push({ place: token.place, reason: `${path} has "token": set POSTERN_OAUTH_ISSUER` })
+      this.conditions.push({
+        place: token.place,
+        reason: `${path} has "token": set POSTERN_OAUTH_ISSUER`,
+        needs: 'tokens',
+      })
   }
 
-  #know(identity: string, client: Client, by: string): void {
+  #know(client: Client, identity: string, by = identity): void {
     const known = this.identities.get(identity)
     if (known !== undefined) reject(`is listed twice: it already stands under clients.${known.client.name}`)
     this.identities.set(identity, { client, by })

@@ -101,19 +101,21 @@ function afterBracket(source: string, from: number): number {
   return BEFORE_BRACKET.lastIndex + 1
 }
 
-/** The line of each place, from 1 on; of an entry of a mapping, that of its key. */
-export function linesOf(text: string, places: readonly Place[]): number[] {
+/** What is said of places, in the order of their lines, from 1 on; an entry of a mapping stands where its key does. */
+export function withLines<T extends { readonly place: Place }>(text: string, findings: readonly T[]) {
+  if (findings.length === 0) return []
   const outline = outlineOf(text)
   const lineAt = lines(text)
-  return places.map((place) => {
+  const inLines = findings.map((finding) => {
     let [node, stands] = [outline, outline]
-    for (const position of place) {
+    for (const position of finding.place) {
       const width = node?.kind === 'mapping' ? 2 : 1
       stands = node?.children[position * width]
       node = node?.children[position * width + width - 1]
     }
-    return lineAt(Math.max(0, stands?.start ?? 0))
+    return { ...finding, line: lineAt(Math.max(0, stands?.start ?? 0)) }
   })
+  return inLines.toSorted((a, b) => a.line - b.line)
 }
 
 /** The line of an offset. In the order of the text each line is counted once. */
