@@ -1,14 +1,8 @@
 import type { Client } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import type { Message } from '../mail/compose.ts'
-import type { Mailbox } from '../mail/mailbox.ts'
+import type { StatedAddress } from '../mail/mailbox.ts'
 import type { PatternList } from './patterns.ts'
-
-/** An address that a message is from or to, and where it stands in the request. */
-export interface StatedAddress {
-  readonly path: string
-  readonly address: Omit<Mailbox, 'name'>
-}
 
 /** The null reverse-path (RFC 5321 §4.5.5) says nothing of who sends: only the pattern `*` allows it. */
 export const NULL_PATH = { address: '<>', local: '', domain: '' } as const

@@ -1,39 +1,12 @@
 import { didYouMean } from '../config/suggest.ts'
-import { type Allowance, parseAllowance, parseSize } from '../config/units.ts'
+import { parseAllowance, parseSize } from '../config/units.ts'
 import { LoadError, readOr } from '../errors.ts'
 import { type Fingerprint, isKeyPin, type KeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { PatternList } from './patterns.ts'
 import { type Place, readYaml, withLines, YamlFault } from './yaml.ts'
 
 /** A caller of the gateway and what it may do. */
-export interface Client {
-  readonly name: string
-  /** A proxy sends nothing itself: it names the client it speaks for. */
-  readonly role: 'sender' | 'proxy'
-  /** Stays listed, and gets nothing but 403 `client_disabled`. */
-  readonly disabled: boolean
-  /** The root under which its names count; absent where the bundle has one root only. */
-  readonly ca: Fingerprint | undefined
-  /** The OAuth client_id that its token has to have. */
-  readonly token: string | undefined
-  /** Whether it is known by its certificate; with a token too, both have to agree. */
-  readonly certificate: boolean
-  readonly from: PatternList
-  /** Absent: anyone. */
-  readonly to: PatternList | undefined
-  /** Messages. */
-  readonly rate: Allowance | undefined
-  /** Recipients. */
-  readonly quota: Allowance | undefined
-  readonly maxRecipients: number | undefined
-  /** Bytes of one message. */
-  readonly maxSize: number | undefined
-  readonly raw: boolean
-  /** The policy as its file states it, for whoami. */
-  readonly stated: Readonly<Record<string, unknown>>
-  /** The whole entry, to tell whether a reload changes it. */
-  readonly entry: unknown
-}
+export type Client = Readonly<ReturnType<typeof clientOf>>
 
 /** What a certificate is looked up by. The pin is asked for only when some client is listed by pin: it costs a hash. */
 interface CertificateIdentity {
@@ -161,6 +134,91 @@ function entriesOf(mapping: ReadonlyMap<unknown, unknown>, above: Place, path = 
   return [...mapping].map(([key, value], at) => ({ key, value, place: [...above, at], path: `${path}${key}` }))
 }
 
+type Report = (place: Place, reason: string | (() => string)) => undefined
+
+/** The values of one entry. One that cannot be read is undefined, and reported. */
+class EntryReader {
+  readonly #values: ReadonlyMap<unknown, Value>
+  readonly #report: Report
+
+  constructor(values: ReadonlyMap<unknown, Value>, report: Report) {
+    this.#values = values
+    this.#report = report
+  }
+
+  scalar<T>(key: Key, parse: (scalar: string) => T): T | undefined {
+    const found = this.#values.get(key)
+    if (found === undefined) return undefined
+    const { value, place, path } = found
+    if (typeof value !== 'string' && typeof value !== 'number' && typeof value !== 'boolean')
+      return this.#report(place, `${path} should be a single value`)
+    return this.#attempt(place, `${path} "${value}"`, () => parse(String(value)))
+  }
+
+  /** Only what YAML reads as a string: 0755 is another text than it looks. */
+  text<T>(key: Key, parse: (text: string) => T): T | undefined {
+    const found = this.#values.get(key)
+    if (found === undefined || typeof found.value === 'string') return this.scalar(key, parse)
+    return this.#report(found.place, `${found.path} should be a string (put it in quotes)`)
+  }
+
+  /** One value without brackets is a list of one. */
+  list<T>(key: Key, parse: (text: string) => T): T[] | undefined {
+    const found = this.#values.get(key)
+    if (found === undefined) return undefined
+    const { value, place, path } = found
+    const items: unknown[] | undefined = typeof value === 'string' ? [value] : Array.isArray(value) ? value : undefined
+    if (items === undefined) return this.#report(place, `${path} should be a list of strings`) ?? []
+    if (items.length === 0)
+      this.#report(place, `${path} is empty${key === 'fingerprints' ? ' ("disabled: true" shuts a client out)' : ''}`)
+    return items.flatMap((item, at) => {
+      const there = items === value ? [...place, at] : place
+      if (typeof item === 'string') return this.#attempt(there, `${path} "${item}"`, () => parse(item)) ?? []
+      return this.#report(there, `${path} should hold strings only (put it in quotes)`) ?? []
+    })
+  }
+
+  patterns(key: Key): PatternList | undefined {
+    const texts = this.list(key, (text) => (new PatternList([text]), text))
+    return texts && new PatternList(texts)
+  }
+
+  #attempt<T>(place: Place, subject: string, parse: () => T): T | undefined {
+    return readOr(parse, (reason) => this.#report(place, `${subject} ${reason}`))
+  }
+}
+
+function clientOf(name: string, entry: ReadonlyMap<unknown, unknown>, values: EntryReader) {
+  return {
+    name,
+    /** A proxy sends nothing itself: it names the client it speaks for. */
+    role: values.scalar('role', parseRole) ?? ('sender' as const),
+    /** Stays listed, and gets nothing but 403 `client_disabled`. */
+    disabled: values.scalar('disabled', parseFlag) ?? false,
+    /** The root under which its names count; absent where the bundle has one root only. */
+    ca: values.text('ca', parseFingerprint),
+    /** The OAuth client_id that its token has to have. */
+    token: values.text('token', parseClientId),
+    /** Whether it is known by its certificate; with a token too, both have to agree. */
+    certificate: entry.has('fingerprints') || entry.has('san'),
+    from: values.patterns('from') ?? new PatternList([]),
+    /** Absent: anyone. */
+    to: values.patterns('to'),
+    /** Messages. */
+    rate: values.scalar('rate', parseAllowance),
+    /** Recipients. */
+    quota: values.scalar('quota', parseAllowance),
+    maxRecipients: values.scalar('max_recipients', parseCount),
+    /** Bytes of one message. */
+    maxSize: values.scalar('max_size', parseSize),
+    raw: values.scalar('raw', parseFlag) ?? false,
+    /** The policy as its file states it, for whoami. */
+    stated: Object.fromEntries(POLICY_KEYS.filter((key) => entry.has(key)).map((key) => [key, entry.get(key)])),
+    /** The whole entry, to tell whether a reload changes it. */
+    entry,
+  }
+}
+
 class Reader {
   readonly clients = new Map<string, Client>()
   readonly identities = new Map<string, Known>()
@@ -189,67 +247,37 @@ class Reader {
     if (!CLIENT_NAME.test(name))
       this.#fault(place, `${path}: a client's name should be 1 to 64 letters, digits, dots, dashes and underscores`)
     if (!(entry instanceof Map)) return this.#fault(place, `${path} should be a mapping with "fingerprints" and "from"`)
-    const values = new Map(entriesOf(entry, place, `${path}.`).map((value) => [value.key, value]))
-    for (const [key, found] of values)
+    const found = new Map(entriesOf(entry, place, `${path}.`).map((value) => [value.key, value]))
+    for (const [key, value] of found)
       if (typeof key !== 'string' || !KEYS.includes(key))
         this.#fault(
-          found.place,
+          value.place,
           () => `${path}: unknown key "${key}"${didYouMean(`${key}`, KEYS)} (known: ${KEYS.join(', ')})`,
         )
-    const read = <T>(key: Key, parse: (scalar: string) => T): T | undefined => this.#scalar(values.get(key), parse)
-    const text = <T>(key: Key, parse: (scalar: string) => T): T | undefined => {
-      const found = values.get(key)
-      if (found === undefined || typeof found.value === 'string') return read(key, parse)
-      return this.#fault(found.place, `${found.path} should be a string (put it in quotes)`)
-    }
-    const list = <T>(key: Key, parse: (text: string) => T): T[] | undefined => this.#list(values.get(key), parse)
-    const patterns = (key: Key): PatternList | undefined => {
-      const texts = list(key, (text) => (new PatternList([text]), text))
-      return texts && new PatternList(texts)
-    }
-    const client: Client = {
-      name,
-      role: read('role', parseRole) ?? 'sender',
-      disabled: read('disabled', parseFlag) ?? false,
-      ca: text('ca', parseFingerprint),
-      token: text('token', parseClientId),
-      certificate: values.has('fingerprints') || values.has('san'),
-      from: patterns('from') ?? new PatternList([]),
-      to: patterns('to'),
-      rate: read('rate', parseAllowance),
-      quota: read('quota', parseAllowance),
-      maxRecipients: read('max_recipients', parseCount),
-      maxSize: read('max_size', parseSize),
-      raw: read('raw', parseFlag) ?? false,
-      stated: Object.fromEntries(POLICY_KEYS.filter((key) => values.has(key)).map((key) => [key, entry.get(key)])),
-      entry,
-    }
+    const values = new EntryReader(found, this.#fault)
+    const client = clientOf(name, entry, values)
     this.clients.set(name, client)
-    list('fingerprints', (text) =>
+    values.list('fingerprints', (text) =>
       this.#know(client, parseFingerprintOrPin(text), isKeyPin(text) ? KEY_PIN : FINGERPRINT),
     )
-    list('san', (text) => this.#know(client, parseName(text)))
-    if (client.token !== undefined) read('token', (text) => this.#know(client, `${TOKEN} ${text}`))
-    if (!values.has('from') && client.role === 'sender')
+    values.list('san', (text) => this.#know(client, parseName(text)))
+    if (client.token !== undefined) values.scalar('token', (text) => this.#know(client, `${TOKEN} ${text}`))
+    const [names, token] = [found.get('san'), found.get('token')]
+    if (!entry.has('from') && client.role === 'sender')
       this.#fault(place, `${path} has no "from": name the senders it may use (there is no wildcard by omission)`)
-    if (!['fingerprints', 'san', 'token'].some((key) => values.has(key)))
+    if (!client.certificate && token === undefined)
       this.#fault(place, `${path} has no "fingerprints", "san" or "token": say how it is known`)
-    if (values.has('ca') && !values.has('san')) this.#fault(place, `${path} has a "ca", which stands beside "san" only`)
-    if (client.role === 'proxy' && values.has('token'))
+    if (entry.has('ca') && names === undefined) this.#fault(place, `${path} has a "ca", which stands beside "san" only`)
+    if (client.role === 'proxy' && token !== undefined)
       this.#fault(place, `${path} is a proxy, which is known by its certificate and not by a token`)
-    const [names, token] = [values.get('san'), values.get('token')]
-    if (names !== undefined && !values.has('ca'))
-      this.conditions.push({
-        place: names.place,
-        reason: `${path} has "san", and the CA bundle has several roots: name the one that counts in "ca"`,
-        needs: 'one root',
-      })
-    if (token !== undefined)
-      this.conditions.push({
-        place: token.place,
-        reason: `${path} has "token": set POSTERN_OAUTH_ISSUER`,
-        needs: 'tokens',
-      })
+    if (names !== undefined && !entry.has('ca')) {
+      const reason = `${path} has "san", and the CA bundle has several roots: name the one that counts in "ca"`
+      this.conditions.push({ place: names.place, reason, needs: 'one root' })
+    }
+    if (token !== undefined) {
+      const reason = `${path} has "token": set POSTERN_OAUTH_ISSUER`
+      this.conditions.push({ place: token.place, reason, needs: 'tokens' })
+    }
   }
 
   #know(client: Client, identity: string, by = identity): void {
@@ -258,39 +286,8 @@ class Reader {
     this.identities.set(identity, { client, by })
   }
 
-  #scalar<T>(found: Value | undefined, parse: (scalar: string) => T): T | undefined {
-    if (found === undefined) return undefined
-    const { value, place, path } = found
-    if (typeof value !== 'string' && typeof value !== 'number' && typeof value !== 'boolean')
-      return this.#fault(place, `${path} should be a single value`)
-    return this.#attempt(place, `${path} "${value}"`, () => parse(String(value)))
-  }
-
-  /** One value without brackets is a list of one. */
-  #list<T>(found: Value | undefined, parse: (text: string) => T): T[] | undefined {
-    if (found === undefined) return undefined
-    const { value, place, path } = found
-    if (typeof value === 'string')
-      return [this.#attempt(place, `${path} "${value}"`, () => parse(value))].flatMap((one) => one ?? [])
-    if (!Array.isArray(value)) return this.#fault(place, `${path} should be a list of strings`) ?? []
-    if (value.length === 0)
-      this.#fault(
-        place,
-        `${path} is empty${path.endsWith('.fingerprints') ? ' ("disabled: true" shuts a client out)' : ''}`,
-      )
-    return value.flatMap((item: unknown, position) => {
-      if (typeof item === 'string')
-        return this.#attempt([...place, position], `${path} "${item}"`, () => parse(item)) ?? []
-      return this.#fault([...place, position], `${path} should hold strings only (put it in quotes)`) ?? []
-    })
-  }
-
-  #attempt<T>(place: Place, subject: string, parse: () => T): T | undefined {
-    return readOr(parse, (reason) => this.#fault(place, `${subject} ${reason}`))
-  }
-
   /** A reason that costs time to find is found only for faults that are told. */
-  #fault(place: Place, reason: string | (() => string)): undefined {
+  readonly #fault: Report = (place, reason) => {
     if (this.faults.length < MAX_FAULTS)
       this.faults.push({ place, reason: typeof reason === 'string' ? reason : reason() })
     else if (++this.more >= MAX_COUNTED) throw new Hopeless()
@@ -322,7 +319,7 @@ function parseClientId(text: string): string {
   return text
 }
 
-function parseRole(text: string): Client['role'] {
+function parseRole(text: string): 'proxy' {
   return text === 'proxy' ? text : reject(`is not a role: only "proxy" is`)
 }
 

@@ -1,5 +1,5 @@
 import type { IncomingHttpHeaders } from 'node:http'
-import type { Client, ClientDirectory, Known } from './clients-file.ts'
+import type { ClientDirectory, Known } from './clients-file.ts'
 import { Problem } from '../errors.ts'
 import { FORWARDED_HEADERS, type ForwardedCertificates } from './forwarded.ts'
 import {
@@ -16,11 +16,9 @@ import {
 } from './peer.ts'
 import type { ClientTrust } from '../tls/trust.ts'
 
-export interface Caller {
+/** Who asks: a client, and the certificate that it came with. */
+export interface Caller extends Known {
   readonly peer: Peer
-  readonly client: Client
-  /** By which entry of the clients file: `fingerprint`, `key pin`, `URI:…`, `DNS:…` or `token …`. */
-  readonly by: string
 }
 
 /** Who is let in, by the files in force: the listed clients, what the CA vouches for, and what a proxy may forward. */

@@ -16,13 +16,8 @@ export type SmtpTlsMode = Config['smtp']['tls']
 export type SmtpOAuth = Config['smtp']['oauth']
 export type LogRecipients = Config['log']['recipients']
 
-export interface ConfigResult {
-  /** Complete even when there are faults, so that the files it names can be checked in the same run. */
-  readonly config: Config
-  /** One plain sentence each. Empty: the configuration can be used. */
-  readonly faults: readonly string[]
-  readonly warnings: readonly string[]
-}
+/** Complete even when there are faults, a plain sentence each, so that the files it names can be checked in the same run. */
+export type ConfigResult = Readonly<ReturnType<typeof readConfig>>
 
 /**
  * A body that never pauses and never ends would hold its place for good: after a minute of waiting for it, it has to have
@@ -38,9 +33,9 @@ const TLS_VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
 const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'] as const
 
 /** Reads `POSTERN_*` from an environment, and the files that `NAME_FILE` variables point to. Never throws. */
-export function readConfig(env: Readonly<Record<string, string | undefined>>): ConfigResult {
+export function readConfig(env: Readonly<Record<string, string | undefined>>) {
   const reader = new EnvironmentReader(env)
-  const config = readSettings(reader)
+  const config: Config = readSettings(reader)
   const { smtp, tls, http, oauth, queue, redisUrl, maxSize, maxInflight } = config
   const stated = (name: string): boolean => reader.text(name, undefined) !== undefined
   for (const fault of given(

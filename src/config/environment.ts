@@ -43,28 +43,23 @@ export class EnvironmentReader {
       throw new RangeError(`is not a whole number from ${least} to ${most}`)
     })
 
-  choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T => {
-    const value = this.text(name, undefined)
-    const chosen = choices.find((choice) => choice === (value ?? fallback))
-    if (chosen === undefined) this.fault(`${name} "${value}" is none of ${choices.join(', ')}.`)
-    return chosen ?? fallback
-  }
+  choice = <T extends string>(name: string, fallback: T, choices: readonly T[]): T =>
+    this.parsed(name, fallback, (text) => {
+      const chosen = choices.find((choice) => choice === text)
+      if (chosen !== undefined) return chosen
+      throw new RangeError(`is none of ${choices.join(', ')}`)
+    })
 
   /** A value that holds a password: the variable itself or the file that NAME_FILE points to. It never appears in a fault. */
   secret = <T>(name: string, parse: (text: string) => T): T | undefined => {
     const direct = this.text(name, undefined)
     const file = this.text(`${name}_FILE`, undefined)
-    if (direct !== undefined && file !== undefined) {
-      this.#failed.add(name)
-      this.fault(`${name} and ${name}_FILE are both set: set one of them.`)
-      return undefined
+    const both = (): never => {
+      throw new RangeError(`and ${name}_FILE are both set: set one of them`)
     }
-    const value = file === undefined ? direct : this.#attempt(`${name}_FILE`, ` ${file}`, () => readSecret(file))
-    if (value === undefined) {
-      if (file !== undefined) this.#failed.add(name)
-      return undefined
-    }
-    return this.#attempt(name, '', () => parse(value))
+    if (direct !== undefined && file !== undefined) return this.#attempt(name, '', both)
+    const value = file === undefined ? direct : this.#attempt(name, `_FILE ${file}`, () => readSecret(file))
+    return value === undefined ? undefined : this.#attempt(name, '', () => parse(value))
   }
 
   /** A secret that is read again each time that it is wanted, where it is in a file. The function throws a RangeError. */
@@ -73,13 +68,10 @@ export class EnvironmentReader {
     const file = this.text(`${name}_FILE`, undefined)
     if (value === undefined) return undefined
     if (file === undefined) return () => value
-    return () => {
-      try {
-        return readSecret(file)
-      } catch (error) {
-        throw error instanceof RangeError ? new RangeError(`${name}_FILE ${file} ${error.message}`) : error
-      }
+    const failed = (reason: string): never => {
+      throw new RangeError(`${name}_FILE ${file} ${reason}`)
     }
+    return () => readOr(() => readSecret(file), failed)
   }
 
   refuseUnknown(): void {

@@ -1,16 +1,8 @@
 import { domainToASCII } from 'node:url'
 import { isIP } from './ip.ts'
 
-/** One SMTP server to hand messages to. `label` is what logs and answers call it: it never holds a secret. */
-export interface RelayAddress {
-  readonly host: string
-  readonly port: number
-  /** TLS from the first byte (smtps://) instead of STARTTLS. */
-  readonly secure: boolean
-  readonly user: string | undefined
-  readonly password: string | undefined
-  readonly label: string
-}
+/** One SMTP server to hand messages to. */
+export type RelayAddress = Readonly<ReturnType<typeof parseRelay>>
 
 /**
  * Reads one or several smtp:// and smtps:// URLs, separated by white space. A user `withTokens` needs no password. Throws
@@ -27,15 +19,12 @@ export function parseRelays(text: string, withTokens = false): readonly RelayAdd
   return relays
 }
 
-function parseRelay(text: string, withTokens: boolean): RelayAddress {
-  let url: URL
-  try {
-    url = new URL(text)
-  } catch {
+function parseRelay(text: string, withTokens: boolean) {
+  if (!URL.canParse(text))
     throw new RangeError(
       'is not a URL such as smtp://user:password@mail.internal:587 (percent-encode "/", "?" and "#" in a password)',
     )
-  }
+  const url = new URL(text)
   if (url.protocol !== 'smtp:' && url.protocol !== 'smtps:')
     throw new RangeError('should begin with smtp:// or smtps://')
   if (url.hostname === '') throw new RangeError('names no host')
@@ -54,9 +43,11 @@ function parseRelay(text: string, withTokens: boolean): RelayAddress {
   return {
     host,
     port,
+    /** TLS from the first byte (smtps://) instead of STARTTLS. */
     secure,
     user: url.username === '' ? undefined : decode(url.username),
     password: url.password === '' ? undefined : decode(url.password),
+    /** What logs and answers call it: it never holds a secret. */
     label: `${isIP(host) === 6 ? `[${host}]` : host}:${port}`,
   }
 }

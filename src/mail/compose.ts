@@ -27,40 +27,27 @@ export interface Envelope {
 }
 
 /** A message whose addresses have been parsed, once: policy, header and envelope all read these values. */
-export interface Message {
-  readonly input: MessageInput
-  readonly from: Mailbox
-  readonly to: readonly Mailbox[]
-  readonly cc: readonly Mailbox[]
-  /** For the envelope alone: no field of the message is ever made from it. */
-  readonly bcc: readonly Mailbox[]
-  readonly replyTo: readonly Mailbox[]
-  /** Everyone in to, cc and bcc, each address once. */
-  readonly recipients: readonly Mailbox[]
-  readonly messageId: string
-}
+export type Message = Readonly<ReturnType<typeof parseMessage>>
 
-export interface ComposedMessage {
-  readonly envelope: Envelope
-  readonly messageId: string
-  /** The message in wire form (CRLF, before dot-stuffing). */
-  readonly content: readonly Segment[]
-}
+/** The message in wire form (CRLF, before dot-stuffing), and its envelope. */
+export type ComposedMessage = Readonly<ReturnType<typeof composeMessage>>
 
 /** Reads the addresses of a body that has passed MessageSchema. `id` names the message where the caller does not. */
-export function parseMessage(input: MessageInput, id: string): Message {
+export function parseMessage(input: MessageInput, id: string) {
   const from = parseMailbox(input.from)
   const to = parseMailboxes(input.to)
   const cc = parseMailboxes(input.cc)
   const bcc = parseMailboxes(input.bcc)
-  const recipients = new Map([...to, ...cc, ...bcc].map((recipient) => [recipient.address, recipient]))
+  const recipients: ReadonlyMap<string, Mailbox> = new Map([...to, ...cc, ...bcc].map((one) => [one.address, one]))
   return {
     input,
     from,
     to,
     cc,
+    /** For the envelope alone: no field of the message is ever made from it. */
     bcc,
     replyTo: parseMailboxes(input.reply_to),
+    /** Everyone in to, cc and bcc, each address once. */
     recipients: [...recipients.values()],
     messageId: input.message_id ?? `<${id}@${from.domain}>`,
   }
@@ -70,22 +57,19 @@ export function parseMessage(input: MessageInput, id: string): Message {
  * Builds the message (RFC 5322, RFC 2045 to 2049) and its envelope in one pass, without streams, files or URLs. `contents`
  * are attachments that were left out of the JSON, by what stands there in their place.
  */
-export function composeMessage(message: Message, date: Date, contents?: ReadonlyMap<string, Buffer>): ComposedMessage {
+export function composeMessage(message: Message, date: Date, contents?: ReadonlyMap<string, Buffer>) {
   // The outermost entity carries the message's own fields.
   const content = ended([topFields(message, date), ...compose(message.input, contents)])
   const addresses = [message.from, ...message.recipients, ...message.to, ...message.cc, ...message.replyTo]
   const { dsn } = message.input
-  return {
-    messageId: message.messageId,
-    content,
-    envelope: {
-      from: message.from.address,
-      to: message.recipients.map((recipient) => recipient.address),
-      size: sizeOf(content),
-      smtpUtf8: addresses.some(({ address }) => needsSmtpUtf8(address)),
-      dsn: dsn && { notify: dsn.notify, return: dsn.return, envelopeId: dsn.envelope_id },
-    },
+  const envelope: Envelope = {
+    from: message.from.address,
+    to: message.recipients.map((recipient) => recipient.address),
+    size: sizeOf(content),
+    smtpUtf8: addresses.some(({ address }) => needsSmtpUtf8(address)),
+    dsn: dsn && { notify: dsn.notify, return: dsn.return, envelopeId: dsn.envelope_id },
   }
+  return { messageId: message.messageId, content, envelope }
 }
 
 function topFields({ input, from, to, cc, replyTo, messageId }: Message, date: Date): Buffer {

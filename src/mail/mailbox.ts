@@ -1,13 +1,22 @@
 import { domainToASCII, domainToUnicode } from 'node:url'
 
-/** One address with an optional display name, parsed once: header and envelope are both built from this value. */
-export interface Mailbox {
+/** An address, parsed once: header and envelope are both built from this value. */
+export interface Address {
   /** `local@domain` as it goes into the envelope, the domain lower-case and as A-labels. */
   readonly address: string
   readonly local: string
   readonly domain: string
+}
+
+export interface Mailbox extends Address {
   /** Display name, plain text; empty when there is none. */
   readonly name: string
+}
+
+/** An address that a message is from or to, and where it stands in the request. */
+export interface StatedAddress {
+  readonly path: string
+  readonly address: Address
 }
 
 export type MailboxInput = string | { readonly email: string; readonly name?: string }
@@ -61,7 +70,7 @@ export function parseMailbox(input: MailboxInput): Mailbox {
  * Reads a bare `local@domain` (RFC 5321 §4.1.2 without quoted strings and literals; RFC 6531 for non-ASCII).
  * Throws a RangeError with a sentence that follows the field's name.
  */
-export function parseAddress(text: string): Omit<Mailbox, 'name'> {
+export function parseAddress(text: string): Address {
   checkLength(text, MAX_TEXT)
   if (CONTROL.test(text)) throw new RangeError('contains a control character or line break')
   if (text === '') throw new RangeError('is empty where an address like user@example.com is expected')
@@ -88,7 +97,7 @@ export function parseAddress(text: string): Omit<Mailbox, 'name'> {
  * The same for an address that goes on as it is written: it has to be in the form in which it is judged. Domains with the
  * letters on which IDNA 2003 and 2008 differ are taken as A-labels only. Throws a RangeError.
  */
-export function parseWrittenAddress(text: string): Omit<Mailbox, 'name'> {
+export function parseWrittenAddress(text: string): Address {
   const address = parseAddress(text)
   const [local, domain] = [text.slice(0, address.local.length), text.slice(text.lastIndexOf('@') + 1)]
   const canonical =

@@ -1,28 +1,13 @@
 import { isAscii, isUtf8 } from 'node:buffer'
 import { type Fault, Problem } from '../errors.ts'
 
+export type HeaderBlock = Readonly<ReturnType<typeof parseHeader>>
 /** One field of a header (RFC 5322 §2.2), as it came. */
-export interface HeaderField {
-  readonly name: string
-  /** The name in lower case. */
-  readonly key: string
-  /** Its lines, one character for each octet, joined by CRLF and ended by one. */
-  readonly raw: string
-  /** Unfolded and trimmed. */
-  readonly value: string
-}
+export type HeaderField = HeaderBlock['fields'][number]
 
 /** Bytes that come piece by piece; undefined is their end. */
 export interface Pieces {
   next(): Promise<Buffer | undefined>
-}
-
-export interface HeaderBlock {
-  readonly fields: readonly HeaderField[]
-  /** Whether the blank line before the body was there. */
-  readonly closed: boolean
-  /** Holds octets outside ASCII, which are valid UTF-8: RFC 6532. */
-  readonly utf8: boolean
 }
 
 const MAX_HEADER = 64 * 1024
@@ -61,8 +46,9 @@ export async function readHeader(upload: Pieces): Promise<{ head: Buffer; closed
 /**
  * Takes a header apart. Lines end as they will on the wire, where a bare CR or LF becomes CRLF: nobody downstream can
  * find a line in it that was not read here. Throws a 400 Problem `malformed_mime` that names each faulty place.
+ * `closed` is whether the blank line before the body was there.
  */
-export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
+export function parseHeader(head: Buffer, closed: boolean) {
   const faults: Fault[] = []
   const fault = (path: string, message: string): void => void faults.push({ path, message })
   const ascii = isAscii(head)
@@ -92,15 +78,27 @@ export function parseHeader(head: Buffer, closed: boolean): HeaderBlock {
   })
 
   const seen = new Set<string>()
-  const parsed = fields.map(({ name, lines: own }): HeaderField => {
+  const parsed = fields.map(({ name, lines: own }) => {
     const key = name.toLowerCase()
     if (SINGLE.test(key) && seen.has(key)) fault(`/headers/${name}`, 'stands more than once')
     seen.add(key)
-    const value = withoutBlanks(own.join('').slice(name.length + 1))
-    return { name, key, raw: own.map((line) => `${line}\r\n`).join(''), value }
+    return {
+      name,
+      /** The name in lower case. */
+      key,
+      /** Its lines, one character for each octet, joined by CRLF and ended by one. */
+      raw: own.map((line) => `${line}\r\n`).join(''),
+      /** Unfolded and trimmed. */
+      value: withoutBlanks(own.join('').slice(name.length + 1)),
+    }
   })
   if (faults.length > 0) throw invalidHeader(faults)
-  return { fields: parsed, closed, utf8: !ascii }
+  return {
+    fields: parsed,
+    closed,
+    /** Holds octets outside ASCII, which are valid UTF-8: RFC 6532. */
+    utf8: !ascii,
+  }
 }
 
 /**

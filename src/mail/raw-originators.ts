@@ -1,27 +1,8 @@
 import { type Fault, readOr } from '../errors.ts'
 import { decodeWords } from './encoded-words.ts'
-import { checkName, type Mailbox, parseWrittenAddress } from './mailbox.ts'
+import { type Address, checkName, parseWrittenAddress, type StatedAddress } from './mailbox.ts'
 import { parameterFault, wholeMessageFault } from './media-type.ts'
 import { type HeaderBlock, type HeaderField, invalidHeader, writeHeader } from './raw-header.ts'
-
-type Address = Omit<Mailbox, 'name'>
-
-/** An address that says who a message is from, and where it stands. */
-export interface Originator {
-  readonly path: string
-  readonly address: Address
-}
-
-/** A header that may go out, once its originators have passed the policy. */
-interface JudgedHeader {
-  /** In wire form, corrected. */
-  readonly bytes: Buffer
-  /** `<local@domain>`. */
-  readonly messageId: string
-  /** The first mailbox of From. */
-  readonly from: Address
-  readonly originators: readonly Originator[]
-}
 
 // Bcc is nobody's business but the envelope's; Return-Path is for the last server to write (RFC 5321 §4.4).
 const REMOVED = new Set(['bcc', 'resent-bcc', 'return-path'])
@@ -35,7 +16,7 @@ const SINGLES = new Set(['sender', 'resent-sender'])
  * Return-Path go, Date and Message-ID come where they are missing. Everything else stays octet for octet, so that
  * signatures go on holding. `id` is what a missing message id is made of. Throws a 400 Problem `malformed_mime`.
  */
-export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: Date): JudgedHeader {
+export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: Date) {
   const faults: Fault[] = []
   const fault = (name: string, message: string): void => void faults.push({ path: `/headers/${name}`, message })
   const originators = fields.flatMap((field) => originatorsOf(field, fault))
@@ -63,16 +44,17 @@ export function judgeHeader({ fields, closed }: HeaderBlock, id: string, date: D
     ...(given === undefined ? [{ raw: `Message-ID: ${messageId}\r\n` }] : []),
   ]
   const kept = fields.filter(({ key }) => !REMOVED.has(key))
+  // Bytes in wire form, and the first mailbox of From. It may go out once its originators have passed the policy.
   return { bytes: writeHeader([...kept, ...added], closed), messageId, from: first.address, originators }
 }
 
 function originatorsOf(
   { key, name, raw }: HeaderField,
   fault: (name: string, message: string) => void,
-): readonly Originator[] {
+): readonly StatedAddress[] {
   if (!LISTS.has(key) && !SINGLES.has(key)) return []
   const path = `/headers/${name}`
-  const read = (): readonly Originator[] => {
+  const read = (): readonly StatedAddress[] => {
     const addresses = parseAddressList(Buffer.from(raw.slice(name.length + 1), 'latin1').toString())
     if (SINGLES.has(key) && addresses.length > 1) throw new RangeError('is not exactly one mailbox')
     return addresses.map((address) => ({ path, address }))

@@ -30,10 +30,6 @@ export function readCertificate(x509: X509Certificate) {
   const [from, until] = elements(validity.content)
   const [keyAlgorithm] = elements(spki.content)
   if (!from || !until || !keyAlgorithm) throw new RangeError('is short')
-  const explicit = fields.find(({ tag }) => tag === TAG.explicit3)
-  const listed = explicit === undefined ? [] : readExtensions(explicit.content)
-  const extensions: ReadonlyMap<string, Extension> = new Map(listed.map((extension) => [extension.id, extension]))
-  if (extensions.size < listed.length) throw new RangeError('has an extension twice')
   return {
     x509,
     /** Hex of the DER integer. */
@@ -45,7 +41,7 @@ export function readCertificate(x509: X509Certificate) {
     notBefore: readTime(from).getTime(),
     notAfter: readTime(until).getTime(),
     keyAlgorithm,
-    extensions,
+    extensions: readExtensions(fields.find(({ tag }) => tag === TAG.explicit3)?.content),
   }
 }
 

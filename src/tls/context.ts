@@ -14,16 +14,7 @@ export interface TlsMaterial {
 }
 
 /** A complete secure context: nothing in it is left to the runtime's defaults. */
-export interface SecureContext extends SecureContextOptions {
-  readonly cert: string
-  readonly key: string
-  /** One CA certificate each. */
-  readonly ca: string[]
-  /** One revocation list each; absent where none is configured. */
-  readonly crl?: string[]
-  readonly minVersion: SecureVersion
-  readonly maxVersion: SecureVersion
-}
+export type SecureContext = Readonly<ReturnType<typeof secureContextOptions>>
 
 // Forward secrecy and authenticated encryption only. Security level 2 refuses RSA keys under 2048 bits, clients' too.
 const CIPHERS = [
@@ -54,7 +45,7 @@ const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent
  * every public CA, and one without `minVersion` falls back to the runtime's own.
  * Throws a LoadError whose faults each begin with the part that they are about.
  */
-export function secureContextOptions(material: TlsMaterial, now = new Date()): SecureContext {
+export function secureContextOptions(material: TlsMaterial, now = new Date()) {
   const faults: string[] = []
   const leaf = readPair(material, 'server', faults)
   if (leaf !== undefined) faults.push(...validityFaults(leaf, 'the server certificate', now))
@@ -66,11 +57,13 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()): S
       )
   }
   const crl = readRevocationLists(material.crl, faults)
-  const options: SecureContext = {
+  const options = {
     cert: material.cert,
     key: material.key,
+    /** One CA certificate each. */
     ca: authorities.map((authority) => authority.toString()),
-    ...(crl.length > 0 && { crl: [...crl] }),
+    /** One revocation list each; absent where none is configured. */
+    ...(crl.length > 0 && { crl }),
     minVersion: material.minVersion,
     maxVersion: material.maxVersion,
     ciphers: CIPHERS,
@@ -159,7 +152,7 @@ function readKey(pem: string, whose: string, faults: string[]): KeyObject | unde
   }
 }
 
-function readRevocationLists(pem: string | undefined, faults: string[]): readonly string[] {
+function readRevocationLists(pem: string | undefined, faults: string[]): string[] {
   if (pem === undefined) return []
   // OpenSSL loads only the first list of a text, so each is handed over alone.
   const lists = pem.match(/-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g) ?? []

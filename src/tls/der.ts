@@ -47,18 +47,19 @@ export function within(der: Buffer): Element[] {
   return [...elements(outer.content)]
 }
 
-/** Extensions from the content of their EXPLICIT element. Throws a RangeError for what is no list of extensions. */
-export function readExtensions(explicit: Buffer): Extension[] {
-  return within(explicit).map(({ content }) => {
-    const [id, second, third] = elements(content)
+/** The extensions of a list in DER by their id; none where there is no list. Throws a RangeError for anything else. */
+export function readExtensions(list: Buffer | undefined): ReadonlyMap<string, Extension> {
+  const extensions = new Map<string, Extension>()
+  for (const { content } of list === undefined ? [] : within(list)) {
+    const [oid, second, third] = elements(content)
     const value = third ?? second
-    if (id === undefined || value === undefined) throw new RangeError('is not an X.509 extension')
-    return {
-      id: id.content.toString('hex'),
-      critical: third !== undefined && second?.tag === TAG.boolean && second.content[0] !== 0,
-      value: value.content,
-    }
-  })
+    if (oid === undefined || value === undefined) throw new RangeError('is not an X.509 extension')
+    const id = oid.content.toString('hex')
+    if (extensions.has(id)) throw new RangeError('has an extension twice')
+    const critical = third !== undefined && second?.tag === TAG.boolean && second.content[0] !== 0
+    extensions.set(id, { id, critical, value: value.content })
+  }
+  return extensions
 }
 
 /**

@@ -1,5 +1,5 @@
 import { type Certificate, EXTENSION, firstBits, isAuthority, keyIdentifier } from './certificate.ts'
-import { type Element, elements, type Extension, readExtensions, readTime, TAG, within } from './der.ts'
+import { type Element, elements, readExtensions, readTime, TAG, within } from './der.ts'
 import { isSame, readName, type Rdn } from './distinguished-name.ts'
 import { isSigned } from './signature.ts'
 
@@ -49,13 +49,10 @@ export class RevocationList {
       const [serial, , extensions] = elements(content)
       if (serial !== undefined) this.#serials.add(plainSerial(serial.content.toString('hex')))
       // An entry may be about another issuer's certificate, in an indirect list.
-      if (extensions !== undefined && readExtensions(extensions.whole).some(({ critical }) => critical))
+      if (extensions !== undefined && [...readExtensions(extensions.whole).values()].some(({ critical }) => critical))
         throw new RangeError('has an entry with a critical extension')
     }
-    const explicit = rest.find(({ tag }) => tag === TAG.explicit0)
-    const extensions = new Map<string, Extension>(
-      (explicit === undefined ? [] : readExtensions(explicit.content)).map((extension) => [extension.id, extension]),
-    )
+    const extensions = readExtensions(rest.find(({ tag }) => tag === TAG.explicit0)?.content)
     this.#authorityKey = keyIdentifier(extensions, 'authorityKeyId')
     const point = extensions.get(ISSUING_DISTRIBUTION_POINT)
     this.#scope = point === undefined ? [] : within(point.value)

@@ -32,16 +32,15 @@ const MAX_PROVEN = 10_000
  */
 export class ClientTrust {
   readonly #bundle: readonly Certificate[]
-  readonly #lists: readonly RevocationList[]
-  readonly #checksRevocation: boolean
+  /** Undefined where revocation is not checked. */
+  readonly #lists: readonly RevocationList[] | undefined
   readonly #listsByIssuer = new Map<string, readonly RevocationList[]>()
   readonly #proven = new Map<string, Proof>()
 
   constructor({ ca, crl }: Pick<SecureContext, 'ca' | 'crl'>) {
     this.#bundle = distinct(readable(ca.map((pem) => () => readCertificate(new X509Certificate(pem)))))
-    this.#checksRevocation = crl !== undefined
     // A list that cannot be judged is no list: where one is asked for, its CA's certificates are refused.
-    this.#lists = readable((crl ?? []).map((pem) => () => new RevocationList(pem)))
+    this.#lists = crl && readable(crl.map((pem) => () => new RevocationList(pem)))
   }
 
   /** How many roots the bundle has: self-signed certificates, in which chains end. */
@@ -65,7 +64,6 @@ export class ClientTrust {
 
   /** Whether a current list revokes this serial number of a CA of the bundle. Of certificates of other CAs nothing is known. */
   hasRevoked({ issuer, serial }: { issuer: string; serial: string }, now: number): boolean {
-    if (!this.#checksRevocation) return false
     return this.#bundle
       .filter(({ x509 }) => x509.subject === issuer)
       .flatMap((authority) => this.#listsOf(authority))
@@ -74,7 +72,7 @@ export class ClientTrust {
 
   /** Sentences for the log about what in these lists keeps clients out. */
   warnings(now: number): string[] {
-    if (!this.#checksRevocation) return []
+    if (this.#lists === undefined) return []
     return this.#bundle
       .filter((authority) => !this.#listsOf(authority).some((list) => list.isCurrent(now)))
       .map((authority) => {
@@ -101,7 +99,7 @@ export class ClientTrust {
       if (!holds(() => authenticatesClients(way)))
         return refusal('is not one for TLS clients, or a CA above it may not have issued it')
       ends.push(...way.slice(1).map(({ notAfter }) => notAfter))
-      for (const [index, certificate] of this.#checksRevocation ? way.entries() : []) {
+      for (const [index, certificate] of this.#lists === undefined ? [] : way.entries()) {
         const lists = this.#covering(certificate, way[index + 1] ?? certificate, now)
         if (lists.length === 0) return refusal('may be revoked: there is no current revocation list of its issuer')
         if (lists.some((list) => list.revokes(certificate)))
@@ -142,10 +140,10 @@ export class ClientTrust {
 
   /** The current lists in whose scope a certificate is: several are one list in parts. None where one is not its issuer's. */
   #covering(certificate: Certificate, issuer: Certificate, now: number): RevocationList[] {
-    const lists = this.#lists.filter(
-      (list) => list.isOf(issuer) && list.isCurrent(now) && holds(() => list.covers(certificate)),
-    )
     const own = this.#listsOf(issuer)
+    const covers = (list: RevocationList): boolean =>
+      list.isOf(issuer) && list.isCurrent(now) && holds(() => list.covers(certificate))
+    const lists = this.#lists?.filter(covers) ?? []
     return lists.every((list) => own.includes(list)) ? lists : []
   }
 
@@ -153,9 +151,8 @@ export class ClientTrust {
   #listsOf(issuer: Certificate): readonly RevocationList[] {
     const known = this.#listsByIssuer.get(issuer.x509.fingerprint256)
     if (known !== undefined) return known
-    const lists = this.#lists
-      .filter((list) => list.isOf(issuer) && list.isSignedBy(issuer))
-      .sort((a, b) => b.thisUpdate.getTime() - a.thisUpdate.getTime())
+    const signed = this.#lists?.filter((list) => list.isOf(issuer) && list.isSignedBy(issuer)) ?? []
+    const lists = signed.sort((a, b) => b.thisUpdate.getTime() - a.thisUpdate.getTime())
     this.#listsByIssuer.set(issuer.x509.fingerprint256, lists)
     return lists
   }

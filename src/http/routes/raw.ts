@@ -2,11 +2,11 @@ import { type Fault, Problem, readOr } from '../../errors.ts'
 import { addressRefusal, checkRecipientCount, NULL_PATH } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
 import { admit } from '../../clients/gate.ts'
-import { type Mailbox, needsSmtpUtf8, parseAddress } from '../../mail/mailbox.ts'
+import { type Address, needsSmtpUtf8, parseAddress, type StatedAddress } from '../../mail/mailbox.ts'
 import type { Outgoing } from '../../mail/outgoing.ts'
 import { RawBody } from '../../mail/raw-body.ts'
 import { parseHeader, readHeader } from '../../mail/raw-header.ts'
-import { judgeHeader, type Originator } from '../../mail/raw-originators.ts'
+import { judgeHeader } from '../../mail/raw-originators.ts'
 import { RawQuery, type RawQueryInput } from '../../mail/schemas.ts'
 import { StreamedContent } from '../../mail/streamed.ts'
 import type { TypedApp } from '../app.ts'
@@ -14,8 +14,6 @@ import { BodyHash } from '../body/hash.ts'
 import { declaredLength, refuseOtherThan, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
 import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
-
-type Address = Omit<Mailbox, 'name'>
 
 /** The envelope as the query states it, each address parsed once. */
 interface RawEnvelope {
@@ -97,7 +95,7 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
 }
 
 /** Throws the 403 Problem that names every address, of envelope and header, that the client's policy does not allow. */
-function authorise({ from, to }: RawEnvelope, originators: readonly Originator[], client: Client): void {
+function authorise({ from, to }: RawEnvelope, originators: readonly StatedAddress[], client: Client): void {
   const senders = [{ path: '/mail_from', address: from ?? NULL_PATH }, ...originators]
   const recipients = to.map((address, index) => ({ path: `/rcpt_to/${index}`, address }))
   const refusal = addressRefusal(client, senders, recipients)
