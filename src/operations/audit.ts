@@ -66,7 +66,7 @@ export function writeAudit(
     recipient_count: audit.recipients?.length ?? null,
     bytes: audit.bytes ?? null,
     relay: result.relay ?? problem?.smtp?.relay ?? null,
-    reply: reply?.replace(ADDRESS, shown) ?? null,
+    reply: (recipients === 'full' ? reply : reply?.replace(ADDRESS, shown)) ?? null,
     rejected:
       recipients === 'none'
         ? (result.rejected?.length ?? 0)
