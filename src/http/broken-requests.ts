@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto'
-import type { Server, ServerResponse } from 'node:http'
+import type { IncomingMessage, Server, ServerResponse } from 'node:http'
 import type { Duplex } from 'node:stream'
 import { TLSSocket } from 'node:tls'
 import type { FastifyBaseLogger, FastifyReply, FastifyRequest } from 'fastify'
@@ -9,7 +9,7 @@ import { Problem } from '../errors.ts'
 import { admit, type Arrival, type ClientSource, UnverifiedToken, valuesOf } from '../clients/gate.ts'
 import { bodyOn, brokenOff, stopBody } from './body/reader.ts'
 import { lingeringClose, unanswered } from './connections.ts'
-import { problemAnswer, rawProblem } from './problems.ts'
+import { problemAnswer, rawProblem, toProblem } from './problems.ts'
 
 // Input is read on for this long after the last answer. Closing under unread bytes would reset the connection and lose it.
 const LINGER_MS = 1_000
@@ -93,10 +93,7 @@ export class BrokenRequests {
       admit(peer, this.#clients.current)
       return problem
     } catch (refusal) {
-      if (refusal instanceof UnverifiedToken) return problem // nothing waits here until it is verified
-      return refusal instanceof Problem
-        ? refusal
-        : new Problem('internal', 'The gateway failed to answer.', { cause: refusal })
+      return refusal instanceof UnverifiedToken ? problem : toProblem(refusal) // nothing waits here until it is verified
     }
   }
 }
@@ -120,24 +117,25 @@ const MAX_HEADER_FIELDS = 500
 
 /** The checks of a request's head that Node leaves out, or would answer by itself ahead of the gate. */
 export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: () => void): void {
-  const { headers, rawHeaders, httpVersion } = raw
-  if (rawHeaders.length > 2 * MAX_HEADER_FIELDS)
-    throw new Problem('invalid_header', `A request has at most ${MAX_HEADER_FIELDS} header fields.`)
-  if (!httpVersion.startsWith('1.')) throw new Problem('invalid_header', 'The gateway speaks HTTP/1.1.')
+  const fault = headFault(raw)
+  if (fault !== undefined) throw new Problem('invalid_header', fault)
+  done()
+}
+
+function headFault({ headers, rawHeaders, httpVersion, method }: IncomingMessage): string | undefined {
+  if (rawHeaders.length > 2 * MAX_HEADER_FIELDS) return `A request has at most ${MAX_HEADER_FIELDS} header fields.`
+  if (!httpVersion.startsWith('1.')) return 'The gateway speaks HTTP/1.1.'
   const hosts = valuesOf(rawHeaders, 'host').length
   if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1'))
-    throw new Problem('invalid_header', 'A request has exactly one Host header (RFC 9112 §3.2).')
+    return 'A request has exactly one Host header (RFC 9112 §3.2).'
   // Node keeps the first of two, and would take for the body what only decoding makes it.
   if (valuesOf(rawHeaders, 'content-type').length > 1)
-    throw new Problem('invalid_header', 'A request has at most one Content-Type header (RFC 9110 §8.3).')
+    return 'A request has at most one Content-Type header (RFC 9110 §8.3).'
   // A browser that holds a client certificate shows it for the pages of every site, and needs leave for few of their requests.
   const site = headers['sec-fetch-site'] ?? 'none'
-  if (raw.method !== 'GET' && site !== 'none' && site !== 'same-origin')
-    throw new Problem(
-      'invalid_header',
-      "The page of another site asks for this (Sec-Fetch-Site): a browser's user may not know.",
-    )
+  if (method !== 'GET' && site !== 'none' && site !== 'same-origin')
+    return "The page of another site asks for this (Sec-Fetch-Site): a browser's user may not know."
   if (!/^chunked$/i.test(headers['transfer-encoding'] ?? 'chunked'))
-    throw new Problem('invalid_header', 'The only transfer coding that is taken is chunked (RFC 9112 §6.1).')
-  done()
+    return 'The only transfer coding that is taken is chunked (RFC 9112 §6.1).'
+  return undefined
 }

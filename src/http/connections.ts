@@ -93,8 +93,7 @@ export function onceOver(answer: ServerResponse, over: Over): void {
  */
 export function lingeringClose(socket: Duplex, patience: number): void {
   socket.resume()
-  const timer = setTimeout(() => socket.destroy(), patience)
-  timer.unref()
+  const timer = setTimeout(() => socket.destroy(), patience).unref()
   socket.once('close', () => clearTimeout(timer))
 }
 

@@ -5,22 +5,17 @@ interface Preferences {
   readonly waitMs: number | undefined
 }
 
-/** What was read last: an application prefers the same with each of its requests. */
-let last: readonly [text: string, found: Preferences] = ['', { async: false, waitMs: undefined }]
+const NONE: Preferences = { async: false, waitMs: undefined }
 
 /**
  * Reads a Prefer header (RFC 7240): `respond-async` (§4.1), which is a 202 rather than a wait, and `wait` (§4.3), in ms.
  * Of a preference that stands there twice the first counts; what cannot be read is ignored (§2).
  */
-export function parsePreferences(header: string | readonly string[] = ''): Preferences {
+export function parsePreferences(header?: string | readonly string[]): Preferences {
   const text = String(header)
-  if (text !== last[0]) last = [text, read(text)]
-  return last[1]
-}
-
-function read(text: string): Preferences {
+  if (header === undefined || text.length > LONGEST) return NONE
   const found = new Map<string, string>()
-  for (const [part] of text.length > LONGEST ? [] : text.matchAll(/(?:[^",]|"(?:[^"\\]|\\.)*")+/g)) {
+  for (const [part] of text.matchAll(/(?:[^",]|"(?:[^"\\]|\\.)*")+/g)) {
     const [, name = '', quoted, bare] =
       /^\s*([\w!#$%&'*+.^`|~-]+)\s*(?:=\s*(?:"([^"]*)"|([^\s";]*)))?\s*(?:;|$)/.exec(part) ?? []
     if (name !== '' && !found.has(name.toLowerCase())) found.set(name.toLowerCase(), quoted ?? bare ?? '')

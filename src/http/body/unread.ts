@@ -29,8 +29,7 @@ export function lingerOverBody(clients: ClientSource) {
     // Before Node's own listener, which would throw the body away with its memory still taken.
     reply.raw.prependOnceListener('finish', () => {
       drain(raw)
-      const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS)
-      timer.unref()
+      const timer = setTimeout(() => raw.socket.destroy(), LINGER_MS).unref()
       // Nothing hangs on the socket itself: a connection that is served on may see any number of refusals.
       raw.once('close', () => {
         if (served || raw.socket.destroyed) clearTimeout(timer)

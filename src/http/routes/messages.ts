@@ -128,7 +128,10 @@ async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGener
       continue
     }
     const name = await parts.next()
-    if (name === undefined || !isNameOf(segment, name)) throw misplaced(segment, name)
+    if (name === undefined || !isNameOf(segment, name)) {
+      const come = name === undefined ? '' : ` where it should come: the next part is ${JSON.stringify(shown(name))}`
+      throw partFault(segment.path, segment.part, `is missing${come}`)
+    }
     const encoder = new Base64Encoder()
     for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
       const lines = encoder.push(piece)
@@ -144,16 +147,6 @@ async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGener
 /** Whether a part brings a file. Browsers and curl write a quote in a name as `%22` (RFC 7578 §2), others as a quoted pair. */
 function isNameOf({ part }: FilePlace, name: string): boolean {
   return [part, part.replaceAll('"', '%22'), part.replace(/["\\]/g, '\\$&')].includes(name)
-}
-
-function misplaced({ part, path }: FilePlace, found: string | undefined): Problem {
-  return partFault(
-    path,
-    part,
-    found === undefined
-      ? 'is missing'
-      : `is missing where it should come: the next part is ${JSON.stringify(shown(found))}`,
-  )
 }
 
 function partFault(path: string, part: string, message: string): Problem {
