@@ -5,9 +5,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Entry, Mailbox } from '../src/cli/inbox/mailbox.ts'
-import { type InboxPage, openInboxPage } from '../src/cli/inbox/page.ts'
+import { openInboxPage } from '../src/cli/inbox/page.ts'
 
-interface TestPage extends InboxPage {
+interface TestPage {
+  readonly url: string
   readonly directory: string
   readonly mailbox: Mailbox
   /** Takes a message to b@corp.example, unless told otherwise. */
@@ -18,7 +19,7 @@ async function openPage(t: Test, directory?: string): Promise<TestPage> {
   const folder = directory ?? (await mkdtemp(join(tmpdir(), 'postern-')))
   if (directory === undefined) t.teardown(() => rm(folder, { recursive: true }))
   const mailbox = await Mailbox.open(folder)
-  const page = await openInboxPage(0, mailbox, () => ({ curl: 'curl …', smtp: 'smtp://127.0.0.1:8445' }))
+  const page = await openInboxPage(0, mailbox, { curl: 'curl …', smtp: 'smtp://127.0.0.1:8445' })
   t.teardown(() => page.close())
   const receive = (source: string, recipients: readonly string[] = ['b@corp.example']): Promise<Entry> =>
     mailbox.add({ sender: 'a@corp.example', recipients }, Buffer.from(source.replaceAll('\n', '\r\n')))

@@ -96,9 +96,7 @@ function plainSender(clients: ClientDirectory | undefined): string | undefined {
 function seenFindings(running: Status | undefined): readonly string[] {
   if (running === undefined) return []
   const { clients, started } = running
-  const unseen = clients
-    .filter(({ last_seen, disabled }) => last_seen === null && !disabled)
-    .map(({ client }) => client)
+  const unseen = clients.flatMap(({ client, last_seen, disabled }) => (last_seen === null && !disabled ? client : []))
   const findings = clients.flatMap(({ client, certificate_ending: ending, certificate_expires: end }) => {
     if (!ending || end === null) return []
     const days = Math.floor((Date.parse(end) - Date.now()) / DAY_MS)
@@ -115,10 +113,7 @@ function seenFindings(running: Status | undefined): readonly string[] {
 
 /** Whether this machine has the addresses to listen on. Its ports may be those of the gateway that runs. */
 async function checkAddresses({ host, ops }: Config, errors: string[]): Promise<void> {
-  for (const [name, address] of [
-    ['POSTERN_PORT', host],
-    ['POSTERN_OPS_PORT', ops.host],
-  ] as const) {
+  for (const [name, address] of Object.entries({ POSTERN_PORT: host, POSTERN_OPS_PORT: ops.host })) {
     const server = createServer()
     await listen(server, name, address, 0).catch((error: unknown) => {
       if (!(error instanceof LoadError)) throw error
@@ -165,9 +160,8 @@ async function checkRedis({ queue, redisUrl }: Config, errors: string[], warning
 /** What a handshake would find missing: without a current list of its CA no client gets in. */
 function revocationFindings(secureContext: SecureContext, { tls }: Config): readonly string[] {
   const warnings = new ClientTrust(secureContext).warnings(Date.now())
-  return warnings.map(
-    (warning) => `POSTERN_TLS_CRL ${tls.crl}: ${warning}. Have the CA publish a list and put it there.`,
-  )
+  const advice = 'Have the CA publish a list and put it there.'
+  return warnings.map((warning) => `POSTERN_TLS_CRL ${tls.crl}: ${warning}. ${advice}`)
 }
 
 function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | undefined): readonly string[] {
@@ -175,12 +169,10 @@ function certificateFindings({ tls, smtp }: Config, clients: ClientDirectory | u
   const findings = [...serverFindings(chain, bundle), ...bundleFindings(bundle), ...relayFindings(shown)]
   if (clients === undefined) return findings
   const [leaf, ...above] = chain
-  const strangers = new Map(
-    [
-      ...[...bundle, ...above].map((authority) => ['the CA certificate', authority] as const),
-      ...(leaf ? [['the server certificate', leaf] as const] : []),
-    ].map((entry) => [entry[1].fingerprint256, entry]),
-  )
+  const strangers = new Map<string, readonly [string, X509Certificate]>()
+  for (const authority of [...bundle, ...above])
+    strangers.set(authority.fingerprint256, ['the CA certificate', authority])
+  if (leaf !== undefined) strangers.set(leaf.fingerprint256, ['the server certificate', leaf])
   return [...findings, ...listingFindings(clients, [...strangers.values()])]
 }
 

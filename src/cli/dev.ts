@@ -5,15 +5,16 @@ import { codeOf } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
 import { start } from '../server/start.ts'
 import { cert } from './cert.ts'
-import { type Inbox, openInbox } from './inbox/inbox.ts'
+import { openInbox } from './inbox/inbox.ts'
 import { type Entry, Mailbox } from './inbox/mailbox.ts'
-import { type InboxPage, openInboxPage } from './inbox/page.ts'
+import { openInboxPage } from './inbox/page.ts'
 import { loadAll, untilSignalled } from './serve.ts'
 import type { Io } from './usage.ts'
 
 const CERTS = join('certs', 'dev') // apart from those that postern cert makes: neither is in the other's way
 const CLIENT = 'app'
 const FILES = { ca: join(CERTS, 'ca.crt'), cert: join(CERTS, `${CLIENT}.crt`), key: join(CERTS, `${CLIENT}.key`) }
+const SERVER = { cert: join(CERTS, 'server.crt'), key: join(CERTS, 'server.key') }
 const INBOX = join('.postern', 'inbox')
 
 /** `postern dev`: certificates, an SMTP inbox and the gateway, all on this machine. Resolves with the exit status. */
@@ -22,8 +23,8 @@ export async function dev({ env, print }: Io): Promise<number> {
     print,
     env: {
       POSTERN_HOST: '127.0.0.1',
-      POSTERN_TLS_CERT: join(CERTS, 'server.crt'),
-      POSTERN_TLS_KEY: join(CERTS, 'server.key'),
+      POSTERN_TLS_CERT: SERVER.cert,
+      POSTERN_TLS_KEY: SERVER.key,
       POSTERN_TLS_CLIENT_CA: FILES.ca,
       POSTERN_CLIENTS: join(CERTS, 'clients.yaml'),
       ...(process.stdout.isTTY && { POSTERN_LOG_LEVEL: 'warn' }), // the inbox has a line for each message
@@ -34,39 +35,12 @@ export async function dev({ env, print }: Io): Promise<number> {
   const { port, ops, http } = readConfig(io.env).config
   const taken = [ops.port, http.port]
   const mailbox = await Mailbox.open(INBOX)
-  const ways = { curl: '', smtp: '' }
-  const page = await onPort('the page of the inbox', port === 0 ? 0 : port + 1, taken, io, (free) =>
-    openInboxPage(free, mailbox, () => ways),
-  )
   const inbox = await onPort('the SMTP inbox', port === 0 ? 0 : port + 2, taken, io, (free) =>
-    openInbox({
-      mailbox,
-      cert: join(CERTS, 'server.crt'),
-      key: join(CERTS, 'server.key'),
-      port: free,
-      onMessage: (entry) => {
-        page.changed()
-        print(line(entry, page.url))
-      },
-    }),
+    openInbox({ mailbox, ...SERVER, port: free }),
   )
-  try {
-    return await serveInto(inbox, page, ways, io)
-  } finally {
-    page.close()
-    await inbox.close()
-  }
-}
-
-async function serveInto(
-  inbox: Inbox,
-  page: InboxPage,
-  ways: { curl: string; smtp: string },
-  { env, print }: Io,
-): Promise<number> {
   const { config, loaded } = loadAll(
     readConfig({
-      ...env,
+      ...io.env,
       POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}`,
       POSTERN_SMTP_URL_FILE: undefined,
       POSTERN_SMTP_TLS: 'required',
@@ -75,8 +49,11 @@ async function serveInto(
   )
   const logger = await createLogger(config)
   const gateway = await start(config, loaded, logger)
-  ways.curl = curlLine(gateway.port)
-  ways.smtp = `smtp://127.0.0.1:${inbox.port}`
+  const ways = { curl: curlLine(gateway.port), smtp: `smtp://127.0.0.1:${inbox.port}` }
+  const page = await onPort('the page of the inbox', port === 0 ? 0 : port + 1, taken, io, (free) =>
+    openInboxPage(free, mailbox, ways),
+  )
+  mailbox.on('message', (entry) => print(line(entry, page.url)))
   const operations = `http://127.0.0.1:${gateway.opsPort}/`
   print('')
   print(
@@ -93,19 +70,14 @@ async function serveInto(
 
 /** Makes what is missing in certs/dev/ and leaves what is there. */
 async function makeCertificates(io: Io): Promise<void> {
-  const wanted = [
-    [['ca.crt'], ['ca']],
-    [['server.crt', 'server.key'], ['server']],
-    [
-      [`${CLIENT}.crt`, `${CLIENT}.key`],
-      ['client', CLIENT, '--register', '--from', '*', '--raw'],
-    ],
-  ] as const
-  for (const [files, args] of wanted) {
-    if (files.every((file) => existsSync(join(CERTS, file)))) continue
+  const make = async (args: readonly string[], ...files: readonly string[]): Promise<void> => {
+    if (files.every((file) => existsSync(file))) return
     await cert([...args, '--dir', CERTS], { ...io, print: () => {} }) // which names a half that is in the way
-    io.print(`Made ${files.map((file) => join(CERTS, file)).join(' and ')}.`)
+    io.print(`Made ${files.join(' and ')}.`)
   }
+  await make(['ca'], FILES.ca)
+  await make(['server'], SERVER.cert, SERVER.key)
+  await make(['client', CLIENT, '--register', '--from', '*', '--raw'], FILES.cert, FILES.key)
 }
 
 /** Opens something on its port, or where that is in use or `taken` by a setting on a free one, and says so. */

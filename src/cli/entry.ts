@@ -49,14 +49,11 @@ export async function identityOf(values: Values<typeof IDENTITY_OPTIONS>): Promi
   const certificates = await Promise.all(cert.map(readCertificate))
   for (const [index, certificate] of certificates.entries())
     if (certificate.ca) throw new UsageError(`${cert[index]} is the certificate of a CA: name that of the client.`)
-  const fingerprints = [
-    ...certificates.map(({ fingerprint256 }) => fingerprint256),
-    ...fingerprint.map((text) =>
-      isKeyPin(text)
-        ? taken('--fingerprint', text, parseKeyPin)
-        : formatFingerprint(read('--fingerprint', text, parseFingerprint)),
-    ),
-  ]
+  const fingerprints = certificates.map(({ fingerprint256 }) => fingerprint256)
+  for (const text of fingerprint) {
+    taken('--fingerprint', text, isKeyPin(text) ? parseKeyPin : parseFingerprint)
+    fingerprints.push(isKeyPin(text) ? text : formatFingerprint(parseFingerprint(text)))
+  }
   return given({
     fingerprints: fingerprints.length > 0 ? fingerprints : undefined,
     san: san?.map((name) => taken('--san', name, parseName)),
@@ -73,10 +70,6 @@ function given(entry: Readonly<Record<string, Entry[string] | undefined>>): Entr
 
 /** The text, where it can be read. */
 function taken(option: string, text: string, parse: (text: string) => unknown): string {
-  read(option, text, parse)
+  worded(`${option} "${text}"`, () => parse(text))
   return text
-}
-
-function read<T>(option: string, text: string, parse: (text: string) => T): T {
-  return worded(`${option} "${text}"`, () => parse(text))
 }

@@ -47,33 +47,23 @@ export function loadAll({ config, faults, warnings }: ConfigResult) {
  * Waits for SIGTERM or SIGINT, stops the gateway and resolves with the exit status: 0 when all was finished, 1 when the
  * grace period ended first. A second signal ends the wait at once. SIGHUP reads certificates and clients again.
  */
-export function untilSignalled(
+export async function untilSignalled(
   gateway: Gateway,
   logger: Logger,
   config: Pick<Config, 'shutdownGrace'>,
 ): Promise<number> {
-  return new Promise((resolve) => {
-    let stopping = false
-    const onSignal = (signal: NodeJS.Signals): void => {
-      if (stopping) {
-        logger.warn({ signal }, 'stopped at once by a second signal')
-        return resolve(1)
-      }
-      stopping = true
-      logger.info({ signal, grace_ms: config.shutdownGrace }, 'shutting down')
-      gateway.stop().then(
-        (cut) => {
-          if (cut > 0)
-            logger.error({ cut }, 'the grace period ended with messages in progress: their connections were cut')
-          else logger.info('stopped')
-          resolve(cut > 0 ? 1 : 0)
-        },
-        (error: unknown) => {
-          logger.error({ error: error instanceof Error ? error.message : 'unknown' }, 'stopping failed')
-          resolve(1)
-        },
-      )
-    }
-    handleSignals((signal, end) => (end ? onSignal(signal) : gateway.reload()))
-  })
+  const ended = (): Promise<NodeJS.Signals> =>
+    new Promise((resolve) => handleSignals((signal, end) => (end ? resolve(signal) : gateway.reload())))
+  logger.info({ signal: await ended(), grace_ms: config.shutdownGrace }, 'shutting down')
+  try {
+    const cut = await Promise.race([gateway.stop(), ended()])
+    if (typeof cut === 'string') logger.warn({ signal: cut }, 'stopped at once by a second signal')
+    else if (cut > 0)
+      logger.error({ cut }, 'the grace period ended with messages in progress: their connections were cut')
+    else logger.info('stopped')
+    return cut === 0 ? 0 : 1
+  } catch (error) {
+    logger.error({ error: error instanceof Error ? error.message : 'unknown' }, 'stopping failed')
+    return 1
+  }
 }

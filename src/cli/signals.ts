@@ -25,6 +25,7 @@ export function handleSignals(handle: Handler): void {
   if (process.listenerCount('SIGHUP') === 0) holdSignals()
   handler = handle
   if (hungUp) handle('SIGHUP', false)
+  hungUp = false
 }
 
 /** SIGHUP asks for a reload, except where it means that the terminal was closed. */

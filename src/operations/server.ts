@@ -3,7 +3,7 @@ import { setTimeout } from 'node:timers/promises'
 import type { Metrics } from './metrics.ts'
 import { json, namesAddress, pageFile, plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
-type OperationsRoutes = Readonly<Record<string, () => PlainAnswer | Promise<PlainAnswer>>>
+type Routes = Readonly<Record<string, PlainAnswer | (() => PlainAnswer | Promise<PlainAnswer>)>>
 
 interface OperationsOptions {
   /** What the port listens on: POSTERN_OPS_HOST. */
@@ -41,20 +41,17 @@ export function operationsServer(options: OperationsOptions): Server {
     const route = Object.hasOwn(routes, path) ? routes[path] : undefined
     if (route === undefined) return plain(404, 'There is nothing at this path.')
     if (method !== 'GET' && method !== 'HEAD') return plain(405, 'This path takes GET.', { allow: 'GET, HEAD' })
-    return route()
+    return typeof route === 'function' ? route() : route
   })
   server.unref()
   return server
 }
 
-function routesOf({ metrics, notReady, status, describe }: OperationsOptions): OperationsRoutes {
-  const file = (name: string): (() => PlainAnswer) => {
-    const content = pageFile(name, PAGES)
-    return () => content
-  }
+function routesOf({ metrics, notReady, status, describe }: OperationsOptions): Routes {
+  const file = (name: string): PlainAnswer => pageFile(name, PAGES)
   let description: PlainAnswer | undefined
   return {
-    '/livez': () => plain(200, 'ok'),
+    '/livez': plain(200, 'ok'),
     '/readyz': async () => {
       const reason = await notReady()
       return reason === undefined ? plain(200, 'ok') : plain(503, reason)

@@ -82,9 +82,13 @@ export function statusOf(sources: StatusSources) {
         usage: usage.get(client.name) ?? {},
       }
     })
-    const files = sources.files().map(({ file, paths, read_at, faults }) => ({ file, paths, read_at, faults }))
-    const listed = sources.files().find(({ file }) => file === 'clients')
-    const status = {
+    const files = sources.files()
+    const listed = files.find(({ file }) => file === 'clients')
+    const concerns = [...ofTheGateway(sources), ...ofFiles(files), ...ofCertificates(sources)]
+    const isDown = concerns.some(({ severity }) => severity === 'down')
+    return {
+      state: isDown ? 'down' : concerns.length > 0 ? 'degraded' : 'well',
+      concerns,
       now: new Date().toISOString(),
       version: VERSION,
       started,
@@ -104,15 +108,8 @@ export function statusOf(sources: StatusSources) {
         sha256: listed?.sha256[0] ?? null,
         read_at: listed?.read_at ?? null,
       },
-      files,
+      files: files.map(({ file, paths, read_at, faults }) => ({ file, paths, read_at, faults })),
     }
-    const concerns = [...ofTheGateway(sources), ...ofFiles(files), ...ofCertificates(sources)]
-    const state = concerns.some(({ severity }) => severity === 'down')
-      ? 'down'
-      : concerns.length > 0
-        ? 'degraded'
-        : 'well'
-    return { state, concerns, ...status }
   }
 }
 
@@ -150,23 +147,19 @@ function* ofFiles(files: readonly Pick<FileStatus, 'paths' | 'faults'>[]): Gener
 }
 
 function* ofCertificates({ certificate, clients }: StatusSources): Generator<Concern> {
-  const ends: [whose: string, seen: CertificateStatus | undefined, advice: string][] = [
-    ['The certificate of the gateway', certificate('server'), 'Renew POSTERN_TLS_CERT: it is taken up by itself.'],
-    [
-      'The certificate that is shown to the relays',
-      certificate('relay'),
-      'Renew POSTERN_SMTP_CERT: it is taken up by itself.',
-    ],
-  ]
+  const renew = (setting: string): string => `Renew ${setting}: it is taken up by itself.`
+  yield* ending('The certificate of the gateway', certificate('server'), renew('POSTERN_TLS_CERT'))
+  yield* ending('The certificate that is shown to the relays', certificate('relay'), renew('POSTERN_SMTP_CERT'))
   for (const client of clients()) {
     const advice = `Issue a new one, list it beside the old one with postern client rotate ${client.name}, and hand it over.`
-    ends.push([`The certificate of ${client.name}`, certificate(client), advice])
+    yield* ending(`The certificate of ${client.name}`, certificate(client), advice)
   }
-  for (const [whose, seen, advice] of ends) {
-    if (seen?.ending !== true) continue
-    const days = Math.floor((Date.parse(seen.not_after) - Date.now()) / DAY_MS)
-    yield warning(`${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice)
-  }
+}
+
+function* ending(whose: string, seen: CertificateStatus | undefined, advice: string): Generator<Concern> {
+  if (seen?.ending !== true) return
+  const days = Math.floor((Date.parse(seen.not_after) - Date.now()) / DAY_MS)
+  yield warning(`${whose} ${days < 0 ? 'has expired' : `ends in ${days} days`}.`, advice)
 }
 
 /** A relay's reply may name whom a message is from or to. */

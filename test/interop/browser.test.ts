@@ -45,13 +45,11 @@ async function startInbox(t: Test): Promise<Inbox> {
   await writeFile(cert, server.certificate)
   await writeFile(key, server.key)
   const mailbox = await Mailbox.open(directory)
-  const page = await openInboxPage(0, mailbox, () => ({
-    curl: `curl 'a command'`,
-    smtp: `smtp://127.0.0.1:${inbox.port}`,
-  }))
-  t.teardown(() => page.close())
-  const inbox = await openInbox({ mailbox, cert, key, port: 0, onMessage: () => page.changed() })
+  const inbox = await openInbox({ mailbox, cert, key, port: 0 })
   t.teardown(() => inbox.close())
+  const ways = { curl: `curl 'a command'`, smtp: `smtp://127.0.0.1:${inbox.port}` }
+  const page = await openInboxPage(0, mailbox, ways)
+  t.teardown(() => page.close())
   const gateway = await startGateway(t, { env: { POSTERN_SMTP_URL: `smtp://localhost:${inbox.port}` } })
   const open = async (options: BrowserContextOptions = {}): Promise<Page> => {
     const context = await browser.newContext({ viewport: { width: 1100, height: 720 }, ...options })

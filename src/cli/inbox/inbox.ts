@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { SMTPServer } from 'smtp-server'
 import { portOf } from '../../operations/plain-http.ts'
-import type { Entry, Mailbox } from './mailbox.ts'
+import type { Mailbox } from './mailbox.ts'
 
 interface InboxOptions {
   readonly mailbox: Mailbox
@@ -9,11 +9,7 @@ interface InboxOptions {
   readonly cert: string
   readonly key: string
   readonly port: number
-  /** Called when a message is kept. */
-  onMessage(entry: Entry): void
 }
-
-export type Inbox = Awaited<ReturnType<typeof openInbox>>
 
 const MAX_BYTES = 64_000_000
 
@@ -21,7 +17,7 @@ const MAX_BYTES = 64_000_000
  * An SMTP server on loopback that takes every message, with STARTTLS or without, with any login or none, keeps it and
  * delivers nothing: for `postern dev`. A message that cannot be kept is answered with 451. Rejects when the port is taken.
  */
-export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOptions) {
+export async function openInbox({ mailbox, cert, key, port }: InboxOptions) {
   const server = new SMTPServer({
     name: 'inbox.postern.invalid',
     banner: 'Postern development inbox',
@@ -40,10 +36,7 @@ export async function openInbox({ mailbox, cert, key, port, onMessage }: InboxOp
         if (stream.sizeExceeded) return done(Object.assign(new Error('Message too large'), { responseCode: 552 }))
         const sender = mailFrom === false ? '' : mailFrom.address
         mailbox.add({ sender, recipients: rcptTo.map(({ address }) => address) }, Buffer.concat(pieces)).then(
-          (entry) => {
-            onMessage(entry)
-            done(null, `2.0.0 Ok: kept as message ${entry.number}`)
-          },
+          ({ number }) => done(null, `2.0.0 Ok: kept as message ${number}`),
           () => done(Object.assign(new Error('4.3.0 The message could not be kept'), { responseCode: 451 })),
         )
       })

@@ -1,3 +1,4 @@
+import { EventEmitter } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
@@ -30,22 +31,29 @@ const COUNTER = '.last' // the number of the last message: where all were delete
 
 /**
  * The messages of the development inbox: `.eml` files in a folder, the newest 500, each with a hidden file of what is
- * known of it.
+ * known of it. Tells of a `message` when it is kept, and of each `change` of what there is.
  */
-export class Mailbox {
+export class Mailbox extends EventEmitter<{ message: [entry: Entry]; change: [] }> {
   readonly #directory: string
   #entries: readonly Entry[] = []
   #last = 0
 
   /** Reads the folder, and makes it where it is missing. */
   static async open(directory: string): Promise<Mailbox> {
-    const mailbox = new Mailbox(directory)
     await mkdir(directory, { recursive: true })
-    await mailbox.#read()
+    const mailbox = new Mailbox(directory)
+    for (const file of (await readdir(directory)).sort()) {
+      const number = Number(FILE.exec(file)?.[1] ?? 0)
+      if (number > 0) mailbox.#entries = [await mailbox.#load(file, number), ...mailbox.#entries]
+    }
+    const counted = await readFile(join(directory, COUNTER), 'utf8').catch(() => '') // no message has come yet
+    mailbox.#last = Math.max(Number(counted) || 0, ...mailbox.#entries.map(({ number }) => number))
+    await mailbox.remove(mailbox.#entries.slice(MAX_KEPT))
     return mailbox
   }
 
   private constructor(directory: string) {
+    super()
     this.#directory = directory
   }
 
@@ -82,6 +90,7 @@ export class Mailbox {
     await writeFile(this.#notes(file), JSON.stringify(entry))
     this.#entries = [entry, ...this.#entries]
     await this.remove(this.#entries.slice(MAX_KEPT))
+    this.emit('message', entry)
     return entry
   }
 
@@ -90,20 +99,7 @@ export class Mailbox {
     this.#entries = this.#entries.filter((entry) => !gone.has(entry))
     const files = entries.flatMap(({ file }) => [join(this.#directory, file), this.#notes(file)])
     await Promise.all(files.map((file) => rm(file, { force: true })))
-  }
-
-  async #read(): Promise<void> {
-    const files = (await readdir(this.#directory)).filter((name) => FILE.test(name)).sort()
-    const entries: Entry[] = []
-    for (const file of files) {
-      const number = Number(FILE.exec(file)?.[1])
-      this.#last = Math.max(this.#last, number)
-      entries.unshift(await this.#load(file, number))
-    }
-    const counted = await readFile(join(this.#directory, COUNTER), 'utf8').catch(() => '') // no message has come yet
-    this.#last = Math.max(this.#last, Number(counted) || 0)
-    this.#entries = entries
-    await this.remove(entries.slice(MAX_KEPT))
+    this.emit('change')
   }
 
   /** What was noted of a message; of one without notes, what its header says. */

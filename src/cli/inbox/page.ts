@@ -14,10 +14,8 @@ import {
 import type { Entry, Mailbox } from './mailbox.ts'
 import { bytesOf, detailsOf, inert, nameOf } from './view.ts'
 
-export type InboxPage = Awaited<ReturnType<typeof openInboxPage>>
-
 /** How mail gets here, for a page without any. */
-export interface Ways {
+interface Ways {
   readonly curl: string
   readonly smtp: string
 }
@@ -37,20 +35,20 @@ const FILES: Readonly<Record<string, PlainAnswer>> = {
 }
 const NOTHING = plain(404, 'There is nothing at this path.')
 
-/** The page of the development inbox, plain HTTP on loopback. `ways` is asked each time. Rejects when the port is taken. */
-export async function openInboxPage(port: number, mailbox: Mailbox, ways: () => Ways) {
+/** The page of the development inbox, plain HTTP on loopback. Rejects when the port is taken. */
+export async function openInboxPage(port: number, mailbox: Mailbox, ways: Ways) {
   const watchers = new Set<ServerResponse>()
-  const changed = (): void => watchers.forEach((watcher) => watcher.write('data: changed\n\n'))
+  mailbox.on('change', () => watchers.forEach((watcher) => watcher.write('data: changed\n\n')))
   const server = plainServer(async (request, response) => {
     if (!namesAddress(request.headers.host, { loopbackOnly: true }))
       return plain(403, 'Ask for this page by the address 127.0.0.1 or localhost.')
     const { pathname: path, searchParams } = new URL(request.url ?? '/', 'http://localhost')
-    if (request.method === 'DELETE') return remove(path, mailbox, changed)
+    if (request.method === 'DELETE') return remove(path, mailbox)
     if (request.method !== 'GET' && request.method !== 'HEAD')
       return plain(405, 'This path takes GET.', { allow: 'GET, HEAD' })
     const words = searchParams.get('q')?.trim() ?? ''
     if (Object.hasOwn(FILES, path)) return FILES[path]
-    if (path === '/ways') return json(ways())
+    if (path === '/ways') return json(ways)
     if (path === '/messages') return json((words === '' ? mailbox.entries : mailbox.search(words)).map(summaryOf))
     if (path === '/events') return watch(response, watchers)
     return ofMessage(path, mailbox)
@@ -60,8 +58,6 @@ export async function openInboxPage(port: number, mailbox: Mailbox, ways: () => 
   return {
     /** Where the page is. */
     url: `http://127.0.0.1:${portOf(server)}/`,
-    /** Tells every open page that the messages have changed. */
-    changed,
     close: () => {
       server.close()
       server.closeAllConnections()
@@ -105,12 +101,11 @@ async function ofMessage(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
   return attachment === undefined ? NOTHING : download(attachment)
 }
 
-async function remove(path: string, mailbox: Mailbox, changed: () => void): Promise<PlainAnswer> {
+async function remove(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
   const entry = mailbox.find(Number(/^\/messages\/(\d{1,9})$/.exec(path)?.[1]))
   const gone = path === '/messages' ? mailbox.entries : entry === undefined ? [] : [entry]
   if (path !== '/messages' && entry === undefined) return NOTHING
   await mailbox.remove(gone)
-  changed()
   return json({ deleted: gone.length })
 }
 

@@ -23,15 +23,11 @@ export function bccOf({ to = [], cc = [] }: Email, recipients: readonly string[]
 }
 
 /** The attachments that are no part of the html, with their places in the message. */
-export function attachedTo({
-  attachments,
-  html,
-}: Email): { index: number; name: string; type: string; size: number }[] {
-  return attachments.flatMap((attachment, index) =>
-    isInline(attachment) && html !== undefined
-      ? []
-      : [{ index, name: nameOf(attachment), type: attachment.mimeType, size: bytesOf(attachment).length }],
-  )
+export function attachedTo({ attachments, html }: Email) {
+  return attachments.flatMap((attachment, index) => {
+    if (isInline(attachment) && html !== undefined) return []
+    return [{ index, name: nameOf(attachment), type: attachment.mimeType, size: bytesOf(attachment).length }]
+  })
 }
 
 /** What is shown of an open message beside what the list has. */
@@ -45,25 +41,19 @@ export function detailsOf(mail: Email, content: Buffer): object {
     text: mail.text,
     has_html: mail.html !== undefined,
     files: attachedTo(mail),
-    blocked: remoteIn(mail.html),
+    blocked: mail.html?.match(REMOTE)?.length ?? 0,
   }
 }
 
-/** How often html names something that it would fetch from elsewhere: pictures, most of all. */
-function remoteIn(html = ''): number {
-  return (
-    html.match(/(?:\b(?:src|srcset|background|poster)\s*=\s*["']?|url\(\s*["']?)\s*(?:https?:)?\/\//gi)?.length ?? 0
-  )
-}
+// What html would fetch from elsewhere: pictures, most of all.
+const REMOTE = /(?:\b(?:src|srcset|background|poster)\s*=\s*["']?|url\(\s*["']?)\s*(?:https?:)?\/\//gi
 
 /**
  * The html of a message for its frame, with the pictures it brings along. The policy of the answer blocks everything
  * else; the elements that lose their meaning here are those for which browsers connect ahead of any policy.
  */
 export function inert({ html = '', attachments }: Email): string {
-  const pictures = new Map(
-    attachments.flatMap((attachment) => (isInline(attachment) ? [[idOf(attachment), attachment] as const] : [])),
-  )
+  const pictures = new Map(attachments.filter(isInline).map((one) => [one.contentId?.replace(/^<|>$/g, ''), one]))
   let room = MAX_INLINE_BYTES
   const withPictures = html.replace(/cid:([^"'\s)>\\]{1,255})/gi, (reference, id: string) => {
     const picture = pictures.get(decoded(id))
@@ -80,23 +70,13 @@ function isInline({ contentId, disposition }: Attachment): boolean {
   return contentId !== undefined && disposition !== 'attachment'
 }
 
-function idOf({ contentId = '' }: Attachment): string {
-  return contentId.replace(/^<|>$/g, '')
-}
-
 export function nameOf({ filename }: Attachment): string {
-  // Half a surrogate pair has no encoded form, which the buffer mends; a path is nothing that a download should bring along.
-  const name = Buffer.from(filename ?? '')
-    .toString()
-    .replace(/[\p{Cc}/\\]/gu, '_')
-  return name === '' ? 'unnamed' : name
+  // Half a surrogate pair has no encoded form; a path is nothing that a download should bring along.
+  return (filename ?? '').toWellFormed().replace(/[\p{Cc}/\\]/gu, '_') || 'unnamed'
 }
 
 export function bytesOf({ content }: Attachment): Buffer {
-  if (typeof content === 'string') return Buffer.from(content)
-  return content instanceof Uint8Array
-    ? Buffer.from(content.buffer, content.byteOffset, content.byteLength)
-    : Buffer.from(content)
+  return Buffer.from(typeof content === 'string' ? content : new Uint8Array(content))
 }
 
 function decoded(id: string): string {
