@@ -255,6 +255,24 @@ t.test('a spent session makes room for its successor where the relay leaves othe
   t.same(changes, [])
 })
 
+t.test(
+  'a relay that ends its sessions, one of them before that was ready, has the message that meets this',
+  async (t) => {
+    const relay: ScriptedRelay = await startScripted(t, (command, { number, messages, socket }) => {
+      if (number === 1 && command.startsWith('EHLO')) return null
+      if (number !== 0 || messages < 2 || !command.startsWith('MAIL')) return undefined
+      socket.destroy()
+      setTimeout(() => relay.talks[1]?.socket.destroy(), 50)
+      return null
+    })
+    const { send, changes } = await bench(t, [relay])
+    t.same(only(await all(2, send)), [200])
+    t.equal(await send(), 200)
+    t.equal(relay.talks.length, 3)
+    t.same(changes, [])
+  },
+)
+
 t.test('a relay that says 421 to MAIL and counts sessions beyond their end has every message soon', async (t) => {
   let counted = 0
   const relay: ScriptedRelay = await startScripted(t, (command, { messages, socket }) => {

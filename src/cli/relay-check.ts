@@ -5,8 +5,7 @@ import { needsSmtpUtf8 } from '../mail/mailbox.ts'
 import { slices } from '../mail/outgoing.ts'
 import { explain } from '../relay/advice.ts'
 import { RelayFault } from '../relay/fault.ts'
-import { openSession, type SessionOptions } from '../relay/handshake.ts'
-import { type RelayTls, sessionOptions } from '../relay/relay.ts'
+import { openSession, type RelayTls, type Way } from '../relay/handshake.ts'
 import type { TokenSource } from '../relay/oauth.ts'
 import type { Session } from '../relay/session.ts'
 
@@ -34,10 +33,10 @@ export async function tryRelay(
   const good: string[] = []
   const warnings: string[] = []
   try {
-    const options = sessionOptions(address, smtp, tls, tokens)
-    const session = await openSession(options)
+    const way: Way = { address, smtp, tls: () => tls, tokens }
+    const session = await openSession(way)
     const { wire, offer } = session
-    const loggedIn = options.login !== undefined
+    const loggedIn = address.user !== undefined
     try {
       if (!loggedIn && offer.mechanisms.length > 0) await session.probe(true)
       const encrypted = wire.encrypted ? 'encrypted' : 'not encrypted'
@@ -46,7 +45,7 @@ export async function tryRelay(
         warnings.push(
           `${name}: it takes messages of at most ${offer.size} bytes, fewer than POSTERN_MAX_SIZE: larger ones will be refused. Set POSTERN_MAX_SIZE=${offer.size}B, or raise its limit.`,
         )
-      const granted = 1 + (await grantedBeside(options, sessions - 1))
+      const granted = 1 + (await grantedBeside(way, sessions - 1))
       if (granted < sessions)
         warnings.push(
           `${name}: it grants ${granted} sessions of the ${sessions} of POSTERN_SMTP_CONNECTIONS: messages will wait for those. Set POSTERN_SMTP_CONNECTIONS=${granted}, or raise its limit.`,
@@ -64,8 +63,8 @@ export async function tryRelay(
   }
 }
 
-async function grantedBeside(options: SessionOptions, more: number): Promise<number> {
-  const opened = await Promise.allSettled(Array.from({ length: more }, () => openSession(options)))
+async function grantedBeside(way: Way, more: number): Promise<number> {
+  const opened = await Promise.allSettled(Array.from({ length: more }, () => openSession(way)))
   const granted = opened.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []))
   for (const { wire } of granted) wire.quit()
   return granted.length

@@ -1,29 +1,29 @@
 import { createHmac } from 'node:crypto'
-import type { ConnectionOptions } from 'node:tls'
-import type { SmtpTlsMode } from '../config/config.ts'
+import { isIP } from 'node:net'
+import type { Config, RelayAddress } from '../config/config.ts'
 import { late, RelayFault, type Step } from './fault.ts'
 import type { TokenSource } from './oauth.ts'
 import { Offer, type Reply, withoutSecrets } from './reply.ts'
 import { Session } from './session.ts'
 import { Wire } from './wire.ts'
 
-/** How a session with a relay is opened. */
-export interface SessionOptions {
-  readonly host: string
-  readonly port: number
-  /** TLS from the first byte. */
-  readonly secure: boolean
-  /** Where it is not. */
-  readonly startTls: SmtpTlsMode
-  readonly tls: ConnectionOptions
-  /** For EHLO. */
-  readonly name: string
-  /** As whom, and by a password or by a token. */
-  readonly login:
-    | { readonly user: string; readonly password: string | undefined; readonly tokens: TokenSource | undefined }
-    | undefined
-  /** For all of it, ms. */
-  readonly timeout: number
+/** PEM: the CA by which relays are trusted, where it is not the system's store, and the certificate shown to them. */
+export interface RelayTls {
+  readonly ca?: string
+  readonly cert?: string
+  readonly key?: string | undefined
+  /** By what the endpoint for tokens is trusted. */
+  readonly oauthCa?: string
+}
+
+/** What it takes to open a session with a relay. */
+export interface Way {
+  readonly address: RelayAddress
+  readonly smtp: Config['smtp']
+  /** Asked for each session. */
+  readonly tls: () => RelayTls
+  /** To log in with where the address has no password. */
+  readonly tokens: TokenSource | undefined
 }
 
 // Of several addresses each has so long before the next one is tried (RFC 8305 §5), the last one whatever is left.
@@ -34,28 +34,36 @@ const LONGEST_LINE = 510 // octets of a command (RFC 5321 §4.5.3.1.4), without 
  * Connects, and goes through greeting, EHLO, STARTTLS and login. A token that is refused counts when a new one is refused on a
  * new connection. Throws a RelayFault with the step that failed.
  */
-export async function openSession(options: SessionOptions): Promise<Session> {
-  const { login } = options
-  if (login?.tokens === undefined) return open(options, login?.password ?? '')
-  const token = await login.tokens.token()
-  const opened = await open(options, token).catch(async (error: unknown) => {
+export async function openSession(way: Way): Promise<Session> {
+  const { user, password } = way.address
+  const tokens = user === undefined || password !== undefined ? undefined : way.tokens
+  if (tokens === undefined) return open(way, password ?? '')
+  const token = await tokens.token()
+  const opened = await open(way, token).catch(async (error: unknown) => {
     const refused = error instanceof RelayFault && error.step === 'login' && (error.reply?.code ?? 0) >= 500
-    const other = refused ? await login.tokens?.token(token).catch(() => undefined) : undefined
+    const other = refused ? await tokens.token(token).catch(() => undefined) : undefined
     if (other === undefined || other === token) throw error
-    return open(options, other)
+    return open(way, other)
   })
-  login.tokens.taken()
+  tokens.taken()
   return opened
 }
 
-async function open(options: SessionOptions, secret: string): Promise<Session> {
-  const { secure, name, login, timeout } = options
+/** Until a session is open; short enough that every relay gets its turn within the time that a message has. */
+export function sessionMs({ connectTimeout, timeout, relays }: Config['smtp']): number {
+  return Math.min(connectTimeout, Math.ceil(timeout / (Math.max(1, relays.length) + 1)))
+}
+
+async function open({ address, smtp, tls }: Way, secret: string): Promise<Session> {
+  const { host, port, secure, user, password } = address
+  const timeout = sessionMs(smtp)
   // A token goes over TLS, whatever would do for messages (RFC 7628 §4); with `off` the operator vouches for the way.
-  const startTls = login?.tokens !== undefined && options.startTls === 'opportunistic' ? 'required' : options.startTls
+  const byToken = user !== undefined && password === undefined
+  const startTls = byToken && smtp.tls === 'opportunistic' ? 'required' : smtp.tls
   let step: Step = 'connect'
   const wire = new Wire({
-    host: options.host,
-    port: options.port,
+    host,
+    port,
     autoSelectFamily: true,
     autoSelectFamilyAttemptTimeout: Math.min(NEXT_ADDRESS_MS, Math.ceil(timeout / 4)),
     noDelay: true,
@@ -68,28 +76,32 @@ async function open(options: SessionOptions, secret: string): Promise<Session> {
     if (said.code >= 300) throw new RelayFault(step, { reply: said })
     return said
   }
+  const encrypt = (): Promise<void> => {
+    step = secure ? 'tls' : 'starttls'
+    const { ca, cert, key } = tls()
+    const name = smtp.servername ?? host
+    const servername = isIP(name) === 0 ? name : undefined
+    // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
+    return wire.encrypt({ ca, cert, key, host: name, servername, rejectUnauthorized: true, minVersion: 'TLSv1.2' })
+  }
   try {
     await wire.connected()
-    const encrypt = async (): Promise<void> => {
-      step = secure ? 'tls' : 'starttls'
-      await wire.encrypt(options.tls)
-    }
     if (secure) await encrypt()
     await positive('greeting', wire.ask())
-    let offer = new Offer(await positive('ehlo', hello(wire, name, !secure && startTls !== 'required')))
+    let offer = new Offer(await positive('ehlo', hello(wire, smtp.name, !secure && startTls !== 'required')))
     if (!secure && startTls !== 'off') {
       if (offer.has('STARTTLS')) {
         step = 'starttls'
         const reply = await wire.ask('STARTTLS')
         if (reply.code === 220) {
           await encrypt()
-          offer = new Offer(await positive('ehlo', wire.ask(`EHLO ${name}`)))
+          offer = new Offer(await positive('ehlo', wire.ask(`EHLO ${smtp.name}`)))
         } else if (startTls === 'required' || reply.code === 421) throw new RelayFault(step, { reply })
       } else if (startTls === 'required')
         throw new RelayFault('starttls', { cause: new Error('it offers no STARTTLS') })
     }
     step = 'login'
-    await logIn(wire, offer, options, secret)
+    await logIn(wire, offer, address, secret)
     return new Session(wire, offer)
   } catch (error) {
     const fault = error instanceof RelayFault ? error : new RelayFault(step, { cause: error })
@@ -110,11 +122,10 @@ async function hello(wire: Wire, name: string, plain: boolean): Promise<Reply> {
 async function logIn(
   wire: Wire,
   { mechanisms }: Offer,
-  { host, port, login }: SessionOptions,
+  { host, port, user, password }: RelayAddress,
   secret: string,
 ): Promise<void> {
-  if (login === undefined) return
-  const { user, password } = login
+  if (user === undefined) return
   const confided = [secret]
   const encoded = (text: string): string => {
     const response = Buffer.from(text).toString('base64')

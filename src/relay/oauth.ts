@@ -3,7 +3,7 @@ import type { Config, SmtpOAuth } from '../config/config.ts'
 import { ask } from '../clients/https.ts'
 import { RelayFault } from './fault.ts'
 import { withoutSecrets } from './reply.ts'
-import type { RelayTls } from './relay.ts'
+import type { RelayTls } from './handshake.ts'
 
 const MOST_BYTES = 64 * 1024
 const UNSTATED_MS = 300_000 // for a token that does not say how long it is valid

@@ -1,5 +1,5 @@
 import type { Config } from '../config/config.ts'
-import { RelayFault, STOPPED } from './fault.ts'
+import { isLate, RelayFault, STOPPED } from './fault.ts'
 import { Grant } from './grant.ts'
 import { Line, type Ticket } from './line.ts'
 import type { Session } from './session.ts'
@@ -243,7 +243,10 @@ export class Pool {
     this.#endSwap()
     const standing = this.#sessions.size - this.#leaving.size + this.#opening
     const greeting = fault.step === 'greeting'
-    const counted = greeting && (this.#leaving.size > 0 || performance.now() < this.#endedAt + LINGER_MS)
+    // What ended it may be what ended another one meanwhile, or that the relay still counts that: neither is a verdict.
+    const counted =
+      (greeting && (this.#leaving.size > 0 || performance.now() < this.#endedAt + LINGER_MS)) ||
+      (fault.reply === undefined && !isLate(fault) && begun < this.#endedAt)
     this.#doubtful = standing === this.#opening && this.#opening > 0 && !counted
     if (standing === 0 && !counted) {
       this.#grant.forget()

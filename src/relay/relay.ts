@@ -1,13 +1,10 @@
-import { isIP } from 'node:net'
-import type { Config, RelayAddress } from '../config/config.ts'
 import { Problem, type RejectedRecipient } from '../errors.ts'
 import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
 import { isEnvelope, isLate, late, RelayFault } from './fault.ts'
-import { openSession, type SessionOptions } from './handshake.ts'
+import { openSession, sessionMs, type Way } from './handshake.ts'
 import type { Ticket } from './line.ts'
-import type { TokenSource } from './oauth.ts'
 import { AttemptFailed, judge } from './outcome.ts'
 import { Pool, type SessionCounts } from './pool.ts'
 import { type Offer, shown } from './reply.ts'
@@ -20,15 +17,6 @@ export interface Delivery {
   readonly response: string
   readonly accepted: readonly string[]
   readonly rejected: readonly RejectedRecipient[]
-}
-
-/** PEM: the CA by which relays are trusted, where it is not the system's store, and the certificate shown to them. */
-export interface RelayTls {
-  readonly ca?: string
-  readonly cert?: string
-  readonly key?: string | undefined
-  /** By what the endpoint for tokens is trusted. */
-  readonly oauthCa?: string
 }
 
 /** How an attempt is to be made. */
@@ -75,19 +63,14 @@ export class Relay {
   #timer: NodeJS.Timeout | undefined
   #closed = false
 
-  constructor(
-    address: RelayAddress,
-    smtp: Config['smtp'],
-    tls: () => RelayTls,
-    tokens: TokenSource | undefined,
-    events: RelayEvents,
-  ) {
+  constructor(way: Way, events: RelayEvents) {
+    const { address, smtp } = way
     this.label = address.label
     this.#events = events
     this.#sessionMs = sessionMs(smtp)
     this.#pool = new Pool(smtp, {
       open: async () => {
-        const session = await openSession(sessionOptions(address, smtp, tls(), tokens))
+        const session = await openSession(way)
         this.#offer = session.offer
         return session
       },
@@ -290,40 +273,5 @@ export class Relay {
       else void this.look()
     }, ms)
     this.#timer.unref()
-  }
-}
-
-/** Until a session is open; short enough that every relay gets its turn within the time that a message has. */
-function sessionMs({ connectTimeout, timeout, relays }: Config['smtp']): number {
-  return Math.min(connectTimeout, Math.ceil(timeout / (Math.max(1, relays.length) + 1)))
-}
-
-/** What it takes to open a session with a relay of the configuration. */
-export function sessionOptions(
-  address: RelayAddress,
-  smtp: Config['smtp'],
-  { ca, cert, key }: RelayTls,
-  tokens: TokenSource | undefined,
-): SessionOptions {
-  const { host, port, secure, user, password } = address
-  const name = smtp.servername ?? host
-  return {
-    host,
-    port,
-    secure,
-    startTls: smtp.tls,
-    name: smtp.name,
-    login: user === undefined ? undefined : { user, password, tokens: password === undefined ? tokens : undefined },
-    timeout: sessionMs(smtp),
-    tls: {
-      ca,
-      cert,
-      key,
-      host: name,
-      servername: isIP(name) === 0 ? name : undefined,
-      // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
-      rejectUnauthorized: true,
-      minVersion: 'TLSv1.2',
-    },
   }
 }

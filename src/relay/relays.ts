@@ -2,10 +2,11 @@ import type { Config } from '../config/config.ts'
 import { Problem, PROBLEMS, type ProblemCode } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
+import type { RelayTls } from './handshake.ts'
 import { type TokenSource, tokenSource } from './oauth.ts'
 import { AttemptFailed } from './outcome.ts'
 import type { SessionCounts } from './pool.ts'
-import { type Attempt, type Delivery, Relay, type RelayEvents, type RelayTls } from './relay.ts'
+import { type Attempt, type Delivery, Relay, type RelayEvents } from './relay.ts'
 import type { Mark } from './session.ts'
 
 /** A relay's state, as operations see it. */
@@ -40,7 +41,7 @@ export class Relays {
   /** `tls` is asked at each new session: the CA of private relays, and what Postern shows to them. */
   constructor(smtp: Config['smtp'], tls: () => RelayTls, events: RelayEvents) {
     const tokens = (this.#tokens = tokenSource(smtp, tls))
-    this.#relays = smtp.relays.map((address) => new Relay(address, smtp, tls, tokens, events))
+    this.#relays = smtp.relays.map((address) => new Relay({ address, smtp, tls, tokens }, events))
     this.#events = events
     this.#timeout = smtp.timeout
   }

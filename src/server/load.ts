@@ -3,7 +3,7 @@ import type { Config } from '../config/config.ts'
 import { readRegularFile } from '../config/regular-file.ts'
 import { LoadError, readOr } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
-import type { RelayTls } from '../relay/relay.ts'
+import type { RelayTls } from '../relay/handshake.ts'
 import { readCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 
