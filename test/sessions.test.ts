@@ -357,6 +357,10 @@ t.test('a refusal about session or login is the relay\u2019s: 503, and the next 
     ['MAIL', '521 5.3.2 this host takes no mail (RFC 7504)'],
     ['RCPT', '504 5.5.2 <gw>: Helo command rejected: need fully-qualified hostname'],
     ['RCPT', '530 5.7.1 Authentication required'],
+    ['RCPT', '450 4.7.1 Client host rejected: cannot find your hostname, [192.0.2.1]'],
+    ['RCPT', '450 4.7.1 <gw>: Helo command rejected: Host not found'],
+    ['MAIL', '454 4.7.0 Temporary authentication failure'],
+    ['MAIL', '451 4.7.0 Must issue a STARTTLS command first'],
     ['EHLO', '550 5.7.1 no'],
     ['greeting', '454 4.7.0 later'],
   ] as const

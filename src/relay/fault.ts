@@ -77,11 +77,10 @@ const IN_WORDS =
  * that to the text for most codes. Addresses in it are the message's, whatever they look like.
  */
 export function isAboutSession(step: Step, reply: Reply): boolean {
-  if (reply.code < 500) return false
   if (reply.code === 500 && step === 'dot') return false // RFC 5321 §4.5.3.1.9: a line is too long
   const enhanced = enhancedCode(reply) ?? ''
   if (ABOUT_SESSION.has(reply.code) || ABOUT_LOGIN.test(enhanced)) return true
-  if (step !== 'mail' && step !== 'rcpt') return false
+  if (reply.code < 400 || (step !== 'mail' && step !== 'rcpt')) return false
   if ([501, 504, 521].includes(reply.code) && step === 'mail') return !enhanced.startsWith('5.1.')
   return IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
 }
