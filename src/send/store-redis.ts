@@ -19,11 +19,13 @@ const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(
 // claim that stands is written down also then.
 const FREEING = `redis.call('DEL', 'postern:nothing')`
 
-// Where the lease of an unfinished claim has run out without a mark, nothing was handed over: the key is free again.
+// Where the lease of an unfinished claim has run out without a mark, nothing was handed over: the key is free again. One that
+// Redis has forgotten is not, while this process holds it.
 const CLAIM = script(`${NOW}
 local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body', 'begun')
 local running = known[1] and not known[4] and tonumber(known[3]) > now
 if running and tonumber(known[3]) > now + ARGV[3] then redis.call('HSET', KEYS[1], 'lease', now + ARGV[3]) end -- the clock was set back
+if not known[1] and ARGV[5] ~= '' then return {'running'} end
 if not known[1] or not (running or known[4] or known[6]) then
   if known[1] then redis.call('DEL', KEYS[1]) end -- a write that a full Redis allows would let the next one pass too
   redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'token', ARGV[2], 'lease', now + ARGV[3])
@@ -69,6 +71,8 @@ return redis.call('DEL', KEYS[1])`)
 export class RedisIdempotencyStore implements IdempotencyStore {
   readonly #redis: RedisConnection
   readonly #witness: Witness
+  /** Names of the claims of this process that are not settled. */
+  readonly #held = new Set<string>()
   #closed = false
 
   constructor(redis: RedisConnection, witness: Witness) {
@@ -82,7 +86,8 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     const written = this.#redis.isReady
     let reply: unknown
     try {
-      reply = await this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS))
+      const held = this.#held.has(name) ? '1' : ''
+      reply = await this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS), held)
     } catch (error) {
       if (written) void this.#abandon(name, token)
       throw error
@@ -104,17 +109,22 @@ export class RedisIdempotencyStore implements IdempotencyStore {
       this.#run(RENEW, name, token, String(LEASE_MS)).catch(() => {})
     }, RENEW_MS)
     renewal.unref()
+    this.#held.add(name)
+    const over = (): void => {
+      clearInterval(renewal)
+      this.#held.delete(name)
+    }
     // Until it is written the lease is renewed: the key says `running`, and neither `lost` nor that it is free.
     const settle = async (write: () => Promise<unknown>): Promise<void> => {
       try {
         await write()
-        clearInterval(renewal)
+        over()
       } catch {
-        void this.#later(write).finally(() => clearInterval(renewal))
+        void this.#later(write).finally(over)
       }
     }
     return {
-      lock: { name, token, handOver: () => clearInterval(renewal) },
+      lock: { name, token, handOver: over },
       mark: async () => (await this.#witness.run(MARK, [name], [token, String(LEASE_MS)])) === 1,
       finish: ({ status, body }, bodyHash = '') =>
         settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash, String(KEY_LIFETIME_MS))),

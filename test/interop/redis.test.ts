@@ -264,7 +264,7 @@ t.test(
   },
 )
 
-t.test('an answer is kept though Redis was emptied while its message was on its way', async (t) => {
+t.test('a message that is on its way while Redis is emptied goes out once, and its answer is kept', async (t) => {
   let handedOver = false
   const relay = await startScripted(t, (command) => {
     handedOver ||= command === 'dot'
@@ -277,6 +277,7 @@ t.test('an answer is kept though Redis was emptied while its message was on its 
   const answer = post(MESSAGE, key('k'))
   await until(async () => handedOver)
   await redis.cli('FLUSHALL')
+  t.match(await post(MESSAGE, key('k')), { status: 409, json: { code: 'idempotency_in_progress' } })
   for (const { socket } of relay.talks) socket.write('250 2.0.0 Ok\r\n')
   const { status, text } = await answer
   t.equal(status, 200)
