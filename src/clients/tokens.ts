@@ -1,10 +1,11 @@
 import { hash } from 'node:crypto'
-import { decodeProtectedHeader, errors, jwtVerify, type JWTPayload } from 'jose'
+import { decodeProtectedHeader, errors, jwtVerify, type JWTVerifyGetKey } from 'jose'
+import { isRecord } from '../config/record.ts'
 import { Problem, type ProblemCode } from '../errors.ts'
 import type { ClientDirectory } from './clients-file.ts'
 import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedToken } from './gate.ts'
 import type { Issuer, KeySet } from './issuer.ts'
-import { checkEnabled, noted } from './peer.ts'
+import { checkEnabled, noted, type Peer } from './peer.ts'
 
 interface TokenOptions {
   readonly issuer: string
@@ -15,15 +16,7 @@ interface TokenOptions {
 }
 
 /** What was verified of a token, whose expiry and binding are asked again each time. */
-interface Claims {
-  readonly clientId: string
-  readonly scope: unknown
-  /** RFC 8705 §3.1: SHA-256 of the certificate that it is bound to, in base64url. */
-  readonly thumbprint: unknown
-  /** Unix ms. */
-  readonly from: number
-  readonly until: number
-}
+type Claims = Readonly<Awaited<ReturnType<typeof readClaims>>>
 
 const ALGORITHMS = ['ES256', 'RS256', 'PS256', 'EdDSA']
 const SCOPE = 'mail:send'
@@ -74,54 +67,42 @@ export class Tokens implements TokenCheck {
    * before.
    */
   callerOf(holder: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller {
+    const { peer, known } = holder
     try {
-      return this.#callerOf(holder, authorization, directory, now)
-    } catch (error) {
-      throw noted(error, holder.peer)
-    }
-  }
-
-  #callerOf(
-    { peer, known }: Holder,
-    authorization: readonly string[],
-    directory: ClientDirectory,
-    now: number,
-  ): Caller {
-    if (known !== undefined && known.client.token === undefined) {
-      if (authorization.some((value) => /^bearer\b/i.test(value)))
+      if (known !== undefined && known.client.token === undefined) {
+        if (!authorization.some((value) => /^bearer\b/i.test(value))) return { peer, ...known }
+        const why = `${known.client.name} is known by its certificate: it sends no token.`
+        throw this.#refusal('token_client_mismatch', why)
+      }
+      const token = this.#tokenIn(authorization, holder)
+      const claims = this.#claimsOf(token, now)
+      if (claims === undefined)
+        throw new UnverifiedToken(() =>
+          this.#verify(token).catch((error: unknown) => {
+            throw this.#refused(error, peer)
+          }),
+        )
+      if (now > claims.until + SKEW_S * 1000) throw new RangeError('has expired')
+      if (now < claims.from - SKEW_S * 1000) throw new RangeError('is not valid yet')
+      const named = directory.withToken(claims.clientId)
+      if (named === undefined || (named.client.certificate ? named.client !== known?.client : known !== undefined))
         throw this.#refusal(
           'token_client_mismatch',
-          `${known.client.name} is known by its certificate: it sends no token.`,
+          `The client_id ${JSON.stringify(claims.clientId.slice(0, 100))} of the access token is not that of a client that may come with the certificate ${peer.fingerprint256}.`,
         )
-      return { peer, ...known }
+      if (typeof claims.scope !== 'string' || !claims.scope.split(' ').includes(SCOPE))
+        throw this.#refusal('insufficient_scope', `The access token does not have the scope ${SCOPE}.`)
+      if (claims.thumbprint !== Buffer.from(peer.fingerprint, 'hex').toString('base64url'))
+        throw new RangeError('is not bound to this certificate: its cnf["x5t#S256"] has to be the certificate\'s')
+      checkEnabled(named.client, peer)
+      return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
+    } catch (error) {
+      throw this.#refused(error, peer)
     }
-    const token = this.#tokenIn(authorization, { peer, known })
-    const claims = this.#claimsOf(token, now)
-    if (claims === undefined)
-      throw new UnverifiedToken(() =>
-        this.#verify(token).catch((error: unknown) => {
-          throw noted(error, peer)
-        }),
-      )
-    if (now > claims.until + SKEW_S * 1000) throw this.#invalid('has expired')
-    if (now < claims.from - SKEW_S * 1000) throw this.#invalid('is not valid yet')
-    const named = directory.withToken(claims.clientId)
-    if (named === undefined || (named.client.certificate ? named.client !== known?.client : known !== undefined))
-      throw this.#refusal(
-        'token_client_mismatch',
-        `The client_id ${JSON.stringify(claims.clientId.slice(0, 100))} of the access token is not that of a client that may come with the certificate ${peer.fingerprint256}.`,
-      )
-    if (typeof claims.scope !== 'string' || !claims.scope.split(' ').includes(SCOPE))
-      throw this.#refusal('insufficient_scope', `The access token does not have the scope ${SCOPE}.`)
-    if (claims.thumbprint !== Buffer.from(peer.fingerprint, 'hex').toString('base64url'))
-      throw this.#invalid('is not bound to this certificate: its cnf["x5t#S256"] has to be the certificate\'s')
-    checkEnabled(named.client, peer)
-    return { peer, client: named.client, by: known === undefined ? named.by : `${known.by}, ${named.by}` }
   }
 
   /** The one token of a request (RFC 6750 §2.1). */
-  #tokenIn(authorization: readonly string[], { peer, known }: Holder): string {
-    const [value, ...others] = authorization
+  #tokenIn([value, ...others]: readonly string[], { peer, known }: Holder): string {
     if (others.length > 0)
       throw this.#refusal('invalid_token_request', 'The request has more than one Authorization header.')
     if (value === undefined || !/^bearer\b/i.test(value)) {
@@ -148,12 +129,11 @@ export class Tokens implements TokenCheck {
     return this.#verified.get(digestOf(token))
   }
 
-  /** Verifies and remembers a token. Throws a Problem. */
+  /** Verifies and remembers a token. Throws a Problem, or a RangeError with the end of a sentence about the token. */
   async #verify(token: string): Promise<void> {
-    const kid = checkHeader(token, (why) => this.#invalid(why))
+    const kid = kidOf(token)
     let keys = this.#issuer.keys(Date.now())
-    let claims = keys && (await this.#claims(token, kid, keys))
-    if (claims === undefined) {
+    if (keys?.kids.has(kid) !== true) {
       const retryAfter = await this.#issuer.refresh()
       keys = this.#issuer.keys(Date.now())
       if (keys === undefined || retryAfter > 0)
@@ -162,38 +142,20 @@ export class Tokens implements TokenCheck {
           'The key of the access token is not known yet: the keys of its issuer are fetched again soon.',
           { retryAfter },
         )
-      claims = await this.#claims(token, kid, keys)
+      if (!keys.kids.has(kid)) throw new RangeError('is signed with a key that its issuer does not have')
     }
-    if (claims === undefined) throw this.#invalid('is signed with a key that its issuer does not have')
+    const claims = await readClaims(token, keys.keyFor, this.#options)
     if (this.#claimsOf(token, Date.now()) !== undefined) return
     if (this.#verifiedWith !== keys) return this.#verify(token) // they were replaced meanwhile
-    for (const oldest of this.#verified.keys()) {
-      if (this.#verified.size < MAX_VERIFIED) break
-      this.#verified.delete(oldest)
-    }
+    const [oldest = ''] = this.#verified.keys()
+    if (this.#verified.size >= MAX_VERIFIED) this.#verified.delete(oldest)
     this.#verified.set(digestOf(token), claims)
   }
 
-  /** Undefined where the key of the token is not among these. */
-  async #claims(token: string, kid: string, { keyFor, kids }: KeySet): Promise<Claims | undefined> {
-    if (!kids.has(kid)) return undefined
-    const { issuer, audience } = this.#options
-    let payload: JWTPayload
-    try {
-      const checks = { algorithms: ALGORITHMS, issuer, audience, clockTolerance: SKEW_S, maxTokenAge: LONGEST_LIFE_S }
-      payload = (await jwtVerify(token, keyFor, { ...checks, requiredClaims: ['exp'] })).payload
-    } catch (error) {
-      throw this.#invalid(reasonOf(error), error)
-    }
-    const { exp = 0, iat = 0, nbf = iat, client_id: clientId, scope, cnf } = payload
-    if (exp - iat > LONGEST_LIFE_S) throw this.#invalid('is valid for more than 24 hours')
-    if (typeof clientId !== 'string' || clientId === '') throw this.#invalid('has no client_id')
-    const thumbprint = typeof cnf === 'object' && cnf !== null && 'x5t#S256' in cnf ? cnf['x5t#S256'] : undefined
-    return { clientId, scope, thumbprint, from: nbf * 1000, until: exp * 1000 }
-  }
-
-  #invalid(why: string, cause?: unknown): Problem {
-    return this.#refusal('invalid_token', `The access token ${why}.`, cause)
+  /** What was thrown about the token of a peer. */
+  #refused(error: unknown, peer: Peer): unknown {
+    if (!(error instanceof RangeError)) return noted(error, peer)
+    return noted(this.#refusal('invalid_token', `The access token ${error.message}.`, error.cause), peer)
   }
 
   /** RFC 6750 §3, RFC 9728 §5.1. */
@@ -221,24 +183,45 @@ const CHALLENGES: Readonly<Partial<Record<ProblemCode, string>>> = {
   insufficient_scope: 'insufficient_scope',
 }
 
-/** The `kid` of a token, when all is well with its header (RFC 7515 §4, RFC 9068 §4). */
-function checkHeader(token: string, invalid: (why: string) => Problem): string {
-  let header: ReturnType<typeof decodeProtectedHeader>
-  try {
-    if (token.split('.').length !== 3) throw new TypeError('not three parts')
-    header = decodeProtectedHeader(token)
-  } catch (cause) {
-    if (!(cause instanceof TypeError)) throw cause
-    throw invalid('is no signed JWT')
-  }
-  const { typ, alg, kid, crit, b64 } = header
-  if (typeof typ !== 'string' || !/^(?:application\/)?at\+jwt$/i.test(typ)) throw invalid('is not of the type at+jwt')
+/** The `kid` of a token, when all is well with its header (RFC 7515 §4, RFC 9068 §4). Throws a RangeError. */
+function kidOf(token: string): string {
+  const { typ, alg, kid, crit, b64 } = headerOf(token)
+  if (typeof typ !== 'string' || !/^(?:application\/)?at\+jwt$/i.test(typ))
+    throw new RangeError('is not of the type at+jwt')
   if (typeof alg !== 'string' || !ALGORITHMS.includes(alg))
-    throw invalid(`is not signed with one of ${ALGORITHMS.join(', ')}`)
-  if (crit !== undefined) throw invalid('has a critical extension, of which none is known')
-  if (b64 === false) throw invalid('has a payload that is not in base64url (b64), which no JWT may have') // RFC 7797 §7
-  if (typeof kid !== 'string' || kid === '') throw invalid('does not name its key (kid)')
+    throw new RangeError(`is not signed with one of ${ALGORITHMS.join(', ')}`)
+  if (crit !== undefined) throw new RangeError('has a critical extension, of which none is known')
+  if (b64 === false) throw new RangeError('has a payload that is not in base64url (b64), which no JWT may have') // RFC 7797 §7
+  if (typeof kid !== 'string' || kid === '') throw new RangeError('does not name its key (kid)')
   return kid
+}
+
+function headerOf(token: string) {
+  try {
+    if (token.split('.').length === 3) return decodeProtectedHeader(token)
+  } catch {} // it is none
+  throw new RangeError('is no signed JWT')
+}
+
+/** Verifies a token, and reads it. Throws a RangeError. */
+async function readClaims(token: string, keyFor: JWTVerifyGetKey, { issuer, audience }: TokenOptions) {
+  const times = { clockTolerance: SKEW_S, maxTokenAge: LONGEST_LIFE_S, requiredClaims: ['exp'] }
+  const verified = jwtVerify(token, keyFor, { algorithms: ALGORITHMS, issuer, audience, ...times })
+  const { payload } = await verified.catch((cause: unknown) => {
+    throw new RangeError(reasonOf(cause), { cause })
+  })
+  const { exp = 0, iat = 0, nbf = iat, client_id: clientId, scope, cnf } = payload
+  if (exp - iat > LONGEST_LIFE_S) throw new RangeError('is valid for more than 24 hours')
+  if (typeof clientId !== 'string' || clientId === '') throw new RangeError('has no client_id')
+  return {
+    clientId,
+    scope,
+    /** RFC 8705 §3.1: SHA-256 of the certificate that it is bound to, in base64url. */
+    thumbprint: isRecord(cnf) ? cnf['x5t#S256'] : undefined,
+    /** Unix ms. */
+    from: nbf * 1000,
+    until: exp * 1000,
+  }
 }
 
 function reasonOf(error: unknown): string {
