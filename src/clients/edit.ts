@@ -62,19 +62,19 @@ function* candidates(text: string, path: readonly Step[], value: Plain | undefin
     splice(offset, offset, (offset > 0 && text[offset - 1] !== '\n' ? eol : '') + added)
 
   const outline = outlineOf(text)
+  // The way down the path as far as it goes, and what stands at its end.
   const parents: { readonly node: YamlNode; readonly child: number }[] = []
   let node = outline
-  let depth = 0
   for (const step of path) {
     const child = node === undefined ? -1 : positionOf(text, node, step)
     if (node === undefined || child === -1) break
     parents.push({ node, child })
     node = node.children[child]
-    depth += 1
   }
   const above = parents.at(-1)
+  const rest = path.slice(parents.length)
   if (value === undefined) {
-    if (above === undefined || depth < path.length) return
+    if (above === undefined || rest.length > 0) return
     const { node: collection, child } = above
     const width = collection.kind === 'mapping' ? 2 : 1
     const first = collection.children[child - width + 1]
@@ -94,41 +94,31 @@ function* candidates(text: string, path: readonly Step[], value: Plain | undefin
     return
   }
   // What is missing of the path becomes part of the value.
-  const rest = path.slice(depth)
   const nested = (steps: readonly Step[]): Plain =>
     steps.reduceRight<Plain>((inner, step) => (typeof step === 'number' ? [inner] : { [step]: inner }), value)
-  if (rest.length === 0) {
-    if (node !== undefined) yield splice(node.start, node.end, inline(nested(rest)))
-    return
-  }
-  const indent = node !== undefined && node.children[0] !== undefined ? columnOf(text, node.children[0]) : 2 * depth
-  const last = node?.children.at(-1)
-  const [step = '', ...others] = rest
   if (node === undefined) return yield append(text.length, block(nested(rest), 0))
+  const [step, ...others] = rest
+  if (step === undefined) return yield splice(node.start, node.end, inline(value))
+  const [first] = node.children
+  const last = node.children.at(-1)
+  const indent = first === undefined ? 2 * parents.length : columnOf(text, first)
   if (node.kind === 'scalar' && typeof step === 'number' && node.start >= 0)
     return yield splice(node.start, node.end, `[${text.slice(node.start, node.end)}, ${inline(nested(others))}]`)
   if (last === undefined) {
     // Nothing, as `null`, `{}` or no value at all.
-    const [start, end] = node.start >= 0 ? [node.start, node.end] : [undefined, undefined]
-    const gap = start === undefined ? 0 : text.slice(0, start).length - text.slice(0, start).trimEnd().length
-    if (!outline?.flow && start !== undefined)
-      yield splice(start - gap, end, eol + block(nested(rest), indent).trimEnd())
-    const key = parents.at(-1)
-    const keyEnd = key?.node.children[key.child - 1]?.end ?? text.length
+    if (!outline?.flow && node.start >= 0)
+      yield splice(text.slice(0, node.start).trimEnd().length, node.end, eol + block(nested(rest), indent).trimEnd())
+    const keyEnd = above?.node.children[above.child - 1]?.end ?? text.length
     yield append(lineAfter(keyEnd + 1), block(nested(rest), indent))
     yield splice(node.start, node.end, inline(nested(rest)))
     return
   }
   if (!node.flow) {
-    const dashed = typeof step === 'number' ? [nested(others)] : nested(rest)
-    const dash = typeof step === 'number' ? columnOf(text, last) : indent
-    const after = append(lineAfter(Math.max(last.end, node.end)), block(dashed, dash))
-    if (depth === 1) yield append(text.length, block(dashed, dash))
-    yield after
-    return
+    const added = block(nested(rest), indent)
+    if (parents.length === 1) yield append(text.length, added)
+    return yield append(lineAfter(Math.max(last.end, node.end)), added)
   }
-  const first = node.children[0]?.start ?? 0
-  const ownLine = /\n[ \t]*$/.exec(text.slice(0, first))?.[0]
+  const ownLine = /\n[ \t]*$/.exec(text.slice(0, first?.start))?.[0]
   const entry = typeof step === 'number' ? inline(nested(others)) : `${inline(step)}: ${inline(nested(others))}`
   yield splice(last.end, last.end, ownLine === undefined ? `, ${entry}` : `,${ownLine}${entry}`)
 }

@@ -100,7 +100,7 @@ export function effectiveHolder(
     return listing.forwarded.holderOf(headers, listing, now)
   }
   const header = FORWARDED_HEADERS.find((name) => headers[name] !== undefined)
-  if (header !== undefined) throw noProxy(peer, connected?.client.name, header)
+  if (header !== undefined) throw noProxy(peer, connected?.client, header)
   return holder
 }
 

@@ -1,7 +1,7 @@
 import { X509Certificate } from 'node:crypto'
 import { TLSSocket } from 'node:tls'
 import type { Client, ClientDirectory, Known } from './clients-file.ts'
-import { Problem } from '../errors.ts'
+import { Problem, type ProblemCode } from '../errors.ts'
 import type { Holder, Listing } from './gate.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { notAfter, notBefore, oneLine } from '../tls/context.ts'
@@ -74,7 +74,7 @@ export function checkDates(peer: Peer, now: number): void {
     : !(now >= from.getTime())
       ? `is not valid before ${from.toISOString()}`
       : undefined
-  if (why !== undefined) throw noted(new Problem('certificate_expired', `The client certificate ${why}.`), peer)
+  if (why !== undefined) throw refused(peer, 'certificate_expired', `The client certificate ${why}.`)
 }
 
 /** What is known of a certificate: what it says, what a ClientTrust last said of it, whom a directory knows by it. */
@@ -123,45 +123,35 @@ function knownBy(peer: Peer, directory: ClientDirectory, roots: readonly Fingerp
   if (found !== undefined || !directory.hasNames || peer.names.length === 0) return found
   const [named, other] = directory.named(peer.names, roots)
   if (named !== undefined && other !== undefined)
-    throw new Problem(
+    throw refused(
+      peer,
       'unknown_certificate',
       `The names in the client certificate ${peer.fingerprint256} are those of ${named.client.name} and ${other.client.name}: a certificate belongs to one client.`,
-      { log: describe(peer) },
     )
   return named
 }
 
 /** The 403 for a certificate that nobody is listed with. The log line has what lists it. */
 export function stranger(peer: Peer): Problem {
-  return new Problem('unknown_certificate', `No client is listed with the certificate ${peer.fingerprint256}.`, {
-    log: {
-      ...describe(peer),
-      advice: `if it should be let in: postern client add NAME --fingerprint ${peer.fingerprint256} --from PATTERN`,
-    },
-  })
+  const advice = `if it should be let in: postern client add NAME --fingerprint ${peer.fingerprint256} --from PATTERN`
+  const detail = `No client is listed with the certificate ${peer.fingerprint256}.`
+  return refused(peer, 'unknown_certificate', detail, { advice })
 }
 
 /** The 403 for a header in which a proxy names its client, from anyone else. */
-export function noProxy(peer: Peer, client: string | undefined, header: string): Problem {
-  return new Problem(
-    'unknown_certificate',
-    `The client certificate ${peer.fingerprint256} is not that of a proxy, which alone may send the header ${header}.`,
-    {
-      log: {
-        ...(client !== undefined && { client }),
-        ...describe(peer),
-        advice: 'if it is to speak for others, give it "role: proxy" in the clients file',
-      },
-    },
-  )
+export function noProxy(peer: Peer, client: Client | undefined, header: string): Problem {
+  const advice = 'if it is to speak for others, give it "role: proxy" in the clients file'
+  const detail = `The client certificate ${peer.fingerprint256} is not that of a proxy, which alone may send the header ${header}.`
+  return refused(peer, 'unknown_certificate', detail, { ...(client && { client: client.name }), advice })
 }
 
 /** Throws a 403 Problem for a client that is listed as disabled. */
 export function checkEnabled({ name, disabled }: Client, peer: Peer): void {
-  if (disabled)
-    throw new Problem('client_disabled', `${name} is disabled in the clients file.`, {
-      log: { client: name, ...describe(peer) },
-    })
+  if (disabled) throw refused(peer, 'client_disabled', `${name} is disabled in the clients file.`, { client: name })
+}
+
+function refused(peer: Peer, code: ProblemCode, detail: string, more?: Readonly<Record<string, string>>): Problem {
+  return new Problem(code, detail, { log: { ...describe(peer), ...more } })
 }
 
 /** What was thrown about a peer, with who it was for the log. */
@@ -170,7 +160,6 @@ export function noted(error: unknown, peer: Peer): unknown {
   return error
 }
 
-/** For the log: who it was. */
-export function describe({ fingerprint256, subject, issuer }: Peer): Record<string, string> {
+function describe({ fingerprint256, subject, issuer }: Peer): Record<string, string> {
   return { fingerprint: fingerprint256, subject: oneLine(subject), issuer: oneLine(issuer) }
 }

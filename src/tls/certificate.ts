@@ -1,5 +1,5 @@
 import type { X509Certificate } from 'node:crypto'
-import { elements, type Extension, readExtensions, readTime, TAG, within } from './der.ts'
+import { elements, type Extension, inside, readExtensions, readTime, TAG, within } from './der.ts'
 import { readName } from './distinguished-name.ts'
 
 /** Object identifiers of extensions (RFC 5280 §4.2), as extensions are known by here. */
@@ -38,8 +38,8 @@ export function readCertificate(x509: X509Certificate) {
     issuer: readName(issuer.whole),
     subject: readName(subject.whole),
     /** Unix ms. */
-    notBefore: readTime(from).getTime(),
-    notAfter: readTime(until).getTime(),
+    notBefore: readTime(from),
+    notAfter: readTime(until),
     keyAlgorithm,
     extensions: readExtensions(fields.find(({ tag }) => tag === TAG.explicit3)?.content),
   }
@@ -52,15 +52,13 @@ export function firstBits(der: Buffer): number {
 }
 
 export function isAuthority({ extensions }: Certificate): boolean {
-  const constraints = extensions.get(EXTENSION.basicConstraints)
-  const [flag] = constraints === undefined ? [] : within(constraints.value)
+  const [flag] = inside(extensions, EXTENSION.basicConstraints)
   return flag?.tag === TAG.boolean && flag.content[0] !== 0
 }
 
 /** The CAs that may stand between a CA and the leaf (RFC 5280 §4.2.1.9). */
 export function pathLength({ extensions }: Certificate): number {
-  const constraints = extensions.get(EXTENSION.basicConstraints)
-  const limit = constraints && within(constraints.value).find(({ tag }) => tag === TAG.integer)
+  const limit = inside(extensions, EXTENSION.basicConstraints).find(({ tag }) => tag === TAG.integer)
   if (limit === undefined) return Infinity
   return (limit.content[0] ?? 0x80) < 0x80 ? Number(`0x${limit.content.toString('hex')}`) : -1
 }

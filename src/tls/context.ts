@@ -32,7 +32,8 @@ const CIPHERS = [
 
 // Key exchange by curves alone. OpenSSL would add finite fields, of which ffdhe8192 costs 127 ms a handshake instead of 1 ms.
 // The post-quantum hybrid exists from OpenSSL 3.5 on (Node 24).
-const GROUPS = `${hasHybrid() ? 'X25519MLKEM768:' : ''}X25519:P-256:P-384`
+const [MAJOR = 0, MINOR = 0] = process.versions.openssl.split('.').map(Number)
+const GROUPS = `${MAJOR > 3 || (MAJOR === 3 && MINOR >= 5) ? 'X25519MLKEM768:' : ''}X25519:P-256:P-384`
 
 // A resumed session skips the check of the certificate's dates and of the CRL; renegotiation is work for nothing.
 const SECURE_OPTIONS =
@@ -56,14 +57,18 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()) {
         `the client CA bundle holds ${named(authority)}, which is not a CA certificate: put the CA that signed it there instead`,
       )
   }
-  const crl = readRevocationLists(material.crl, faults)
+  // OpenSSL loads only the first list of a text, so each is handed over alone.
+  const crl = material.crl?.match(/-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g) ?? []
+  if (isCut(material.crl ?? '')) faults.push('the CRL file holds a list that is cut off')
+  else if (material.crl !== undefined && crl.length === 0)
+    faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
   const options = {
     cert: material.cert,
     key: material.key,
     /** One CA certificate each. */
     ca: authorities.map((authority) => authority.toString()),
     /** One revocation list each; absent where none is configured. */
-    ...(crl.length > 0 && { crl }),
+    ...(crl.length > 0 && { crl: [...crl] }),
     minVersion: material.minVersion,
     maxVersion: material.maxVersion,
     ciphers: CIPHERS,
@@ -152,15 +157,6 @@ function readKey(pem: string, whose: string, faults: string[]): KeyObject | unde
   }
 }
 
-function readRevocationLists(pem: string | undefined, faults: string[]): string[] {
-  if (pem === undefined) return []
-  // OpenSSL loads only the first list of a text, so each is handed over alone.
-  const lists = pem.match(/-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g) ?? []
-  if (isCut(pem)) faults.push('the CRL file holds a list that is cut off')
-  else if (lists.length === 0) faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
-  return lists
-}
-
 /** Whether a PEM block has no end. OpenSSL takes what comes before it for the whole file (RFC 7468 §3). */
 function isCut(pem: string): boolean {
   const rest = pem.replace(/-----BEGIN ([^-]+)-----(?:(?!-----)[^])*-----END \1-----/g, '')
@@ -172,12 +168,6 @@ function validityFaults(certificate: X509Certificate, what: string, now: Date): 
   if (notBefore(certificate) > now)
     return [`${what} is not valid before ${notBefore(certificate).toISOString()}: check the clock`]
   return []
-}
-
-/** The group, where this runtime has it. */
-function hasHybrid(): boolean {
-  const [major = 0, minor = 0] = process.versions.openssl.split('.').map(Number)
-  return major > 3 || (major === 3 && minor >= 5)
 }
 
 function contextFaults(options: SecureContextOptions): string[] {

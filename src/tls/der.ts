@@ -62,11 +62,17 @@ export function readExtensions(list: Buffer | undefined): ReadonlyMap<string, Ex
   return extensions
 }
 
+/** The elements within an extension; none where it is not there. Throws a RangeError. */
+export function inside(extensions: ReadonlyMap<string, Extension>, id: string): Element[] {
+  const extension = extensions.get(id)
+  return extension === undefined ? [] : within(extension.value)
+}
+
 /**
- * A UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC, a day that there is. Throws a
+ * Unix ms of a UTCTime or GeneralizedTime as RFC 5280 §4.1.2.5 writes them: to the second, in UTC, a day that there is. Throws a
  * RangeError.
  */
-export function readTime({ tag, content }: Element): Date {
+export function readTime({ tag, content }: Element): number {
   const text = content.toString('latin1')
   const century = tag !== TAG.utcTime ? '' : Number(text.slice(0, 2)) >= 50 ? '19' : '20'
   const [, ...parts] = /^(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)Z$/.exec(century + text) ?? []
@@ -74,7 +80,7 @@ export function readTime({ tag, content }: Element): Date {
   const iso = `${year}-${month}-${day}T${hour}:${minute}:${second}.000Z`
   const date = new Date(iso)
   if (Number.isNaN(date.getTime()) || date.toISOString() !== iso) throw new RangeError('is not a time of X.509')
-  return date
+  return date.getTime()
 }
 
 function measure(der: Buffer, start: number): { content: number; end: number } {

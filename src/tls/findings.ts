@@ -15,10 +15,6 @@ export function serverFindings(
 ): string[] {
   const [leaf, ...above] = chain
   if (leaf === undefined) return []
-  const unsigned = above.flatMap((issuer, index) => {
-    const issued = chain[index]
-    return issued !== undefined && !signed(issuer, issued) ? [[issuer, issued] as const] : []
-  })
   return [
     ...given(
       leaf.subjectAltName === undefined &&
@@ -27,10 +23,13 @@ export function serverFindings(
         `The server certificate ${named(leaf)} is not for servers (it lacks the extended key usage serverAuth), so clients refuse it: issue one with "postern cert server NAME".`,
       leaf.ca &&
         `The server certificate ${named(leaf)} is a CA certificate: put the certificate of the server first in the file, and its chain after it.`,
-      ...unsigned.map(
-        ([issuer, issued]) =>
-          `In the chain of the server certificate, ${named(issuer)} did not sign ${named(issued)}: each certificate has to be followed by the one that signed it.`,
-      ),
+      ...above.map((issuer, index) => {
+        const issued = chain[index] ?? leaf
+        return (
+          !signed(issuer, issued) &&
+          `In the chain of the server certificate, ${named(issuer)} did not sign ${named(issued)}: each certificate has to be followed by the one that signed it.`
+        )
+      }),
       above.length === 0 &&
         !hasIssuer(leaf, bundle) &&
         `The CA that signed the server certificate, "${oneLine(leaf.issuer)}", is neither in its file nor in POSTERN_TLS_CLIENT_CA: put the whole chain in the file (of certbot's, fullchain.pem), or take the certificate that belongs to this CA.`,

@@ -1,6 +1,6 @@
 import { type Certificate, EXTENSION } from './certificate.ts'
 import { isWithin, readName, type Rdn } from './distinguished-name.ts'
-import { asciiLower, elements, TAG, within } from './der.ts'
+import { asciiLower, elements, inside, TAG } from './der.ts'
 
 const { email: EMAIL, dnsName: DNS, directoryName: DIRECTORY, uri: URI, address: ADDRESS } = TAG
 const KINDS: readonly number[] = [EMAIL, DNS, DIRECTORY, URI, ADDRESS]
@@ -19,11 +19,9 @@ interface Name {
  * not known here allow none, and a name that cannot be judged is not allowed. Throws a RangeError for what cannot be read.
  */
 export function allowsNames(authority: Certificate, certificate: Certificate, isLeaf: boolean): boolean {
-  const constraints = authority.extensions.get(EXTENSION.nameConstraints)
-  if (constraints === undefined) return true
   const permitted: Name[] = []
   const excluded: Name[] = []
-  for (const { tag, content } of within(constraints.value)) {
+  for (const { tag, content } of inside(authority.extensions, EXTENSION.nameConstraints)) {
     for (const subtree of elements(content)) {
       const [base, bound] = elements(subtree.content)
       if (base === undefined || bound !== undefined || !KINDS.includes(base.tag)) return false
@@ -42,9 +40,8 @@ export function allowsNames(authority: Certificate, certificate: Certificate, is
 
 /** Alternative names, the subject, and the addresses and host names in it. */
 function namesOf({ extensions, subject }: Certificate, isLeaf: boolean): Name[] {
-  const listed = extensions.get(EXTENSION.alternativeNames)
-  const names =
-    listed === undefined ? [] : within(listed.value).map(({ tag, content }) => readGeneralName(tag, content))
+  const listed = inside(extensions, EXTENSION.alternativeNames)
+  const names = listed.map(({ tag, content }) => readGeneralName(tag, content))
   const hasHost = names.some(({ kind }) => kind === DNS)
   for (const { type, value } of subject.flat()) {
     if (type === EMAIL_ADDRESS) names.push(readGeneralName(EMAIL, Buffer.from(value)))

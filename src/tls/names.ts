@@ -1,7 +1,7 @@
 import type { X509Certificate } from 'node:crypto'
 import { readOr } from '../errors.ts'
 import { EXTENSION, readCertificate } from './certificate.ts'
-import { asciiLower, TAG, within } from './der.ts'
+import { asciiLower, inside, TAG } from './der.ts'
 
 /**
  * The alternative names of a certificate that a client may be known by: `URI:…` to the letter, `DNS:…` in lower case. Read from
@@ -9,8 +9,8 @@ import { asciiLower, TAG, within } from './der.ts'
  */
 export function clientNames(certificate: X509Certificate): readonly string[] {
   const names = (): string[] => {
-    const extension = readCertificate(certificate).extensions.get(EXTENSION.alternativeNames)
-    return (extension === undefined ? [] : within(extension.value)).flatMap(({ tag, content }) => {
+    const listed = inside(readCertificate(certificate).extensions, EXTENSION.alternativeNames)
+    return listed.flatMap(({ tag, content }) => {
       const name = content.toString('latin1')
       return tag === TAG.uri ? [`URI:${name}`] : tag === TAG.dnsName ? [`DNS:${asciiLower(name)}`] : []
     })

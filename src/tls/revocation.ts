@@ -1,5 +1,5 @@
 import { type Certificate, EXTENSION, firstBits, isAuthority, keyIdentifier } from './certificate.ts'
-import { type Element, elements, readExtensions, readTime, TAG, within } from './der.ts'
+import { type Element, elements, inside, readExtensions, readTime, TAG, within } from './der.ts'
 import { isSame, readName, type Rdn } from './distinguished-name.ts'
 import { isSigned } from './signature.ts'
 
@@ -17,9 +17,10 @@ const REASONS = 0x81
  * asked about: connections that are open already, and certificates that a proxy forwards.
  */
 export class RevocationList {
-  readonly thisUpdate: Date
-  /** Absent: the list does not expire. */
-  readonly nextUpdate: Date | undefined
+  /** Unix ms, as is the next. */
+  readonly thisUpdate: number
+  /** Infinite where the list does not expire. */
+  readonly nextUpdate: number
   readonly #issuer: readonly Rdn[]
   readonly #authorityKey: Buffer | undefined
   readonly #scope: readonly Element[]
@@ -44,7 +45,7 @@ export class RevocationList {
     this.#issuer = readName(issuer.whole)
     this.thisUpdate = readTime(thisUpdate)
     const next = rest.find(({ tag }) => tag === TAG.utcTime || tag === TAG.generalizedTime)
-    this.nextUpdate = next && readTime(next)
+    this.nextUpdate = next ? readTime(next) : Infinity
     for (const { content } of elements(rest.find(({ tag }) => tag === TAG.sequence)?.content ?? Buffer.alloc(0))) {
       const [serial, , extensions] = elements(content)
       if (serial !== undefined) this.#serials.add(plainSerial(serial.content.toString('hex')))
@@ -54,8 +55,7 @@ export class RevocationList {
     }
     const extensions = readExtensions(rest.find(({ tag }) => tag === TAG.explicit0)?.content)
     this.#authorityKey = keyIdentifier(extensions, 'authorityKeyId')
-    const point = extensions.get(ISSUING_DISTRIBUTION_POINT)
-    this.#scope = point === undefined ? [] : within(point.value)
+    this.#scope = inside(extensions, ISSUING_DISTRIBUTION_POINT)
     // A delta list, an indirect one, one for some reasons or attribute certificates only, or one of a kind yet unknown, does
     // not say by silence that a certificate is good.
     const known = [POINT_NAME, ONLY_USERS, ONLY_AUTHORITIES]
@@ -69,7 +69,7 @@ export class RevocationList {
   }
 
   isCurrent(now: number): boolean {
-    return this.thisUpdate.getTime() <= now && (this.nextUpdate === undefined || now < this.nextUpdate.getTime())
+    return this.thisUpdate <= now && now < this.nextUpdate
   }
 
   /** Whether it goes by the name of a CA, and not by another key of it. */
@@ -84,8 +84,8 @@ export class RevocationList {
   /** Whether silence about a certificate of its CA says that it is good: RFC 5280 §6.3.3 (b). */
   covers(certificate: Certificate): boolean {
     if (this.#has(isAuthority(certificate) ? ONLY_USERS : ONLY_AUTHORITIES)) return false
-    const extension = certificate.extensions.get(EXTENSION.distributionPoints)
-    const points = extension === undefined ? [] : within(extension.value).map(({ content }) => [...elements(content)])
+    const listed = inside(certificate.extensions, EXTENSION.distributionPoints)
+    const points = listed.map(({ content }) => [...elements(content)])
     if (points.some((fields) => fields.some(({ tag }) => tag === REASONS))) return false
     const own = this.#scope.find(({ tag }) => tag === POINT_NAME)
     if (own === undefined) return true

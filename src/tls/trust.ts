@@ -76,10 +76,10 @@ export class ClientTrust {
     return this.#bundle
       .filter((authority) => !this.#listsOf(authority).some((list) => list.isCurrent(now)))
       .map((authority) => {
-        const newest = this.#listsOf(authority)[0]?.nextUpdate
+        const newest = this.#listsOf(authority)[0]?.nextUpdate ?? Infinity
         const why =
-          newest !== undefined && newest.getTime() <= now
-            ? `the revocation list has expired on ${newest.toISOString()}`
+          newest <= now
+            ? `the revocation list has expired on ${new Date(newest).toISOString()}`
             : 'there is no current revocation list'
         return `${why} for the client CA ${named(authority.x509)}: every certificate that it issued is refused`
       })
@@ -109,7 +109,7 @@ export class ClientTrust {
               'The client certificate, or a CA above it, is on the revocation list.',
             ),
           }
-        ends.push(...lists.flatMap(({ nextUpdate }) => nextUpdate?.getTime() ?? []))
+        ends.push(...lists.map(({ nextUpdate }) => nextUpdate))
       }
     }
     const roots = paths.flatMap((way) => way.slice(-1).map((root) => fingerprintOf(root.x509)))
@@ -152,7 +152,7 @@ export class ClientTrust {
     const known = this.#listsByIssuer.get(issuer.x509.fingerprint256)
     if (known !== undefined) return known
     const signed = this.#lists?.filter((list) => list.isOf(issuer) && list.isSignedBy(issuer)) ?? []
-    const lists = signed.sort((a, b) => b.thisUpdate.getTime() - a.thisUpdate.getTime())
+    const lists = signed.sort((a, b) => b.thisUpdate - a.thisUpdate)
     this.#listsByIssuer.set(issuer.x509.fingerprint256, lists)
     return lists
   }
