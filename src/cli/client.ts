@@ -16,6 +16,8 @@ const OPTIONS = {
   force: { type: 'boolean' },
 } as const
 const ACTIONS = ['list', 'show', 'add', 'disable', 'enable', 'remove', 'rotate', 'prune'] as const
+const READING: readonly string[] = ['list', 'show']
+const ADDING: readonly string[] = ['add', 'rotate']
 
 /** Where the clients file is, as `serve` finds it. */
 export function clientsFile({ env }: Pick<Io, 'env'>, dir = 'certs'): string {
@@ -37,22 +39,17 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   }
   if (action === 'list' && name !== '') throw new UsageError(`"${name}" is too much.`)
   if (action !== 'list' && name === '') throw new UsageError(`Name the client: postern client ${action} NAME.`)
-  const { json = false, force = false, ...entry } = values
-  const asked = Object.keys(entry)[0]
-  if (asked !== undefined && action !== 'add' && action !== 'rotate')
-    throw new UsageError(`--${asked} is for postern client add and rotate.`)
-  if (force && action !== 'prune') throw new UsageError('--force is for postern client prune.')
-  if (json && action !== 'list' && action !== 'show')
-    throw new UsageError('--json is for postern client list and show.')
+  for (const option of Object.keys(values)) {
+    const actions = option === 'json' ? READING : option === 'force' ? ['prune'] : ADDING
+    if (!actions.includes(action)) throw new UsageError(`--${option} is for postern client ${actions.join(' and ')}.`)
+  }
   const file = clientsFile(io)
-  if (action === 'list' || action === 'show') return show(file, name, json, io)
-  const addition = { ...(await identityOf(entry)), ...policyOf(entry) }
-  const known = ['fingerprints', 'san', 'token'].some((key) => key in addition)
-  if (!known && (action === 'add' || action === 'rotate'))
-    throw new UsageError(
-      `Say how ${name} is known: --cert FILE, --fingerprint SHA256, --san NAME or --token CLIENT_ID.`,
-    )
-  const status = action === 'prune' && !force ? await gatewayStatus(io.env) : undefined
+  if (action === 'list' || action === 'show') return show(file, name, values.json === true, io)
+  const addition = { ...(await identityOf(values)), ...policyOf(values) }
+  const ways = '--cert FILE, --fingerprint SHA256, --san NAME or --token CLIENT_ID'
+  if (ADDING.includes(action) && identitiesOf(new Map(Object.entries(addition))).length === 0)
+    throw new UsageError(`Say how ${name} is known: ${ways}.`)
+  const status = action === 'prune' && values.force !== true ? await gatewayStatus(io.env) : undefined
   const at = ['clients', name]
   const change = (text: string, listed: Listed): Change => {
     switch (action) {

@@ -4,7 +4,7 @@ import type { IncomingMessage, Server } from 'node:http'
 import { isIPv6 } from 'node:net'
 import { join, sep } from 'node:path'
 import { LoadError } from '../errors.ts'
-import { plain, type PlainAnswer, plainServer } from './plain-http.ts'
+import { good, plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
 interface AcmeOptions {
   /** The directory that an ACME client writes into; absent: nothing is served. */
@@ -36,7 +36,7 @@ export function acmeServer(options: AcmeOptions): Server {
 
 async function challenge(webroot: string, token: string): Promise<PlainAnswer> {
   try {
-    return { status: 200, type: 'application/octet-stream', body: await readChallenge(webroot, token) }
+    return good('application/octet-stream', await readChallenge(webroot, token))
   } catch {
     return plain(404, 'There is no such challenge.')
   }

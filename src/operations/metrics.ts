@@ -100,23 +100,20 @@ export class Metrics {
   countMessage(client: string, result: MessageResult, addressed: number): void {
     this.messages.inc({ client, outcome: result.outcome })
     this.history.message(result.outcome)
-    const { problem } = result
-    const rejected = result.rejected ?? problem?.smtp?.rejected ?? []
+    const rejected = result.rejected ?? result.problem?.smtp?.rejected ?? []
     const refused = rejected.filter(({ code }) => code >= 500).length
-    this.#countRecipients(client, 'rejected', refused)
-    this.#countRecipients(client, 'deferred', rejected.length - refused)
-    const rest = verdict(result)
-    if (rest !== undefined) this.#countRecipients(client, rest, addressed - rejected.length)
+    for (const [of, count] of [
+      ['rejected', refused],
+      ['deferred', rejected.length - refused],
+      [verdict(result), addressed - rejected.length],
+    ] as const)
+      if (of !== undefined && count > 0) this.recipients.inc({ client, result: of }, count)
   }
 
   /** Counts an answer that is a problem; `client` is null for strangers. */
   countRefusal(problem: Problem, client: string | null): void {
     this.rejections.inc({ code: problem.code })
     this.history.refusal(problem, client)
-  }
-
-  #countRecipients(client: string, result: RecipientResult, count: number): void {
-    if (count > 0) this.recipients.inc({ client, result }, count)
   }
 
   #counter<T extends string>(name: string, help: string, labels: readonly T[]): Counter<T> {
@@ -143,10 +140,8 @@ export class Metrics {
   }
 }
 
-type RecipientResult = 'accepted' | 'rejected' | 'deferred' | 'unknown'
-
 /** What a relay said of the recipients that it did not name one by one; nothing where no relay was asked. */
-function verdict({ outcome, problem }: MessageResult): RecipientResult | undefined {
+function verdict({ outcome, problem }: MessageResult): string | undefined {
   if (outcome === 'accepted' || outcome === 'partial') return 'accepted'
   if (outcome === 'unknown') return 'unknown'
   if (problem?.code === 'rejected_by_relay') return 'rejected'

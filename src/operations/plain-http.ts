@@ -109,7 +109,11 @@ export function plain(status: number, text: string, headers: PlainAnswer['header
 
 /** An answer in JSON. */
 export function json(value: unknown): PlainAnswer {
-  return { status: 200, type: 'application/json; charset=utf-8', body: Buffer.from(JSON.stringify(value)) }
+  return good('application/json; charset=utf-8', Buffer.from(JSON.stringify(value)))
+}
+
+export function good(type: string, body: PlainAnswer['body'], headers: PlainAnswer['headers'] = {}): PlainAnswer {
+  return { status: 200, type, body, headers }
 }
 
 const TYPES: Readonly<Record<string, string>> = { html: 'text/html', css: 'text/css', js: 'text/javascript' }
@@ -124,8 +128,7 @@ const PAGE_HEADERS = {
  */
 export function pageFile(name: string, folder: URL): PlainAnswer {
   const type = TYPES[name.slice(name.lastIndexOf('.') + 1)] ?? 'application/octet-stream'
-  const body = readFileSync(new URL(name, folder))
-  return { status: 200, type: `${type}; charset=utf-8`, body, headers: PAGE_HEADERS }
+  return good(`${type}; charset=utf-8`, readFileSync(new URL(name, folder)), PAGE_HEADERS)
 }
 
 /**

@@ -1,7 +1,7 @@
 import type { Server } from 'node:http'
 import { setTimeout } from 'node:timers/promises'
 import type { Metrics } from './metrics.ts'
-import { json, namesAddress, pageFile, plain, type PlainAnswer, plainServer } from './plain-http.ts'
+import { good, json, namesAddress, pageFile, plain, type PlainAnswer, plainServer } from './plain-http.ts'
 
 type Routes = Readonly<Record<string, PlainAnswer | (() => PlainAnswer | Promise<PlainAnswer>)>>
 
@@ -56,10 +56,7 @@ function routesOf({ metrics, notReady, status, describe }: OperationsOptions): R
       const reason = await notReady()
       return reason === undefined ? plain(200, 'ok') : plain(503, reason)
     },
-    '/metrics': shared(async () => {
-      const body = Buffer.from(await metrics.registry.metrics())
-      return { status: 200, type: metrics.registry.contentType, body }
-    }),
+    '/metrics': shared(async () => good(metrics.registry.contentType, Buffer.from(await metrics.registry.metrics()))),
     '/openapi.json': () => (description ??= json(describe())),
     '/status.json': shared(async () => json(await status())),
     '/': file('status.html'),

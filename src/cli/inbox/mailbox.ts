@@ -14,16 +14,6 @@ export interface Envelope {
 /** What is kept of a message beside its file. */
 export type Entry = Awaited<ReturnType<typeof describe>>
 
-/** What is known of a message before it is read. */
-interface Known {
-  /** Counts from 1, and never again what it was before. */
-  readonly number: number
-  readonly receivedAt: string
-  readonly envelope: Envelope
-  /** The name of its `.eml` file. */
-  readonly file: string
-}
-
 const MAX_KEPT = 500 // messages, on the disk too
 const MAX_SEARCHED = 20_000 // characters of a text
 const FILE = /^\d{4}-\d\d-\d\dT[\d-]+Z-(\d+)\.eml$/
@@ -85,7 +75,7 @@ export class Mailbox extends EventEmitter<{ message: [entry: Entry]; change: [] 
     writeFileSync(join(this.#directory, COUNTER), String(number))
     const receivedAt = new Date().toISOString()
     const file = `${receivedAt.replace(/[:.]/g, '-')}-${number}.eml`
-    const entry = await describe({ number, receivedAt, envelope, file }, content)
+    const entry = await describe(number, receivedAt, file, envelope, content)
     await writeFile(join(this.#directory, file), content)
     await writeFile(this.#notes(file), JSON.stringify(entry))
     this.#entries = [entry, ...this.#entries]
@@ -108,10 +98,8 @@ export class Mailbox extends EventEmitter<{ message: [entry: Entry]; change: [] 
       return JSON.parse(await readFile(this.#notes(file), 'utf8'))
     } catch {
       const receivedAt = file.replace(/^(.{10}T..)-(..)-(..)-(...Z).*/, '$1:$2:$3.$4')
-      return describe(
-        { number, receivedAt, envelope: { sender: '', recipients: [] }, file },
-        await readFile(join(this.#directory, file)),
-      )
+      const content = await readFile(join(this.#directory, file))
+      return describe(number, receivedAt, file, { sender: '', recipients: [] }, content)
     }
   }
 
@@ -121,16 +109,20 @@ export class Mailbox extends EventEmitter<{ message: [entry: Entry]; change: [] 
   }
 }
 
-async function describe(known: Known, content: Buffer) {
+async function describe(number: number, receivedAt: string, file: string, envelope: Envelope, content: Buffer) {
   const mail = await PostalMime.parse(content)
-  const [to, cc] = [mailboxesOf(mail.to), mailboxesOf(mail.cc)]
   return {
-    ...known,
-    from: mailboxesOf([mail.from])[0] ?? known.envelope.sender,
-    to,
-    cc,
+    /** Counts from 1, and never again what it was before. */
+    number,
+    receivedAt,
+    /** The name of its `.eml` file. */
+    file,
+    envelope,
+    from: mailboxesOf([mail.from])[0] ?? envelope.sender,
+    to: mailboxesOf(mail.to),
+    cc: mailboxesOf(mail.cc),
     /** Recipients of the envelope that no header names. */
-    bcc: bccOf(mail, known.envelope.recipients),
+    bcc: bccOf(mail, envelope.recipients),
     subject: mail.subject ?? '',
     attachments: attachedTo(mail).length,
     /** Bytes. */

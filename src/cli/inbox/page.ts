@@ -3,6 +3,7 @@ import type { ServerResponse } from 'node:http'
 import PostalMime, { type Attachment } from 'postal-mime'
 import {
   COMMON_HEADERS,
+  good,
   json,
   namesAddress,
   pageFile,
@@ -67,17 +68,8 @@ export async function openInboxPage(port: number, mailbox: Mailbox, ways: Ways) 
 
 /** A message as the list shows it. */
 function summaryOf({ number, receivedAt, from, to, cc, bcc, subject, size, attachments }: Entry): object {
-  const recipients = [...to, ...cc, ...bcc]
-  return {
-    number,
-    receivedAt,
-    from,
-    to: recipients[0] ?? 'nobody',
-    recipients: recipients.length,
-    subject,
-    size,
-    attachments,
-  }
+  const all = [...to, ...cc, ...bcc]
+  return { number, receivedAt, from, to: all[0] ?? 'nobody', recipients: all.length, subject, size, attachments }
 }
 
 async function ofMessage(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
@@ -86,17 +78,12 @@ async function ofMessage(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
   const entry = mailbox.find(Number(number))
   if (entry === undefined) return NOTHING
   const content = await mailbox.content(entry)
-  if (part === 'raw') return { ...plain(200, '', { 'content-security-policy': 'sandbox' }), body: content }
+  if (part === 'raw') return good('text/plain; charset=utf-8', content, { 'content-security-policy': 'sandbox' })
   const mail = await PostalMime.parse(content)
   const { text: _searched, file: _file, ...known } = entry
   if (part === '') return json({ ...known, ...detailsOf(mail, content) })
   if (part === 'html')
-    return {
-      status: 200,
-      type: 'text/html; charset=utf-8',
-      body: inert(mail),
-      headers: { 'content-security-policy': MESSAGE_POLICY },
-    }
+    return good('text/html; charset=utf-8', inert(mail), { 'content-security-policy': MESSAGE_POLICY })
   const attachment = index === undefined ? undefined : mail.attachments[Number(index)]
   return attachment === undefined ? NOTHING : download(attachment)
 }
@@ -123,13 +110,8 @@ function download(attachment: Attachment): PlainAnswer {
   const name = nameOf(attachment)
   const ascii = name.replace(/[^\w. -]/g, '_')
   const encoded = encodeURIComponent(name).replace(/['()*]/g, (sign) => `%${sign.charCodeAt(0).toString(16)}`)
-  return {
-    status: 200,
-    type: 'application/octet-stream',
-    body: bytesOf(attachment),
-    headers: {
-      'content-security-policy': 'sandbox',
-      'content-disposition': `attachment; filename="${ascii}"; filename*=UTF-8''${encoded}`,
-    },
-  }
+  return good('application/octet-stream', bytesOf(attachment), {
+    'content-security-policy': 'sandbox',
+    'content-disposition': `attachment; filename="${ascii}"; filename*=UTF-8''${encoded}`,
+  })
 }
