@@ -167,7 +167,9 @@ t.test('the members of a problem are those of the error, and what is final is no
 t.test('a key of the caller gives the first answer again, a dry run sends nothing', async (t) => {
   const gateway = await startGateway(t)
   const client = clientOf(t, gateway)
-  t.match(await client.send(MESSAGE, { dryRun: true }), { status: 'validated', accepted: [] })
+  const fromEnvironment: boolean = JSON.parse('"1"')
+  for (const dryRun of [true, fromEnvironment])
+    t.match(await client.send(MESSAGE, { dryRun }), { status: 'validated', accepted: [] })
   const first = await client.send(MESSAGE, { idempotencyKey: 'invoice-1' })
   t.same(await client.send(MESSAGE, { idempotencyKey: 'invoice-1' }), first)
   t.match(await failure(client.send({ ...MESSAGE, text: 'Other.' }, { idempotencyKey: 'invoice-1' })), {
@@ -300,18 +302,60 @@ t.test('a renewed certificate is in use for the next connection, a half renewed 
   })
   const directory = await mkdtemp(join(tmpdir(), 'postern-'))
   t.teardown(() => rm(directory, { recursive: true }))
-  const [cert, key] = [join(directory, 'client.crt'), join(directory, 'client.key')]
+  const [ca, cert, key] = [join(directory, 'ca.crt'), join(directory, 'client.crt'), join(directory, 'client.key')]
   const write = async (leaf: { certificate: string; key: string }): Promise<void> => {
     await writeFile(cert, leaf.certificate)
     await writeFile(key, leaf.key)
   }
+  await writeFile(ca, gateway.pki.ca.certificate)
   await write(gateway.client)
-  const client = clientOf(t, gateway, { cert, key })
+  const client = clientOf(t, gateway, { ca, cert, key })
   t.equal((await client.whoami()).client, 'billing')
   await writeFile(cert, renewed.certificate)
   t.equal((await client.whoami()).client, 'billing', 'the old pair is still a pair')
   await write(renewed)
   t.equal((await client.whoami()).client, 'renewed')
+  await writeFile(ca, '')
+  t.equal((await client.whoami()).client, 'renewed', 'an empty CA is none that is renewed')
+  for (const begun of ['', renewed.certificate.slice(0, -20)]) {
+    await writeFile(cert, begun)
+    t.equal((await client.whoami()).client, 'renewed', 'a file that its writer has just begun')
+  }
+})
+
+t.test('no CA is taken for none: a CA that is empty or cut off is told', async (t) => {
+  const gateway = await startGateway(t)
+  const { certificate } = gateway.pki.ca
+  for (const ca of [Buffer.alloc(0), Buffer.from('junk'), certificate + certificate.slice(0, -20)])
+    t.match(await failure(clientOf(t, gateway, { ca }).whoami()), {
+      code: 'credentials_unreadable',
+      detail: /not PEM, or not all of it/,
+    })
+})
+
+t.test('many tries with a token that is got for each leave no listeners behind', async (t) => {
+  const pki = await makePki()
+  const tls = { cert: pki.server.certificate, key: pki.server.key }
+  let tries = 0
+  const gateway = createHttpsServer(tls, (request, response) => {
+    tries += 1
+    request.resume()
+    const problem = { code: 'overloaded', detail: 'Later.', retryable: tries < 13, outcome: 'not_sent' }
+    response.writeHead(503, { 'retry-after': '0' }).end(JSON.stringify(problem))
+  })
+  const leaf = await pki.client('billing')
+  const url = `https://localhost:${await listen(t, gateway)}`
+  const credentials = { ca: pki.ca.certificate, cert: leaf.certificate, key: leaf.key }
+  const warnings: string[] = []
+  const onWarning = ({ message }: Error): void => void warnings.push(message)
+  process.on('warning', onWarning)
+  t.teardown(() => process.off('warning', onWarning))
+  const client = new Postern({ url, token: () => 't', ...credentials })
+  t.match(await failure(client.send(MESSAGE)), { code: 'overloaded' })
+  t.equal(tries, 13)
+  t.same(warnings, [])
+  const silent = new Postern({ url, token: () => new Promise(() => {}), ...credentials })
+  t.match(await failure(silent.send(MESSAGE, { signal: AbortSignal.abort() })), { code: 'aborted' })
 })
 
 t.test('a certificate that does not pass, either way, is said so in seconds', async (t) => {

@@ -127,7 +127,7 @@ export class Postern {
   async send(message: Message | ScheduledMessage, options: SendOptions = {}): Promise<Receipt | Queued> {
     return this.#call({
       ...common(options),
-      path: `v1/messages${options.dryRun === true ? '?dry_run=true' : ''}`,
+      path: `v1/messages${options.dryRun ? '?dry_run=true' : ''}`,
       headers: { 'content-type': 'application/json' },
       body: jsonBody(message),
     })
@@ -140,7 +140,7 @@ export class Postern {
   sendRaw(source: MessageSource, options: AtOnce<RawOptions>): Promise<Receipt>
   sendRaw(source: MessageSource, options: RawOptions): Promise<Receipt | Queued>
   async sendRaw(source: MessageSource, { mailFrom, rcptTo, ...options }: RawOptions): Promise<Receipt | Queued> {
-    const query = new URLSearchParams({ mail_from: mailFrom, ...(options.dryRun === true && { dry_run: 'true' }) })
+    const query = new URLSearchParams({ mail_from: mailFrom, ...(options.dryRun && { dry_run: 'true' }) })
     for (const address of [rcptTo].flat()) query.append('rcpt_to', address)
     const body = bodyOf(source)
     try {
@@ -278,15 +278,20 @@ export class Postern {
   /** The token to send, if there is one, or why there is none. */
   async #bearer(refused: string | undefined, end: AbortSignal): Promise<string | PosternError | undefined> {
     if (typeof this.#token !== 'function') return this.#token
+    const done = new AbortController() // one listener for each try would be too many for Node
     const stop = new Promise<PosternError>((resolve) => {
-      end.addEventListener('abort', () => resolve(stopped(end, 'not_sent')), { once: true })
+      const onStop = (): void => resolve(stopped(end, 'not_sent'))
+      if (end.aborted) onStop()
+      end.addEventListener('abort', onStop, { signal: done.signal })
     })
     try {
-      return await Promise.race([this.#token(refused), stop])
+      return await Promise.race([stop, this.#token(refused)])
     } catch (error) {
       return error instanceof PosternError
         ? error
         : notSent('token_unavailable', `There is no token: ${reasonOf(error)}.`, error)
+    } finally {
+      done.abort()
     }
   }
 }
@@ -323,7 +328,7 @@ function failureOf(
   const reason = reasonOf(error)
   if (end.aborted || error.name === 'AbortError') return stopped(end, stage === 'sent' ? 'unknown' : 'not_sent')
   if (untrusted) return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.`, error)
-  if (/\balert\b/i.test(reason))
+  if (/\balert\b/i.test(error.message))
     return notSent('certificate_refused', `The gateway ended the handshake: ${reason}.`, error)
   const date = stage === 'expecting' ? outOfDate(credentials) : undefined
   if (date !== undefined) return notSent('certificate_refused', date, error)

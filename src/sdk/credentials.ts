@@ -59,8 +59,12 @@ export function outOfDate({ cert }: Credentials, now = Date.now()): string | und
   return undefined
 }
 
+/** Throws for what is empty or cut off: Node takes an empty CA for none, and would trust the public ones. */
 function pem(source: Pem): string {
-  return isFile(source) ? readFileSync(source, 'utf8') : Buffer.from(source).toString()
+  const text = isFile(source) ? readFileSync(source, 'utf8') : Buffer.from(source).toString()
+  const blocks = text.match(/-----BEGIN ([^-]+)-----(?:(?!-----)[^])*-----END \1-----/g) ?? []
+  if (blocks.length > 0 && blocks.length === text.split('-----BEGIN ').length - 1) return text
+  throw new Error(`${isFile(source) ? source : 'what was given'} is not PEM, or not all of it`)
 }
 
 /**

@@ -88,9 +88,11 @@ export function unreadable(cause: unknown): PosternError {
   return notSent('content_unreadable', `The message could not be read to its end: ${reasonOf(cause)}.`, cause)
 }
 
-/** The text of whatever was thrown, with its code, for a detail. */
+/** The text of whatever was thrown, for a detail; of OpenSSL's the part in words. */
 export function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error)
+  const [, words] = /:SSL routines:[^:]*:([^:]+)/.exec(error.message) ?? []
+  if (words !== undefined) return words
   // Node gives what each address of a name said, and no text of its own.
   const inner = error instanceof AggregateError ? error.errors : []
   return [error.message, ...inner.map(reasonOf)].filter((text) => text !== '').join('; ')
