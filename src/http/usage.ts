@@ -1,5 +1,6 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
-import type { Allowances, Usage } from '../send/allowances.ts'
+import type { Usage } from '../mail/schemas.ts'
+import type { Allowances } from '../send/allowances.ts'
 
 /** Puts what a client with a rate or a quota has left into each answer (draft-ietf-httpapi-ratelimit-headers). */
 export function usageHeaders(allowances: Pick<Allowances, 'remaining'>) {

@@ -190,6 +190,9 @@ export const WhoamiSchema = Type.Object(
   { $id: 'Whoami' },
 )
 
+/** What a client has left of its rate and its quota. */
+export type Usage = Static<typeof WhoamiSchema>['usage']
+
 /** The body of every answer that is not a 200. */
 export const ProblemSchema = Type.Object(
   {

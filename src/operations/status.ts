@@ -2,7 +2,7 @@ import { resolve } from 'node:path'
 import { VERSION } from '../config/version.ts'
 import type { Client } from '../clients/clients-file.ts'
 import type { QueueStats } from '../send/queue/store.ts'
-import type { Usage } from '../send/allowances.ts'
+import type { Usage } from '../mail/schemas.ts'
 import type { History } from './history.ts'
 import { DAY_MS } from '../config/units.ts'
 

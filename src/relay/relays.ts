@@ -23,7 +23,7 @@ export interface SendOptions {
    * Called right before the first octet of the content leaves, at each attempt. A rejection, or `false`, and nothing is
    * sent.
    */
-  readonly onMark?: Mark
+  readonly onMark?: Mark | undefined
 }
 
 /** Another relay may be able to do what this one cannot. */

@@ -1,6 +1,7 @@
 import type { Client } from '../clients/clients-file.ts'
 import { Problem } from '../errors.ts'
-import { type RedisConnection, runScript, type Script, script } from './redis.ts'
+import type { Usage } from '../mail/schemas.ts'
+import { type RedisConnection, runScript, script } from './redis.ts'
 import type { Allowance } from '../config/units.ts'
 
 /** What a message took of its client's allowances. */
@@ -9,25 +10,11 @@ export interface Taken {
   refund(recipients: number): Promise<void>
 }
 
-/** How much a client has left of an allowance, as it is shown in whoami. */
-export interface Remaining {
-  readonly limit: number
-  readonly window_s: number
-  readonly remaining: number
-  /** Until the whole of `limit` is there again. */
-  readonly reset_s: number
-}
-
 // All of thousands of clients at once leave no room in the connection to Redis for a message.
 const ASKED_AT_ONCE = 500
 
 /** Of a client. */
 type Limits = Pick<Client, 'name' | 'rate' | 'quota'>
-
-export interface Usage {
-  readonly rate?: Remaining
-  readonly quota?: Remaining
-}
 
 /** What is counted of one allowance, in a window that opens with the first point that is taken. */
 interface Share {
@@ -92,11 +79,8 @@ export class Allowances {
     const usage: [client: string, usage: Usage][] = []
     for (let at = 0; at < limited.length; at += ASKED_AT_ONCE) {
       const some = limited.slice(at, at + ASKED_AT_ONCE)
-      usage.push(
-        ...(await Promise.all(
-          some.map(async (one) => [one.name, await this.remaining(one)] satisfies [string, Usage]),
-        )),
-      )
+      const asked = some.map(async (one): Promise<[string, Usage]> => [one.name, await this.remaining(one)])
+      usage.push(...(await Promise.all(asked)))
     }
     return usage
   }
@@ -132,42 +116,40 @@ interface Windows {
 }
 
 class MemoryWindows implements Windows {
+  /** One of each allowance that a client has or had, until the next one. */
   readonly #windows = new Map<string, { taken: number; readonly ends: number }>()
 
   async take(shares: readonly Share[]): Promise<readonly [over: number, ms: number]> {
+    const now = performance.now()
     let ms = 0
     for (const [at, { key, points, allowance }] of shares.entries()) {
-      const [taken, left] = this.#count(key)
-      ms = left < 0 ? allowance.seconds * 1000 : left
+      const { taken = 0, ends = now + allowance.seconds * 1000 } = this.#open(key) ?? {}
+      ms = ends - now
       if (taken + points > allowance.points) return [at + 1, ms]
     }
     for (const { key, points, allowance } of shares) {
-      const window = this.#count(key)[1] < 0 ? this.#open(key, allowance.seconds * 1000) : this.#windows.get(key)
+      const window = this.#open(key)
       if (window !== undefined) window.taken += points
+      else this.#windows.set(key, { taken: points, ends: now + allowance.seconds * 1000 })
     }
     return [0, ms]
   }
 
   async giveBack(key: string, points: number): Promise<void> {
-    const window = this.#windows.get(key)
+    const window = this.#open(key)
     if (window !== undefined) window.taken = Math.max(0, window.taken - points)
   }
 
   async counts(keys: readonly string[]): Promise<readonly Count[]> {
-    return keys.map((key) => this.#count(key))
+    return keys.map((key) => {
+      const window = this.#open(key)
+      return window === undefined ? [0, -1] : [window.taken, window.ends - performance.now()]
+    })
   }
 
-  #count(key: string): Count {
-    const { taken = 0, ends = 0 } = this.#windows.get(key) ?? {}
-    const ms = ends - performance.now()
-    return ms > 0 ? [taken, ms] : [0, -1]
-  }
-
-  #open(key: string, ms: number) {
-    const window = { taken: 0, ends: performance.now() + ms }
-    this.#windows.set(key, window)
-    setTimeout(() => this.#windows.get(key) === window && this.#windows.delete(key), ms).unref()
-    return window
+  #open(key: string) {
+    const window = this.#windows.get(key)
+    return window !== undefined && window.ends > performance.now() ? window : undefined
   }
 }
 
@@ -204,20 +186,16 @@ class RedisWindows implements Windows {
   async take(shares: readonly Share[]): Promise<readonly [over: number, ms: number]> {
     const args = shares.flatMap(({ points, allowance }) => [points, allowance.points, allowance.seconds].map(String))
     const keys = shares.map(({ key }) => key)
-    return numbers(await this.#run(TAKE, keys, args))
+    return numbers(await runScript(this.#redis, TAKE, keys, args))
   }
 
   async giveBack(key: string, points: number): Promise<void> {
-    await this.#run(GIVE_BACK, [key], [String(points)])
+    await runScript(this.#redis, GIVE_BACK, [key], [String(points)])
   }
 
   async counts(keys: readonly string[]): Promise<readonly Count[]> {
-    const counts = await this.#run(COUNTS, keys, [])
+    const counts = await runScript(this.#redis, COUNTS, keys, [])
     return Array.isArray(counts) ? counts.map(numbers) : []
-  }
-
-  #run(script: Script, keys: readonly string[], args: readonly string[]): Promise<unknown> {
-    return runScript(this.#redis, script, keys, args)
   }
 }
 

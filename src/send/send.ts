@@ -1,10 +1,9 @@
 import { setTimeout as pause } from 'node:timers/promises'
 import type { Client } from '../clients/clients-file.ts'
 import { type Outcome, Problem, type RejectedRecipient } from '../errors.ts'
-import type { QueuedMessage, Receipt } from '../mail/schemas.ts'
+import type { QueuedMessage } from '../mail/schemas.ts'
 import type { Departure } from '../relay/departure.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
-import type { Delivery } from '../relay/relay.ts'
 import type { Relays } from '../relay/relays.ts'
 import type { Allowances } from './allowances.ts'
 import {
@@ -20,6 +19,7 @@ import {
 import { bytesOf, type QueuedContent } from './queue/content.ts'
 import { MOST_BYTES, type Queue } from './queue/queue.ts'
 import type { Times } from './queue/store.ts'
+import { failedOnTheWay, receiptOf } from './receipt.ts'
 
 /** One message that a client asks to be sent. */
 export interface SendRequest {
@@ -69,9 +69,16 @@ export interface MessageResult {
   readonly problem?: Problem
 }
 
+interface New {
+  readonly kind: 'new'
+  readonly body: string
+  readonly result: MessageResult
+  readonly addressed: number
+}
+
 /** The answer to a message: new, with what the log should say of it, or as it was given before. */
 export type SendAnswer =
-  | { readonly kind: 'new'; readonly body: string; readonly result: MessageResult; readonly addressed: number }
+  | New
   | ({ readonly kind: 'replayed' } & StoredAnswer)
   /** As the queue has it now; `fresh` where this request has queued it. */
   | ({
@@ -112,14 +119,17 @@ export class Sender {
       if (given !== undefined || deferral?.sendAt !== undefined) throw error
     })
     if (claimed === undefined) return this.#deliver(request, await request.compose(id)) // Redis is away: nobody waits for it
-    if (claimed.state === 'finished') return this.#again(client.name, claimed.answer)
+    if (claimed.state === 'finished') {
+      const { answer } = claimed
+      return answer.status === QUEUED ? this.#queued(answer.body, client.name, false) : { kind: 'replayed', ...answer }
+    }
     const { claim } = claimed
     let queued = false
     try {
       const outgoing = await request.compose(id)
       if (queue !== undefined && deferral !== undefined && isQueueable(outgoing, deferral)) {
         queued = true
-        return await this.#enqueue({ request, deferral, queue, claim, key, anonymous: given === undefined }, outgoing)
+        return await this.#enqueue(queue, deferral, request, outgoing, claim, key)
       }
       const answer = await this.#deliver(request, outgoing, claim)
       if (given === undefined) await claim.free()
@@ -130,11 +140,6 @@ export class Sender {
       await (queued ? claim.free() : settle(claim, error, request))
       throw error
     }
-  }
-
-  /** The answer to a key that has one: the one that was stored, or how the queued message stands now. */
-  async #again(client: string, stored: StoredAnswer): Promise<SendAnswer> {
-    return stored.status === QUEUED ? this.#queued(stored.body, client, false) : { kind: 'replayed', ...stored }
   }
 
   /** The answer to a message that the queue has, or had. */
@@ -156,25 +161,28 @@ export class Sender {
   }
 
   async #enqueue(
-    { request, deferral, queue, claim, key, anonymous }: Enqueueing,
+    queue: Queue,
+    deferral: Deferral,
+    request: SendRequest,
     outgoing: Outgoing,
+    claim: Claim,
+    key: string,
   ): Promise<SendAnswer> {
     const { id, client } = request
+    const anonymous = request.idempotencyKey === undefined
     const { envelope, messageId } = outgoing
     const { lock } = claim
     if (lock === undefined) throw new Error('the queue needs a store that it shares with the keys')
     const { tags, certificate } = deferral
     const content = { envelope, messageId, tags, certificate, bytes: bytesOf(outgoing) }
-    const taken = await this.#options.allowances.take(
-      { name: client.name, rate: undefined, quota: client.quota },
-      envelope.to.length,
-    )
-    const message = { id, client: client.name, content, due: deferral.sendAt ?? 0, anonymous }
+    const { name, quota } = client
+    const taken = await this.#options.allowances.take({ name, rate: undefined, quota }, envelope.to.length)
+    const message = { id, client: name, content, due: deferral.sendAt ?? 0, anonymous }
     let times: Times | undefined
     try {
       times = await queue.enqueue(lock, message, deferral.waitMs)
     } catch (error) {
-      const found = await this.#lookAgain(client.name, key, claim)
+      const found = await this.#lookAgain(name, key, claim)
       if (found === undefined)
         throw new Problem('delivery_unknown', 'The store did not answer: the message may be queued.', { cause: error })
       if (found === 'new') {
@@ -185,7 +193,7 @@ export class Sender {
       }
     }
     lock.handOver()
-    if (times === undefined || deferral.waitMs > 0) return this.#queued(id, client.name, true)
+    if (times === undefined || deferral.waitMs > 0) return this.#queued(id, name, true)
     return accepted202({ id, message_id: messageId, status: 'queued', ...times }, true)
   }
 
@@ -237,62 +245,30 @@ export class Sender {
     }
   }
 
-  async #deliver(
-    request: SendRequest,
-    outgoing: Outgoing,
-    claim?: Claim,
-  ): Promise<Extract<SendAnswer, { kind: 'new' }>> {
+  async #deliver(request: SendRequest, outgoing: Outgoing, claim?: Claim): Promise<New> {
+    const { id, client, dryRun, deferral, departure } = request
     const { messageId, envelope } = outgoing
-    if (request.dryRun) {
-      if (request.deferral !== undefined) isQueueable(outgoing, request.deferral)
+    if (dryRun) {
+      if (deferral !== undefined) isQueueable(outgoing, deferral)
       await outgoing.streamed?.drain()
-      const receipt = { message_id: messageId, status: 'validated' as const, accepted: [], rejected: [] }
-      return answer(request, receipt, { outcome: 'validated' }, 0)
+      const body = JSON.stringify({ id, message_id: messageId, status: 'validated', accepted: [], rejected: [] })
+      return { kind: 'new', body, result: { outcome: 'validated' }, addressed: 0 }
     }
-    const delivery = await this.#handOver(request, outgoing, claim)
-    const { relay, code, response, accepted, rejected } = delivery
-    const status = rejected.length > 0 ? 'partial' : 'accepted'
-    return answer(
-      request,
-      {
-        message_id: messageId,
-        status,
-        accepted: [...accepted],
-        rejected: [...rejected],
-        smtp: { relay, code, response },
-      },
-      { outcome: status, ...delivery },
-      envelope.to.length,
-    )
-  }
-
-  async #handOver({ client, departure }: SendRequest, outgoing: Outgoing, claim?: Claim): Promise<Delivery> {
-    const recipients = outgoing.envelope.to.length
-    const taken = await this.#options.allowances.take(client, recipients)
+    const addressed = envelope.to.length
+    const taken = await this.#options.allowances.take(client, addressed)
     try {
-      const delivery = await this.#options.relays.send(outgoing, departure, {
-        client: client.name,
-        ...(claim && { onMark: () => claim.mark() }),
-      })
+      const onMark = claim && (() => claim.mark())
+      const delivery = await this.#options.relays.send(outgoing, departure, { client: client.name, onMark })
       await taken.refund(delivery.rejected.length)
-      return delivery
+      const outcome = delivery.rejected.length > 0 ? 'partial' : 'accepted'
+      const body = JSON.stringify(receiptOf(id, messageId, delivery))
+      return { kind: 'new', body, result: { outcome, ...delivery }, addressed }
     } catch (error) {
-      // What is not known to be a refusal may have been sent.
-      if (!(error instanceof Problem))
-        throw new Problem('delivery_unknown', 'The gateway failed while it handed the message over.', { cause: error })
-      if (error.outcome === 'not_sent') await taken.refund(recipients)
+      if (!(error instanceof Problem)) throw failedOnTheWay(error)
+      if (error.outcome === 'not_sent') await taken.refund(addressed)
       throw error
     }
   }
-}
-
-interface Enqueueing {
-  readonly request: SendRequest
-  readonly deferral: Deferral
-  readonly queue: Queue
-  readonly claim: Claim
-  readonly key: string
-  readonly anonymous: boolean
 }
 
 // Long enough to connect to the store anew, and for a claim that could not be freed to be.
@@ -314,28 +290,10 @@ function isQueueable({ streamed, envelope: { size } }: Outgoing, { sendAt }: Def
 }
 
 /** That a message is in the queue. What was put there by this request counts as queued, wherever it is by now. */
-function accepted202(
-  {
-    id,
-    message_id,
-    status,
-    next_attempt,
-    expires,
-    waitMs,
-  }: Pick<QueuedMessage, 'id' | 'message_id' | 'status'> & Times,
-  fresh: boolean,
-): SendAnswer {
+function accepted202(message: Pick<QueuedMessage, 'id' | 'message_id' | 'status'> & Times, fresh: boolean): SendAnswer {
+  const { id, message_id, status, next_attempt, expires, waitMs } = message
   const body = JSON.stringify({ id, message_id, status: fresh ? 'queued' : status, next_attempt, expires })
   return { kind: 'queued', fresh, id, status: QUEUED, body, retryMs: waitMs }
-}
-
-function answer(
-  { id }: SendRequest,
-  receipt: Omit<Receipt, 'id'>,
-  result: MessageResult,
-  addressed: number,
-): Extract<SendAnswer, { kind: 'new' }> {
-  return { kind: 'new', body: JSON.stringify({ id, ...receipt }), result, addressed }
 }
 
 async function hashOf({ bodyHash }: SendRequest): Promise<string> {
