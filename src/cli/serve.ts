@@ -45,7 +45,8 @@ export function loadAll({ config, faults, warnings }: ConfigResult) {
 
 /**
  * Waits for SIGTERM or SIGINT, stops the gateway and resolves with the exit status: 0 when all was finished, 1 when the
- * grace period ended first. A second signal ends the wait at once. SIGHUP reads certificates and clients again.
+ * grace period ended first. A second signal ends it at once, a third one the process. SIGHUP reads certificates and clients
+ * again.
  */
 export async function untilSignalled(
   gateway: Gateway,
@@ -55,10 +56,15 @@ export async function untilSignalled(
   const ended = (): Promise<NodeJS.Signals> =>
     new Promise((resolve) => handleSignals((signal, end) => (end ? resolve(signal) : gateway.reload())))
   logger.info({ signal: await ended(), grace_ms: config.shutdownGrace }, 'shutting down')
+  const hurry = new AbortController()
+  const stopped = gateway.stop(hurry.signal)
   try {
-    const cut = await Promise.race([gateway.stop(), ended()])
-    if (typeof cut === 'string') logger.warn({ signal: cut }, 'stopped at once by a second signal')
-    else if (cut > 0)
+    const cut = await Promise.race([stopped, ended()])
+    if (typeof cut === 'string') {
+      logger.warn({ signal: cut }, 'stopped at once by a second signal')
+      hurry.abort()
+      await Promise.race([stopped, ended()])
+    } else if (cut > 0)
       logger.error({ cut }, 'the grace period ended with messages in progress: their connections were cut')
     else logger.info('stopped')
     return cut === 0 ? 0 : 1

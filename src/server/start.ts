@@ -46,7 +46,7 @@ export interface Gateway {
    * Refuses what is new, waits for what is in progress up to the grace period, says QUIT to the relays and closes.
    * Resolves with the number of messages that had to be cut: 0 is a clean stop.
    */
-  stop(): Promise<number>
+  stop(hurry?: AbortSignal): Promise<number>
   /** Reads certificates and clients again, as a change of their files does. */
   reload(): void
 }
@@ -224,11 +224,12 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       clients.reload({ again: true })
       relays.refresh()
     },
-    async stop() {
+    async stop(hurry) {
       shutdown.begun = true
       const cut = await stopGracefully(
         { admission, relays, queue, server: app.server, connections },
         config.shutdownGrace,
+        hurry,
       )
       await closeAll()
       return cut

@@ -25,35 +25,38 @@ const QUIET_MS = 200
 const LAST_MS = 1_000
 
 /**
- * Waits up to `grace` ms for what is in progress, and tells everybody who is connected. Then it ends what is left: each
- * message is answered with what is known of it. Resolves with the number of messages that were cut.
+ * Waits up to `grace` ms, or until `hurry` is aborted, for what is in progress, and tells everybody who is connected. Then it
+ * ends what is left: each message is answered with what is known of it. Resolves with the number of messages that were cut.
  */
 export async function stopGracefully(
   { admission, relays, queue, server, connections }: Stopping,
   grace: number,
+  hurry: AbortSignal | undefined,
 ): Promise<number> {
   queue?.stop()
   const deadline = Date.now() + grace
-  const until = async (done: () => boolean, end: number): Promise<void> => {
+  const over = (): boolean => hurry?.aborted === true || Date.now() >= deadline
+  const until = async (done: () => boolean, ms = Infinity): Promise<void> => {
+    const end = Date.now() + ms
     while (!done() && Date.now() < end) await pause(POLL_MS)
   }
   const inProgress = (): number => admission.messages + (queue?.sending ?? 0)
   const idle = (): boolean => inProgress() === 0
-  await until(idle, deadline)
+  await until(() => idle() || over())
   let lastOpen = 0
   const quiet = (): boolean => {
     if (connections.size > 0) lastOpen = Date.now()
     return Date.now() - lastOpen >= QUIET_MS
   }
-  await until(quiet, Math.min(deadline, Date.now() + FAREWELL_MS))
+  await until(() => quiet() || over(), FAREWELL_MS)
   server.close() // closes silent connections too, but none in the middle of a handshake or a request
-  await until(() => connections.size === 0, Math.min(deadline, Date.now() + LAST_MS))
-  await until(idle, deadline)
+  await until(() => connections.size === 0 || over(), LAST_MS)
+  await until(() => idle() || over())
   const cut = inProgress()
   if (cut > 0) {
     admission.cutBodies(new Problem('shutting_down', 'The gateway stopped before the body was complete.'))
     await relays.close()
-    await until(() => idle() && !connections.owing, Date.now() + LAST_MS)
+    await until(() => idle() && !connections.owing, LAST_MS)
   }
   return cut
 }

@@ -116,16 +116,18 @@ for (const silent of ['greeting', 'MAIL', 'DATA']) {
   )
 }
 
-t.test('a second signal ends the wait at once, with 1', async (t) => {
+t.test('a second signal ends the wait at once, with 1: what is in progress is answered and logged', async (t) => {
   const relay = await startHoldingRelay(t)
   const gateway = await serve(t, { POSTERN_SMTP_URL: relay.url })
   const exited = once(gateway.child, 'exit')
-  gateway.post(MESSAGE).catch(() => {})
+  const inProgress = gateway.post(MESSAGE)
   await relay.reached
   gateway.child.kill('SIGTERM')
   await logged(gateway, 'shutting down')
   gateway.child.kill('SIGINT')
+  t.match(await inProgress, { status: 504, json: { code: 'delivery_unknown', outcome: 'unknown' } })
   t.same(await exited, [1, null])
+  t.match(gateway.log.at(-1), { code: 'delivery_unknown', outcome: 'unknown' })
 })
 
 t.test('connections that are idle, silent or in the middle of a head do not hold the end up', async (t) => {
