@@ -279,6 +279,8 @@ t.test('a URL that cannot be used never shows its password', async (t) => {
     t.equal(faults.length, 1, url)
     t.notMatch(faults.join(), /s3cr3t/)
   }
+  for (const name of ['POSTERN_PUBLIC_URL', 'POSTERN_OAUTH_ISSUER', 'POSTERN_SMTP_OAUTH_TOKEN_URL'])
+    t.match(faultsOf({ [name]: 'http://app:s3cr3t@mail' }), [new RegExp(`^${name} "http://…@mail" `)])
 })
 
 t.test('a secret that is read again is not waited for where its file has become a pipe', async (t) => {

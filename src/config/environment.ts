@@ -34,7 +34,8 @@ export class EnvironmentReader {
   parsed = <T, F extends T | undefined>(name: string, fallback: F, parse: (text: string) => T): T | F => {
     const value = this.text(name, undefined)
     if (value === undefined) return fallback
-    return this.#attempt(name, ` "${value}"`, () => parse(value)) ?? fallback
+    const shown = value.replace(/\/\/.*@/, '//…@') // a URL may hold a password where none belongs
+    return this.#attempt(name, ` "${shown}"`, () => parse(value)) ?? fallback
   }
 
   number = <F extends number | undefined>(name: string, fallback: F, least: number, most: number): number | F =>
