@@ -619,6 +619,7 @@ t.test(
       [['--from', 'a@b.example'], /--from goes with --to/],
       [['--to', 'a@b.example', '--send', 'a@b.example'], /take one of them/],
       [['--send', 'nowhere'], /"nowhere" /],
+      [['--send', ''], /"" is empty/],
       [['--form', 'a@b.example'], /did you mean --from/],
     ] as const)
       await t.rejects(run(t, {}, args), { message }, args.join(' '))

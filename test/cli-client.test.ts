@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { watch } from 'node:fs'
-import { copyFile, lstat, mkdir, readFile, stat, symlink, writeFile } from 'node:fs/promises'
+import { copyFile, lstat, mkdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
 import t, { type Test } from 'tap'
 import { client } from '../src/cli/client.ts'
 import { UsageError } from '../src/cli/usage.ts'
@@ -144,6 +144,13 @@ t.test('a file that is not UTF-8 is left alone: its comments could not be kept',
   await t.rejects(run('disable', 'billing'), { message: /^\S+ is not UTF-8 throughout/ })
   t.strictSame(await readFile(file), latin)
   await t.rejects(readFile(`${file}.lock`), { code: 'ENOENT' })
+})
+
+t.test('a command waits for others that are at work on the file for some seconds', async (t) => {
+  const { file, run } = await workshop(t)
+  await writeFile(`${file}.lock`, '')
+  setTimeout(() => void rm(`${file}.lock`), 1_500)
+  t.match(await run('disable', 'billing'), [/billing is disabled/, String])
 })
 
 t.test('rotate lists a second identity beside the first, prune takes the older out', async (t) => {

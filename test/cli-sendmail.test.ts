@@ -281,8 +281,7 @@ t.test('settings come from the environment, or else from the file', async (t) =>
     'ca.crt': gateway.pki.ca.certificate,
     'client.crt': gateway.client.certificate,
     'client.key': gateway.client.key,
-    'client.env': `# the gateway
-POSTERN_URL="https://localhost:${gateway.port}"
+    'client.env': `\ufeffPOSTERN_URL="https://localhost:${gateway.port}"
 export POSTERN_CA=${directory}/ca.crt
 POSTERN_CERT=${directory}/client.crt
 POSTERN_KEY = '${directory}/client.key'

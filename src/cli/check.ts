@@ -79,8 +79,8 @@ function readAsked(args: readonly string[]) {
   if (to !== undefined && send !== undefined) throw new UsageError('--to asks and --send sends: take one of them.')
   if (from !== undefined && to === undefined && send === undefined)
     throw new UsageError('--from goes with --to ADDRESS, or with --send ADDRESS.')
-  const [sender, recipient] = [from, to ?? send].map(
-    (text) => text && worded(`"${text}"`, () => parseMailbox(text).address),
+  const [sender, recipient] = [from, to ?? send].map((text) =>
+    text === undefined ? undefined : worded(`"${text}"`, () => parseMailbox(text).address),
   )
   return { from: sender, to: recipient, send: send !== undefined }
 }

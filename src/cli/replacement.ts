@@ -5,7 +5,7 @@ import { codeOf } from '../errors.ts'
 import { readNamed, refusal, UsageError } from './usage.ts'
 
 const LOCK_RETRY_MS = 50
-const LOCK_TRIES = 20 // a second in all, while another command holds the lock for some milliseconds
+const LOCK_TRIES = 100 // five seconds in all: of twelve commands at once on two cores the last one waited for more than one
 
 /**
  * Replaces a file in one step and keeps its owner and mode. The new text is written to a lock beside it, so that of two

@@ -87,7 +87,7 @@ function readSettings(env: NodeJS.ProcessEnv, file: string): Settings {
   } catch (error) {
     why = codeOf(error) === 'ENOENT' ? ', which is not there' : `, which cannot be read (${codeOf(error)})`
   }
-  const lines = [...text.matchAll(/^[ \t]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(["']?)(.*?)\2[ \t]*\r?$/gm)]
+  const lines = [...text.matchAll(/^[ \t\ufeff]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(["']?)(.*?)\2[ \t]*\r?$/gm)]
   const stated = Object.fromEntries(lines.map(([, name, , value]) => [name, value]))
   const settings: Settings = Object.fromEntries(
     SETTINGS.flatMap((name) => {
