@@ -68,7 +68,8 @@ const MOST_FRAMING_PER_BYTE = 0.5
 
 /**
  * The open connections of the listener: bounded in number, paced while they shake hands, cut where they only cost, and
- * closed where they no longer pass. To be made before anybody else listens for `connection`.
+ * closed where they no longer pass. To be made before anybody else listens for `connection`, or answers failed handshakes: what
+ * is written to them then would count as this side's part of one.
  */
 export class Connections {
   readonly #options: ConnectionOptions

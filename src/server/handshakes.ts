@@ -36,7 +36,7 @@ export function watchHandshakes(server: Server, metrics: Pick<Metrics, 'handshak
   server.prependListener('connection', (socket: Socket) => {
     if (socket.remoteAddress !== undefined) addresses.set(socket, socket.remoteAddress)
   })
-  server.prependListener('tlsClientError', (error: Error, socket: TLSSocket) => {
+  server.on('tlsClientError', (error: Error, socket: TLSSocket) => {
     const transport = transportOf(socket)
     const [reason, advice] = judge(error, socket, transport?.bytesRead ?? 0)
     metrics.handshakeFailures.inc({ reason })
