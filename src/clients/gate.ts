@@ -14,6 +14,7 @@ import {
   type Standing,
   stranger,
 } from './peer.ts'
+import type { Tokens } from './tokens.ts'
 import type { ClientTrust } from '../tls/trust.ts'
 
 /** Who asks: a client, and the certificate that it came with. */
@@ -53,10 +54,7 @@ export interface Holder {
 export const METADATA_PATH = '/.well-known/oauth-protected-resource'
 
 /** Says by its token who holds a certificate; absent where tokens are not taken. */
-export interface TokenCheck {
-  callerOf(holder: Holder, authorization: readonly string[], directory: ClientDirectory, now: number): Caller
-  readonly metadata: Readonly<Record<string, unknown>>
-}
+export type TokenCheck = Pick<Tokens, 'callerOf' | 'metadata'>
 
 /** A token whose signature is yet to be verified, which takes a moment; then the caller is asked for again. */
 export class UnverifiedToken extends Problem {

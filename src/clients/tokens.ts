@@ -3,7 +3,7 @@ import { decodeProtectedHeader, errors, jwtVerify, type JWTVerifyGetKey } from '
 import { isRecord } from '../config/record.ts'
 import { Problem, type ProblemCode } from '../errors.ts'
 import type { ClientDirectory } from './clients-file.ts'
-import { type Caller, type Holder, METADATA_PATH, type TokenCheck, UnverifiedToken } from './gate.ts'
+import { type Caller, type Holder, METADATA_PATH, UnverifiedToken } from './gate.ts'
 import type { Issuer, KeySet } from './issuer.ts'
 import { checkEnabled, noted, type Peer } from './peer.ts'
 
@@ -29,7 +29,7 @@ const MAX_VERIFIED = 10_000 // of some 300 bytes
  * OAuth 2 access tokens (RFC 9068) that are bound to the client's certificate (RFC 8705 §3). One signature costs as much
  * CPU time as a message: what was verified is remembered as long as the keys are the same.
  */
-export class Tokens implements TokenCheck {
+export class Tokens {
   readonly #options: TokenOptions
   readonly #issuer: Pick<Issuer, 'keys' | 'refresh' | 'close'>
   /** Where the metadata is, as a parameter of the challenge. */

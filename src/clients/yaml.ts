@@ -42,7 +42,7 @@ export function readYaml(text: string): unknown {
   } catch (error) {
     if (error instanceof RangeError) throw new YamlFault(1, 'it holds a value of millions of characters')
     if (!(error instanceof YAMLException)) throw error
-    throw new YamlFault(lines(text)(error.mark?.position ?? 0), inPlainWords(error))
+    throw new YamlFault(text.slice(0, error.mark?.position ?? 0).split('\n').length, inPlainWords(error))
   }
 }
 
@@ -101,31 +101,25 @@ function afterBracket(source: string, from: number): number {
   return BEFORE_BRACKET.lastIndex + 1
 }
 
-/** What is said of places, in the order of their lines, from 1 on; an entry of a mapping stands where its key does. */
+/** What is said of places, in the order of the text and with lines from 1 on; an entry of a mapping stands where its key does. */
 export function withLines<T extends { readonly place: Place }>(text: string, findings: readonly T[]) {
-  if (findings.length === 0) return []
-  const outline = outlineOf(text)
-  const lineAt = lines(text)
-  const inLines = findings.map((finding) => {
+  const outline = findings.length === 0 ? undefined : outlineOf(text)
+  const found = findings.map((finding) => {
     let [node, stands] = [outline, outline]
     for (const position of finding.place) {
       const width = node?.kind === 'mapping' ? 2 : 1
       stands = node?.children[position * width]
       node = node?.children[position * width + width - 1]
     }
-    return { ...finding, line: lineAt(Math.max(0, stands?.start ?? 0)) }
+    return { ...finding, offset: stands?.start ?? 0 }
   })
-  return inLines.toSorted((a, b) => a.line - b.line)
-}
-
-/** The line of an offset. In the order of the text each line is counted once. */
-function lines(text: string): (offset: number) => number {
   let [line, counted] = [1, 0]
-  return (offset) => {
-    if (offset < counted) [line, counted] = [1, 0]
-    for (; counted < offset; counted++) if (text[counted] === '\n') line += 1
-    return line
-  }
+  return found
+    .toSorted((a, b) => a.offset - b.offset)
+    .map((finding) => {
+      for (; counted < finding.offset; counted++) if (text[counted] === '\n') line += 1
+      return { ...finding, line }
+    })
 }
 
 function parse(source: string): { readonly events: Event[]; readonly source: string } {

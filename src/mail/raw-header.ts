@@ -25,21 +25,30 @@ const SINGLE =
  */
 export async function readHeader(upload: Pieces): Promise<{ head: Buffer; closed: boolean; rest: Buffer }> {
   const pieces: Buffer[] = []
-  const end = new HeaderEnd()
   let size = 0
+  let lineLength = 0
+  let cr = false
+  let blank = false // a blank line has been seen; where it ended in a CR, its LF may follow
   for (;;) {
     const piece = await upload.next()
-    if (piece === undefined) return { head: Buffer.concat(pieces), closed: end.blank, rest: Buffer.alloc(0) }
-    const bodyStart = end.find(piece)
+    if (piece === undefined) return { head: Buffer.concat(pieces), closed: blank, rest: Buffer.alloc(0) }
+    let bodyStart: number | undefined
+    for (let at = 0; at < piece.length && bodyStart === undefined; at++) {
+      const byte = piece[at]
+      const afterCr = cr
+      cr = byte === CR
+      if (afterCr && blank) bodyStart = byte === LF ? at + 1 : at
+      else if (afterCr && byte === LF) continue
+      else if (byte === CR || byte === LF) {
+        blank = lineLength === 0
+        if (blank && byte === LF) bodyStart = at + 1
+        lineLength = 0
+      } else lineLength += 1
+    }
     size += bodyStart ?? piece.length
     if (size > MAX_HEADER) throw new Problem('malformed_mime', `The header has more than ${MAX_HEADER} bytes.`)
-    if (bodyStart !== undefined)
-      return {
-        head: Buffer.concat([...pieces, piece.subarray(0, bodyStart)]),
-        closed: true,
-        rest: piece.subarray(bodyStart),
-      }
-    pieces.push(piece)
+    pieces.push(piece.subarray(0, bodyStart))
+    if (bodyStart !== undefined) return { head: Buffer.concat(pieces), closed: true, rest: piece.subarray(bodyStart) }
   }
 }
 
@@ -121,33 +130,4 @@ export function invalidHeader(faults: readonly Fault[]): Problem {
   const [first] = faults
   const detail = first === undefined ? 'The header is not valid.' : `${first.path} ${first.message}.`
   return new Problem('malformed_mime', detail, { errors: faults })
-}
-
-/** Finds the blank line after a header, piece by piece, each octet looked at once. */
-class HeaderEnd {
-  /** A blank line has been seen whose CR may still be followed by its LF. */
-  blank = false
-  #cr = false
-  #lineLength = 0
-
-  /** Where the body begins in this piece, or undefined. */
-  find(piece: Buffer): number | undefined {
-    for (let at = 0; at < piece.length; at++) {
-      const byte = piece[at]
-      if (this.#cr) {
-        this.#cr = false
-        if (this.blank) return byte === LF ? at + 1 : at
-        if (byte === LF) continue
-      }
-      if (byte === CR || byte === LF) {
-        this.blank = this.#lineLength === 0
-        if (this.blank && byte === LF) return at + 1
-        this.#cr = byte === CR
-        this.#lineLength = 0
-      } else {
-        this.#lineLength += 1
-      }
-    }
-    return undefined
-  }
 }
