@@ -67,13 +67,10 @@ export function tooManyRecipients(
   return new Problem('too_many_recipients', `The message has ${recipients} recipients; ${setBy} allows ${most}.`)
 }
 
-/** The most bytes that a message may have, and who says so: a 413 names whom to ask for more. */
-export interface SizeLimit {
-  readonly bytes: number
-  readonly setBy: string
-}
+export type SizeLimit = Readonly<ReturnType<typeof sizeLimit>>
 
-export function sizeLimit({ maxSize }: Pick<Client, 'maxSize'>, mostOfAnybody: number): SizeLimit {
+/** The most bytes that a message may have, and who says so: a 413 names whom to ask for more. */
+export function sizeLimit({ maxSize }: Pick<Client, 'maxSize'>, mostOfAnybody: number) {
   return maxSize !== undefined && maxSize < mostOfAnybody
     ? { bytes: maxSize, setBy: "this client's max_size" }
     : { bytes: mostOfAnybody, setBy: 'POSTERN_MAX_SIZE' }

@@ -19,9 +19,8 @@ interface HttpsRequest extends Pick<RequestOptions, 'method' | 'headers'> {
  * than the one that is trusted.
  */
 export async function ask(url: string, { body, most, signal, ...options }: HttpsRequest) {
-  const given = Object.fromEntries(Object.entries(options).filter(([, value]) => value !== undefined))
   // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
-  const asked = request(url, { ...given, agent: false, signal, rejectUnauthorized: true, minVersion: 'TLSv1.2' })
+  const asked = request(url, { ...options, agent: false, signal, rejectUnauthorized: true, minVersion: 'TLSv1.2' })
   try {
     asked.end(body)
     const [answer]: IncomingMessage[] = await once(asked, 'response')

@@ -70,7 +70,10 @@ export class Issuer {
   async #ask(): Promise<boolean> {
     let fault: string | undefined
     try {
-      const set = await this.#fetchKeys(AbortSignal.timeout(ASK_MS))
+      const signal = AbortSignal.timeout(ASK_MS)
+      const url = await this.#jwksUri(signal)
+      const set = await getJson(url, this.#ca(), signal)
+      if (!isKeySet(set)) throw new Error(`${url} is no set of 1 to ${MAX_KEYS} keys`)
       this.#keys = { keyFor: createLocalJWKSet(set), kids: new Set(set.keys.map(({ kid }) => kid)), at: Date.now() }
     } catch (error) {
       fault = error instanceof Error ? error.message : 'unknown error'
@@ -80,13 +83,6 @@ export class Issuer {
     clearTimeout(this.#timer)
     this.#timer = setTimeout(() => void this.refresh(), fault === undefined ? REFRESH_MS : LEAST_INTERVAL_MS).unref()
     return fault === undefined
-  }
-
-  async #fetchKeys(signal: AbortSignal): Promise<JSONWebKeySet> {
-    const url = await this.#jwksUri(signal)
-    const set = await getJson(url, this.#ca(), signal)
-    if (!isKeySet(set)) throw new Error(`${url} is no set of 1 to ${MAX_KEYS} keys`)
-    return set
   }
 
   /** RFC 8414 §3.1 puts the well-known part before the path of the issuer, OpenID Connect after it. */

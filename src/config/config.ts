@@ -235,8 +235,7 @@ function portFaults({ host, port, ops, http }: Config): readonly string[] {
     ['POSTERN_HTTP_PORT', http.port, host],
   ] as const
   return listeners.flatMap(([name, asked, address], index) => {
-    const meets = (other: string): boolean =>
-      other === address || [other, address].some((at) => EVERY_ADDRESS.includes(at))
+    const meets = (at: string): boolean => at === address || [at, address].some((one) => EVERY_ADDRESS.includes(one))
     const other = listeners.slice(0, index).find(([, taken, at]) => taken === asked && meets(at))
     return asked && other ? [`${name} ${asked} is the port of ${other[0]} too: give each a port of its own.`] : []
   })

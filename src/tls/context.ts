@@ -1,5 +1,5 @@
-import { constants, createPrivateKey, type KeyObject, X509Certificate } from 'node:crypto'
-import { createSecureContext, type SecureContextOptions, type SecureVersion, type TlsOptions } from 'node:tls'
+import { constants, createPrivateKey, X509Certificate } from 'node:crypto'
+import { createSecureContext, type SecureVersion, type TlsOptions } from 'node:tls'
 import { DAY_MS } from '../config/units.ts'
 import { LoadError } from '../errors.ts'
 
@@ -49,7 +49,10 @@ const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent
 export function secureContextOptions(material: TlsMaterial, now = new Date()) {
   const faults: string[] = []
   const leaf = readPair(material, 'server', faults)
-  if (leaf !== undefined) faults.push(...validityFaults(leaf, 'the server certificate', now))
+  if (leaf !== undefined && notAfter(leaf) < now)
+    faults.push(`the server certificate has expired on ${notAfter(leaf).toISOString()}: renew it`)
+  else if (leaf !== undefined && notBefore(leaf) > now)
+    faults.push(`the server certificate is not valid before ${notBefore(leaf).toISOString()}: check the clock`)
   const authorities = readCertificates(material.clientCa, 'the client CA', faults)
   for (const authority of authorities) {
     if (!authority.ca)
@@ -75,7 +78,12 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()) {
     ecdhCurve: GROUPS,
     secureOptions: SECURE_OPTIONS,
   }
-  if (faults.length === 0) faults.push(...contextFaults(options))
+  try {
+    if (faults.length === 0) createSecureContext(options)
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : 'unknown reason'
+    faults.push(`the TLS library refuses the certificates: ${reason}`)
+  }
   if (faults.length > 0) throw new LoadError(faults)
   return options
 }
@@ -141,42 +149,21 @@ export function readPair(
   faults: string[],
 ): X509Certificate | undefined {
   const [leaf] = readCertificates(cert, `the ${whose} certificate`, faults)
-  const key = readKey(pem, whose, faults)
-  if (leaf !== undefined && key !== undefined && !leaf.checkPrivateKey(key))
-    faults.push(`the ${whose} key does not belong to the ${whose} certificate: take both from the same issue`)
-  return leaf
-}
-
-function readKey(pem: string, whose: string, faults: string[]): KeyObject | undefined {
   try {
     if (isCut(pem)) throw new RangeError('a block without its end')
-    return createPrivateKey(pem)
+    const key = createPrivateKey(pem)
+    if (leaf?.checkPrivateKey(key) === false)
+      faults.push(`the ${whose} key does not belong to the ${whose} certificate: take both from the same issue`)
   } catch {
     faults.push(`the ${whose} key file holds no private key in PEM form (an encrypted key is not supported)`)
-    return undefined
   }
+  return leaf
 }
 
 /** Whether a PEM block has no end. OpenSSL takes what comes before it for the whole file (RFC 7468 §3). */
 function isCut(pem: string): boolean {
   const rest = pem.replace(/-----BEGIN ([^-]+)-----(?:(?!-----)[^])*-----END \1-----/g, '')
   return /-----(?:BEGIN|END) |(?:^|\n)-{1,5}(?:BE?G?I?N?)?$/.test(rest)
-}
-
-function validityFaults(certificate: X509Certificate, what: string, now: Date): string[] {
-  if (notAfter(certificate) < now) return [`${what} has expired on ${notAfter(certificate).toISOString()}: renew it`]
-  if (notBefore(certificate) > now)
-    return [`${what} is not valid before ${notBefore(certificate).toISOString()}: check the clock`]
-  return []
-}
-
-function contextFaults(options: SecureContextOptions): string[] {
-  try {
-    createSecureContext(options)
-    return []
-  } catch (error) {
-    return [`the TLS library refuses the certificates: ${error instanceof Error ? error.message : 'unknown reason'}`]
-  }
 }
 
 /** A certificate's subject in quotation marks, on one line. */

@@ -38,9 +38,9 @@ export class ClientTrust {
   readonly #proven = new Map<string, Proof>()
 
   constructor({ ca, crl }: Pick<SecureContext, 'ca' | 'crl'>) {
-    this.#bundle = distinct(readable(ca.map((pem) => () => readCertificate(new X509Certificate(pem)))))
+    this.#bundle = distinct(readable(ca, (pem) => readCertificate(new X509Certificate(pem))))
     // A list that cannot be judged is no list: where one is asked for, its CA's certificates are refused.
-    this.#lists = crl && readable(crl.map((pem) => () => new RevocationList(pem)))
+    this.#lists = crl && readable(crl, (pem) => new RevocationList(pem))
   }
 
   /** How many roots the bundle has: self-signed certificates, in which chains end. */
@@ -89,9 +89,9 @@ export class ClientTrust {
     const refusal = (why: string): Verdict => ({
       problem: new Problem('unknown_certificate', `The client certificate ${x509.fingerprint256} ${why}.`),
     })
-    const [leaf] = readable([() => readCertificate(x509)])
+    const leaf = attempt(() => readCertificate(x509))
     if (leaf === undefined) return refusal('is not as RFC 5280 has it')
-    const others = readable(presented.slice(0, MAX_PRESENTED).map((other) => () => readCertificate(other)))
+    const others = readable(presented.slice(0, MAX_PRESENTED), readCertificate)
     const paths = this.#pathsFrom(leaf, others, now)
     if (paths.length === 0) return refusal('was not issued by a client CA that is in force')
     const ends: number[] = []
@@ -165,16 +165,19 @@ function distinct(certificates: readonly Certificate[]): Certificate[] {
 
 /** What cannot be read does not hold, nor a signature with a kind of key that is not known here. */
 function holds(judge: () => boolean): boolean {
-  return readable([judge])[0] === true
+  return attempt(judge) === true
 }
 
-/** What can be read of several things. Whatever else OpenSSL makes of a key is no reason to let anybody in. */
-function readable<T>(readers: readonly (() => T)[]): T[] {
-  return readers.flatMap((read) => {
-    try {
-      return [read()]
-    } catch {
-      return []
-    }
-  })
+/** What can be read of several things. */
+function readable<T, R>(things: readonly T[], read: (thing: T) => R): R[] {
+  return things.flatMap((thing) => attempt(() => read(thing)) ?? [])
+}
+
+/** Whatever else OpenSSL makes of a key is no reason to let anybody in. */
+function attempt<T>(read: () => T): T | undefined {
+  try {
+    return read()
+  } catch {
+    return undefined
+  }
 }
