@@ -22,7 +22,7 @@ import { Metrics } from '../operations/metrics.ts'
 import { portOf } from '../operations/plain-http.ts'
 import { operationsServer } from '../operations/server.ts'
 import { type Levels, statusOf } from '../operations/status.ts'
-import { connectRedis, type RedisConnection, Witness } from '../send/redis.ts'
+import { connectRedis, Witness } from '../send/redis.ts'
 import { explain } from '../relay/advice.ts'
 import { Connections } from './connections.ts'
 import { watchHandshakes } from './handshakes.ts'
@@ -98,7 +98,10 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
           if (up) {
             logger.info('the shared store is there')
             if (config.queue !== undefined && shared !== undefined)
-              void warnOfLoss(shared.client, logger).catch(() => {})
+              durabilityFindings(shared.client, { queue: true }).then(
+                (findings) => findings.forEach((finding) => logger.warn(finding)),
+                () => {},
+              )
             queue?.kick()
           } else
             logger.error(
@@ -156,12 +159,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   let firstLook: Promise<void> = Promise.resolve()
   const levels: Levels = {
     pending: () => relays.pending,
-    relays: () =>
-      relays.status.map(({ label, ...state }) => ({
-        relay: label,
-        ...state,
-        fault: state.up ? undefined : faults.get(label),
-      })),
+    relays: () => relays.status.map(({ label, ...state }) => ({ relay: label, ...state, fault: faults.get(label) })),
     inFlight: () => ({ messages: admission.messages, bytes: admission.bytes, connections: connections.size }),
     usage: () => allowances.usageOf(clients.current.directory.clients.values()),
     queue: async () => queue?.stats(),
@@ -248,11 +246,6 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   return gateway
 }
 
-/** Says in the log what keeps Redis from holding what it was given. */
-async function warnOfLoss(redis: RedisConnection, logger: Logger): Promise<void> {
-  for (const finding of await durabilityFindings(redis, { queue: true })) logger.warn(finding)
-}
-
 /** Listens at the host and port of two settings. Throws a LoadError that names the one at fault. */
 export async function listen(server: NetServer, name: string, host: string, port: number): Promise<void> {
   server.listen(port, host)
@@ -260,13 +253,15 @@ export async function listen(server: NetServer, name: string, host: string, port
     await once(server, 'listening')
   } catch (error) {
     const code = codeOf(error)
-    if (code !== 'EADDRINUSE' && code !== 'EACCES') {
-      const setting = name === 'POSTERN_OPS_PORT' ? 'POSTERN_OPS_HOST' : 'POSTERN_HOST'
-      throw new LoadError([`${setting} "${host}" is no address of this machine (${code}).`])
-    }
     const why =
-      code === 'EADDRINUSE' ? 'is in use by another program' : 'may not be bound by this user: take one above 1023'
-    throw new LoadError([`${name}: ${host}:${port} ${why}.`])
+      code === 'EADDRINUSE'
+        ? 'is in use by another program'
+        : code === 'EACCES'
+          ? 'may not be bound by this user: take one above 1023'
+          : undefined
+    if (why !== undefined) throw new LoadError([`${name}: ${host}:${port} ${why}.`])
+    const setting = name === 'POSTERN_OPS_PORT' ? 'POSTERN_OPS_HOST' : 'POSTERN_HOST'
+    throw new LoadError([`${setting} "${host}" is no address of this machine (${code}).`])
   }
 }
 
@@ -278,15 +273,11 @@ async function takeTokens({ oauth, http }: Config, ca: () => string | undefined,
   let [away, fetchedAt] = [false, 0]
   metrics.observeIssuer(() => fetchedAt)
   const issuer = new Issuer(url, ca, (fault) => {
+    const line = { issuer: url, error: fault }
     if (fault === undefined) fetchedAt = Date.now() / 1000
-    if (away !== (fault !== undefined)) {
-      if (fault === undefined) logger.info({ issuer: url }, 'the keys of the token issuer are there')
-      else
-        logger.error(
-          { issuer: url, error: fault },
-          'the keys of the token issuer cannot be fetched: the last ones serve for a day',
-        )
-    }
+    if (fault === undefined && away) logger.info(line, 'the keys of the token issuer are there')
+    if (fault !== undefined && !away)
+      logger.error(line, 'the keys of the token issuer cannot be fetched: the last ones serve for a day')
     away = fault !== undefined
   })
   void issuer.refresh()

@@ -23,12 +23,8 @@ const WORTH_BYTES = 16 * 1024
 export function reduce(body: Buffer): Reduced {
   const contents = new Map<string, Buffer>()
   const kept: Buffer[] = []
-  let from = 0
-  for (
-    let key = body.indexOf(KEY);
-    key !== -1 && body.length >= WORTH_BYTES;
-    key = body.indexOf(KEY, Math.max(from, key + KEY.length))
-  ) {
+  let [from, key] = [0, body.length < WORTH_BYTES ? -1 : body.indexOf(KEY)]
+  for (; key !== -1; key = body.indexOf(KEY, Math.max(from, key + KEY.length))) {
     const colon = skipSpace(body, key + KEY.length)
     const open = skipSpace(body, colon + 1)
     if (body[colon] !== COLON || body[open] !== QUOTE) continue
@@ -41,9 +37,7 @@ export function reduce(body: Buffer): Reduced {
     kept.push(body.subarray(from, open + 1), Buffer.from(word))
     from = close
   }
-  return contents.size === 0
-    ? { json: body, contents }
-    : { json: Buffer.concat([...kept, body.subarray(from)]), contents }
+  return { json: from === 0 ? body : Buffer.concat([...kept, body.subarray(from)]), contents }
 }
 
 /** Whether everything that was taken stands in the `content` of an attachment. If not, the body has to be parsed whole. */

@@ -3,12 +3,6 @@ import type { BodyHash } from './hash.ts'
 import { Problem, shown } from '../../errors.ts'
 import type { BodyReader } from './reader.ts'
 
-type Event =
-  | { readonly kind: 'part'; readonly name: string }
-  | { readonly kind: 'data'; readonly piece: Buffer }
-  | { readonly kind: 'end' }
-  | { readonly kind: 'broken'; readonly reason: string }
-
 // Content-Disposition, Content-Type and whatever a client adds: no more than one line of each is of use.
 const MAX_PART_HEADERS = 20
 
@@ -20,7 +14,8 @@ export class Parts {
   readonly upload: BodyReader
   readonly #hash: BodyHash | undefined
   readonly #parser: Dicer
-  readonly #events: Event[] = []
+  /** What has come: the name of a part, a piece of it, null at its end, or what is wrong with the body there. */
+  readonly #found: (string | Buffer | null | Problem)[] = []
   #turn: Promise<unknown> = Promise.resolve()
   #fault: Problem | undefined
   #inPart = false
@@ -29,52 +24,72 @@ export class Parts {
   constructor(upload: BodyReader, boundary: string, hash: BodyHash | undefined) {
     this.upload = upload
     this.#hash = hash
-    this.#parser = this.#open(boundary)
+    this.#parser = new Dicer({ boundary, maxHeaderPairs: MAX_PART_HEADERS })
+    this.#parser.on('error', () =>
+      this.#broken('The body ends before its last boundary, or is not multipart/form-data.'),
+    )
+    this.#parser.on('part', (part) => {
+      this.#inPart = true
+      let named = false
+      part.on('error', () => {}) // the parser reports the same error itself
+      part.on('header', (header: object) => {
+        named = true
+        const name = partName(header)
+        if (name === undefined) this.#broken('A part has no Content-Disposition of form-data with one name.')
+        else if (isEncoded(header))
+          this.#broken(
+            `The part ${JSON.stringify(shown(name))} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`,
+          )
+        else this.#found.push(name)
+      })
+      // What the parser finds is taken from its hands: parts stay in order, and no stream of its own keeps data back.
+      part.push = (piece: unknown) => {
+        if (Buffer.isBuffer(piece)) this.#found.push(piece)
+        else if (named) this.#found.push(null)
+        else this.#broken('A part has no header.')
+        this.#inPart = piece !== null
+        return true
+      }
+    })
   }
 
   /** The name of the next part, once what is left of the one before has been read; undefined after the last. */
   async next(): Promise<string | undefined> {
     for (;;) {
-      const event = await this.#event()
-      if (event === undefined) return undefined
-      if (event.kind === 'part') return event.name
+      const found = await this.#next()
+      if (found === undefined || typeof found === 'string') return found
     }
   }
 
   /** The next piece of the part at hand, or undefined at its end. */
   async read(): Promise<Buffer | undefined> {
-    const event = await this.#event()
-    return event?.kind === 'data' ? event.piece : undefined
+    const found = await this.#next()
+    return Buffer.isBuffer(found) ? found : undefined
   }
 
   /** Reads what is left of the body and gives the hash of all names and contents; the boundary is no part of it. */
   async digest(): Promise<string> {
-    while ((await this.#event()) !== undefined);
+    while ((await this.#next()) !== undefined);
     return this.#hash?.digest() ?? ''
   }
 
-  /** Lets go of the upload, wherever it stands. */
-  stop(): void {
-    this.upload.stop()
-  }
-
-  #event(): Promise<Event | undefined> {
+  #next(): Promise<string | Buffer | null | undefined> {
     const turn = this.#turn.then(() => this.#take())
     this.#turn = turn.catch(() => {})
     return turn
   }
 
-  async #take(): Promise<Event | undefined> {
-    while (this.#fault === undefined && this.#events.length === 0 && !this.#finished) await this.#feed()
+  async #take(): Promise<string | Buffer | null | undefined> {
+    while (this.#fault === undefined && this.#found.length === 0 && !this.#finished) await this.#feed()
     if (this.#fault !== undefined) throw this.#fault
-    const event = this.#events.shift()
-    if (event?.kind === 'broken') {
+    const found = this.#found.shift()
+    if (found instanceof Problem) {
       this.upload.stop()
-      throw (this.#fault = malformed(event.reason))
+      throw (this.#fault = found)
     }
-    if (event?.kind === 'part') this.#hash?.begin(event.name)
-    else if (event?.kind === 'data') this.#hash?.update(event.piece)
-    return event
+    if (typeof found === 'string') this.#hash?.begin(found)
+    else if (found) this.#hash?.update(found)
+    return found
   }
 
   async #feed(): Promise<void> {
@@ -84,46 +99,18 @@ export class Parts {
     this.#parser.end()
     // The parser says on the next tick that it missed the last boundary.
     await new Promise((resolve) => setImmediate(resolve))
-    if (this.#inPart) this.#events.push({ kind: 'broken', reason: 'The body ends within a part.' })
+    if (this.#inPart) this.#broken('The body ends within a part.')
   }
 
-  #open(boundary: string): Dicer {
-    const parser = new Dicer({ boundary, maxHeaderPairs: MAX_PART_HEADERS })
-    const broken = (reason: string): void => void this.#events.push({ kind: 'broken', reason })
-    parser.on('error', () => broken('The body ends before its last boundary, or is not multipart/form-data.'))
-    parser.on('part', (part) => {
-      this.#inPart = true
-      let named = false
-      part.on('error', () => {}) // the parser reports the same error itself
-      part.on('header', (header: object) => {
-        named = true
-        const name = partName(header)
-        if (name === undefined) broken('A part has no Content-Disposition of form-data with one name.')
-        else if (isEncoded(header))
-          broken(
-            `The part ${JSON.stringify(shown(name))} has a Content-Transfer-Encoding: parts are taken as they are (RFC 7578 §4.7).`,
-          )
-        else this.#events.push({ kind: 'part', name })
-      })
-      // What the parser finds is taken from its hands: parts stay in order, and no stream of its own keeps data back.
-      part.push = (piece: unknown) => {
-        if (Buffer.isBuffer(piece)) this.#events.push({ kind: 'data', piece })
-        else if (named) this.#events.push({ kind: 'end' })
-        else broken('A part has no header.')
-        this.#inPart = piece !== null
-        return true
-      }
-    })
-    return parser
+  #broken(reason: string): void {
+    this.#found.push(new Problem('invalid_message', reason))
   }
 }
 
 /** The boundary of a multipart/form-data media type (RFC 2046 §5.1.1). Throws a 415 Problem. */
 export function boundaryOf(contentType: string | undefined): string {
-  const match = /;[ \t]*boundary=(?:"([\w'()+,./:=? -]{1,70})"|([\w'()+,./:=?-]{1,70}))[ \t]*(?:;|$)/i.exec(
-    contentType ?? '',
-  )
-  const boundary = match?.[1] ?? match?.[2]
+  const form = /;[ \t]*boundary=(?:"([\w'()+,./:=? -]{1,70})"|([\w'()+,./:=?-]{1,70}))[ \t]*(?:;|$)/i
+  const [, quoted, boundary = quoted] = form.exec(contentType ?? '') ?? []
   if (boundary === undefined)
     throw new Problem('unsupported_media_type', 'A multipart/form-data body needs a boundary of 1 to 70 characters.')
   return boundary
@@ -152,8 +139,4 @@ function partName(header: object): string | undefined {
 function isEncoded(header: object): boolean {
   const values: unknown = Reflect.get(header, 'content-transfer-encoding')
   return values !== undefined && !/^(?:7bit|8bit|binary)$/i.test(String(values).trim())
-}
-
-function malformed(reason: string): Problem {
-  return new Problem('invalid_message', reason)
 }

@@ -53,7 +53,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         const deferral = deferralOf(request.headers['prefer'], request.body, callerOf(request).peer)
         return await sendAndAnswer(request, reply, options, { bodyHash, compose, deferral })
       } finally {
-        parts?.stop()
+        parts?.upload.stop()
       }
     },
   })
