@@ -48,20 +48,20 @@ export function rawProblem(problem: Problem, requestId: string): string {
 /** What was thrown, or what Fastify says of a request, as a problem. */
 export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error
-  if (!isFastifyError(error)) return new Problem('internal', 'The gateway failed to answer.', { cause: error })
-  if (error.validation !== undefined) {
-    const faults = toFaults(error.validation)
-    const headersOnly = faults.length > 0 && faults.every(({ path }) => path.startsWith('/headers'))
-    return new Problem(headersOnly ? 'invalid_header' : 'invalid_message', describe(faults), { errors: faults })
+  if (isFastifyError(error)) {
+    const { code, message, statusCode = 500, validation } = error
+    if (validation !== undefined) {
+      const faults = toFaults(validation)
+      const headersOnly = faults.length > 0 && faults.every(({ path }) => path.startsWith('/headers'))
+      return new Problem(headersOnly ? 'invalid_header' : 'invalid_message', describe(faults), { errors: faults })
+    }
+    if (['FST_ERR_BAD_URL', 'FST_ERR_MAX_PARAM_LENGTH'].includes(code))
+      return new Problem('not_found', 'There is nothing at this path.', { cause: error })
+    if (statusCode === 415)
+      return new Problem('unsupported_media_type', 'The Content-Type cannot be read (RFC 9110 §8.3).', { cause: error })
+    if (statusCode >= 400 && statusCode < 500) return new Problem('invalid_message', message, { cause: error })
   }
-  if (['FST_ERR_BAD_URL', 'FST_ERR_MAX_PARAM_LENGTH'].includes(error.code))
-    return new Problem('not_found', 'There is nothing at this path.', { cause: error })
-  const status = error.statusCode ?? 500
-  if (status === 415)
-    return new Problem('unsupported_media_type', 'The Content-Type cannot be read (RFC 9110 §8.3).', { cause: error })
-  return status >= 400 && status < 500
-    ? new Problem('invalid_message', error.message, { cause: error })
-    : new Problem('internal', 'The gateway failed to answer.', { cause: error })
+  return new Problem('internal', 'The gateway failed to answer.', { cause: error })
 }
 
 function describe(faults: readonly { readonly path: string; readonly message: string }[]): string {

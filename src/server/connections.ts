@@ -144,15 +144,10 @@ export class Connections {
       this.#open.delete(transport)
       this.#waiting.delete(connection)
       this.#shaking.delete(connection)
-      this.#schedule()
+      this.#turn ??= setImmediate(this.#next)
     })
     this.#waiting.add(connection)
-    this.#schedule()
-  }
-
-  #schedule(): void {
-    if (this.#waiting.size === 0 || this.#turn !== undefined) return
-    this.#turn = setImmediate(this.#next)
+    this.#turn ??= setImmediate(this.#next)
   }
 
   /**
@@ -173,7 +168,7 @@ export class Connections {
     connection.since = performance.now()
     this.#shaking.add(connection)
     this.#begin(connection.transport)
-    this.#schedule()
+    this.#turn ??= setImmediate(this.#next)
   }
 
   readonly #look = (): void => {
@@ -195,7 +190,7 @@ export class Connections {
     const connection = this.#of(tls)
     if (connection === undefined) return
     this.#shaking.delete(connection)
-    this.#schedule()
+    this.#turn ??= setImmediate(this.#next)
     connection.tls = tls
     connection.handshakeBytes = connection.transport.bytesRead
     if (this.#isPaused(certificateOf(tls))) return void tls.destroy()
@@ -334,11 +329,8 @@ function maxDescriptors(): number {
 
 function closeAfterAnswers(socket: TLSSocket): void {
   const answers = unanswered(socket)
-  if (answers.length === 0) return void socket.destroySoon()
-  for (const answer of answers) {
-    answer.shouldKeepAlive = false // says "Connection: close" where the head is not on its way yet
-    onceOver(answer, () => {
-      if (answersOwed(socket) === 0) socket.destroySoon()
-    })
-  }
+  for (const answer of answers) answer.shouldKeepAlive = false // says "Connection: close" where the head is still to come
+  const last = answers.at(-1)
+  if (last === undefined) socket.destroySoon()
+  else onceOver(last, () => socket.destroySoon())
 }

@@ -66,13 +66,8 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   const shutdown = new Shutdown()
   const metrics = new Metrics()
   const tokens = await takeTokens(config, loaded.oauthCa ?? (() => undefined), metrics, logger)
-  const clients = new Reloader(loaded, {
-    config,
-    metrics,
-    log: logger,
-    tokens,
-    relayTlsChanged: () => relays.refresh(),
-  })
+  const relayTlsChanged = (): void => relays.refresh()
+  const clients = new Reloader(loaded, { config, metrics, log: logger, tokens, relayTlsChanged })
   const admission = new Admission(config.maxPending, config.maxInflight)
   const faults = new Map<string, ReturnType<typeof explain> | undefined>()
   let queue: Queue | undefined = undefined
@@ -110,16 +105,13 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
             )
         })
   const redis = shared?.client
-  const witness = redis && new Witness(redis)
-  const store =
-    redis === undefined || witness === undefined
-      ? new MemoryIdempotencyStore()
-      : new RedisIdempotencyStore(redis, witness)
+  const kept = redis && { redis, witness: new Witness(redis) }
+  const store = kept ? new RedisIdempotencyStore(kept.redis, kept.witness) : new MemoryIdempotencyStore()
   const allowances = new Allowances(redis)
   const relayUp = (): boolean => relays.status.some(({ up }) => up)
-  if (config.queue !== undefined && redis !== undefined && witness !== undefined)
+  if (config.queue !== undefined && kept !== undefined)
     queue = new Queue({
-      store: new QueueStore(redis, witness),
+      store: new QueueStore(kept.redis, kept.witness),
       sealer: new Sealer(config.queue.keys),
       send: (outgoing, client, onMark) => relays.send(outgoing, undefined, { client, onMark }),
       relayUp,
@@ -137,25 +129,16 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       },
     })
   const sender = new Sender({ relays, store, allowances, metrics, queue })
-  const app = build({
-    sender,
-    allowances,
-    queue,
-    metrics,
-    config,
-    secureContext: loaded.secureContext,
-    clients,
-    admission,
-    logger,
-    shutdown,
-  })
-  const connections = new Connections(app.server, {
+  const { secureContext } = loaded
+  const app = build({ sender, allowances, queue, metrics, config, clients, admission, logger, shutdown, secureContext })
+  const { server } = app
+  const connections = new Connections(server, {
     most: config.maxConnections,
     clientOf: clients.clientOf,
     strangerMs: tokens === undefined ? STRANGER_MS : TOKEN_MS,
     log: logger,
   })
-  watchHandshakes(app.server, metrics, logger)
+  watchHandshakes(server, metrics, logger)
   let firstLook: Promise<void> = Promise.resolve()
   const levels: Levels = {
     pending: () => relays.pending,
@@ -182,17 +165,17 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
       certificate: (whose) => clients.certificates.status(whose),
       store: () => redis && storeUp && redis.isReady,
     }),
-    describe: () => describeApi(portOf(app.server)),
+    describe: () => describeApi(portOf(server)),
   })
-  const plain = acmeServer({ ...config.http, httpsPort: () => portOf(app.server) })
+  const plain = acmeServer({ ...config.http, httpsPort: () => portOf(server) })
 
   const closeAll = async (): Promise<void> => {
     clients.close()
     connections.close()
     tokens?.close()
-    for (const server of [operations, plain]) {
-      server.close()
-      server.closeAllConnections()
+    for (const port of [operations, plain]) {
+      port.close()
+      port.closeAllConnections()
     }
     await Promise.all([app.close(), relays.close()])
     await queue?.close(WRITE_DOWN_MS)
@@ -202,20 +185,20 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
   try {
     // Not app.listen(): for "localhost" it opens a second server, which no reload of certificates would reach.
     await app.ready()
-    await listen(app.server, 'POSTERN_PORT', config.host, config.port)
+    await listen(server, 'POSTERN_PORT', config.host, config.port)
     await listen(operations, 'POSTERN_OPS_PORT', config.ops.host, config.ops.port)
     if (config.http.port !== undefined) await listen(plain, 'POSTERN_HTTP_PORT', config.host, config.http.port)
   } catch (error) {
     await closeAll()
     throw error
   }
-  clients.serve(app.server, connections)
+  clients.serve(server, connections)
   firstLook = Promise.race([
     relays.probeAll().then(() => queue?.relayIsBack()),
     pause(FIRST_LOOK_MS, undefined, { ref: false }),
   ])
   const gateway: Gateway = {
-    port: portOf(app.server),
+    port: portOf(server),
     opsPort: portOf(operations),
     httpPort: config.http.port === undefined ? undefined : portOf(plain),
     reload: () => {
@@ -224,11 +207,8 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     },
     async stop(hurry) {
       shutdown.begun = true
-      const cut = await stopGracefully(
-        { admission, relays, queue, server: app.server, connections },
-        config.shutdownGrace,
-        hurry,
-      )
+      const stopping = { admission, relays, queue, server, connections }
+      const cut = await stopGracefully(stopping, config.shutdownGrace, hurry)
       await closeAll()
       return cut
     },

@@ -15,13 +15,6 @@ import { declaredLength, refuseOtherThan, submissionOf } from '../body/submissio
 import { callerOf } from '../identity.ts'
 import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
 
-/** The envelope as the query states it, each address parsed once. */
-interface RawEnvelope {
-  /** Undefined for the null reverse-path. */
-  readonly from: Address | undefined
-  readonly to: readonly Address[]
-}
-
 /** POST /v1/messages/raw: a complete message, its header judged, its body passed on to the relay as it comes. */
 export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
   const { clients, maxRecipients } = options
@@ -102,8 +95,11 @@ function authorise({ from, to }: RawEnvelope, originators: readonly StatedAddres
   if (refusal !== undefined) throw refusal
 }
 
+/** The envelope as the query states it, each address parsed once; `from` is undefined for the null reverse-path. */
+type RawEnvelope = ReturnType<typeof parseEnvelope>
+
 /** Throws a 400 Problem `invalid_message` that names every faulty address. Duplicates go out once. */
-function parseEnvelope({ mail_from, rcpt_to }: RawQueryInput): RawEnvelope {
+function parseEnvelope({ mail_from, rcpt_to }: RawQueryInput) {
   const faults: Fault[] = []
   const parse = (text: string, path: string): Address[] =>
     readOr(
