@@ -17,7 +17,7 @@ import { parseBodies } from './body/parse.ts'
 import { admitMessages } from './body/submission.ts'
 import { lingerOverBody } from './body/unread.ts'
 import { AJV_OPTIONS, buildValidator } from './body/validation.ts'
-import { BrokenRequests, checkHead } from './broken-requests.ts'
+import { brokenRequests, checkHead } from './broken-requests.ts'
 import { followConnections } from './connections.ts'
 import { identify } from './identity.ts'
 import { SECURITY_HEADERS, toProblem } from './problems.ts'
@@ -49,7 +49,7 @@ interface AppOptions {
 export function build(options: AppOptions): TypedApp {
   const { allowances, clients, config, metrics, queue, sender, shutdown } = options
   const answers = new Answers(metrics, options.logger, config.log.recipients)
-  const broken = new BrokenRequests(clients, options.logger, metrics)
+  const broken = brokenRequests(clients, options.logger, metrics)
   const app = Fastify({
     https: httpsOptions(options),
     serverFactory: (handle, { https }) =>
@@ -65,7 +65,7 @@ export function build(options: AppOptions): TypedApp {
     bodyLimit: config.maxSize,
     ajv: AJV_OPTIONS,
     schemaController: { compilersFactory: { buildValidator } },
-    clientErrorHandler: (error, socket) => broken.clientError(error, socket),
+    clientErrorHandler: broken.clientError,
     rewriteUrl: ({ url = '/' }) => originForm(url),
     // Errors that Fastify answers without running hooks are behind the gate all the same.
     frameworkErrors: (error, request, reply) =>

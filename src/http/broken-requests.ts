@@ -18,56 +18,33 @@ const LINGER_MS = 1_000
  * What Node answers, or asks for, before Fastify has a request: bytes that are no HTTP/1.1, heads that are too slow or too
  * large, CONNECT, Expect, a missing Host. All of it goes behind the same gate as the rest and ends in the same form.
  */
-export class BrokenRequests {
-  readonly #clients: ClientSource
-  readonly #log: FastifyBaseLogger
-  readonly #metrics: Pick<Metrics, 'countRefusal'>
-  readonly #ended = new WeakSet<Duplex>()
+export function brokenRequests(clients: ClientSource, log: FastifyBaseLogger, metrics: Pick<Metrics, 'countRefusal'>) {
+  const ended = new WeakSet<Duplex>()
 
-  constructor(clients: ClientSource, log: FastifyBaseLogger, metrics: Pick<Metrics, 'countRefusal'>) {
-    this.#clients = clients
-    this.#log = log
-    this.#metrics = metrics
-  }
-
-  /** Hands on to the gate what Node would answer by itself. */
-  attach(server: Server): void {
-    // RFC 9110 §10.1.1: the body is asked for by whoever reads it, and an expectation that is not known may be passed over.
-    for (const event of ['checkContinue', 'checkExpectation'])
-      server.on(event, (request, response) => server.emit('request', request, response))
-    server.on('connect', (request, socket) => {
-      socket.on('error', () => {}) // Node has taken its own listener away
-      const problem = new Problem('method_not_allowed', 'The gateway is no proxy.', { headers: { allow: 'GET, POST' } })
-      this.#refuse(request, socket, problem)
-    })
-  }
-
-  /** For the server's `clientError`: bytes that are no request (RFC 9112). Failed handshakes are left to handshakes.ts. */
-  clientError(error: Error & { readonly code?: string }, socket: Duplex): void {
-    if (this.#ended.has(socket) || !(socket instanceof TLSSocket) || !socket.authorized) return
-    if (!socket.writable || error.code === 'ECONNRESET') return void socket.destroy()
-    // Within a body the request that it belongs to is answered, by whoever reads it; or it has been refused already.
-    const within = unanswered(socket).find(({ req }) => !req.complete)
-    if (within !== undefined && stopBody(within.req, bodyProblem(error.code))) return
-    if (within === undefined && bodyOn(socket)?.body.complete === false) return void socket.destroy()
-    this.#refuse({ socket }, socket, headProblem(error.code), error.code)
+  /** The problem for a peer that the gate lets in; for anyone else, the gate's refusal. */
+  const behindGate = (peer: Arrival, problem: Problem): Problem => {
+    try {
+      admit(peer, clients.current)
+      return problem
+    } catch (refusal) {
+      return refusal instanceof UnverifiedToken ? problem : toProblem(refusal) // nothing waits here until it is verified
+    }
   }
 
   /** What this peer is told, which log and metrics hear of too. */
-  #told(peer: Arrival, problem: Problem, requestId: string, errorCode?: string): Problem {
-    const told = this.behindGate(peer, problem)
-    this.#metrics.countRefusal(told, null)
+  const told = (peer: Arrival, problem: Problem, requestId: string, errorCode?: string): Problem => {
+    const answer = behindGate(peer, problem)
+    metrics.countRefusal(answer, null)
     const remote = peer.socket instanceof TLSSocket ? peer.socket.remoteAddress : undefined
-    logRefusal(this.#log, told, { request_id: requestId, error_code: errorCode, remote })
-    return told
+    logRefusal(log, answer, { request_id: requestId, error_code: errorCode, remote })
+    return answer
   }
 
   /** Answers and ends the connection, but never ahead of an earlier request whose message may be on its way. */
-  #refuse(peer: Arrival, socket: Duplex, problem: Problem, errorCode?: string): void {
-    this.#ended.add(socket)
+  const end = (peer: Arrival, socket: Duplex, problem: Problem, errorCode?: string): void => {
+    ended.add(socket)
     const answers = unanswered(socket)
-    const running = answers.filter(({ req }) => req.complete)
-    const last = running.at(-1)
+    const last = answers.findLast(({ req }) => req.complete)
     if (last !== undefined) {
       return void last.once('close', () => {
         socket.end()
@@ -76,25 +53,42 @@ export class BrokenRequests {
     }
     if (answers.some(({ headersSent }) => headersSent)) return void socket.destroy()
     const id = randomUUID()
-    socket.end(rawProblem(this.#told(peer, problem, id, errorCode), id))
+    socket.end(rawProblem(told(peer, problem, id, errorCode), id))
     lingeringClose(socket, LINGER_MS)
   }
 
-  /** Answers a request that may not begin in its turn on its connection, with nothing read and nothing begun. */
-  readonly refuse = (problem: Problem, peer: Arrival, response: ServerResponse): void => {
-    const id = randomUUID()
-    const { status, headers, body } = problemAnswer(this.#told(peer, problem, id), id)
-    response.writeHead(status, headers).end(body)
-  }
+  return {
+    behindGate,
 
-  /** The problem for a peer that the gate lets in; for anyone else, the gate's refusal. */
-  behindGate(peer: Arrival, problem: Problem): Problem {
-    try {
-      admit(peer, this.#clients.current)
-      return problem
-    } catch (refusal) {
-      return refusal instanceof UnverifiedToken ? problem : toProblem(refusal) // nothing waits here until it is verified
-    }
+    /** Hands on to the gate what Node would answer by itself. */
+    attach(server: Server): void {
+      // RFC 9110 §10.1.1: the body is asked for by whoever reads it, and an expectation that is not known may be passed over.
+      for (const event of ['checkContinue', 'checkExpectation'])
+        server.on(event, (request, response) => server.emit('request', request, response))
+      server.on('connect', (request, socket) => {
+        socket.on('error', () => {}) // Node has taken its own listener away
+        const headers = { allow: 'GET, POST' }
+        end(request, socket, new Problem('method_not_allowed', 'The gateway is no proxy.', { headers }))
+      })
+    },
+
+    /** For the server's `clientError`: bytes that are no request (RFC 9112). Failed handshakes are left to handshakes.ts. */
+    clientError(error: Error & { readonly code?: string }, socket: Duplex): void {
+      if (ended.has(socket) || !(socket instanceof TLSSocket) || !socket.authorized) return
+      if (!socket.writable || error.code === 'ECONNRESET') return void socket.destroy()
+      // Within a body the request that it belongs to is answered, by whoever reads it; or it has been refused already.
+      const within = unanswered(socket).find(({ req }) => !req.complete)
+      if (within !== undefined && stopBody(within.req, bodyProblem(error.code))) return
+      if (within === undefined && bodyOn(socket)?.body.complete === false) return void socket.destroy()
+      end({ socket }, socket, headProblem(error.code), error.code)
+    },
+
+    /** Answers a request that may not begin in its turn on its connection, with nothing read and nothing begun. */
+    refuse(problem: Problem, peer: Arrival, response: ServerResponse): void {
+      const id = randomUUID()
+      const { status, headers, body } = problemAnswer(told(peer, problem, id), id)
+      response.writeHead(status, headers).end(body)
+    },
   }
 }
 

@@ -2,7 +2,7 @@ import { STATUS_CODES } from 'node:http'
 import type { FastifyError, FastifyReply } from 'fastify'
 import { Problem } from '../errors.ts'
 import type { StoredAnswer } from '../send/idempotency.ts'
-import { toFaults } from './body/faults.ts'
+import { toFaults } from './body/validation.ts'
 
 /** On every answer, the raw ones to broken requests included. */
 export const SECURITY_HEADERS = {

@@ -144,10 +144,14 @@ export class Connections {
       this.#open.delete(transport)
       this.#waiting.delete(connection)
       this.#shaking.delete(connection)
-      this.#turn ??= setImmediate(this.#next)
+      this.#schedule()
     })
     this.#waiting.add(connection)
-    this.#turn ??= setImmediate(this.#next)
+    this.#schedule()
+  }
+
+  #schedule(): void {
+    if (this.#turn === undefined) this.#turn = setImmediate(this.#next)
   }
 
   /**
@@ -168,7 +172,7 @@ export class Connections {
     connection.since = performance.now()
     this.#shaking.add(connection)
     this.#begin(connection.transport)
-    this.#turn ??= setImmediate(this.#next)
+    this.#schedule()
   }
 
   readonly #look = (): void => {
@@ -190,7 +194,7 @@ export class Connections {
     const connection = this.#of(tls)
     if (connection === undefined) return
     this.#shaking.delete(connection)
-    this.#turn ??= setImmediate(this.#next)
+    this.#schedule()
     connection.tls = tls
     connection.handshakeBytes = connection.transport.bytesRead
     if (this.#isPaused(certificateOf(tls))) return void tls.destroy()

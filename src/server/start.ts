@@ -37,19 +37,7 @@ interface Loaded extends InForce {
 }
 
 /** A gateway that listens. */
-export interface Gateway {
-  readonly port: number
-  readonly opsPort: number
-  /** Of the plain HTTP listener, where there is one. */
-  readonly httpPort: number | undefined
-  /**
-   * Refuses what is new, waits for what is in progress up to the grace period, says QUIT to the relays and closes.
-   * Resolves with the number of messages that had to be cut: 0 is a clean stop.
-   */
-  stop(hurry?: AbortSignal): Promise<number>
-  /** Reads certificates and clients again, as a change of their files does. */
-  reload(): void
-}
+export type Gateway = Awaited<ReturnType<typeof start>>
 
 // The request of somebody who is not listed comes with the end of the handshake, or with the next packet; it is told so.
 const STRANGER_MS = 1_000
@@ -62,7 +50,7 @@ const FIRST_LOOK_MS = 800
 const WRITE_DOWN_MS = 2_000
 
 /** Starts the gateway. Throws a LoadError when a port cannot be had. */
-export async function start(config: Config, loaded: Loaded, logger: Logger): Promise<Gateway> {
+export async function start(config: Config, loaded: Loaded, logger: Logger) {
   const shutdown = new Shutdown()
   const metrics = new Metrics()
   const tokens = await takeTokens(config, loaded.oauthCa ?? (() => undefined), metrics, logger)
@@ -197,15 +185,21 @@ export async function start(config: Config, loaded: Loaded, logger: Logger): Pro
     relays.probeAll().then(() => queue?.relayIsBack()),
     pause(FIRST_LOOK_MS, undefined, { ref: false }),
   ])
-  const gateway: Gateway = {
+  const gateway = {
     port: portOf(server),
     opsPort: portOf(operations),
+    /** Of the plain HTTP listener, where there is one. */
     httpPort: config.http.port === undefined ? undefined : portOf(plain),
-    reload: () => {
+    /** Reads certificates and clients again, as a change of their files does. */
+    reload(): void {
       clients.reload({ again: true })
       relays.refresh()
     },
-    async stop(hurry) {
+    /**
+     * Refuses what is new, waits for what is in progress up to the grace period, says QUIT to the relays and closes.
+     * Resolves with the number of messages that had to be cut: 0 is a clean stop.
+     */
+    async stop(hurry?: AbortSignal): Promise<number> {
       shutdown.begun = true
       const stopping = { admission, relays, queue, server, connections }
       const cut = await stopGracefully(stopping, config.shutdownGrace, hurry)

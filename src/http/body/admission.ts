@@ -1,18 +1,7 @@
 import { Problem } from '../../errors.ts'
 
 /** A place among the messages in progress. The connection and the hand-over each hold it until they are done. */
-export interface Place {
-  /** Takes room for this many bytes more. Throws a 503 Problem when there is none. */
-  grow(bytes: number): void
-  /**
-   * To be called while a body is still to come: `cut` ends it with a Problem when others need the place, or returns false
-   * where it has come to its end.
-   */
-  reading(cut: (problem: Problem) => boolean): void
-  retain(): void
-  /** Call it once for `enter` and once for each `retain`. The last call frees the place. */
-  release(): void
-}
+export type Place = ReturnType<Admission['enter']>
 
 /** A body that is still to come. */
 interface Reading {
@@ -47,7 +36,7 @@ export class Admission {
   }
 
   /** Takes a place with room for `bytes`. Throws a 503 Problem at once when there is none: waiting would cost memory. */
-  enter(client: string, bytes: number): Place {
+  enter(client: string, bytes: number) {
     const holder = this.#holders.get(client) ?? { messages: 0, bytes: 0, reading: new Set() }
     this.#take(holder, 1, bytes)
     this.#holders.set(client, holder)
@@ -63,19 +52,23 @@ export class Admission {
       if (holder.messages === 0) this.#holders.delete(client)
     }
     return {
-      grow: (more) => {
+      /** Takes room for this many bytes more. Throws a 503 Problem when there is none. */
+      grow: (more: number): void => {
         if (left) throw overloaded('The place went to another client.')
         this.#take(holder, 0, more)
         held += more
       },
-      reading: (cut) => {
+      /**
+       * To be called while a body is still to come: `cut` ends it with a Problem when others need the place, or returns
+       * false where it has come to its end.
+       */
+      reading: (cut: Reading['cut']): void => {
         reading = { cut, leave }
         if (!left) holder.reading.add(reading)
       },
-      retain: () => {
-        needed += 1
-      },
-      release: () => {
+      retain: (): void => void (needed += 1),
+      /** Call it once for `enter` and once for each `retain`. The last call frees the place. */
+      release: (): void => {
         needed -= 1
         if (needed === 0) leave()
       },

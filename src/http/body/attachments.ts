@@ -2,14 +2,6 @@ import { randomBytes } from 'node:crypto'
 import { isRecord } from '../../config/record.ts'
 import { isBase64 } from '../../mail/formats.ts'
 
-/** A JSON body whose long attachments were taken out. */
-interface Reduced {
-  /** The JSON text with a short word in the place of each content that was taken. */
-  readonly json: Buffer
-  /** What was taken, strict base64, by that word. The bytes are those of the body. */
-  readonly contents: ReadonlyMap<string, Buffer>
-}
-
 const KEY = Buffer.from('"content"')
 const QUOTE = 0x22
 const COLON = 0x3a
@@ -17,10 +9,11 @@ const COLON = 0x3a
 const WORTH_BYTES = 16 * 1024
 
 /**
- * Takes long attachments out of a JSON body before it is parsed: as strings they would be in memory three times over. It
- * knows nothing of JSON's structure: `belongs` has to confirm that what was taken stood where attachments stand.
+ * Takes long attachments out of a JSON body before it is parsed: as strings they would be in memory three times over. A short
+ * word stands in the place of each, by which `contents` has its strict base64, in bytes of the body. It knows nothing of
+ * JSON's structure: `belongs` has to confirm that what was taken stood where attachments stand.
  */
-export function reduce(body: Buffer): Reduced {
+export function reduce(body: Buffer): { json: Buffer; contents: ReadonlyMap<string, Buffer> } {
   const contents = new Map<string, Buffer>()
   const kept: Buffer[] = []
   let [from, key] = [0, body.length < WORTH_BYTES ? -1 : body.indexOf(KEY)]
