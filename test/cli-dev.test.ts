@@ -85,6 +85,15 @@ t.test('the operations port may be the one that the page of the inbox would take
   t.match(await firstLine(/^See how it is on/), `http://127.0.0.1:${page}/`)
 })
 
+t.test('a clients file that was removed is made anew, and the last port has none after it', async (t) => {
+  const folder = newFolder(t)
+  const cli = `'${process.execPath}' '${join(process.cwd(), 'dist/cli.js')}'`
+  for (const args of ['ca', 'server', 'client app']) await shell(`${cli} cert ${args} --dir certs/dev`, folder)
+  const firstLine = dev(t, folder, 65_535)
+  t.equal(await firstLine(/^Made /), 'Made certs/dev/clients.yaml.')
+  t.match(JSON.parse(await shell(await firstLine(/^curl /), folder)), { status: 'accepted' })
+})
+
 t.test('the ports are fixed, and one that is taken is said so', async (t) => {
   const page = (await freePort(3)) + 1
   const taken = createServer().listen(page, '127.0.0.1')

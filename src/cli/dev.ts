@@ -5,6 +5,7 @@ import { codeOf } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
 import { start } from '../server/start.ts'
 import { cert } from './cert.ts'
+import { client } from './client.ts'
 import { openInbox } from './inbox/inbox.ts'
 import { type Entry, Mailbox } from './inbox/mailbox.ts'
 import { openInboxPage } from './inbox/page.ts'
@@ -15,6 +16,8 @@ const CERTS = join('certs', 'dev') // apart from those that postern cert makes: 
 const CLIENT = 'app'
 const FILES = { ca: join(CERTS, 'ca.crt'), cert: join(CERTS, `${CLIENT}.crt`), key: join(CERTS, `${CLIENT}.key`) }
 const SERVER = { cert: join(CERTS, 'server.crt'), key: join(CERTS, 'server.key') }
+const CLIENTS = join(CERTS, 'clients.yaml')
+const POLICY = ['--from', '*', '--raw']
 const INBOX = join('.postern', 'inbox')
 
 /** `postern dev`: certificates, an SMTP inbox and the gateway, all on this machine. Resolves with the exit status. */
@@ -26,7 +29,7 @@ export async function dev({ env, print }: Io): Promise<number> {
       POSTERN_TLS_CERT: SERVER.cert,
       POSTERN_TLS_KEY: SERVER.key,
       POSTERN_TLS_CLIENT_CA: FILES.ca,
-      POSTERN_CLIENTS: join(CERTS, 'clients.yaml'),
+      POSTERN_CLIENTS: CLIENTS,
       ...(process.stdout.isTTY && { POSTERN_LOG_LEVEL: 'warn' }), // the inbox has a line for each message
       ...env,
     },
@@ -34,8 +37,9 @@ export async function dev({ env, print }: Io): Promise<number> {
   await makeCertificates(io)
   const { port, ops, http } = readConfig(io.env).config
   const taken = [ops.port, http.port]
+  const after = (ports: number): number => (port === 0 || port + ports > 65_535 ? 0 : port + ports)
   const mailbox = await Mailbox.open(INBOX)
-  const inbox = await onPort('the SMTP inbox', port === 0 ? 0 : port + 2, taken, io, (free) =>
+  const inbox = await onPort('the SMTP inbox', after(2), taken, io, (free) =>
     openInbox({ mailbox, ...SERVER, port: free }),
   )
   const { config, loaded } = loadAll(
@@ -50,9 +54,7 @@ export async function dev({ env, print }: Io): Promise<number> {
   const logger = await createLogger(config)
   const gateway = await start(config, loaded, logger)
   const ways = { curl: curlLine(gateway.port), smtp: `smtp://127.0.0.1:${inbox.port}` }
-  const page = await onPort('the page of the inbox', port === 0 ? 0 : port + 1, taken, io, (free) =>
-    openInboxPage(free, mailbox, ways),
-  )
+  const page = await onPort('the page of the inbox', after(1), taken, io, (free) => openInboxPage(free, mailbox, ways))
   mailbox.on('message', (entry) => print(line(entry, page.url)))
   const operations = `http://127.0.0.1:${gateway.opsPort}/`
   print('')
@@ -77,7 +79,11 @@ async function makeCertificates(io: Io): Promise<void> {
   }
   await make(['ca'], FILES.ca)
   await make(['server'], SERVER.cert, SERVER.key)
-  await make(['client', CLIENT, '--register', '--from', '*', '--raw'], FILES.cert, FILES.key)
+  await make(['client', CLIENT, '--register', ...POLICY], FILES.cert, FILES.key)
+  if (io.env.POSTERN_CLIENTS === CLIENTS && !existsSync(CLIENTS)) {
+    await client(['add', CLIENT, '--cert', FILES.cert, ...POLICY], { ...io, print: () => {} })
+    io.print(`Made ${CLIENTS}.`)
+  }
 }
 
 /** Opens something on its port, or where that is in use or `taken` by a setting on a free one, and says so. */
