@@ -64,7 +64,6 @@ interface Call extends CallOptions {
   readonly method: 'GET' | 'POST' | 'DELETE'
   readonly path: string
   readonly headers?: OutgoingHttpHeaders
-  readonly prefer?: string | undefined
   readonly body?: Body
   readonly key?: string
   /** Never a second try. */
@@ -125,12 +124,8 @@ export class Postern {
   send(message: Message, options?: AtOnce<SendOptions>): Promise<Receipt>
   send(message: Message, options?: SendOptions): Promise<Receipt | Queued>
   async send(message: Message | ScheduledMessage, options: SendOptions = {}): Promise<Receipt | Queued> {
-    return this.#call({
-      ...common(options),
-      path: `v1/messages${options.dryRun ? '?dry_run=true' : ''}`,
-      headers: { 'content-type': 'application/json' },
-      body: jsonBody(message),
-    })
+    const path = `v1/messages${options.dryRun ? '?dry_run=true' : ''}`
+    return this.#call(submission(path, 'application/json', jsonBody(message), options))
   }
 
   /**
@@ -144,12 +139,7 @@ export class Postern {
     for (const address of [rcptTo].flat()) query.append('rcpt_to', address)
     const body = bodyOf(source)
     try {
-      return await this.#call({
-        ...common(options),
-        path: `v1/messages/raw?${query}`,
-        headers: { 'content-type': 'message/rfc822' },
-        body,
-      })
+      return await this.#call(submission(`v1/messages/raw?${query}`, 'message/rfc822', body, options))
     } finally {
       body.release()
     }
@@ -162,8 +152,8 @@ export class Postern {
 
   /** What became of a queued message. With `wait` the answer is held for so many seconds until the status changes. */
   async message(id: string, { wait, ...options }: MessageOptions = {}): Promise<MessageState> {
-    const prefer = wait === undefined ? undefined : `wait=${wait}`
-    return this.#call({ ...options, method: 'GET', path: `v1/messages/${encodeURIComponent(id)}`, prefer })
+    const headers = wait === undefined ? {} : { prefer: `wait=${wait}` }
+    return this.#call({ ...options, method: 'GET', path: `v1/messages/${encodeURIComponent(id)}`, headers })
   }
 
   /** Cancels a queued message. Throws `not_cancellable` when it is too late. */
@@ -243,7 +233,7 @@ export class Postern {
   }
 
   #attempt(
-    { method, path, headers, prefer, body, key, once }: Call,
+    { method, path, headers, body, key, once }: Call,
     credentials: Credentials,
     token: string | undefined,
     lostAt: number | undefined,
@@ -261,7 +251,6 @@ export class Postern {
         ...(body?.bytes && { 'content-length': body.bytes.length }),
         ...(key !== undefined && { 'idempotency-key': key }),
         ...(lostAt !== undefined && { 'idempotency-lost': Math.ceil(performance.now() - lostAt) }),
-        ...(prefer !== undefined && { prefer }),
         ...(token !== undefined && { authorization: `Bearer ${token}` }),
       },
       credentials,
@@ -296,13 +285,18 @@ export class Postern {
   }
 }
 
-function common({ signal, timeout, idempotencyKey, prefer }: SendOptions): Omit<Call, 'path'> {
+function submission(path: string, type: string, body: Body, options: SendOptions): Call {
+  const { signal, timeout, idempotencyKey, prefer } = options
+  const headers = { 'content-type': type, ...(prefer !== undefined && { prefer }) }
+  const once = idempotencyKey === false
   return {
     method: 'POST',
+    path,
+    headers,
+    body,
     signal,
     timeout,
-    prefer,
-    ...(idempotencyKey === false ? { once: true } : { key: idempotencyKey ?? randomUUID() }),
+    ...(once ? { once } : { key: idempotencyKey ?? randomUUID() }),
   }
 }
 
@@ -326,30 +320,28 @@ function failureOf(
 ): PosternError {
   if (error instanceof PosternError) return error
   const reason = reasonOf(error)
-  if (end.aborted || error.name === 'AbortError') return stopped(end, stage === 'sent' ? 'unknown' : 'not_sent')
+  const outcome = stage === 'sent' ? 'unknown' : 'not_sent'
+  if (end.aborted || error.name === 'AbortError') return stopped(end, outcome)
   if (untrusted) return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.`, error)
   if (/\balert\b/i.test(error.message))
     return notSent('certificate_refused', `The gateway ended the handshake: ${reason}.`, error)
   const date = stage === 'expecting' ? outOfDate(credentials) : undefined
   if (date !== undefined) return notSent('certificate_refused', date, error)
-  if (silent >= SILENT_REFUSALS) {
-    const detail =
-      'The gateway closes each connection after the handshake: its client CA does not know the certificate.'
-    return notSent('certificate_refused', detail, error)
-  }
-  const [code, detail] =
+  const silence = 'The gateway closes each connection after the handshake: its client CA does not know the certificate.'
+  if (silent >= SILENT_REFUSALS) return notSent('certificate_refused', silence, error)
+  const [code, what] =
     stage === 'unconnected'
-      ? ['connection_failed', `The gateway could not be reached: ${reason}.`]
-      : ['connection_lost', `The connection to the gateway was lost: ${reason}.`]
-  const outcome = stage === 'sent' ? 'unknown' : 'not_sent'
+      ? ['connection_failed', 'The gateway could not be reached']
+      : ['connection_lost', 'The connection to the gateway was lost']
+  const detail = `${what}: ${reason}.`
   return new PosternError({ code, detail, retryable: outcome === 'not_sent', outcome }, { cause: error })
 }
 
 function stopped(end: AbortSignal, outcome: Outcome): PosternError {
-  const [code, detail] =
-    end.aborted && end.reason !== TIMED_OUT
-      ? ['aborted', 'The call was aborted.']
-      : ['timeout', 'The gateway did not answer in time.']
+  const late = !end.aborted || end.reason === TIMED_OUT
+  const [code, detail] = late
+    ? ['timeout', 'The gateway did not answer in time.']
+    : ['aborted', 'The call was aborted.']
   const retryable = code === 'timeout' && outcome === 'not_sent'
   return new PosternError({ code, detail, retryable, outcome }, { cause: end.reason })
 }

@@ -76,7 +76,7 @@ export function nameOf({ filename }: Attachment): string {
 }
 
 export function bytesOf({ content }: Attachment): Buffer {
-  return Buffer.from(typeof content === 'string' ? content : new Uint8Array(content))
+  return typeof content === 'string' ? Buffer.from(content) : Buffer.from(new Uint8Array(content).buffer)
 }
 
 function decoded(id: string): string {
