@@ -6,6 +6,7 @@ import { fingerprint } from '../src/cli/fingerprint.ts'
 import { UsageError } from '../src/cli/usage.ts'
 import { formatFingerprint, formatKeyPin } from '../src/tls/fingerprint.ts'
 import { type Leaf, makePki } from './support/pki.ts'
+import { certificate, ecKey, name, time } from './support/x509.ts'
 
 const pki = await makePki()
 const client = await pki.client('billing')
@@ -28,6 +29,17 @@ t.test('a certificate gives a comment and the two lines to paste, which are a YA
   t.equal(fault, undefined)
   t.strictSame(lines, [`# ${dir}/billing.crt: CN=billing, valid until ${end}`, ...items(client)])
   t.strictSame(load(lines.join('\n')), [formatFingerprint(client.fingerprint), formatKeyPin(client.pin)])
+})
+
+t.test('a certificate whose end no one can read has ended', async (t) => {
+  const key = ecKey()
+  const subject = name('odd')
+  const issuer = { ...key, name: subject, algorithm: 'ecdsa-sha256' as const }
+  const odd = certificate({ subject, key, issuer, notAfter: time('20300230000000Z', true) })
+  const dir = t.testdir({ 'odd.crt': odd })
+  const { lines, fault } = await run(`${dir}/odd.crt`)
+  t.equal(fault, undefined)
+  t.match(lines[0], `# ${dir}/odd.crt: CN=odd, EXPIRED on 1970-01-01`)
 })
 
 t.test('DER and PEM, and PEM among other text, give the same lines', async (t) => {

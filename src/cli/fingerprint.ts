@@ -1,5 +1,5 @@
 import { X509Certificate } from 'node:crypto'
-import { oneLine } from '../tls/context.ts'
+import { notAfter, oneLine } from '../tls/context.ts'
 import { formatKeyPin, keyPinOf } from '../tls/fingerprint.ts'
 import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
 
@@ -40,7 +40,7 @@ export function namesOf({ subjectAltName = '' }: X509Certificate): readonly stri
 
 /** "valid until 2027-01-31", in UTC. */
 export function lifetime(certificate: X509Certificate): string {
-  const end = new Date(certificate.validTo)
+  const end = notAfter(certificate)
   return `${end.getTime() < Date.now() ? 'EXPIRED on' : 'valid until'} ${end.toISOString().slice(0, 10)}`
 }
 
