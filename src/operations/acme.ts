@@ -69,7 +69,10 @@ async function readChallenge(webroot: string, token: string): Promise<Buffer> {
 }
 
 function redirect(request: IncomingMessage, path: string, { publicUrl, httpsPort }: AcmeOptions): PlainAnswer {
-  const base = publicUrl === undefined ? requestedHost(request.headers.host, httpsPort()) : withoutEnd(publicUrl)
+  const base =
+    publicUrl === undefined
+      ? requestedHost(request.headers.host, httpsPort())
+      : new URL(publicUrl).href.replace(/\/+$/, '')
   if (base === undefined) return plain(400, 'The Host header names no host.')
   const location = base + path
   return plain(301, `Moved to ${location}`, { location })
@@ -80,11 +83,6 @@ function requestedHost(header: string | undefined, port: number): string | undef
   const host = /^([a-z0-9](?:[a-z0-9._-]{0,251}[a-z0-9.])?|\[[0-9a-f:.]{2,45}\])(?::\d{1,5})?$/i.exec(header ?? '')?.[1]
   if (host === undefined || (host.startsWith('[') && !isIPv6(host.slice(1, -1)))) return undefined
   return `https://${host}${port === 443 ? '' : `:${port}`}`
-}
-
-function withoutEnd(publicUrl: string): string {
-  const { origin, pathname } = new URL(publicUrl)
-  return origin + pathname.replace(/\/+$/, '')
 }
 
 /** Path and query as they were sent. The absolute form (RFC 9112 §3.2.2) names a host, which has no say in a redirect. */
