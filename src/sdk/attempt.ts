@@ -2,7 +2,7 @@ import type { ClientRequest, IncomingMessage, OutgoingHttpHeaders } from 'node:h
 import { type Agent, request as httpsRequest } from 'node:https'
 import { pipeline } from 'node:stream/promises'
 import { TLSSocket } from 'node:tls'
-import type { Body, Pieces } from './body.ts'
+import type { Body, Pieces, Streamed } from './body.ts'
 import type { Credentials } from './credentials.ts'
 import { notSent, reasonOf, unreadable } from './error.ts'
 
@@ -67,9 +67,9 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
       const untrusted = stage === 'unconnected' && socket instanceof TLSSocket && Boolean(socket.authorizationError)
       resolve({ error, stage, untrusted })
     }
-    async function* pieces(): Pieces {
+    async function* pieces(streamed: Streamed): Pieces {
       try {
-        for await (const piece of body?.open() ?? []) {
+        for await (const piece of streamed.open()) {
           if (typeof piece !== 'string' && !(piece instanceof Uint8Array))
             throw new TypeError('a piece is neither a string nor bytes')
           yield piece
@@ -83,13 +83,13 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
     const send = (): void => {
       clearTimeout(timer)
       if (stage === 'sending' || stage === 'sent') return
-      if (body === undefined || body.bytes !== undefined) {
+      if (body === undefined || Buffer.isBuffer(body)) {
         stage = 'sent' // once the system has it, nobody knows how much of it arrives
-        request.end(body?.bytes)
+        request.end(body)
         return
       }
       stage = 'sending'
-      pipeline(pieces, request).catch(() => {}) // told by the events of the request
+      pipeline(pieces(body), request).catch(() => {}) // told by the events of the request
     }
     const connected = (): void => {
       clearTimeout(timer)

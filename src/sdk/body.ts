@@ -4,40 +4,35 @@ import type { Message, ScheduledMessage } from './message.ts'
 export type MessageSource = string | Uint8Array | Pieces | (() => Pieces | Promise<Pieces>)
 export type Pieces = AsyncIterable<string | Uint8Array>
 
-/** A request's body, which each try opens anew. */
-export interface Body {
-  readonly bytes?: Buffer
+/** Bytes, or what each try opens anew. */
+export type Body = Buffer | Streamed
+
+export interface Streamed {
   /** Whether the next try will get all of it. */
   readonly repeatable: boolean
-  open(): AsyncIterable<string | Uint8Array>
+  open(): Pieces
   /** The caller's stream is not needed any more. */
-  release(): void
+  release?(): void
 }
 
 /** Of a stream that can be read only once so much is kept, so that a small message can be sent again. */
 const KEPT_BYTES = 1024 * 1024
 
 export function bodyOf(source: MessageSource): Body {
-  if (typeof source === 'string' || source instanceof Uint8Array) return bytesBody(Buffer.from(source))
-  return typeof source === 'function' ? openedBody(source) : new StreamBody(source)
-}
-
-export function bytesBody(bytes: Buffer): Body & { readonly bytes: Buffer } {
+  if (typeof source === 'string' || source instanceof Uint8Array) return Buffer.from(source)
+  if (typeof source !== 'function') return new StreamBody(source)
   return {
-    bytes,
-    ...openedBody(async function* () {
-      yield bytes
-    }),
+    repeatable: true,
+    async *open() {
+      yield* await source()
+    },
   }
 }
 
 /** The body of POST /v1/messages. */
-export function jsonBody({ attachments, ...message }: Message | ScheduledMessage): Body {
-  const encoded = attachments?.map(({ content, ...attachment }) => ({
-    ...attachment,
-    content: toBase64(content),
-  }))
-  return bytesBody(Buffer.from(JSON.stringify({ ...message, attachments: encoded })))
+export function jsonBody({ attachments, ...message }: Message | ScheduledMessage): Buffer {
+  const encoded = attachments?.map(({ content, ...attachment }) => ({ ...attachment, content: toBase64(content) }))
+  return Buffer.from(JSON.stringify({ ...message, attachments: encoded }))
 }
 
 /** Bytes as base64; everything else is for the gateway to judge. */
@@ -47,18 +42,8 @@ function toBase64(content: unknown): unknown {
   return Buffer.from(content.buffer, content.byteOffset, content.byteLength).toString('base64')
 }
 
-function openedBody(source: () => Pieces | Promise<Pieces>): Body {
-  return {
-    repeatable: true,
-    async *open() {
-      yield* await source()
-    },
-    release() {},
-  }
-}
-
 /** Pieces are numbered, so that a try that was given up and the one that follows it can wait for the same piece. */
-class StreamBody implements Body {
+class StreamBody implements Streamed {
   readonly #source: Pieces
   readonly #pieces: AsyncIterator<string | Uint8Array>
   #kept: (string | Uint8Array)[] | undefined = []

@@ -141,7 +141,7 @@ export class Postern {
     try {
       return await this.#call(submission(`v1/messages/raw?${query}`, 'message/rfc822', body, options))
     } finally {
-      body.release()
+      if (!Buffer.isBuffer(body)) body.release?.()
     }
   }
 
@@ -212,7 +212,7 @@ export class Postern {
       if (call.method === 'GET' && found.outcome === 'unknown')
         found = new PosternError({ ...found, outcome: 'not_sent', retryable: true }, found)
 
-      const possible = call.body?.repeatable !== false
+      const possible = call.body === undefined || Buffer.isBuffer(call.body) || call.body.repeatable
       const renewable = typeof this.#token === 'function' && refused === undefined && possible
       if (renewable && TOKEN_REFUSALS.includes(found.code)) {
         refused = String(token)
@@ -248,17 +248,17 @@ export class Postern {
       headers: {
         accept: 'application/json, application/problem+json',
         ...headers,
-        ...(body?.bytes && { 'content-length': body.bytes.length }),
+        ...(Buffer.isBuffer(body) && { 'content-length': body.length }),
         ...(key !== undefined && { 'idempotency-key': key }),
         ...(lostAt !== undefined && { 'idempotency-lost': Math.ceil(performance.now() - lostAt) }),
         ...(token !== undefined && { authorization: `Bearer ${token}` }),
       },
       credentials,
       body,
-      expect: body !== undefined && once !== true && (body.bytes === undefined || this.#heard !== credentials),
+      expect: body !== undefined && once !== true && (!Buffer.isBuffer(body) || this.#heard !== credentials),
       // A connection that died without a sign is given up in time for another; a stream takes as long as it takes.
       signal:
-        body === undefined || body.bytes
+        body === undefined || Buffer.isBuffer(body)
           ? AbortSignal.any([end, AbortSignal.timeout(Math.max(Math.ceil(timeout / 2), SHORTEST_TRY_MS))])
           : end,
     })

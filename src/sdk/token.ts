@@ -1,6 +1,5 @@
 import { Agent } from 'node:https'
 import { attempt, isRecord } from './attempt.ts'
-import { bytesBody } from './body.ts'
 import { type CredentialFiles, type Credentials, CredentialStore } from './credentials.ts'
 import { PosternError, reasonOf } from './error.ts'
 
@@ -63,7 +62,7 @@ async function ask(options: ClientCredentialsOptions, agent: Agent, credentials:
     method: 'POST',
     headers: { 'content-type': 'application/x-www-form-urlencoded', accept: 'application/json' },
     credentials,
-    body: bytesBody(Buffer.from(form.toString())),
+    body: Buffer.from(form.toString()),
     expect: false,
     signal: AbortSignal.timeout(TIMEOUT_MS),
   })
