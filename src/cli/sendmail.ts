@@ -8,12 +8,9 @@ import { UsageError } from './usage.ts'
 /** Exit statuses by sysexits.h: callers queue on TEMPFAIL and give up on the others. */
 const EX = { OK: 0, USAGE: 64, DATAERR: 65, NOUSER: 67, SOFTWARE: 70, TEMPFAIL: 75, NOPERM: 77, CONFIG: 78 } as const
 
-const SETTINGS = ['POSTERN_URL', 'POSTERN_CA', 'POSTERN_CERT', 'POSTERN_KEY', 'POSTERN_DOMAIN'] as const
 const FILE = '/etc/postern/client.env'
 // Whoever calls sendmail waits for it, and most try again or queue by themselves.
 const RETRY_FOR_MS = 10_000
-
-type Settings = Partial<Record<(typeof SETTINGS)[number], string>>
 
 interface SendmailIo {
   readonly env: NodeJS.ProcessEnv
@@ -34,8 +31,7 @@ export function main(args: readonly string[]): Promise<number> {
 export async function sendmail(args: readonly string[], io: SendmailIo): Promise<number> {
   try {
     const options = parseSendmailOptions(args)
-    const settings = readSettings(io.env, io.file ?? FILE)
-    return await send(options, settings, io)
+    return await send(options, readSettings(io.env, io.file ?? FILE), io)
   } catch (error) {
     const [status, ...lines] = explain(error)
     for (const line of lines) io.complain(`postern sendmail: ${line}`)
@@ -46,14 +42,16 @@ export async function sendmail(args: readonly string[], io: SendmailIo): Promise
 /** There is nothing to send with. */
 class NotConfigured extends Error {}
 
-async function send(options: SendmailOptions, settings: Settings, io: SendmailIo): Promise<number> {
-  const { POSTERN_URL: url = '', POSTERN_CA: ca, POSTERN_CERT: cert = '', POSTERN_KEY: key = '' } = settings
+async function send(
+  options: SendmailOptions,
+  { url, ca, cert, key, domain }: ReturnType<typeof readSettings>,
+  io: SendmailIo,
+): Promise<number> {
   if (!URL.canParse(url)) throw new NotConfigured(`POSTERN_URL "${url}" is not a URL.`)
   const complete = (name: string): string => {
     if (name.includes('@')) return name
-    if (settings.POSTERN_DOMAIN === undefined)
-      throw new NotConfigured(`POSTERN_DOMAIN is not set: it makes an address of "${name}".`)
-    return `${name}@${settings.POSTERN_DOMAIN}`
+    if (domain === undefined) throw new NotConfigured(`POSTERN_DOMAIN is not set: it makes an address of "${name}".`)
+    return `${name}@${domain}`
   }
   if (options.recipients.length === 0 && !options.fromHeader)
     throw new UsageError('Nobody to send to: name recipients, or give -t for those in the header.')
@@ -79,7 +77,7 @@ async function send(options: SendmailOptions, settings: Settings, io: SendmailIo
 }
 
 /** From the environment, or else from the file. Throws NotConfigured where what it takes to connect is in neither. */
-function readSettings(env: NodeJS.ProcessEnv, file: string): Settings {
+function readSettings(env: NodeJS.ProcessEnv, file: string) {
   let text = ''
   let why = ''
   try {
@@ -88,19 +86,13 @@ function readSettings(env: NodeJS.ProcessEnv, file: string): Settings {
     why = codeOf(error) === 'ENOENT' ? ', which is not there' : `, which cannot be read (${codeOf(error)})`
   }
   const lines = [...text.matchAll(/^[ \t\ufeff]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(["']?)(.*?)\2[ \t]*\r?$/gm)]
-  const stated = Object.fromEntries(lines.map(([, name, , value]) => [name, value]))
-  const settings: Settings = Object.fromEntries(
-    SETTINGS.flatMap((name) => {
-      const value = env[name] || stated[name]
-      return value ? [[name, value]] : []
-    }),
-  )
-  const missing = (['POSTERN_URL', 'POSTERN_CERT', 'POSTERN_KEY'] as const).filter(
-    (name) => settings[name] === undefined,
-  )
+  const stated = new Map(lines.map(([, name, , value]) => [name, value]))
+  const value = (name: string): string | undefined => env[name] || stated.get(name) || undefined
+  const missing = ['POSTERN_URL', 'POSTERN_CERT', 'POSTERN_KEY'].filter((name) => value(name) === undefined)
   if (missing.length > 0)
     throw new NotConfigured(`${missing.join(', ')} not set: neither in the environment nor in ${file}${why}.`)
-  return settings
+  const [url = '', cert = '', key = ''] = [value('POSTERN_URL'), value('POSTERN_CERT'), value('POSTERN_KEY')]
+  return { url, cert, key, ca: value('POSTERN_CA'), domain: value('POSTERN_DOMAIN') }
 }
 
 /** The exit status for whatever was thrown, and what to say. */
@@ -111,20 +103,15 @@ function explain(error: unknown): readonly [status: number, ...lines: string[]] 
   if (!(error instanceof PosternError)) throw error
   const { code, status = 0, outcome, detail, errors = [], smtp } = error
   const rejected = smtp?.rejected ?? []
+  const said = outcome === 'unknown' ? `${detail} The message may have been sent.` : detail
   const lines = [
-    // The detail of a 400 is the first of its errors.
-    ...(status === 400 && errors.length > 0
-      ? []
-      : [`${detail}${outcome === 'unknown' ? ' The message may have been sent.' : ''}`]),
+    ...(status === 400 && errors.length > 0 ? [] : [said]), // the detail of a 400 is the first of its errors
     ...errors.map(({ path, message }) => `${path} ${message}`),
     ...rejected.map(({ email, message }) => `${email} was refused: ${message}`),
   ]
   if (outcome === 'unknown') return [EX.SOFTWARE, ...lines]
-  if (
-    (rejected.length > 0 && !error.retryable) ||
-    (status === 400 && errors.some(({ path }) => path.startsWith('/rcpt_to')))
-  )
-    return [EX.NOUSER, ...lines]
+  const refused = status === 400 ? errors.some(({ path }) => path.startsWith('/rcpt_to')) : rejected.length > 0
+  if (refused && !error.retryable) return [EX.NOUSER, ...lines]
   return [BY_STATUS[status] ?? LOCAL[code] ?? (error.retryable || status >= 500 ? EX.TEMPFAIL : EX.DATAERR), ...lines]
 }
 

@@ -1,4 +1,4 @@
-import { notSent, unreadable } from './error.ts'
+import { notSent, type PosternError, unreadable } from './error.ts'
 import type { Attachment, Mailbox, Message, ScheduledMessage } from './message.ts'
 
 /** What the transport reads of nodemailer's MailMessage. */
@@ -34,6 +34,11 @@ const FOREIGN = [
   'requireTLSExtensionEnabled',
 ]
 const CONTENTS = ['text', 'html', 'icalEvent']
+
+/** Why a message cannot be sent, as a sentence without its full stop. */
+export function refusal(detail: string): PosternError {
+  return notSent('invalid_message', `${detail}.`)
+}
 
 /** The options of a message that JSON has no place for, by name. */
 export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
@@ -76,7 +81,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
   const lists = { to: mailboxes(data, 'to'), cc: mailboxes(data, 'cc'), bcc: mailboxes(data, 'bcc') }
   if (isGiven(given['envelope'])) checkEnvelope(mail, [author], Object.values(lists).flat())
   const [from, ...others] = [given['from']].flat()
-  if (others.length > 0) throw notSent('invalid_message', 'More than one mailbox in from cannot be said in JSON.')
+  if (others.length > 0) throw refusal('More than one mailbox in from cannot be said in JSON')
   const { messageId } = given
   const { subject = '', text, html } = data
   const replyTo = mailboxes(data, 'replyTo')
@@ -109,7 +114,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
 function mailboxes(data: Fields, name: string): readonly { readonly email: string; readonly name?: string }[] {
   const value = data[name] ?? []
   return listOf(Array.isArray(value) ? value : [value]).map(({ address, name: display, group }) => {
-    if (isGiven(group)) throw notSent('invalid_message', `A group in ${name} cannot be said in JSON.`)
+    if (isGiven(group)) throw refusal(`A group in ${name} cannot be said in JSON`)
     return { email: String(address), ...(isGiven(display) && { name: String(display) }) }
   })
 }
@@ -119,7 +124,7 @@ function checkEnvelope({ message }: ComposedMail, from: readonly Mailbox[], reci
   const setOf = (list: readonly Mailbox[]): string =>
     [...new Set(list.map((box) => (typeof box === 'string' ? box : box.email).toLowerCase()))].sort().join(' ')
   if (setOf([envelope.from || '']) !== setOf(from) || setOf(envelope.to) !== setOf(recipients))
-    throw notSent('invalid_message', 'An envelope other than the header has it cannot be said in JSON.')
+    throw refusal('An envelope other than the header has it cannot be said in JSON')
 }
 
 function attachmentOf({ filename, content, encoding, cid }: Fields, type: unknown): Attachment {
@@ -151,13 +156,13 @@ const EVENTS = ['never', 'success', 'failure', 'delay'] as const
 
 /** Throws for what nodemailer refuses, and for what RFC 3461 has and the gateway has not. */
 function dsnOf({ ret, return: full, notify, envid, id, recipient, orcpt }: Fields): NonNullable<Message['dsn']> {
-  if (isGiven(recipient ?? orcpt)) throw notSent('invalid_message', 'dsn.recipient cannot be passed on.')
+  if (isGiven(recipient ?? orcpt)) throw refusal('dsn.recipient cannot be passed on')
   const asked = String(ret || full || '').toLowerCase()
   const returned = /^(?:hdrs|headers)$/.test(asked) ? 'headers' : /^(?:full|body)$/.test(asked) ? 'full' : undefined
   const names = [notify || []].flat().flatMap((value) => String(value).toLowerCase().split(','))
   const events = EVENTS.filter((event) => names.some((name) => name.trim() === event))
   if (events.length < new Set(names).size || (asked !== '' && returned === undefined))
-    throw notSent('invalid_message', `dsn.notify is any of ${EVENTS.join(', ')}, and dsn.return full or headers.`)
+    throw refusal(`dsn.notify is any of ${EVENTS.join(', ')}, and dsn.return full or headers`)
   return {
     ...(events.length > 0 && { notify: events }),
     ...(returned && { return: returned }),

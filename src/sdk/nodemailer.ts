@@ -1,5 +1,5 @@
 import { Postern, PosternError, type PosternOptions, type Queued, type Receipt } from './client.ts'
-import { type ComposedMail, type PosternMailOptions, sayInJson, unsayable } from './nodemailer-json.ts'
+import { type ComposedMail, type PosternMailOptions, refusal, sayInJson, unsayable } from './nodemailer-json.ts'
 
 export interface PosternTransportOptions extends PosternOptions {
   /** Whether the client's policy says `raw: true`; asked of the gateway where it is absent. */
@@ -169,10 +169,6 @@ const LOCAL_CODES: Readonly<Record<string, string>> = {
   credentials_unreadable: 'ECONFIG',
   token_unavailable: 'EAUTH',
   content_unreadable: 'ESTREAM',
-}
-
-function refusal(detail: string): PosternError {
-  return new PosternError({ code: 'invalid_message', detail: `${detail}.`, retryable: false, outcome: 'not_sent' })
 }
 
 function namesOf(fields: object): readonly string[] {
