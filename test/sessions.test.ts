@@ -48,7 +48,7 @@ async function bench(t: Test, scripted: readonly ScriptedRelay[], env: Record<st
       try {
         const message = outgoing(content, utf8)
         const addressed = { ...message, envelope: { ...message.envelope, to } }
-        const { code } = await relays.send(addressed, undefined, { client })
+        const { code } = await relays.send(addressed, { client })
         return code === 250 ? 200 : code
       } catch (error) {
         if (!(error instanceof Error && 'outcome' in error)) throw error
@@ -583,14 +583,14 @@ t.test('a mark comes right before the content, and what it refuses is not sent',
   const { relays } = await bench(t, [relay])
   const seen: string[][] = []
   const marked = { onMark: async () => void seen.push([...(relay.talks.at(-1)?.commands ?? [])]) }
-  t.match(await relays.send(outgoing(SMALL), undefined, marked), { code: 250 })
+  t.match(await relays.send(outgoing(SMALL), marked), { code: 250 })
   t.equal(seen[0]?.at(-1), 'DATA')
-  await t.rejects(relays.send(outgoing(SMALL), undefined, { onMark: async () => false }), { code: 'store_unavailable' })
-  await t.rejects(relays.send(outgoing(SMALL), undefined, { onMark: () => Promise.reject(new Error('no')) }), {
+  await t.rejects(relays.send(outgoing(SMALL), { onMark: async () => false }), { code: 'store_unavailable' })
+  await t.rejects(relays.send(outgoing(SMALL), { onMark: () => Promise.reject(new Error('no')) }), {
     message: 'no',
   })
   t.equal(relay.messages.length, 1)
   relay.says = (command) => (command.startsWith('RCPT') ? '550 5.1.1 no' : undefined)
-  await t.rejects(relays.send(outgoing(SMALL), undefined, marked), { code: 'rejected_by_relay' })
+  await t.rejects(relays.send(outgoing(SMALL), marked), { code: 'rejected_by_relay' })
   t.equal(seen.length, 1, 'what is refused before is not marked')
 })

@@ -13,9 +13,6 @@ export interface PoolEvents {
   lost(): void
 }
 
-/** Sessions by what they do. */
-export type SessionCounts = Readonly<Record<'opening' | 'idle' | 'busy', number>>
-
 // Servers count a session for a moment after its end: Exim until its process is gone.
 const LINGER_MS = 1_000
 // A relay that has all its sessions may leave new ones without a greeting: after so long an idle one makes room.
@@ -50,7 +47,8 @@ export class Pool {
     this.#line = new Line(this.#grant)
   }
 
-  get counts(): SessionCounts {
+  /** Sessions by what they do. */
+  get counts() {
     return { opening: this.#opening, idle: this.#idle.length, busy: this.#busy }
   }
 

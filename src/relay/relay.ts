@@ -6,7 +6,7 @@ import { isEnvelope, isLate, late, RelayFault } from './fault.ts'
 import { openSession, sessionMs, type Way } from './handshake.ts'
 import type { Ticket } from './line.ts'
 import { AttemptFailed, judge } from './outcome.ts'
-import { Pool, type SessionCounts } from './pool.ts'
+import { Pool } from './pool.ts'
 import { type Offer, shown } from './reply.ts'
 import type { Mark, Session, Taken } from './session.ts'
 
@@ -19,16 +19,19 @@ export interface Delivery {
   readonly rejected: readonly RejectedRecipient[]
 }
 
-/** How an attempt is to be made. */
-export interface Attempt {
-  /** By performance.now(). */
+export interface SendOptions {
+  /** In whose name: clients take turns. */
+  readonly client?: string | undefined
+  /** Who waits for the answer. */
+  readonly caller?: Departure | undefined
+  readonly onMark?: Mark | undefined
+}
+
+/** How an attempt is to be made, with times by performance.now(). */
+export interface Attempt extends SendOptions {
   readonly deadline: number
-  /** Until when the relay is waited for, other relays being there, by performance.now(). */
+  /** Until when the relay is waited for, other relays being there. */
   readonly turnEnds: number
-  /** In whose name, for fairness. */
-  readonly client: string
-  readonly mark: Mark | undefined
-  readonly caller: Departure | undefined
 }
 
 /** What happens to a relay, for the log and the metrics. */
@@ -81,7 +84,7 @@ export class Relay {
     })
   }
 
-  get sessions(): SessionCounts {
+  get sessions() {
     return this.#pool.counts
   }
 
@@ -101,7 +104,7 @@ export class Relay {
    */
   async send(outgoing: Outgoing, attempt: Attempt, fresh = false): Promise<Delivery> {
     if (this.#offer !== undefined) this.#requires(outgoing.envelope, this.#offer)
-    const ticket: Ticket = { client: attempt.client, streamed: outgoing.streamed !== undefined, fresh }
+    const ticket: Ticket = { client: attempt.client ?? '', streamed: outgoing.streamed !== undefined, fresh }
     const session = await this.#session(ticket, outgoing, attempt)
     let refused = false
     let theirs = true // and not the session's
@@ -200,7 +203,7 @@ export class Relay {
   }
 
   /** Sends over a session, and ends that when the time is up. */
-  async #watched(session: Session, outgoing: Outgoing, { deadline, turnEnds, mark }: Attempt): Promise<Taken> {
+  async #watched(session: Session, outgoing: Outgoing, { deadline, turnEnds, onMark }: Attempt): Promise<Taken> {
     const { streamed } = outgoing
     const since = performance.now()
     const soon = since + this.#sessionMs
@@ -217,7 +220,7 @@ export class Relay {
       else session.wire.end(late())
     }
     try {
-      return await session.send(outgoing, this.label, mark)
+      return await session.send(outgoing, this.label, onMark)
     } finally {
       clearTimeout(timer)
     }

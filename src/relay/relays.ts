@@ -1,30 +1,10 @@
 import type { Config } from '../config/config.ts'
 import { Problem, PROBLEMS, type ProblemCode } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
-import type { Departure } from './departure.ts'
 import type { RelayTls } from './handshake.ts'
 import { type TokenSource, tokenSource } from './oauth.ts'
 import { AttemptFailed } from './outcome.ts'
-import type { SessionCounts } from './pool.ts'
-import { type Attempt, type Delivery, Relay, type RelayEvents } from './relay.ts'
-import type { Mark } from './session.ts'
-
-/** A relay's state, as operations see it. */
-export interface RelayStatus {
-  readonly label: string
-  readonly up: boolean
-  readonly sessions: SessionCounts
-}
-
-export interface SendOptions {
-  /** In whose name: clients take turns. */
-  readonly client?: string
-  /**
-   * Called right before the first octet of the content leaves, at each attempt. A rejection, or `false`, and nothing is
-   * sent.
-   */
-  readonly onMark?: Mark | undefined
-}
+import { type Attempt, type Delivery, Relay, type RelayEvents, type SendOptions } from './relay.ts'
 
 /** Another relay may be able to do what this one cannot. */
 const CANNOT: ReadonlySet<ProblemCode> = new Set(['smtputf8_unsupported', 'message_too_large'])
@@ -50,7 +30,7 @@ export class Relays {
    * Hands a message over, to one relay and at most once: the next relay is tried only while no relay can have the
    * message. Within the configured timeout it gives the relay's 250 or throws the Problem that says what is known.
    */
-  async send(outgoing: Outgoing, caller?: Departure, { client = '', onMark }: SendOptions = {}): Promise<Delivery> {
+  async send(outgoing: Outgoing, { client, caller, onMark }: SendOptions = {}): Promise<Delivery> {
     const deadline = performance.now() + this.#timeout
     let answer: Problem | undefined
     const relays = this.#inOrder(outgoing)
@@ -58,9 +38,8 @@ export class Relays {
       const now = performance.now()
       if (deadline <= now || caller?.gone === true) break
       const turnEnds = now + (deadline - now) / (relays.length - index)
-      const attempt = { deadline, turnEnds, client, mark: onMark, caller }
       try {
-        return await this.#attempt(relay, outgoing, attempt)
+        return await this.#attempt(relay, outgoing, { deadline, turnEnds, client, caller, onMark })
       } catch (error) {
         if (!(error instanceof AttemptFailed)) throw error
         const { problem, next } = error
@@ -72,7 +51,8 @@ export class Relays {
     throw answer ?? new Problem('relay_unavailable', 'No relay took the message in time.')
   }
 
-  get status(): readonly RelayStatus[] {
+  /** As operations see them. */
+  get status() {
     return this.#relays.map(({ label, up, sessions }) => ({ label, up, sessions }))
   }
 

@@ -13,7 +13,7 @@ export interface Taken {
   readonly rejected: readonly RejectedRecipient[]
 }
 
-/** Right before the first octet of a message's content leaves. `false`, or a rejection, and it does not leave. */
+/** Called right before the first octet of a message's content leaves, at each attempt. `false`, or a rejection, and it does not. */
 export type Mark = (relay: string) => Promise<boolean | void>
 
 interface Command {

@@ -258,7 +258,8 @@ export class Sender {
     const taken = await this.#options.allowances.take(client, addressed)
     try {
       const onMark = claim && (() => claim.mark())
-      const delivery = await this.#options.relays.send(outgoing, departure, { client: client.name, onMark })
+      const options = { client: client.name, caller: departure, onMark }
+      const delivery = await this.#options.relays.send(outgoing, options)
       await taken.refund(delivery.rejected.length)
       const outcome = delivery.rejected.length > 0 ? 'partial' : 'accepted'
       const body = JSON.stringify(receiptOf(id, messageId, delivery))

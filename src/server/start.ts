@@ -101,7 +101,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger) {
     queue = new Queue({
       store: new QueueStore(kept.redis, kept.witness),
       sealer: new Sealer(config.queue.keys),
-      send: (outgoing, client, onMark) => relays.send(outgoing, undefined, { client, onMark }),
+      send: (outgoing, client, onMark) => relays.send(outgoing, { client, onMark }),
       relayUp,
       allowances,
       clients: () => clients.current.directory.clients,

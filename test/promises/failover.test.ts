@@ -150,7 +150,7 @@ t.test('a caller that leaves while its message waits in the queue takes it back'
   const relays = await relaysFor(t, [relay.url], { POSTERN_SMTP_CONNECTIONS: '1', POSTERN_SMTP_TIMEOUT: '3s' })
   const busy = outcomeOf(relays, SMALL)
   const caller = new Departure()
-  const waiting = relays.send(outgoing(SMALL), caller)
+  const waiting = relays.send(outgoing(SMALL), { caller })
   const left = t.rejects(waiting, { code: 'relay_unavailable', outcome: 'not_sent' })
   setImmediate(() => caller.leave())
   await left
