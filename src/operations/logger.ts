@@ -1,4 +1,4 @@
-import { writeSync } from 'node:fs'
+import { constants, openSync, writeSync } from 'node:fs'
 import { type DestinationStream, type Logger, pino } from 'pino'
 import type { Config } from '../config/config.ts'
 import { codeOf } from '../errors.ts'
@@ -18,14 +18,10 @@ export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger
     timestamp: pino.stdTimeFunctions.isoTime,
     formatters: { level: (label: string) => ({ level: label }) },
   }
-  const pretty = process.stdout.isTTY ? await prettyOutput() : undefined
-  if (pretty !== undefined) return pino(options, pretty)
-  const logger: Logger = pino(
-    options,
-    new Output((lines) =>
-      logger.error({ lines }, 'lines of this log were lost: nobody read them, or there was no room'),
-    ),
+  const output = new Output(process.stdout.isTTY ? await prettyLine() : undefined, (lines) =>
+    logger.error({ lines }, 'lines of this log were lost: nobody read them, or there was no room'),
   )
+  const logger: Logger = pino(options, output)
   return logger
 }
 
@@ -35,6 +31,8 @@ export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger
  * again. pino's own destination ends the process on ENOSPC and waits at its exit for as long as nobody reads.
  */
 class Output implements DestinationStream {
+  readonly #fd: number
+  readonly #format: ((line: string) => string) | undefined
   readonly #lost: (lines: number) => void
   #lines: string[] = []
   #chars = 0
@@ -44,9 +42,10 @@ class Output implements DestinationStream {
   #timer: NodeJS.Timeout | undefined
   #flushed: (() => void)[] = []
 
-  constructor(lost: (lines: number) => void) {
+  constructor(format: ((line: string) => string) | undefined, lost: (lines: number) => void) {
+    this.#format = format
     this.#lost = lost
-    void process.stdout // makes a pipe or socket non-blocking
+    this.#fd = process.stdout.isTTY ? nonBlockingTerminal() : 1 // a pipe or socket is made non-blocking by the look at it
     process.on('exit', () => {
       // The last lines, where they find room soon.
       for (let tries = 0; tries < END_TRIES && this.#write() !== undefined; tries++)
@@ -54,7 +53,8 @@ class Output implements DestinationStream {
     })
   }
 
-  write(line: string): void {
+  write(json: string): void {
+    const line = this.#format?.(json) ?? json
     if (this.#rest.length + this.#chars + line.length > MAX_WAITING_BYTES) {
       this.#missing += 1
       return
@@ -91,7 +91,7 @@ class Output implements DestinationStream {
           this.#rest = Buffer.from(this.#lines.splice(0).join(''))
           this.#chars = 0
         }
-        this.#rest = this.#rest.subarray(writeSync(1, this.#rest))
+        this.#rest = this.#rest.subarray(writeSync(this.#fd, this.#rest))
       }
       return undefined
     } catch (error) {
@@ -100,13 +100,21 @@ class Output implements DestinationStream {
   }
 }
 
-async function prettyOutput(): Promise<DestinationStream | undefined> {
+/** A terminal that is stopped (Ctrl-S), or that nobody reads, would hold up whoever writes. */
+function nonBlockingTerminal(): number {
   try {
-    const { build } = await import('pino-pretty')
-    return build({
+    return openSync('/proc/self/fd/1', constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOCTTY)
+  } catch {
+    return 1 // no /proc, or the terminal is another user's
+  }
+}
+
+async function prettyLine(): Promise<((line: string) => string) | undefined> {
+  try {
+    const { prettyFactory } = await import('pino-pretty')
+    return prettyFactory({
       colorize: process.env['NO_COLOR'] === undefined,
       translateTime: 'SYS:HH:MM:ss.l',
-      sync: true,
       hideObject: true,
       messageFormat: forPeople,
     })

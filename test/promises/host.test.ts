@@ -18,16 +18,13 @@ interface Started {
   stop(): Promise<number | null>
 }
 
-/** The gateway with a standard output of the test's choosing, as soon as it listens. */
-async function serveInto(t: Test, stdout: number | 'pipe'): Promise<Started> {
+/** The gateway with a standard output of the test's choosing, as soon as it listens. `around` starts the command that it is given. */
+async function serveInto(t: Test, stdout: number | 'pipe', around: readonly string[] = []): Promise<Started> {
   const relay = await startRelay(t)
   const { directory, client } = await makeFiles(t)
   const port = await freePort()
-  const child = begin(t, directory, ['ignore', stdout, 'inherit'], {
-    POSTERN_SMTP_URL: relay.url,
-    POSTERN_PORT: String(port),
-    POSTERN_SHUTDOWN_GRACE: '1s',
-  })
+  const env = { POSTERN_SMTP_URL: relay.url, POSTERN_PORT: String(port), POSTERN_SHUTDOWN_GRACE: '1s' }
+  const child = begin(t, directory, ['ignore', stdout, 'inherit'], env, around)
   const exited = once(child, 'exit')
   while (!(await isOpen(port))) await pause(20)
   return {
@@ -41,8 +38,16 @@ async function serveInto(t: Test, stdout: number | 'pipe'): Promise<Started> {
   }
 }
 
-function begin(t: Test, directory: string, stdio: StdioOptions, env: Record<string, string>): ChildProcess {
-  const child = spawn(...postern('serve'), {
+function begin(
+  t: Test,
+  directory: string,
+  stdio: StdioOptions,
+  env: Record<string, string>,
+  around: readonly string[] = [],
+): ChildProcess {
+  const [command, args] = postern('serve')
+  const [first = command, ...rest] = [...around, command, ...args]
+  const child = spawn(first, rest, {
     stdio,
     env: {
       ...settings(directory),
@@ -111,6 +116,19 @@ t.test('a log that nobody reads holds up neither mail nor SIGTERM', async (t) =>
     to: Array.from({ length: 90 }, (_, n) => `${'x'.repeat(60)}${n}@corp.example`),
   }
   for (let n = 0; n < 40; n++) t.equal((await post(long)).status, 200)
+  const began = Date.now()
+  t.equal(await stop(), 0)
+  t.ok(Date.now() - began < 6_000)
+})
+
+const NO_PYTHON = spawnSync('python3', ['-V']).status !== 0 && 'python3 makes the terminal'
+
+t.test('a log on a terminal that is stopped holds up neither mail nor SIGTERM', { skip: NO_PYTHON }, async (t) => {
+  // The other side of the terminal stays open in the process itself, where nobody reads it.
+  const script =
+    'import os, sys; other, tty = os.openpty(); os.dup2(tty, 1); os.set_inheritable(other, True); os.execvp(sys.argv[1], sys.argv[1:])'
+  const { post, stop } = await serveInto(t, 'pipe', ['python3', '-c', script])
+  for (let n = 0; n < 100; n++) t.equal((await post(MESSAGE)).status, 200)
   const began = Date.now()
   t.equal(await stop(), 0)
   t.ok(Date.now() - began < 6_000)
