@@ -53,23 +53,24 @@ export function toFaults(errors: readonly AjvError[]): readonly Fault[] {
     const branch = branchOf(error)
     if (error.keyword === 'propertyNames' || (branch !== undefined && wrongBranches.has(branch))) continue
     if (error.keyword === 'anyOf' && !everyBranchIsWrong(error, wrongBranches)) continue
-    // A suggestion costs more than the rest of a fault, and past these nobody reads one.
-    const fault = toFault(error, faults.size < MAX_FAULTS ? Object.keys(error.parentSchema?.properties ?? {}) : [])
+    const fault = toFault(error, faults.size < MAX_FAULTS)
     faults.set(`${fault.path} ${fault.message}`, fault)
   }
   return [...faults.values()]
 }
 
+/** What a fault says costs more than all else of it: one that nobody will read is only counted. */
 function toFault(
   { keyword, instancePath, params, message = 'is not valid', data, schema, parentSchema, propertyName }: AjvError,
-  known: readonly string[],
+  told: boolean,
 ): Fault {
   const path = propertyName === undefined ? instancePath : below(instancePath, propertyName)
   switch (keyword) {
     case 'format':
-      return { path, message: FORMATS[String(params['format'])]?.(String(data)) ?? message }
+      return { path, message: (told && FORMATS[String(params['format'])]?.(String(data))) || message }
     case 'additionalProperties': {
       const name = String(params['additionalProperty'])
+      const known = told ? Object.keys(parentSchema?.properties ?? {}) : []
       return { path: below(path, name), message: `is not a known field${didYouMean(name, known)}` }
     }
     case 'required':
