@@ -86,7 +86,7 @@ function openLoop(
       for (;;) {
         const due = begun + (sent / rate) * 1000
         if (sent === total || due > performance.now()) return
-        const lane = idle.pop()
+        const lane = idle.shift() // each in its turn: one that is never used is closed by the server
         if (lane === undefined) return
         sent += 1
         lane.send((status) => {
