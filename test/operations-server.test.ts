@@ -1,8 +1,11 @@
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { type IncomingHttpHeaders, request as httpRequest } from 'node:http'
 import { connect } from 'node:net'
 import { setTimeout as pause } from 'node:timers/promises'
+import { load } from 'js-yaml'
 import t from 'tap'
+import { PROBLEMS } from '../src/errors.ts'
 import { makeFiles, settings } from './support/process.ts'
 import { startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, oneConnection, startGateway, type TestGateway } from './support/gateway.ts'
@@ -392,4 +395,13 @@ t.test('the status says what is well, what is not, and what to do', async (t) =>
     ],
   )
   t.notMatch(JSON.stringify(after), /secret/i, 'no recipient, sender or subject is on it')
+})
+
+t.test('advice is for codes that there are', (t) => {
+  const advice = load(readFileSync(new URL('../src/operations/advice.yaml', import.meta.url), 'utf8'))
+  t.same(
+    Object.keys(Object(advice)).filter((code) => !Object.hasOwn(PROBLEMS, code)),
+    [],
+  )
+  t.end()
 })
