@@ -11,7 +11,7 @@ import type { Allowances } from '../send/allowances.ts'
 import type { Queue } from '../send/queue/queue.ts'
 import type { Sender } from '../send/send.ts'
 import { LISTENER_OPTIONS } from '../tls/context.ts'
-import { Answers } from './answers.ts'
+import { answersBy } from './answers.ts'
 import type { Admission } from './body/admission.ts'
 import { parseBodies } from './body/parse.ts'
 import { admitMessages } from './body/submission.ts'
@@ -48,7 +48,7 @@ interface AppOptions {
 /** The gateway as a Fastify app. It opens no port, reads no file and handles no signal. */
 export function build(options: AppOptions): TypedApp {
   const { allowances, clients, config, metrics, queue, sender, shutdown } = options
-  const answers = new Answers(metrics, options.logger, config.log.recipients)
+  const answers = answersBy(metrics, options.logger, config.log.recipients)
   const broken = brokenRequests(clients, options.logger, metrics)
   const app = Fastify({
     https: httpsOptions(options),

@@ -8,7 +8,7 @@ import type { Metrics } from '../operations/metrics.ts'
 import { Problem } from '../errors.ts'
 import { admit, type Arrival, type ClientSource, UnverifiedToken, valuesOf } from '../clients/gate.ts'
 import { bodyOn, brokenOff, stopBody } from './body/reader.ts'
-import { lingeringClose, unanswered } from './connections.ts'
+import { unanswered } from './connections.ts'
 import { problemAnswer, rawProblem, toProblem } from './problems.ts'
 
 // Input is read on for this long after the last answer. Closing under unread bytes would reset the connection and lose it.
@@ -45,16 +45,10 @@ export function brokenRequests(clients: ClientSource, log: FastifyBaseLogger, me
     ended.add(socket)
     const answers = unanswered(socket)
     const last = answers.findLast(({ req }) => req.complete)
-    if (last !== undefined) {
-      return void last.once('close', () => {
-        socket.end()
-        lingeringClose(socket, LINGER_MS)
-      })
-    }
+    if (last !== undefined) return void last.once('close', () => lingeringEnd(socket))
     if (answers.some(({ headersSent }) => headersSent)) return void socket.destroy()
     const id = randomUUID()
-    socket.end(rawProblem(told(peer, problem, id, errorCode), id))
-    lingeringClose(socket, LINGER_MS)
+    lingeringEnd(socket, rawProblem(told(peer, problem, id, errorCode), id))
   }
 
   return {
@@ -90,6 +84,16 @@ export function brokenRequests(clients: ClientSource, log: FastifyBaseLogger, me
       response.writeHead(status, headers).end(body)
     },
   }
+}
+
+/**
+ * Closes a connection whose peer may still be sending: closing at once, under bytes that nobody read, resets it, and the
+ * answer on its way is lost. What comes is thrown away, for a second at most.
+ */
+function lingeringEnd(socket: Duplex, last?: string): void {
+  socket.end(last).resume()
+  const timer = setTimeout(() => socket.destroy(), LINGER_MS).unref()
+  socket.once('close', () => clearTimeout(timer))
 }
 
 function headProblem(errorCode: string | undefined): Problem {

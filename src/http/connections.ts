@@ -87,16 +87,6 @@ export function onceOver(answer: ServerResponse, over: Over): void {
   else waiting.push(over)
 }
 
-/**
- * Closes a connection whose peer may still be sending: closing at once, under bytes that nobody read, resets it, and the
- * answer on its way is lost. What comes is thrown away, for `patience` ms at most.
- */
-export function lingeringClose(socket: Duplex, patience: number): void {
-  socket.resume()
-  const timer = setTimeout(() => socket.destroy(), patience).unref()
-  socket.once('close', () => clearTimeout(timer))
-}
-
 // An answer that is queued behind another (pipelining) is not told that its connection is gone.
 function follow(socket: Socket, followed: Map<Socket, Connection>): Connection {
   const connection: Connection = { answers: new Map(), taken: 0, takenAt: performance.now() }

@@ -9,11 +9,11 @@ import { Wire } from './wire.ts'
 
 /** PEM: the CA by which relays are trusted, where it is not the system's store, and the certificate shown to them. */
 export interface RelayTls {
-  readonly ca?: string
+  readonly ca?: string | undefined
   readonly cert?: string
   readonly key?: string | undefined
   /** By what the endpoint for tokens is trusted. */
-  readonly oauthCa?: string
+  readonly oauthCa?: string | undefined
 }
 
 /** What it takes to open a session with a relay. */

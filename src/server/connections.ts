@@ -44,7 +44,7 @@ const MAX_HANDSHAKES = 256
 const MAX_HANDSHAKES_OF_ADDRESS = 8
 // From one that listed clients come from: behind a proxy or a port that is forwarded, all peers may have the same address.
 const MAX_HANDSHAKES_OF_CLIENTS = 64
-const MAX_CLIENT_ADDRESSES = 10_000
+const MAX_CLIENT_ADDRESSES = 10_000 // past them all are forgotten, and noted again with the next request of each
 const SLOW_HANDSHAKE_MS = 2_000 // then it loses its place to another of its address that waits for one
 const MAX_WAIT_MS = 10_000 // for its turn; a handshake itself takes no longer either
 // A chain of 4 RSA-4096 certificates, a post-quantum key share and all else of a handshake are 10 KB. A chain of 70 made-up

@@ -57,30 +57,20 @@ function loadBundle(name: string, path: string | undefined): string | undefined 
   return pem
 }
 
-/** What relays are trusted by, and what is shown to them. Throws a LoadError. */
+/** What relays are trusted by, and what is shown to them: its dates are theirs to judge. Throws a LoadError. */
 export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
-  const faults: string[] = []
+  const [faults, pairFaults]: [string[], string[]] = [[], []]
   const ca = collect(() => loadBundle('POSTERN_SMTP_CA', smtp.ca), faults)
   const oauthCa = collect(() => loadBundle('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca), faults)
-  const pair = collect(() => loadRelayPair(smtp), faults)
+  const files = (): (string | undefined)[] =>
+    readFiles(['POSTERN_SMTP_CERT', smtp.cert], ['POSTERN_SMTP_KEY', smtp.key])
+  const [cert, key] = collect(files, faults) ?? []
+  const pair = cert === undefined || key === undefined ? undefined : { cert, key }
+  if (pair !== undefined) readPair(pair, 'relay', pairFaults)
+  const named = `POSTERN_SMTP_CERT, POSTERN_SMTP_KEY (${smtp.cert}, ${smtp.key})`
+  faults.push(...pairFaults.map((fault) => `${named}: ${fault}.`))
   if (faults.length > 0) throw new LoadError(faults)
-  return {
-    ...(ca !== undefined && { ca }),
-    ...(oauthCa !== undefined && { oauthCa }),
-    ...pair,
-  }
-}
-
-/** Its dates are the relay's to judge: only some may ask for it. */
-function loadRelayPair(smtp: Config['smtp']): { readonly cert: string; readonly key: string } | undefined {
-  if (smtp.cert === undefined || smtp.key === undefined) return undefined
-  const [cert = '', key = ''] = readFiles(['POSTERN_SMTP_CERT', smtp.cert], ['POSTERN_SMTP_KEY', smtp.key])
-  const faults: string[] = []
-  readPair({ cert, key }, 'relay', faults)
-  if (faults.length === 0) return { cert, key }
-  throw new LoadError(
-    faults.map((fault) => `POSTERN_SMTP_CERT, POSTERN_SMTP_KEY (${smtp.cert}, ${smtp.key}): ${fault}.`),
-  )
+  return { ca, oauthCa, ...pair }
 }
 
 /** The value, or undefined with the faults of loading it added to the list: so that all are told at once. */

@@ -3,7 +3,7 @@ import type { Client } from '../../clients/clients-file.ts'
 import { Problem } from '../../errors.ts'
 import { isRecord } from '../../config/record.ts'
 
-const MAX_DEPTH = 64
+const MAX_DEPTH = 64 // what is parsed is gone through by recursion: 3,000 levels overflow the stack
 // JSON.parse makes this many values in 30 ms. A few megabytes of `[[[` or `{},{},` would hold up every client for seconds.
 const MAX_PARSED = 500_000
 // A message has far fewer values than this beside its recipients. Each may cost the schema a sentence.

@@ -92,10 +92,9 @@ function deferralOf(
 
 /** A message that is in memory. Throws a 413 Problem. */
 function whole({ envelope, messageId, content }: ComposedMessage, { audit, maxSize }: Submission): Outgoing {
-  if (envelope.size !== undefined) {
-    if (envelope.size > maxSize.bytes) throw tooLarge(maxSize)
-    audit.bytes = envelope.size
-  }
+  const { size = 0 } = envelope
+  if (size > maxSize.bytes) throw tooLarge(maxSize)
+  audit.bytes = size
   return { envelope, messageId, open: () => pieces(content) }
 }
 
