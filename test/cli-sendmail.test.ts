@@ -190,6 +190,20 @@ t.test('a line that SMTP has no room for is broken, between characters', async (
   }
 })
 
+t.test('a field in one line that SMTP has no room for is folded', async (t) => {
+  const { run } = await setUp(t)
+  const names = Array.from({ length: 60 }, (_, index) => `recipient.number.${index}@corp.example`)
+  for (const line of [
+    `Subject: Cron <root@host> ${'run --this --and --that '.repeat(60)}`.trim(),
+    `References: ${names.map((name) => `<${name}>`).join(' ')}`,
+    `Cc: ${names.join(', ')}`,
+  ]) {
+    const result = await run('-t', `${line}\n${MESSAGE}`)
+    t.equal(result.status, 0, result.errors)
+    t.ok(headerOf(result).replaceAll('\r\n ', ' ').includes(`${line}\r\n`))
+  }
+})
+
 t.test('Bcc is read with -t, and never goes out', async (t) => {
   const { run } = await setUp(t)
   const text = `Bcc: hidden (H),\n other@corp.example\n${MESSAGE}`

@@ -25,7 +25,7 @@ const MAX_BYTES = 256 * 1024 * 1024
 const MAX_HEADER = 64 * 1024 // the gateway's own limit
 const LONGEST_LINE = 990 // octets, as sendmail has it: 998 fit, and a character has up to four
 const ADDRESSES = /^(?:resent-)?(?:from|sender|reply-to|to|cc|bcc)$/
-const TEXTS = /^(?:subject|comments|keywords|organization|x-.*)$/
+const TEXTS = /^(?:subject|comments|keywords|organization|references|x-.*)$/
 const REMOVED = ['bcc', 'resent-bcc', 'return-path']
 
 /**
@@ -128,7 +128,7 @@ function mailboxField(name: string, written: readonly WrittenMailbox[]): string 
 
 function rewritten(written: WrittenField, complete: Complete): string {
   const { name, key, raw } = written
-  const plain = /^[\x00-\x7f]*$/.test(raw)
+  const plain = /^[\x00-\x7f]*$/.test(raw) && !/[^\r\n]{999}/.test(raw) // a command of cron, or 50 recipients, in one line
   if (TEXTS.test(key) && !plain) return field(name, unstructured(valueOf(written)))
   if (!ADDRESSES.test(key)) return `${raw}\r\n`
   const found = parseMailboxes(valueOf(written))
