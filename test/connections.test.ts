@@ -230,6 +230,28 @@ t.test('a flood of KeyUpdates is cut, a stranger and a listed client alike, and 
   mine.destroy()
 })
 
+t.test('empty lines without end are cut, and a body that is thrown away is not', async (t) => {
+  const gateway = await startGateway(t)
+  const refused = await dial(gateway)
+  refused.write(`POST /%zz HTTP/1.1\r\nHost: x\r\nContent-Length: ${12e5}\r\n\r\n`)
+  t.equal((await firstAnswer(refused)).status, 404)
+  const cut = (): object | undefined => gateway.log.find(({ msg }) => /brought bytes and no requests/.test(String(msg)))
+  for (let n = 0; n < 12; n++) {
+    refused.write(Buffer.alloc(1e5))
+    await pause(100)
+  }
+  t.equal(await ask(refused), 200)
+  refused.destroy()
+  const flood = await dial(gateway)
+  t.equal(await ask(flood), 200)
+  t.equal(cut(), undefined)
+  const closed = new Promise((resolve) => flood.on('error', () => {}).once('close', resolve))
+  const writing = setInterval(() => flood.writable && flood.writableLength < 1e6 && flood.write('\r\n'.repeat(1e4)), 1)
+  t.teardown(() => clearInterval(writing))
+  await closed
+  t.match(cut(), { client: 'billing' })
+})
+
 t.test('a body that comes in chunks of a byte is cut when it is long, and others are served', async (t) => {
   const gateway = await startGateway(t)
   const mine = await dial(gateway)

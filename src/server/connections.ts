@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import type { IncomingMessage } from 'node:http'
 import { Socket } from 'node:net'
 import { type Server, TLSSocket } from 'node:tls'
 import type { Logger } from 'pino'
@@ -21,8 +22,10 @@ class Connection {
   readonly address: string
   /** The client that it passed for, once. */
   client: string | undefined
-  /** Whether it has sent a request. */
-  asked = false
+  /** The last one that it has sent. */
+  request: IncomingMessage | undefined
+  /** What it had brought (TLSSocket.bytesRead) when it was first seen idle since then. */
+  idleFrom: number | undefined
   /** When it came, and then when its handshake began, by performance.now(). */
   since = performance.now()
   /** Since the handshake. */
@@ -96,11 +99,12 @@ export class Connections {
     server.removeAllListeners('connection')
     server.on('connection', (transport: Socket) => this.#arrive(transport))
     server.on('secureConnection', (tls: TLSSocket) => this.#secured(tls))
-    server.on('request', ({ socket }) => {
-      const connection = this.#of(socket)
-      if (connection === undefined) return
-      connection.asked = true
-      this.#passes(connection, socket) // listed only after the handshake, perhaps
+    server.on('request', (request: IncomingMessage) => {
+      const connection = this.#of(request.socket)
+      if (connection?.tls === undefined) return
+      connection.request = request
+      connection.idleFrom = undefined
+      this.#passes(connection, connection.tls) // listed only after the handshake, perhaps
     })
     server.on('tlsClientError', (_error, tls) => {
       const connection = this.#of(tls)
@@ -207,7 +211,7 @@ export class Connections {
     }
     const timer = setTimeout(() => {
       this.#strangers.delete(tls)
-      if (!connection.asked && this.#options.clientOf(tls, false) === undefined) tls.destroy()
+      if (connection.request === undefined && this.#options.clientOf(tls, false) === undefined) tls.destroy()
     }, this.#options.strangerMs)
     tls.once('close', () => {
       clearTimeout(timer)
@@ -217,10 +221,13 @@ export class Connections {
 
   /** Cuts connections that bring bytes and neither requests nor bodies: KeyUpdates (RFC 8446 §4.6.3), empty records, chunks. */
   #cutFloods(): void {
-    for (const { transport, tls, handshakeBytes, client } of this.#open.values()) {
+    for (const connection of this.#open.values()) {
+      const { transport, tls, handshakeBytes, client, request } = connection
       if (tls === undefined) continue
-      const records = transport.bytesRead - handshakeBytes
-      if (records <= MOST_PER_BYTE * tls.bytesRead + MAX_IDLE_BYTES && !isMostlyFraming(tls)) continue
+      connection.idleFrom = isIdle(tls, request) ? (connection.idleFrom ?? tls.bytesRead) : undefined
+      const idle = tls.bytesRead - (connection.idleFrom ?? Infinity)
+      const records = transport.bytesRead - handshakeBytes - MOST_PER_BYTE * tls.bytesRead
+      if (Math.max(idle, records) <= MAX_IDLE_BYTES && !isMostlyFraming(tls)) continue
       const fingerprint = certificateOf(tls)
       this.#pause(fingerprint)
       this.#options.log.warn(
@@ -250,7 +257,7 @@ export class Connections {
 
   /** Whether a listed client is on the connection, which is noted, and its address too. */
   #passes(connection: Connection, tls: TLSSocket): boolean {
-    connection.client ??= this.#options.clientOf(tls, connection.asked)
+    connection.client ??= this.#options.clientOf(tls, connection.request !== undefined)
     if (connection.client === undefined) return false
     if (this.#ofClients.size >= MAX_CLIENT_ADDRESSES) this.#ofClients.clear()
     this.#ofClients.add(connection.address)
@@ -291,6 +298,11 @@ export function transportOf(socket: TLSSocket): Socket | undefined {
 /** Whether a handshake has brought more than any real one after the server's first answer: what comes then is verified. */
 function isDear({ bytesRead, bytesWritten }: Socket): boolean {
   return bytesRead > MAX_HANDSHAKE_BYTES && bytesWritten > ALERT_BYTES
+}
+
+/** Whether the last request has come and was answered. Until the next one empty lines may come (RFC 9112 §2.2), without end. */
+function isIdle(tls: TLSSocket, last: IncomingMessage | undefined): boolean {
+  return last?.complete !== false && answersOwed(tls) === 0 && !tls.writableEnded
 }
 
 /** Whether the body that is coming has hardly anything in its chunks. */
