@@ -7,12 +7,13 @@ let last: Promise<unknown> = Promise.resolve()
 /** One message's turn among large texts, which are parsed and composed one at a time. Small ones need none. */
 export class TextTurn {
   #end: (() => void) | undefined
+  #over = false
 
   /** Waits for the turn of a text of so many bytes. */
   async take(bytes: number): Promise<void> {
     if (bytes <= LARGE_BYTES) return
     const before = last
-    last = Promise.all([before, new Promise<void>((resolve) => (this.#end = resolve))])
+    if (!this.#over) last = Promise.all([before, new Promise<void>((resolve) => (this.#end = resolve))])
     await before
   }
 
@@ -21,6 +22,7 @@ export class TextTurn {
    * ahead of it alone. May be called again.
    */
   end(): void {
+    this.#over = true
     this.#end?.()
   }
 }
