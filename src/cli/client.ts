@@ -46,20 +46,19 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   const file = clientsFile(io)
   if (action === 'list' || action === 'show') return show(file, name, values.json === true, io)
   const addition = { ...(await identityOf(values)), ...policyOf(values) }
+  const added = identitiesOf(new Map(Object.entries(addition)))
   const ways = '--cert FILE, --fingerprint SHA256, --san NAME or --token CLIENT_ID'
-  if (ADDING.includes(action) && identitiesOf(new Map(Object.entries(addition))).length === 0)
-    throw new UsageError(`Say how ${name} is known: ${ways}.`)
+  if (ADDING.includes(action) && added.length === 0) throw new UsageError(`Say how ${name} is known: ${ways}.`)
   const status = action === 'prune' && values.force !== true ? await gatewayStatus(io.env) : undefined
+  const seen = status?.clients.find((one) => one.client === name)
   const at = ['clients', name]
+  const rotated = `is known by ${added.join(', ')} too; postern client prune ${name} takes the older out`
   const change = (text: string, listed: Listed): Change => {
     switch (action) {
       case 'add':
         return [withRegistered(text, file, name, addition), 'is listed']
-      case 'rotate': {
-        const added = identitiesOf(new Map(Object.entries(addition))).join(', ')
-        const said = `is known by ${added} too; postern client prune ${name} takes the older out`
-        return [withRegistered(text, file, name, addition), said]
-      }
+      case 'rotate':
+        return [withRegistered(text, file, name, addition), rotated]
       case 'disable':
         if (isDisabled(listed)) return [text, 'is disabled already']
         return [withValue(text, [...at, 'disabled'], true), 'is disabled: it gets 403 client_disabled']
@@ -69,12 +68,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
       case 'remove':
         return [withValue(text, at, undefined), 'is no longer listed']
       case 'prune':
-        return pruned(
-          text,
-          name,
-          listed,
-          status?.clients.find((one) => one.client === name),
-        )
+        return pruned(text, name, listed, seen)
     }
   }
   let said = ''

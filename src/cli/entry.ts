@@ -1,9 +1,8 @@
-import type { parseArgs, ParseArgsConfig } from 'node:util'
 import { parseCount, parseName } from '../clients/clients-file.ts'
 import { PatternList } from '../clients/patterns.ts'
 import type { Entry } from '../clients/register.ts'
 import { parseAllowance, parseSize } from '../config/units.ts'
-import { formatFingerprint, isKeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
+import { formatFingerprint, formatKeyPin, isKeyPin, parseFingerprint, parseKeyPin } from '../tls/fingerprint.ts'
 import { readCertificate } from './fingerprint.ts'
 import { UsageError, worded } from './usage.ts'
 
@@ -24,52 +23,49 @@ export const POLICY_OPTIONS = {
 /** The options that say how a client is known. */
 export const IDENTITY_OPTIONS = { cert: MANY, fingerprint: MANY, san: MANY, ca: ONE, token: ONE } as const
 
-type Values<T extends NonNullable<ParseArgsConfig['options']>> = ReturnType<typeof parseArgs<{ options: T }>>['values']
+type Values = Readonly<Record<string, string | boolean | readonly string[] | undefined>>
+
+/** What reads each value as the clients file is read. */
+const PARSERS: ReadonlyMap<string, (text: string) => unknown> = new Map<string, (text: string) => unknown>([
+  ['from', (pattern) => new PatternList([pattern])],
+  ['to', (pattern) => new PatternList([pattern])],
+  ['rate', parseAllowance],
+  ['quota', parseAllowance],
+  ['max-size', parseSize],
+  ['max-recipients', parseCount],
+  ['san', parseName],
+  ['ca', parseFingerprint],
+])
 
 /** The policy as the clients file has it. Throws a UsageError for a value that it would refuse. */
-export function policyOf(values: Values<typeof POLICY_OPTIONS>): Entry {
-  const { from, to, rate, quota, raw } = values
-  const recipients = values['max-recipients']
-  const patterns = (option: string, texts: readonly string[] | undefined): readonly string[] | undefined =>
-    texts && [...new Set(texts.map((text) => taken(option, text, (pattern) => new PatternList([pattern]))))]
-  return given({
-    from: patterns('--from', from),
-    to: patterns('--to', to),
-    rate: rate && taken('--rate', rate, parseAllowance),
-    quota: quota && taken('--quota', quota, parseAllowance),
-    max_size: values['max-size'] && taken('--max-size', values['max-size'], parseSize),
-    max_recipients: recipients && Number(taken('--max-recipients', recipients, parseCount)),
-    raw,
-  })
+export function policyOf(values: Values): Entry {
+  return entryOf(values, Object.keys(POLICY_OPTIONS))
 }
 
 /** How a client is known, as the clients file has it; a certificate by its fingerprint. Throws a UsageError. */
-export async function identityOf(values: Values<typeof IDENTITY_OPTIONS>): Promise<Entry> {
-  const { cert = [], fingerprint = [], san, ca, token } = values
-  const certificates = await Promise.all(cert.map(readCertificate))
+export async function identityOf(values: Values): Promise<Entry> {
+  const files = [values['cert'] ?? []].flat().map(String)
+  const certificates = await Promise.all(files.map(readCertificate))
   for (const [index, certificate] of certificates.entries())
-    if (certificate.ca) throw new UsageError(`${cert[index]} is the certificate of a CA: name that of the client.`)
+    if (certificate.ca) throw new UsageError(`${files[index]} is the certificate of a CA: name that of the client.`)
   const fingerprints = certificates.map(({ fingerprint256 }) => fingerprint256)
-  for (const text of fingerprint) {
-    taken('--fingerprint', text, isKeyPin(text) ? parseKeyPin : parseFingerprint)
-    fingerprints.push(isKeyPin(text) ? text : formatFingerprint(parseFingerprint(text)))
+  for (const text of [values['fingerprint'] ?? []].flat().map(String)) {
+    const read = (): string =>
+      isKeyPin(text) ? formatKeyPin(parseKeyPin(text)) : formatFingerprint(parseFingerprint(text))
+    fingerprints.push(worded(`--fingerprint "${text}"`, read))
   }
-  return given({
-    fingerprints: fingerprints.length > 0 ? fingerprints : undefined,
-    san: san?.map((name) => taken('--san', name, parseName)),
-    ca: ca && taken('--ca', ca, parseFingerprint),
-    token,
-  })
+  return { ...(fingerprints.length > 0 && { fingerprints }), ...entryOf(values, ['san', 'ca', 'token']) }
 }
 
-function given(entry: Readonly<Record<string, Entry[string] | undefined>>): Entry {
-  return Object.fromEntries(
-    Object.entries(entry).flatMap(([key, value]) => (value === undefined ? [] : [[key, value]])),
-  )
-}
-
-/** The text, where it can be read. */
-function taken(option: string, text: string, parse: (text: string) => unknown): string {
-  worded(`${option} "${text}"`, () => parse(text))
-  return text
+function entryOf(values: Values, options: readonly string[]): Entry {
+  const entry: Record<string, Entry[string]> = {}
+  for (const option of options) {
+    const value = values[option]
+    if (value === undefined) continue
+    const texts = [...new Set([value].flat().map(String))]
+    for (const text of texts) worded(`--${option} "${text}"`, () => PARSERS.get(option)?.(text))
+    const single = option === 'max-recipients' ? Number(value) : value
+    entry[option.replace('-', '_')] = typeof value === 'object' ? texts : single
+  }
+  return entry
 }

@@ -47,7 +47,7 @@ export class History {
     const series: Record<string, number[]> = {}
     for (const { at, outcomes } of this.#minutes) {
       const index = MINUTES - 1 - (last - at)
-      if (index < 0) continue
+      if (index < 0 || index >= MINUTES) continue // the clock may have been put back
       for (const [outcome, count] of outcomes)
         (series[outcome] ??= Array.from({ length: MINUTES }, () => 0))[index] = count
     }
