@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { EventEmitter, once } from 'node:events'
 import { setTimeout as pause } from 'node:timers/promises'
 import { addressRefusal, checkRecipientCount, sizeLimit, tooLarge } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
@@ -9,6 +10,7 @@ import type { QueuedMessage } from '../../mail/schemas.ts'
 import type { Delivery } from '../../relay/relay.ts'
 import type { Allowances } from '../allowances.ts'
 import type { Lock } from '../idempotency.ts'
+import { failedOnTheWay, receiptOf } from '../receipt.ts'
 import { type QueuedContent, type Sealer, toOutgoing } from './content.ts'
 import type { Attempt, Lease, PutBack, QueueStore, Times } from './store.ts'
 
@@ -78,7 +80,8 @@ const AHEAD = 3
 export class Queue {
   readonly #options: QueueOptions
   readonly #leases = new Set<Lease>()
-  readonly #waiting = new Map<string, Set<() => void>>()
+  /** Says the id of each message that changes here. */
+  readonly #changes = new EventEmitter().setMaxListeners(0)
   #waiters = 0
   readonly #renewal: NodeJS.Timeout
   /** Those in hand that wait until another has been handed over, by client: clients take turns. */
@@ -157,7 +160,9 @@ export class Queue {
     for (;;) {
       const left = deadline - performance.now()
       if (left <= 0 || signal?.aborted === true || this.#closed || this.#waiters >= MOST_WAITING) return
-      await this.#told(id, Math.min(left, WAIT_POLL_MS))
+      this.#waiters += 1
+      await once(this.#changes, id, { signal: AbortSignal.timeout(Math.min(left, WAIT_POLL_MS)) }).catch(() => {})
+      this.#waiters -= 1
       if ((await this.#options.store.status(id)) !== status) return
     }
   }
@@ -189,7 +194,6 @@ export class Queue {
     clearTimeout(this.#timer)
     for (const begin of [...this.#line.values()].flat()) begin()
     this.#line.clear()
-    for (const tell of [...this.#waiting.values()].flatMap((all) => [...all])) tell()
   }
 
   /** Waits until what was being sent is written down, `ms` at most. */
@@ -301,7 +305,7 @@ export class Queue {
       return () => this.#settle(work, delivery.rejected.length > 0 ? 'partial' : 'accepted', delivery)
     } catch (error) {
       if (lost) return async () => {}
-      const [work, problem] = [tried(), error instanceof Problem ? error : failed(error)]
+      const [work, problem] = [tried(), error instanceof Problem ? error : failedOnTheWay(error)]
       this.#doubtful = problem.code === 'relay_unavailable'
       if (problem.outcome === 'unknown') return () => this.#settle(work, 'unknown', problem)
       if (!PROBLEMS[problem.code].retryable) return () => this.#settle(work, 'rejected', problem)
@@ -369,7 +373,7 @@ export class Queue {
     const refused = verdict instanceof Problem
     const outcome = refused ? verdict.outcome : status === 'partial' ? status : 'accepted'
     const attempt = at === undefined ? undefined : attemptOf(at, outcome, refused ? verdict.smtp : verdict)
-    const result = refused ? verdict.toBody(id) : receiptOf(id, content, verdict)
+    const result = refused ? verdict.toBody(id) : receiptOf(id, content.messageId, verdict)
     const { store } = this.#options
     const settled = await persist(() => store.settle(lease, status, attempt, result))
     if (!settled && (await store.status(id)) !== status) return // a write whose answer was lost counts
@@ -378,22 +382,7 @@ export class Queue {
 
   #changed(change: QueueChange): void {
     this.#options.changed(change)
-    for (const tell of this.#waiting.get(change.id) ?? []) tell()
-  }
-
-  #told(id: string, ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      const told = this.#waiting.get(id) ?? new Set()
-      const tell = (): void => {
-        clearTimeout(timer)
-        if (told.delete(tell)) this.#waiters -= 1
-        if (told.size === 0) this.#waiting.delete(id)
-        resolve()
-      }
-      const timer = setTimeout(tell, ms)
-      this.#waiting.set(id, told.add(tell))
-      this.#waiters += 1
-    })
+    this.#changes.emit(change.id)
   }
 }
 
@@ -430,22 +419,6 @@ function attemptOf(
 ): Attempt {
   const { relay = '', code, response } = smtp ?? {}
   return { at, relay, outcome, ...(code !== undefined && { code }), ...(response !== undefined && { response }) }
-}
-
-function receiptOf(id: string, { messageId }: QueuedContent, delivery: Delivery) {
-  const { relay, code, response, accepted, rejected } = delivery
-  return {
-    id,
-    message_id: messageId,
-    status: rejected.length > 0 ? ('partial' as const) : ('accepted' as const),
-    accepted: [...accepted],
-    rejected: [...rejected],
-    smtp: { relay, code, response },
-  }
-}
-
-function failed(cause: unknown): Problem {
-  return new Problem('delivery_unknown', 'The gateway failed while it handed the message over.', { cause })
 }
 
 function unreadable(cause: unknown): Problem {
