@@ -153,28 +153,9 @@ class MemoryWindows implements Windows {
   }
 }
 
-const TAKE = script(`
-local ms = 0
-for i, key in ipairs(KEYS) do
-  local points, limit, seconds = unpack(ARGV, i * 3 - 2, i * 3)
-  ms = redis.call('PTTL', key)
-  if ms < 0 then ms = seconds * 1000 end
-  if points + (redis.call('GET', key) or 0) > tonumber(limit) then return { i, ms } end
-end
-for i, key in ipairs(KEYS) do
-  redis.call('INCRBY', key, ARGV[i * 3 - 2])
-  if redis.call('PTTL', key) < 0 then redis.call('EXPIRE', key, ARGV[i * 3]) end
-end
-return { 0, ms }`)
-
-const GIVE_BACK = script(`
-local taken = tonumber(redis.call('GET', KEYS[1]) or 0)
-if taken > 0 then redis.call('DECRBY', KEYS[1], math.min(taken, ARGV[1])) end`)
-
-const COUNTS = script(`
-local counts = {}
-for i, key in ipairs(KEYS) do counts[i] = { tonumber(redis.call('GET', key) or 0), redis.call('PTTL', key) } end
-return counts`)
+const TAKE = script('allowance/take')
+const GIVE_BACK = script('allowance/give-back')
+const COUNTS = script('allowance/counts')
 
 class RedisWindows implements Windows {
   readonly #redis: RedisConnection

@@ -1,4 +1,5 @@
 import { hash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { Problem } from '../errors.ts'
 
 export type RedisConnection = Awaited<ReturnType<typeof connectRedis>>['client']
@@ -106,7 +107,9 @@ export interface Script {
   readonly sha: string
 }
 
-export function script(text: string): Script {
+/** A script of `lua/`, with its arguments and what it gives, behind what it shares with others. */
+export function script(...names: readonly string[]): Script {
+  const text = names.map((name) => readFileSync(new URL(`lua/${name}.lua`, import.meta.url), 'utf8')).join('')
   return { text, sha: hash('sha1', text, 'hex') }
 }
 

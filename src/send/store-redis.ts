@@ -13,55 +13,12 @@ const LATER_TRIES = 3_600
 const ABANDON_TRIES = 60
 const ABANDON_MISSES = 3
 
-// Redis runs a script as one step, and its own clock is the only one that all replicas share.
-const NOW = `local t = redis.call('TIME'); local now = t[1] * 1000 + math.floor(t[2] / 1000)`
-// Past maxmemory Redis refuses writes, except in a script that has begun with a command that may free memory: what is known of a
-// claim that stands is written down also then.
-const FREEING = `redis.call('DEL', 'postern:nothing')`
-
-// Where the lease of an unfinished claim has run out without a mark, nothing was handed over: the key is free again. One that
-// Redis has forgotten is not, while this process holds it.
-const CLAIM = script(`${NOW}
-local known = redis.call('HMGET', KEYS[1], 'hash', 'token', 'lease', 'status', 'body', 'begun')
-local running = known[1] and not known[4] and tonumber(known[3]) > now
-if running and tonumber(known[3]) > now + ARGV[3] then redis.call('HSET', KEYS[1], 'lease', now + ARGV[3]) end -- the clock was set back
-if not known[1] and ARGV[5] ~= '' then return {'running'} end
-if not known[1] or not (running or known[4] or known[6]) then
-  if known[1] then redis.call('DEL', KEYS[1]) end -- a write that a full Redis allows would let the next one pass too
-  redis.call('HSET', KEYS[1], 'hash', ARGV[1], 'token', ARGV[2], 'lease', now + ARGV[3])
-  redis.call('PEXPIRE', KEYS[1], ARGV[4])
-  return {'new'}
-end
-if known[1] ~= '' and ARGV[1] ~= '' and known[1] ~= ARGV[1] then return {'reused'} end
-if known[4] then return {'finished', known[4], known[5], known[1]} end
-if running then return {'running'} end
-return {'lost'}`)
-
-const MARK = script(`${NOW}
-${FREEING}
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'begun', 1, 'lease', now + ARGV[2])
-return 1`)
-
-const RENEW = script(`${NOW}
-${FREEING}
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'lease', now + ARGV[2])
-return 1`)
-
-// A key that is gone has been forgotten, by a server that was restarted: its answer is known all the same.
-const FINISH = script(`${FREEING}
-local token = redis.call('HGET', KEYS[1], 'token')
-if token and token ~= ARGV[1] then return 0 end
-redis.call('HSET', KEYS[1], 'token', ARGV[1], 'status', ARGV[2], 'body', ARGV[3])
-if not token or ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'hash', ARGV[4]) end
-if not token then redis.call('PEXPIRE', KEYS[1], ARGV[5]) end
-return 1`)
-
-const FREE = script(`
-if redis.call('HGET', KEYS[1], 'token') ~= ARGV[1] then return 0 end
-if redis.call('HEXISTS', KEYS[1], 'status') == 1 then return 0 end
-return redis.call('DEL', KEYS[1])`)
+const named = (name: string): Script => script('key/common', `key/${name}`)
+const CLAIM = named('claim')
+const MARK = named('mark')
+const RENEW = named('renew')
+const FINISH = named('finish')
+const FREE = named('free')
 
 /**
  * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone, the
@@ -71,13 +28,18 @@ return redis.call('DEL', KEYS[1])`)
 export class RedisIdempotencyStore implements IdempotencyStore {
   readonly #redis: RedisConnection
   readonly #witness: Witness
-  /** Names of the claims of this process that are not settled. */
-  readonly #held = new Set<string>()
+  /** Claims of this process that are not settled: the token, by name. Until then the key says `running`, and not `lost`. */
+  readonly #held = new Map<string, string>()
+  readonly #renewal: NodeJS.Timeout
   #closed = false
 
   constructor(redis: RedisConnection, witness: Witness) {
     this.#redis = redis
     this.#witness = witness
+    this.#renewal = setInterval(() => {
+      const args = [String(LEASE_MS), ...this.#held.values()]
+      if (this.#held.size > 0) runScript(redis, RENEW, [...this.#held.keys()], args).catch(() => {})
+    }, RENEW_MS).unref()
   }
 
   async claim(scope: string, key: string, bodyHash = ''): Promise<Claimed> {
@@ -102,25 +64,24 @@ export class RedisIdempotencyStore implements IdempotencyStore {
 
   async close(): Promise<void> {
     this.#closed = true
+    clearInterval(this.#renewal)
   }
 
   #claim(name: string, token: string): Claim {
-    const renewal = setInterval(() => {
-      this.#run(RENEW, name, token, String(LEASE_MS)).catch(() => {})
-    }, RENEW_MS)
-    renewal.unref()
-    this.#held.add(name)
+    this.#held.set(name, token)
     const over = (): void => {
-      clearInterval(renewal)
-      this.#held.delete(name)
+      if (this.#held.get(name) === token) this.#held.delete(name)
     }
-    // Until it is written the lease is renewed: the key says `running`, and neither `lost` nor that it is free.
     const settle = async (write: () => Promise<unknown>): Promise<void> => {
       try {
         await write()
         over()
       } catch {
-        void this.#later(write).finally(over)
+        void this.#retry(LATER_TRIES, async () => {
+          if (!this.#redis.isReady) return false
+          await write()
+          return true
+        }).finally(over)
       }
     }
     return {
@@ -136,25 +97,18 @@ export class RedisIdempotencyStore implements IdempotencyStore {
    * Takes back a claim whose reply never came: a store that was stuck and not gone makes it when it wakes, from the old
    * connection's buffer, and nobody would answer for it. Some tries after the store answers again settle that.
    */
-  async #abandon(name: string, token: string): Promise<void> {
+  #abandon(name: string, token: string): Promise<void> {
     let misses = 0
-    for (let attempt = 0; attempt < ABANDON_TRIES && misses < ABANDON_MISSES; attempt++) {
-      await pause(RETRY_MS, undefined, { ref: false })
-      try {
-        if ((await this.#run(FREE, name, token)) === 1) return
-        misses += 1
-      } catch {}
-    }
+    return this.#retry(
+      ABANDON_TRIES,
+      async () => (await this.#run(FREE, name, token)) === 1 || ++misses === ABANDON_MISSES,
+    )
   }
 
-  async #later(write: () => Promise<unknown>): Promise<void> {
-    for (let attempt = 0; attempt < LATER_TRIES && !this.#closed; attempt++) {
+  async #retry(tries: number, work: () => Promise<boolean>): Promise<void> {
+    for (let done = false; !done && tries > 0 && !this.#closed; tries--) {
       await pause(RETRY_MS, undefined, { ref: false })
-      if (!this.#redis.isReady) continue
-      try {
-        await write()
-        return
-      } catch {}
+      done = await work().catch(() => false)
     }
   }
 

@@ -2,8 +2,20 @@ import { randomUUID } from 'node:crypto'
 import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
-import { askRedis, type RedisConnection, runScript, type Script, type Witness } from '../redis.ts'
-import { CANCEL, CLAIM, ENQUEUE, MARK, RELEASE, RENEW, SETTLE, STATE, STATS, WAKE } from './scripts.ts'
+import { askRedis, type RedisConnection, runScript, type Script, script, type Witness } from '../redis.ts'
+
+/** What the queue does in Redis, each in one step. The first says what lies there. */
+const named = (name: string): Script => script('queue/common', `queue/${name}`)
+const ENQUEUE = named('enqueue')
+const CLAIM = named('claim')
+const MARK = named('mark')
+const RENEW = named('renew')
+const RELEASE = named('release')
+const SETTLE = named('settle')
+const CANCEL = named('cancel')
+const WAKE = named('wake')
+const STATE = named('state')
+const STATS = named('stats')
 
 /** A message that this process may send, as long as its token is the one in the record. */
 export interface Lease {
