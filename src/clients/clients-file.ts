@@ -188,7 +188,7 @@ class EntryReader {
   }
 }
 
-function clientOf(name: string, entry: ReadonlyMap<unknown, unknown>, values: EntryReader) {
+function clientOf(name: string, entry: ReadonlyMap<string, unknown>, values: EntryReader) {
   return {
     name,
     /** A proxy sends nothing itself: it names the client it speaks for. */

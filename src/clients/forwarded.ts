@@ -51,12 +51,11 @@ function forwardedHeader(headers: IncomingHttpHeaders): { name: string; value: s
     const value = headers[name]
     return value === undefined ? [] : [{ name, value: [value].flat().join(', ') }]
   })
-  if (found === undefined || found.value === '') {
+  if (found === undefined || found.value === '')
     throw new Problem(
       'client_certificate_required',
       'The proxy named no client certificate in Client-Cert or X-SSL-Client-Cert.',
     )
-  }
   if (others.length > 0)
     throw refusal('The proxy named the client certificate twice, in Client-Cert and in X-SSL-Client-Cert.')
   if (found.value.length > MAX_HEADER_CHARS) throw refusal('The forwarded certificate is too large.')
@@ -82,14 +81,13 @@ function fromEscapedPem(value: string): X509Certificate {
 }
 
 function parse(der: Buffer, header: string): X509Certificate {
-  let certificate: X509Certificate | undefined
   try {
-    certificate = new X509Certificate(der)
+    const certificate = new X509Certificate(der)
+    if (certificate.raw.equals(der)) return certificate
   } catch (cause) {
     throw refusal(`${header} holds no certificate.`, cause)
   }
-  if (!certificate.raw.equals(der)) throw refusal(`${header} holds more than a certificate.`)
-  return certificate
+  throw refusal(`${header} holds more than a certificate.`)
 }
 
 function refusal(detail: string, cause?: unknown): Problem {

@@ -1,6 +1,5 @@
 import { parseClients, parseIdentity } from './clients-file.ts'
 import { withValue } from './edit.ts'
-import { readYaml } from './yaml.ts'
 
 /** What is to stand under a client's name, by the keys of the clients file: a list is added to, a single value is set. */
 export type Entry = Readonly<Record<string, string | number | boolean | readonly string[]>>
@@ -36,10 +35,7 @@ export function withRegistered(text: string, file: string, name: string, entry: 
 
 /** The entries of a clients file as it has them, by name. Throws a LoadError. */
 export function clientsOf(text: string, file: string): ReadonlyMap<string, ReadonlyMap<string, unknown>> {
-  parseClients(text, file)
-  const content = readYaml(text)
-  const clients: unknown = content instanceof Map ? content.get('clients') : undefined
-  return clients instanceof Map ? clients : new Map()
+  return new Map([...parseClients(text, file).clients].map(([name, { entry }]) => [name, entry]))
 }
 
 /** The text, where `serve` takes it. Throws a LoadError. */

@@ -29,11 +29,10 @@ function parseRelay(text: string, withTokens: boolean) {
     throw new RangeError('should begin with smtp:// or smtps://')
   if (url.hostname === '') throw new RangeError('names no host')
   if (url.port === '0') throw new RangeError('names port 0, on which nothing can listen')
-  if (!['', '/'].includes(url.pathname) || url.search !== '' || url.hash !== '') {
+  if (!['', '/'].includes(url.pathname) || url.search !== '' || url.hash !== '')
     throw new RangeError(
       'should end after the port: a path or a query means nothing here (percent-encode "/", "?" and "#" in a password)',
     )
-  }
   if (url.username === '' && url.password !== '') throw new RangeError('should name a user beside its password')
   if (url.username !== '' && url.password === '' && !withTokens)
     throw new RangeError('has a user and no password: give one, or set POSTERN_SMTP_OAUTH_TOKEN_URL')

@@ -54,9 +54,7 @@ const ENCODED = 'and others that have to be encoded: some readers would find ano
  * Throws a RangeError with a sentence that follows the field's name.
  */
 export function parseMailbox(input: MailboxInput): Mailbox {
-  if (typeof input !== 'string') {
-    return { ...parseAddress(input.email), name: parseName(input.name ?? '') }
-  }
+  if (typeof input !== 'string') return { ...parseAddress(input.email), name: parseName(input.name ?? '') }
   checkLength(input, MAX_TEXT)
   const known = recent.get(input)
   if (known !== undefined) return known
@@ -78,9 +76,8 @@ export function parseAddress(text: string): Address {
   if (at === -1) throw new RangeError('has no "@": an address like user@example.com is expected')
   const local = text.slice(0, at).normalize('NFC')
   if (local.startsWith('"')) throw new RangeError('has a quoted local part, which is not accepted')
-  if (/[,;:<>()[\]\\"@\s]/.test(local)) {
+  if (/[,;:<>()[\]\\"@\s]/.test(local))
     throw new RangeError('is not exactly one address: lists, groups, comments, routes and quotes are not accepted')
-  }
   if (/[%!]/.test(local)) throw new RangeError('has "%" or "!", which some servers read as a route to another address')
   if (local.includes('=?')) throw new RangeError('has an encoded word where an address is expected')
   // What only looks like a letter, a comma or an "@" becomes one when it is normalized for comparison (NFKC).
@@ -115,21 +112,14 @@ export function parseDomain(text: string): string {
   if (text.length > MAX_DOMAIN) throw new RangeError(`has a domain of more than ${MAX_DOMAIN} octets`)
   const ascii = /^[\x21-\x7e]*$/.test(text)
   // Anything but letters, digits, dots and hyphens never reaches the IDNA mapping, which would percent-decode it.
-  if (!/^[\w.\u0080-\u{10ffff}-]+$/u.test(text) || FORBIDDEN_IN_ADDRESS.test(text)) {
+  if (!/^[\w.\u0080-\u{10ffff}-]+$/u.test(text) || FORBIDDEN_IN_ADDRESS.test(text))
     throw new RangeError('has a domain that is not valid')
-  }
   const lower = text.toLowerCase()
   const domain = ascii && !lower.includes('xn--') ? lower : domainToASCII(lower)
-  const labels = domain.split('.')
   // An A-label has to be the one of its U-label: readers show that.
-  if (
-    domain === '' ||
-    (ascii && domain !== lower) ||
-    !labels.every((label) => LABEL.test(label) && isWhole(label)) ||
-    /^\d+$/.test(labels.at(-1) ?? '')
-  ) {
+  const sound = domain.split('.').every((label) => LABEL.test(label) && isWhole(label))
+  if (!sound || (ascii && domain !== lower) || /(?:^|\.)\d+$/.test(domain))
     throw new RangeError('has a domain that is not valid')
-  }
   if (domain.length > MAX_DOMAIN) throw new RangeError(`has a domain of more than ${MAX_DOMAIN} octets`)
   return domain
 }
@@ -191,9 +181,8 @@ function unquote(text: string): string {
     if (quoted?.[1] === undefined) throw new RangeError('has a quoted name that is not closed')
     return quoted[1].replace(/\\(.)/gu, '$1')
   }
-  if (/[,;:<>()[\]\\"@]/.test(text)) {
+  if (/[,;:<>()[\]\\"@]/.test(text))
     throw new RangeError('is not exactly one address: put a name with special characters in double quotes')
-  }
   return text
 }
 

@@ -17,9 +17,8 @@ export function parseFingerprint(text: string): Fingerprint {
   const [, hash = 'sha256', digits = ''] = /^\s*(?:(\S+) fingerprint\s*=)?\s*(.*?)\s*$/is.exec(text.toLowerCase()) ?? []
   if (!/^sha-?256$/.test(hash)) throw new RangeError(`is not a SHA-256 fingerprint but one of ${hash.toUpperCase()}`)
   const hex = /^[0-9a-f]{2}(:[0-9a-f]{2})*$/.test(digits) ? digits.replaceAll(':', '') : digits
-  if (!/^[0-9a-f]+$/.test(hex)) {
+  if (!/^[0-9a-f]+$/.test(hex))
     throw new RangeError('is not a SHA-256 fingerprint: it should be 64 hex digits, with or without colons')
-  }
   if (hex.length !== 64) {
     const looksLike =
       hex.length === 40 ? ' (a SHA-1 fingerprint has 40)' : hex.length === 32 ? ' (an MD5 fingerprint has 32)' : ''
@@ -38,9 +37,8 @@ export function parseKeyPin(text: string): KeyPin {
   const trimmed = text.trim()
   const base64 = trimmed.slice(PIN_PREFIX.length)
   const bytes = Buffer.from(base64, 'base64')
-  if (!trimmed.startsWith(PIN_PREFIX) || bytes.length !== 32 || bytes.toString('base64') !== base64) {
+  if (!trimmed.startsWith(PIN_PREFIX) || bytes.length !== 32 || bytes.toString('base64') !== base64)
     throw new RangeError('is not a public key pin: it should be spki:sha256/ followed by the base64 of 32 bytes')
-  }
   return base64 as KeyPin
 }
 

@@ -120,9 +120,8 @@ async function signer({ certificate, key }: Issued) {
   const authority = new x509.X509Certificate(certificate)
   const own = new X509Certificate(certificate)
   if (!own.ca) throw new RangeError('the CA certificate is not that of a CA')
-  if (!own.checkPrivateKey(createPrivateKey(key))) {
+  if (!own.checkPrivateKey(createPrivateKey(key)))
     throw new RangeError('the CA certificate and the CA key do not belong together')
-  }
   const keyId = authority.getExtension(x509.SubjectKeyIdentifierExtension)?.keyId ?? keyIdentifier(publicKeyOf(key))
   return {
     name: authority.subjectName,
