@@ -22,47 +22,39 @@ export interface Known {
 }
 
 /** The clients of one clients file. A certificate that is not listed finds nobody; an empty directory knows nobody. */
-export class ClientDirectory {
-  readonly clients: ReadonlyMap<string, Client>
-  readonly #identities: ReadonlyMap<string, Known>
-  readonly #conditions: Conditions
-  readonly #hasPins: boolean
-  readonly hasNames: boolean
+export type ClientDirectory = Readonly<ReturnType<typeof directoryOf>>
 
-  constructor(clients: ReadonlyMap<string, Client>, identities: ReadonlyMap<string, Known>, conditions: Conditions) {
-    this.clients = clients
-    this.#identities = identities
-    this.#conditions = conditions
-    const kinds = new Set([...identities.values()].map(({ by }) => by.split(':', 1)[0]))
-    this.#hasPins = kinds.has(KEY_PIN)
-    this.hasNames = kinds.has('URI') || kinds.has('DNS')
-  }
+function directoryOf(
+  clients: ReadonlyMap<string, Client>,
+  identities: ReadonlyMap<string, Known>,
+  conditions: Conditions,
+) {
+  const kinds = new Set([...identities.values()].map(({ by }) => by.split(':', 1)[0]))
+  const hasPins = kinds.has(KEY_PIN)
+  return {
+    clients,
+    hasNames: kinds.has('URI') || kinds.has('DNS'),
 
-  /** Throws a LoadError with what in the file does not go with the rest of the configuration: the CA bundle, the issuer. */
-  check({ roots, tokens }: { readonly roots: number; readonly tokens: boolean }): void {
-    const faults = this.#conditions((needs) => (needs === 'one root' ? roots > 1 : !tokens))
-    if (faults.length > 0) throw new LoadError(faults)
-  }
+    /** Throws a LoadError with what in the file does not go with the rest of the configuration: the CA bundle, the issuer. */
+    check({ roots, tokens }: { readonly roots: number; readonly tokens: boolean }): void {
+      const faults = conditions((needs) => (needs === 'one root' ? roots > 1 : !tokens))
+      if (faults.length > 0) throw new LoadError(faults)
+    },
 
-  /** Only ever called with the leaf certificate. A fingerprint is more exact than a pin and wins. */
-  find(certificate: CertificateIdentity): Known | undefined {
-    return (
-      this.#identities.get(certificate.fingerprint) ??
-      (this.#hasPins ? this.#identities.get(certificate.keyPin) : undefined)
-    )
-  }
+    /** Only ever called with the leaf certificate. A fingerprint is more exact than a pin and wins. */
+    find: (certificate: CertificateIdentity): Known | undefined =>
+      identities.get(certificate.fingerprint) ?? (hasPins ? identities.get(certificate.keyPin) : undefined),
 
-  /** The clients that a certificate's names (`URI:…`, `DNS:…` in lower case) stand for under the roots of its chain. */
-  named(names: readonly string[], roots: readonly Fingerprint[]): Known[] {
-    if (roots.length === 0) return []
-    const found = names.flatMap((name) => this.#identities.get(name) ?? [])
-    const sound = found.filter(({ client }) => client.ca === undefined || roots.includes(client.ca))
-    return [...new Map(sound.map((known) => [known.client, known])).values()]
-  }
+    /** The clients that a certificate's names (`URI:…`, `DNS:…` in lower case) stand for under the roots of its chain. */
+    named(names: readonly string[], roots: readonly Fingerprint[]): Known[] {
+      if (roots.length === 0) return []
+      const found = names.flatMap((name) => identities.get(name) ?? [])
+      const sound = found.filter(({ client }) => client.ca === undefined || roots.includes(client.ca))
+      return [...new Map(sound.map((known) => [known.client, known])).values()]
+    },
 
-  /** The client whose token has this client_id. */
-  withToken(clientId: string): Known | undefined {
-    return this.#identities.get(`${TOKEN} ${clientId}`)
+    /** The client whose token has this client_id. */
+    withToken: (clientId: string): Known | undefined => identities.get(`${TOKEN} ${clientId}`),
   }
 }
 
@@ -104,7 +96,7 @@ export function parseClients(text: string, file: string): ClientDirectory {
   if (more > 0)
     throw new LoadError([...told(faults), `${file}: and ${more >= MAX_COUNTED ? 'at least ' : ''}${more} more`])
   if (faults.length > 0) throw new LoadError(told(faults))
-  return new ClientDirectory(clients, identities, (isUnmet) => told(conditions.filter(({ needs }) => isUnmet(needs))))
+  return directoryOf(clients, identities, (isUnmet) => told(conditions.filter(({ needs }) => isUnmet(needs))))
 }
 
 function sentence(file: string, line: number, reason: string): string {
@@ -136,82 +128,79 @@ function entriesOf(mapping: ReadonlyMap<unknown, unknown>, above: Place, path = 
 
 type Report = (place: Place, reason: string | (() => string)) => undefined
 
-/** The values of one entry. One that cannot be read is undefined, and reported. */
-class EntryReader {
-  readonly #values: ReadonlyMap<unknown, Value>
-  readonly #report: Report
+/** Reads the values of one entry. One that cannot be read is undefined, and reported. */
+function readerOf(values: ReadonlyMap<unknown, Value>, report: Report) {
+  const attempt = <T>(place: Place, subject: string, parse: () => T): T | undefined =>
+    readOr(parse, (reason) => report(place, `${subject} ${reason}`))
 
-  constructor(values: ReadonlyMap<unknown, Value>, report: Report) {
-    this.#values = values
-    this.#report = report
-  }
-
-  scalar<T>(key: Key, parse: (scalar: string) => T): T | undefined {
-    const found = this.#values.get(key)
+  const scalar = <T>(key: Key, parse: (scalar: string) => T): T | undefined => {
+    const found = values.get(key)
     if (found === undefined) return undefined
     const { value, place, path } = found
     if (typeof value !== 'string' && typeof value !== 'number' && typeof value !== 'boolean')
-      return this.#report(place, `${path} should be a single value`)
-    return this.#attempt(place, `${path} "${value}"`, () => parse(String(value)))
+      return report(place, `${path} should be a single value`)
+    return attempt(place, `${path} "${value}"`, () => parse(String(value)))
   }
 
   /** Only what YAML reads as a string: 0755 is another text than it looks. */
-  text<T>(key: Key, parse: (text: string) => T): T | undefined {
-    const found = this.#values.get(key)
-    if (found === undefined || typeof found.value === 'string') return this.scalar(key, parse)
-    return this.#report(found.place, `${found.path} should be a string (put it in quotes)`)
+  const text = <T>(key: Key, parse: (text: string) => T): T | undefined => {
+    const found = values.get(key)
+    if (found === undefined || typeof found.value === 'string') return scalar(key, parse)
+    return report(found.place, `${found.path} should be a string (put it in quotes)`)
   }
 
   /** One value without brackets is a list of one. */
-  list<T>(key: Key, parse: (text: string) => T): T[] | undefined {
-    const found = this.#values.get(key)
+  const list = <T>(key: Key, parse: (text: string) => T): T[] | undefined => {
+    const found = values.get(key)
     if (found === undefined) return undefined
     const { value, place, path } = found
     const items: unknown[] | undefined = typeof value === 'string' ? [value] : Array.isArray(value) ? value : undefined
-    if (items === undefined) return this.#report(place, `${path} should be a list of strings`) ?? []
+    if (items === undefined) return report(place, `${path} should be a list of strings`) ?? []
     if (items.length === 0)
-      this.#report(place, `${path} is empty${key === 'fingerprints' ? ' ("disabled: true" shuts a client out)' : ''}`)
+      report(place, `${path} is empty${key === 'fingerprints' ? ' ("disabled: true" shuts a client out)' : ''}`)
     return items.flatMap((item, at) => {
       const there = items === value ? [...place, at] : place
-      if (typeof item === 'string') return this.#attempt(there, `${path} "${item}"`, () => parse(item)) ?? []
-      return this.#report(there, `${path} should hold strings only (put it in quotes)`) ?? []
+      if (typeof item === 'string') return attempt(there, `${path} "${item}"`, () => parse(item)) ?? []
+      return report(there, `${path} should hold strings only (put it in quotes)`) ?? []
     })
   }
 
-  patterns(key: Key): PatternList | undefined {
-    const texts = this.list(key, (text) => (new PatternList([text]), text))
+  const patterns = (key: Key): PatternList | undefined => {
+    const texts = list(key, (text) => (new PatternList([text]), text))
     return texts && new PatternList(texts)
   }
 
-  #attempt<T>(place: Place, subject: string, parse: () => T): T | undefined {
-    return readOr(parse, (reason) => this.#report(place, `${subject} ${reason}`))
-  }
+  return { scalar, text, list, patterns }
 }
 
-function clientOf(name: string, entry: ReadonlyMap<string, unknown>, values: EntryReader) {
+function clientOf(
+  name: string,
+  entry: ReadonlyMap<string, unknown>,
+  { scalar, text, patterns }: ReturnType<typeof readerOf>,
+) {
   return {
     name,
     /** A proxy sends nothing itself: it names the client it speaks for. */
-    role: values.scalar('role', parseRole) ?? ('sender' as const),
+    role: scalar('role', parseRole) ?? ('sender' as const),
     /** Stays listed, and gets nothing but 403 `client_disabled`. */
-    disabled: values.scalar('disabled', parseFlag) ?? false,
+    disabled: scalar('disabled', parseFlag) ?? false,
     /** The root under which its names count; absent where the bundle has one root only. */
-    ca: values.text('ca', parseFingerprint),
+    ca: text('ca', parseFingerprint),
     /** The OAuth client_id that its token has to have. */
-    token: values.text('token', parseClientId),
+    token: text('token', parseClientId),
     /** Whether it is known by its certificate; with a token too, both have to agree. */
     certificate: entry.has('fingerprints') || entry.has('san'),
-    from: values.patterns('from') ?? new PatternList([]),
+    from: patterns('from') ?? new PatternList([]),
     /** Absent: anyone. */
-    to: values.patterns('to'),
+    to: patterns('to'),
     /** Messages. */
-    rate: values.scalar('rate', parseAllowance),
+    rate: scalar('rate', parseAllowance),
     /** Recipients. */
-    quota: values.scalar('quota', parseAllowance),
-    maxRecipients: values.scalar('max_recipients', parseCount),
+    quota: scalar('quota', parseAllowance),
+    maxRecipients: scalar('max_recipients', parseCount),
     /** Bytes of one message. */
-    maxSize: values.scalar('max_size', parseSize),
-    raw: values.scalar('raw', parseFlag) ?? false,
+    maxSize: scalar('max_size', parseSize),
+    raw: scalar('raw', parseFlag) ?? false,
     /** The policy as its file states it, for whoami. */
     stated: Object.fromEntries(POLICY_KEYS.filter((key) => entry.has(key)).map((key) => [key, entry.get(key)])),
     /** The whole entry, to tell whether a reload changes it. */
@@ -254,7 +243,7 @@ class Reader {
           value.place,
           () => `${path}: unknown key "${key}"${didYouMean(`${key}`, KEYS)} (known: ${KEYS.join(', ')})`,
         )
-    const values = new EntryReader(found, this.#fault)
+    const values = readerOf(found, this.#fault)
     const client = clientOf(name, entry, values)
     this.clients.set(name, client)
     values.list('fingerprints', (text) =>

@@ -1,7 +1,7 @@
 import { isIP } from './ip.ts'
 import { hostname, networkInterfaces } from 'node:os'
 import { given } from '../errors.ts'
-import { EnvironmentReader } from './environment.ts'
+import { type EnvironmentReader, environmentReader } from './environment.ts'
 import { parseRelays, type RelayAddress } from './smtp-url.ts'
 import { DAY_MS, parseDuration, parseSize } from './units.ts'
 
@@ -34,13 +34,13 @@ const LOG_LEVELS = ['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'
 
 /** Reads `POSTERN_*` from an environment, and the files that `NAME_FILE` variables point to. Never throws. */
 export function readConfig(env: Readonly<Record<string, string | undefined>>) {
-  const reader = new EnvironmentReader(env)
+  const reader = environmentReader(env)
   const config: Config = readSettings(reader)
   const { smtp, tls, http, oauth, queue, redisUrl, maxSize, maxInflight } = config
   const stated = (name: string): boolean => reader.text(name, undefined) !== undefined
-  for (const fault of given(
+  const together = given(
     smtp.relays.length === 0 &&
-      !reader.failed('POSTERN_SMTP_URL') &&
+      !reader.failed.has('POSTERN_SMTP_URL') &&
       'POSTERN_SMTP_URL is required: the SMTP server to hand messages to, such as smtp://user:password@mail.internal:587.',
     tls.minVersion > tls.maxVersion &&
       `POSTERN_TLS_MIN_VERSION ${tls.minVersion} is above POSTERN_TLS_MAX_VERSION ${tls.maxVersion}.`,
@@ -56,10 +56,10 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>) {
       'POSTERN_SMTP_CERT and POSTERN_SMTP_KEY belong together: set both, or neither.',
     queue !== undefined &&
       redisUrl === undefined &&
-      !reader.failed('POSTERN_REDIS_URL') &&
+      !reader.failed.has('POSTERN_REDIS_URL') &&
       'POSTERN_QUEUE=on needs POSTERN_REDIS_URL: the Redis that keeps queued messages.',
-  ))
-    reader.fault(fault)
+  )
+  reader.faults.push(...together)
   reader.refuseUnknown()
   const longestConnect = Math.floor(smtp.timeout / (Math.max(1, smtp.relays.length) + 1))
   const warnings = given(
@@ -75,7 +75,7 @@ export function readConfig(env: Readonly<Record<string, string | undefined>>) {
       `POSTERN_SMTP_CONNECT_TIMEOUT is cut to ${longestConnect} ms, so that every relay gets its turn within POSTERN_SMTP_TIMEOUT.`,
     maxSize > maxInflight &&
       `POSTERN_MAX_SIZE is above POSTERN_MAX_INFLIGHT: a message of more than ${maxInflight} bytes will always find the gateway overloaded.`,
-    queue?.keys.length === 0 && !reader.failed('POSTERN_QUEUE_KEY') && CLEAR_QUEUE,
+    queue?.keys.length === 0 && !reader.failed.has('POSTERN_QUEUE_KEY') && CLEAR_QUEUE,
   )
   return { config, faults: reader.faults, warnings }
 }
@@ -203,7 +203,7 @@ function matching(form: RegExp, fault: string): (text: string) => string {
 
 function oauthFaults({ oauth, cert, tls, relays }: Config['smtp'], reader: EnvironmentReader): readonly string[] {
   const { tokenUrl, clientId, secret } = oauth
-  if (['TOKEN_URL', 'CLIENT_SECRET'].some((name) => reader.failed(`POSTERN_SMTP_OAUTH_${name}`))) return []
+  if (['TOKEN_URL', 'CLIENT_SECRET'].some((name) => reader.failed.has(`POSTERN_SMTP_OAUTH_${name}`))) return []
   if (tokenUrl === undefined || clientId === undefined)
     return Object.values(oauth).every((value) => value === undefined)
       ? []

@@ -1,6 +1,6 @@
 import { type Certificate, EXTENSION, firstBits, isAuthority, keyIdentifier } from './certificate.ts'
 import { type Element, elements, inside, readExtensions, readTime, TAG, within } from './der.ts'
-import { isSame, readName, type Rdn } from './distinguished-name.ts'
+import { isSame, readName } from './distinguished-name.ts'
 import { isSigned } from './signature.ts'
 
 const ISSUING_DISTRIBUTION_POINT = '551d1c'
@@ -16,99 +16,82 @@ const REASONS = 0x81
  * A certificate revocation list (RFC 5280 §5). OpenSSL reads it for each handshake; this is for what OpenSSL is not
  * asked about: connections that are open already, and certificates that a proxy forwards.
  */
-export class RevocationList {
-  /** Unix ms, as is the next. */
-  readonly thisUpdate: number
-  /** Infinite where the list does not expire. */
-  readonly nextUpdate: number
-  readonly #issuer: readonly Rdn[]
-  readonly #authorityKey: Buffer | undefined
-  readonly #scope: readonly Element[]
-  readonly #serials = new Set<string>()
-  readonly #signed: Buffer
-  readonly #algorithm: Element
-  readonly #signature: Buffer
+export type RevocationList = Readonly<ReturnType<typeof readRevocationList>>
 
-  /** Reads `-----BEGIN X509 CRL-----`. Throws a RangeError for what is none, and for a part of a list or an unknown kind. */
-  constructor(pem: string) {
-    const der = Buffer.from(pem.replace(/-----[A-Z0-9 ]+-----/g, ''), 'base64')
-    const [list, algorithm, signature] = within(der)
-    if (list === undefined || algorithm === undefined || signature === undefined)
-      throw new RangeError('is not a revocation list')
-    this.#signed = list.whole
-    this.#algorithm = algorithm
-    this.#signature = signature.content.subarray(1) // the first octet of a BIT STRING counts its unused bits
-    const fields = [...elements(list.content)].filter(({ tag }, index) => index > 0 || tag !== TAG.integer)
-    const [inner, issuer, thisUpdate, ...rest] = fields
-    if (inner === undefined || issuer === undefined || thisUpdate === undefined || !inner.whole.equals(algorithm.whole))
-      throw new RangeError('is not a revocation list')
-    this.#issuer = readName(issuer.whole)
-    this.thisUpdate = readTime(thisUpdate)
-    const next = rest.find(({ tag }) => tag === TAG.utcTime || tag === TAG.generalizedTime)
-    this.nextUpdate = next ? readTime(next) : Infinity
-    for (const { content } of elements(rest.find(({ tag }) => tag === TAG.sequence)?.content ?? Buffer.alloc(0))) {
-      const [serial, , extensions] = elements(content)
-      if (serial !== undefined) this.#serials.add(plainSerial(serial.content.toString('hex')))
-      // An entry may be about another issuer's certificate, in an indirect list.
-      if (extensions !== undefined && [...readExtensions(extensions.whole).values()].some(({ critical }) => critical))
-        throw new RangeError('has an entry with a critical extension')
-    }
-    const extensions = readExtensions(rest.find(({ tag }) => tag === TAG.explicit0)?.content)
-    this.#authorityKey = keyIdentifier(extensions, 'authorityKeyId')
-    this.#scope = inside(extensions, ISSUING_DISTRIBUTION_POINT)
-    // A delta list, an indirect one, one for some reasons or attribute certificates only, or one of a kind yet unknown, does
-    // not say by silence that a certificate is good.
-    const known = [POINT_NAME, ONLY_USERS, ONLY_AUTHORITIES]
-    if (
-      extensions.has(DELTA) ||
-      [...extensions.values()].some(({ id, critical }) => critical && id !== ISSUING_DISTRIBUTION_POINT) ||
-      this.#scope.some(({ tag }) => !known.includes(tag)) ||
-      (this.#has(ONLY_USERS) && this.#has(ONLY_AUTHORITIES))
-    )
-      throw new RangeError('is no complete list of one CA, or has a critical extension that is not known here')
+/** Reads `-----BEGIN X509 CRL-----`. Throws a RangeError for what is none, and for a part of a list or an unknown kind. */
+export function readRevocationList(pem: string) {
+  const der = Buffer.from(pem.replace(/-----[A-Z0-9 ]+-----/g, ''), 'base64')
+  const [list, algorithm, signature] = within(der)
+  if (list === undefined || algorithm === undefined || signature === undefined)
+    throw new RangeError('is not a revocation list')
+  const fields = [...elements(list.content)].filter(({ tag }, index) => index > 0 || tag !== TAG.integer)
+  const [inner, issuer, begin, ...rest] = fields
+  if (inner === undefined || issuer === undefined || begin === undefined || !inner.whole.equals(algorithm.whole))
+    throw new RangeError('is not a revocation list')
+  const name = readName(issuer.whole)
+  const thisUpdate = readTime(begin)
+  const next = rest.find(({ tag }) => tag === TAG.utcTime || tag === TAG.generalizedTime)
+  const nextUpdate = next ? readTime(next) : Infinity
+  const serials = new Set<string>()
+  for (const { content } of elements(rest.find(({ tag }) => tag === TAG.sequence)?.content ?? Buffer.alloc(0))) {
+    const [serial, , extensions] = elements(content)
+    if (serial !== undefined) serials.add(plainSerial(serial.content.toString('hex')))
+    // An entry may be about another issuer's certificate, in an indirect list.
+    if (extensions !== undefined && [...readExtensions(extensions.whole).values()].some(({ critical }) => critical))
+      throw new RangeError('has an entry with a critical extension')
   }
+  const extensions = readExtensions(rest.find(({ tag }) => tag === TAG.explicit0)?.content)
+  const authorityKey = keyIdentifier(extensions, 'authorityKeyId')
+  const scope = inside(extensions, ISSUING_DISTRIBUTION_POINT)
+  const only = (flag: number): boolean => scope.some(({ tag, content }) => tag === flag && content[0] !== 0)
+  // A delta list, an indirect one, one for some reasons or attribute certificates only, or one of a kind yet unknown, does
+  // not say by silence that a certificate is good.
+  const known = [POINT_NAME, ONLY_USERS, ONLY_AUTHORITIES]
+  if (
+    extensions.has(DELTA) ||
+    [...extensions.values()].some(({ id, critical }) => critical && id !== ISSUING_DISTRIBUTION_POINT) ||
+    scope.some(({ tag }) => !known.includes(tag)) ||
+    (only(ONLY_USERS) && only(ONLY_AUTHORITIES))
+  )
+    throw new RangeError('is no complete list of one CA, or has a critical extension that is not known here')
 
-  isCurrent(now: number): boolean {
-    return this.thisUpdate <= now && now < this.nextUpdate
-  }
+  return {
+    /** Unix ms, as is the next. */
+    thisUpdate,
+    /** Infinite where the list does not expire. */
+    nextUpdate,
 
-  /** Whether it goes by the name of a CA, and not by another key of it. */
-  isOf({ subject, extensions }: Certificate): boolean {
-    const own = keyIdentifier(extensions, 'subjectKeyId')
-    return (
-      isSame(subject, this.#issuer) &&
-      (own === undefined || this.#authorityKey === undefined || own.equals(this.#authorityKey))
-    )
-  }
+    isCurrent: (now: number): boolean => thisUpdate <= now && now < nextUpdate,
 
-  /** Whether silence about a certificate of its CA says that it is good: RFC 5280 §6.3.3 (b). */
-  covers(certificate: Certificate): boolean {
-    if (this.#has(isAuthority(certificate) ? ONLY_USERS : ONLY_AUTHORITIES)) return false
-    const listed = inside(certificate.extensions, EXTENSION.distributionPoints)
-    const points = listed.map(({ content }) => [...elements(content)])
-    if (points.some((fields) => fields.some(({ tag }) => tag === REASONS))) return false
-    const own = this.#scope.find(({ tag }) => tag === POINT_NAME)
-    if (own === undefined) return true
-    const names = fullNames(own)
-    return points
-      .filter((fields) => fields.length === 1) // another issuer than the CA would be named beside the point's name
-      .some(([point]) => point?.tag === POINT_NAME && fullNames(point).some((name) => names.includes(name)))
-  }
+    /** Whether it goes by the name of a CA, and not by another key of it. */
+    isOf({ subject, extensions }: Certificate): boolean {
+      const own = keyIdentifier(extensions, 'subjectKeyId')
+      return isSame(subject, name) && (own === undefined || authorityKey === undefined || own.equals(authorityKey))
+    },
 
-  revokes({ serial }: Pick<Certificate, 'serial'>): boolean {
-    return this.#serials.has(plainSerial(serial))
-  }
+    /** Whether silence about a certificate of its CA says that it is good: RFC 5280 §6.3.3 (b). */
+    covers(certificate: Certificate): boolean {
+      if (only(isAuthority(certificate) ? ONLY_USERS : ONLY_AUTHORITIES)) return false
+      const listed = inside(certificate.extensions, EXTENSION.distributionPoints)
+      const points = listed.map(({ content }) => [...elements(content)])
+      if (points.some((fields) => fields.some(({ tag }) => tag === REASONS))) return false
+      const own = scope.find(({ tag }) => tag === POINT_NAME)
+      if (own === undefined) return true
+      const names = fullNames(own)
+      return points
+        .filter((fields) => fields.length === 1) // another issuer than the CA would be named beside the point's name
+        .some(([point]) => point?.tag === POINT_NAME && fullNames(point).some((name) => names.includes(name)))
+    },
 
-  /** Hashes the whole list: to be asked once for each issuer. */
-  isSignedBy({ x509, extensions }: Certificate): boolean {
-    const usage = extensions.get(EXTENSION.keyUsage)
-    if (usage !== undefined && (firstBits(usage.value) & CRL_SIGN) === 0) return false
-    return isSigned(this.#signed, this.#algorithm, this.#signature, x509.publicKey)
-  }
+    revokes: ({ serial }: Pick<Certificate, 'serial'>): boolean => serials.has(plainSerial(serial)),
 
-  /** A flag of its scope; what is not there is false. */
-  #has(flag: number): boolean {
-    return this.#scope.some(({ tag, content }) => tag === flag && content[0] !== 0)
+    /** Hashes the whole list: to be asked once for each issuer. */
+    isSignedBy({ x509, extensions }: Certificate): boolean {
+      const usage = extensions.get(EXTENSION.keyUsage)
+      if (usage !== undefined && (firstBits(usage.value) & CRL_SIGN) === 0) return false
+      const bits = signature.content.subarray(1) // the first octet of a BIT STRING counts its unused bits
+      return isSigned(list.whole, algorithm, bits, x509.publicKey)
+    },
   }
 }
 

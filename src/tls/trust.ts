@@ -4,7 +4,7 @@ import { type Fingerprint, fingerprintOf } from './fingerprint.ts'
 import { type Certificate, readCertificate } from './certificate.ts'
 import type { SecureContext } from './context.ts'
 import { authenticatesClients } from './path.ts'
-import { RevocationList } from './revocation.ts'
+import { readRevocationList, type RevocationList } from './revocation.ts'
 import { named } from './context.ts'
 
 /** What the client CA says of a certificate: a refusal, or the roots that it ends at, good until a moment (Unix ms). */
@@ -40,7 +40,7 @@ export class ClientTrust {
   constructor({ ca, crl }: Pick<SecureContext, 'ca' | 'crl'>) {
     this.#bundle = distinct(readable(ca, (pem) => readCertificate(new X509Certificate(pem))))
     // A list that cannot be judged is no list: where one is asked for, its CA's certificates are refused.
-    this.#lists = crl && readable(crl, (pem) => new RevocationList(pem))
+    this.#lists = crl && readable(crl, readRevocationList)
   }
 
   /** How many roots the bundle has: self-signed certificates, in which chains end. */
