@@ -194,6 +194,7 @@ t.test('what JSON cannot say is refused by name, and nothing is sent', async (t)
     },
     'more than one mailbox in from': { from: ['app@corp.example', 'ceo@corp.example'] as unknown as string },
     group: { to: 'Team: a@corp.example, b@corp.example;' },
+    'a group in to': { to: 'undisclosed-recipients:;', bcc: 'user@corp.example' },
     'attachments\\[0\\].headers': { attachments: [{ content: 'x', headers: { 'X-A': 'b' } }] },
     'attachments\\[0\\].raw': { attachments: [{ raw: 'Content-Type: text/plain\r\n\r\nx' }] },
     'attachments\\[0\\].filename: false': { attachments: [{ content: 'x', filename: false as const }] },

@@ -114,7 +114,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
 function mailboxes(data: Fields, name: string): readonly { readonly email: string; readonly name?: string }[] {
   const value = data[name] ?? []
   return listOf(Array.isArray(value) ? value : [value]).map(({ address, name: display, group }) => {
-    if (isGiven(group)) throw refusal(`A group in ${name} cannot be said in JSON`)
+    if (group !== undefined) throw refusal(`A group in ${name} cannot be said in JSON`)
     return { email: String(address), ...(isGiven(display) && { name: String(display) }) }
   })
 }
