@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http'
 import type { AddressInfo, Server as NetServer, Socket } from 'node:net'
+import { maxDescriptors } from './descriptors.ts'
 
 /** One answer of a plain HTTP port. */
 export interface PlainAnswer {
@@ -20,7 +21,8 @@ const REQUEST_TIMEOUT_MS = 5_000 // probes, scrapers and certificate authorities
 const ANSWER_TIMEOUT_MS = 10_000 // from a request to the last byte of its answer: one that is not read is cut
 const TIMEOUT_CHECK_MS = 1_000 // Node looks every 30 s, so long could silent peers hold every connection
 const MAX_HEAD_BYTES = 8 * 1024
-const MAX_CONNECTIONS = 256 // those who should ask need a few
+// Those who should ask need a few. Two such ports leave most of what the process may open to clients and relays.
+const MAX_CONNECTIONS = Math.min(256, Math.floor(maxDescriptors() / 8))
 const MAX_UNREAD_BYTES = 64_000_000 // of answers on their way: those of /metrics grow with the clients
 
 /**

@@ -1,10 +1,10 @@
-import { readFileSync } from 'node:fs'
 import type { IncomingMessage } from 'node:http'
 import { Socket } from 'node:net'
 import { type Server, TLSSocket } from 'node:tls'
 import type { Logger } from 'pino'
 import { bodyOn } from '../http/body/reader.ts'
 import { answersOwed, onceOver, unanswered } from '../http/connections.ts'
+import { maxDescriptors } from '../operations/descriptors.ts'
 
 interface ConnectionOptions {
   /** POSTERN_MAX_CONNECTIONS */
@@ -332,15 +332,6 @@ function networkOf(address: string): string {
 
 function certificateOf(tls: TLSSocket): string {
   return tls.getPeerCertificate().fingerprint256 ?? 'none' // getPeerX509Certificate leaks: clients/peer.ts
-}
-
-/** How many files and sockets the process may have open; where the system does not tell, as many as it likes. */
-function maxDescriptors(): number {
-  try {
-    return Number(/^Max open files\s+(\d+)/m.exec(readFileSync('/proc/self/limits', 'utf8'))?.[1] ?? Infinity)
-  } catch {
-    return Infinity
-  }
 }
 
 function closeAfterAnswers(socket: TLSSocket): void {

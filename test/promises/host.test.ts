@@ -62,10 +62,11 @@ function begin(
   return child
 }
 
-t.test('silent strangers do not use up the descriptors of the process', async (t) => {
+t.test('silent strangers on every port do not use up the descriptors of the process', async (t) => {
   const relay = await startRelay(t)
   const { directory, client } = await makeFiles(t)
-  const port = await freePort()
+  const ports = [await freePort(), await freePort(), await freePort()] as const
+  const [port, ops, http] = ports
   const [command, args] = postern('serve')
   const child = spawn('sh', ['-c', 'ulimit -n 256 && exec "$0" "$@"', command, ...args], {
     stdio: 'ignore',
@@ -73,7 +74,8 @@ t.test('silent strangers do not use up the descriptors of the process', async (t
       ...settings(directory),
       POSTERN_HOST: '127.0.0.1',
       POSTERN_PORT: String(port),
-      POSTERN_OPS_PORT: '0',
+      POSTERN_OPS_PORT: String(ops),
+      POSTERN_HTTP_PORT: String(http),
       POSTERN_SMTP_URL: relay.url,
       PATH: process.env['PATH'],
     },
@@ -82,7 +84,9 @@ t.test('silent strangers do not use up the descriptors of the process', async (t
   while (!(await isOpen(port))) await pause(20)
   const post = await poster(t, port, client)
   t.equal((await post(MESSAGE)).status, 200)
-  const silent = Array.from({ length: 600 }, () => connect({ port, host: '127.0.0.1', localAddress: '127.0.0.2' }))
+  const silent = ports.flatMap((port) =>
+    Array.from({ length: 600 }, () => connect({ port, host: '127.0.0.1', localAddress: '127.0.0.2' })),
+  )
   for (const socket of silent) socket.on('error', () => {})
   await pause(500) // as many as come stand by now, and the gateway has made room
   for (let n = 0; n < 20; n++) t.equal((await post(MESSAGE)).status, 200)
