@@ -21,7 +21,7 @@ import { brokenRequests, checkHead } from './broken-requests.ts'
 import { followConnections } from './connections.ts'
 import { identify } from './identity.ts'
 import { SECURITY_HEADERS, toProblem } from './problems.ts'
-import { checkAccept, originForm, Routes, templateOf } from './routes.ts'
+import { checkAccept, knownPaths, originForm, templateOf } from './routes.ts'
 import { messageRoutes } from './routes/messages.ts'
 import { queuedRoutes } from './routes/queued.ts'
 import { rawRoute } from './routes/raw.ts'
@@ -80,8 +80,6 @@ export function build(options: AppOptions): TypedApp {
   broken.attach(app.server)
 
   // A request passes these hooks in this order.
-  const routes = new Routes()
-  app.addHook('onRoute', (route) => routes.add(route))
   app.addHook('onRequest', (request, reply, done) => {
     void reply.headers(SECURITY_HEADERS).header('x-request-id', request.id)
     done()
@@ -90,7 +88,7 @@ export function build(options: AppOptions): TypedApp {
   app.addHook('onRequest', checkHead) // 400
   app.addHook('onRequest', shutdown.refuse) // 503
   app.addHook('onRequest', checkAccept) // 406
-  app.addHook('onRequest', routes.check) // 404, 405
+  app.addHook('onRequest', knownPaths(app)) // 404, 405
   app.addHook('onRequest', admitMessages(options.admission, config.maxSize, config.requestTimeout)) // 413, 415, 503
   parseBodies(app, config.maxRecipients) // 400, 408, 413
   app.addHook('preValidation', identify(clients, { again: true })) // a client removed while its body came learns nothing of the schema

@@ -1,32 +1,27 @@
-import type { FastifyReply, FastifyRequest, RouteOptions } from 'fastify'
+import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify'
 import { Problem } from '../errors.ts'
 
-/** The paths that there are. A body that comes for any other is never read, whatever its media type. */
-export class Routes {
+/**
+ * The paths that there are, of all routes that are added from now on, as a hook that throws 404 and 405 Problems: a body that
+ * comes for any other is never read, whatever its media type.
+ */
+export function knownPaths(app: FastifyInstance) {
   /** By path; a parameter stands there as `{name}`. */
-  readonly #methods = new Map<string, { readonly matches: RegExp; readonly names: Set<string> }>()
-
-  add({ url, method }: Pick<RouteOptions, 'url' | 'method'>): void {
+  const paths = new Map<string, { readonly matches: RegExp; readonly methods: Set<string> }>()
+  app.addHook('onRoute', ({ url, method }) => {
     const path = templateOf(url)
-    const known = this.#methods.get(path) ?? {
-      matches: new RegExp(`^${url.replaceAll('.', '\\.').replace(PARAMETER, '$2')}$`),
-      names: new Set(),
-    }
-    for (const name of [method].flat()) known.names.add(name)
-    this.#methods.set(path, known)
-  }
-
-  /** Throws 404 and 405 Problems. */
-  readonly check = (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
+    const matches = new RegExp(`^${url.replaceAll('.', '\\.').replace(PARAMETER, '$2')}$`)
+    const methods = paths.get(path)?.methods ?? []
+    paths.set(path, { matches, methods: new Set([...methods, method].flat()) })
+  })
+  return (request: FastifyRequest, _reply: FastifyReply, done: () => void): void => {
     if (!request.is404) return done()
     const asked = request.url.split('?', 1)[0] ?? ''
-    const found = [...this.#methods.values()].find(({ matches }) => matches.test(asked))
-    if (found === undefined) {
-      const paths = [...this.#methods.keys()].join(', ')
-      throw new Problem('not_found', `There is nothing at this path. There is: ${paths}.`)
-    }
-    const list = [...found.names].join(', ')
-    throw new Problem('method_not_allowed', `This path takes ${list}.`, { headers: { allow: list } })
+    const found = [...paths.values()].find(({ matches }) => matches.test(asked))
+    if (found === undefined)
+      throw new Problem('not_found', `There is nothing at this path. There is: ${[...paths.keys()].join(', ')}.`)
+    const allow = [...found.methods].join(', ')
+    throw new Problem('method_not_allowed', `This path takes ${allow}.`, { headers: { allow } })
   }
 }
 

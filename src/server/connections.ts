@@ -92,6 +92,8 @@ export class Connections {
   constructor(server: Server, options: ConnectionOptions) {
     this.#options = options
     this.#most = Math.max(1, Math.min(options.most, Math.floor(maxDescriptors() * DESCRIPTOR_SHARE)))
+    // Node has no hook ahead of a handshake. A listener of its own in front of the server, whose connections are injected, would
+    // lose the time-out of heads: Node sets that up when the HTTPS server itself listens.
     const listeners = server.listeners('connection')
     this.#begin = (transport) => {
       for (const listener of listeners) listener.call(server, transport)

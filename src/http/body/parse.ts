@@ -1,6 +1,7 @@
 import { isUtf8 } from 'node:buffer'
 import { hash } from 'node:crypto'
 import type { FastifyInstance, FastifyRequest } from 'fastify'
+import { visit } from 'jsonc-parser'
 import { below, Problem, shown } from '../../errors.ts'
 import { callerOf } from '../identity.ts'
 import { belongs, reduce } from './attachments.ts'
@@ -12,12 +13,12 @@ import { declaredLength, type Submission } from './submission.ts'
 
 /** Reads and parses bodies within bounds, by their media type. Throws 400, 408, 413 and 503 Problems. */
 export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
-  const parseJson = async (
+  const parseJson = (
     request: FastifyRequest,
     scan: JsonScan,
     body: Buffer,
     contents: Submission['contents'],
-  ): Promise<unknown> => {
+  ): unknown => {
     // JSON texts are UTF-8 (RFC 8259 §8.1); anything else would reach the reader as other characters.
     if (!isUtf8(body))
       throw new Problem('malformed_json', `The body is not valid UTF-8: ${placeOf(beforeFault(body), contents)}.`)
@@ -26,10 +27,10 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
     try {
       message = JSON.parse(text) // makes of "__proto__" a field like any other, and so an unknown one
     } catch (cause) {
-      throw new Problem('malformed_json', `The body is not valid JSON: ${await whereIn(text, contents)}.`, { cause })
+      throw new Problem('malformed_json', `The body is not valid JSON: ${whereIn(text, contents)}.`, { cause })
     }
     checkCounts(message, scan, callerOf(request).client, maxRecipients)
-    if (countMembers(message) !== scan.members) throw await twice(text)
+    if (countMembers(message) !== scan.members) throw twice(text)
     return message
   }
   /** The message in JSON that `next` brings; `declared` bytes of it have their room already. */
@@ -50,7 +51,7 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
       submission.bodyHash = hash('sha256', body, 'base64url')
     const reduced = reduce(body)
     await submission.turn.take(reduced.json.length)
-    const message = await parseJson(request, scan, reduced.json, reduced.contents)
+    const message = parseJson(request, scan, reduced.json, reduced.contents)
     if (!belongs(message, reduced.contents)) return parseJson(request, scan, body, new Map())
     submission.contents = reduced.contents
     return message
@@ -86,8 +87,7 @@ const SEARCHED = 1_000_000
 const WORDS = /(?<=")[A-Za-z0-9+/]{32}(?=")/g
 
 /** Where a text stops being JSON, in words. */
-async function whereIn(text: string, contents: Submission['contents']): Promise<string> {
-  const { visit } = await import('jsonc-parser')
+function whereIn(text: string, contents: Submission['contents']): string {
   if (text.trim() === '') return 'it is empty (line 1, column 1)'
   let before: string | undefined
   const onError = (_error: unknown, offset: number): void => void (before ??= text.slice(0, offset))
@@ -112,8 +112,7 @@ function placeOf(before: string | undefined, contents: Submission['contents']): 
 }
 
 /** The 400 for a text in which an object has a name twice: parsers keep the last in silence (RFC 8259 §4). */
-async function twice(text: string): Promise<Problem> {
-  const { visit } = await import('jsonc-parser')
+function twice(text: string): Problem {
   const open: Set<string>[] = []
   let path: string | undefined
   if (text.length <= SEARCHED)
