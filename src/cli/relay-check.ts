@@ -9,10 +9,16 @@ import { openSession, type RelayTls, type Way } from '../relay/handshake.ts'
 import type { TokenSource } from '../relay/oauth.ts'
 import type { Session } from '../relay/session.ts'
 
+/** Whether it takes mail from one address to the other; with `send` by a real message. */
+interface Pair {
+  readonly from: string
+  readonly to: string
+  readonly send: boolean
+}
+
 /** What is asked of a relay beside a session. */
 interface Trial {
-  /** Whether it takes mail from one address to the other; with `send` by a real message. */
-  readonly pair?: { readonly from: string; readonly to: string; readonly send: boolean } | undefined
+  readonly pair?: Pair | undefined
   /** Whether it grants so many sessions at once. */
   readonly sessions: number
   /** One source for all relays. */
@@ -71,32 +77,23 @@ async function grantedBeside(way: Way, more: number): Promise<number> {
 }
 
 /** RFC 5321 §3.3 without the message. */
-async function askPair(
-  { wire }: Session,
-  { from, to }: { readonly from: string; readonly to: string },
-): Promise<string> {
-  for (const [step, line] of [
-    ['mail', `MAIL FROM:<${from}>${needsSmtpUtf8(from + to) ? ' SMTPUTF8' : ''}`],
-    ['rcpt', `RCPT TO:<${to}>`],
-  ] as const) {
+async function askPair({ wire }: Session, { from, to }: Pair): Promise<string> {
+  const ask = async (step: 'mail' | 'rcpt', line: string): Promise<void> => {
     const reply = await wire.ask(line).catch((cause: unknown) => {
       throw new RelayFault(step, { cause })
     })
     if (reply.code >= 300) throw new RelayFault(step, { reply })
   }
+  await ask('mail', `MAIL FROM:<${from}>${needsSmtpUtf8(from + to) ? ' SMTPUTF8' : ''}`)
+  await ask('rcpt', `RCPT TO:<${to}>`)
   await wire.ask('RSET')
   return `takes mail from ${from} to ${to} (nothing was sent)`
 }
 
-async function sendTest(
-  session: Session,
-  { from, to }: { readonly from: string; readonly to: string },
-): Promise<string> {
+async function sendTest(session: Session, { from, to }: Pair): Promise<string> {
   const text = 'This is a test message of "postern check --send": mail passes from the gateway to the SMTP server.\n'
-  const { envelope, messageId, content } = composeMessage(
-    parseMessage({ from, to, subject: 'Test message of postern check', text }, randomUUID()),
-    new Date(),
-  )
+  const message = parseMessage({ from, to, subject: 'Test message of postern check', text }, randomUUID())
+  const { envelope, messageId, content } = composeMessage(message, new Date())
   const { reply } = await session.send({ envelope, messageId, open: () => slices(content) }, '')
   return `took a test message from ${from} to ${to}, ${messageId}: ${reply.text}`
 }

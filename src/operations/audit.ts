@@ -8,6 +8,8 @@ const MAX_PATHS = 20 // of the faults of one request
 const MAX_PATH_CHARS = 200
 const ADDRESS = /[^\s<>"(),:;]*@[^\s<>"(),:;]*/g // as replies of relays name them
 
+type Log = Pick<BaseLogger, 'info' | 'warn' | 'error'>
+
 /** The facts of one message that reach the log. Never its content, its headers or a secret. */
 export interface Audit {
   messageId?: string
@@ -39,7 +41,7 @@ export interface RequestFacts {
 
 /** Writes the one log line of a message: its request, who asked, what became of it. */
 export function writeAudit(
-  log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
+  log: Log,
   facts: RequestFacts,
   audit: Audit,
   result: MessageResult,
@@ -87,11 +89,7 @@ export function resultOf({ status, delivery, problem }: QueueChange): MessageRes
 }
 
 /** Writes the log line of a change of a queued message, under the id of the request that it came with. */
-export function writeTransition(
-  log: Pick<BaseLogger, 'info' | 'warn' | 'error'>,
-  change: QueueChange,
-  recipients: LogRecipients,
-): void {
+export function writeTransition(log: Log, change: QueueChange, recipients: LogRecipients): void {
   const { id, client, status, content, nextAttempt, durationMs = 0 } = change
   const next = nextAttempt === undefined ? undefined : new Date(nextAttempt).toISOString()
   if (content === undefined) {
@@ -110,12 +108,7 @@ export function writeTransition(
  * One line for a request that was refused or failed: loud where it is the gateway or the relay that failed. `verbose` is
  * for those who may see addresses: sentences and replies name them.
  */
-export function logRefusal(
-  log: Pick<BaseLogger, 'warn' | 'error'>,
-  problem: Problem,
-  line: object,
-  verbose = true,
-): void {
+export function logRefusal(log: Omit<Log, 'info'>, problem: Problem, line: object, verbose = true): void {
   const { cause } = problem
   const fault = cause instanceof Error ? cause : undefined
   log[problem.status >= 500 ? 'error' : 'warn'](

@@ -145,5 +145,5 @@ export function namesAddress(host: string | undefined, { loopbackOnly }: { reado
 /** The port that a server listens on; 0 where it does not. */
 export function portOf(server: NetServer): number {
   const address: AddressInfo | string | null = server.address()
-  return typeof address === 'object' && address !== null ? address.port : 0
+  return typeof address === 'object' ? (address?.port ?? 0) : 0
 }

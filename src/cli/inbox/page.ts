@@ -34,6 +34,7 @@ const FILES: Readonly<Record<string, PlainAnswer>> = {
   '/inbox.js': pageFile('inbox.js', PAGE),
   '/page.css': pageFile('page.css', new URL('../../operations/pages/', import.meta.url)),
 }
+const MESSAGE = /^\/messages\/(\d{1,9})(?:\/(html|raw|attachments)(?:\/(\d{1,4}))?)?$/
 const NOTHING = plain(404, 'There is nothing at this path.')
 
 /** The page of the development inbox, plain HTTP on loopback. Rejects when the port is taken. */
@@ -44,15 +45,21 @@ export async function openInboxPage(port: number, mailbox: Mailbox, ways: Ways) 
     if (!namesAddress(request.headers.host, { loopbackOnly: true }))
       return plain(403, 'Ask for this page by the address 127.0.0.1 or localhost.')
     const { pathname: path, searchParams } = new URL(request.url ?? '/', 'http://localhost')
-    if (request.method === 'DELETE') return remove(path, mailbox)
+    const [, number, part = '', index] = MESSAGE.exec(path) ?? []
+    const entry = mailbox.find(Number(number))
+    if (request.method === 'DELETE') {
+      const gone = path === '/messages' ? mailbox.entries : entry !== undefined && part === '' ? [entry] : undefined
+      if (gone === undefined) return NOTHING
+      await mailbox.remove(gone)
+      return json({ deleted: gone.length })
+    }
     if (request.method !== 'GET' && request.method !== 'HEAD')
       return plain(405, 'This path takes GET.', { allow: 'GET, HEAD' })
-    const words = searchParams.get('q')?.trim() ?? ''
     if (Object.hasOwn(FILES, path)) return FILES[path]
     if (path === '/ways') return json(ways)
-    if (path === '/messages') return json((words === '' ? mailbox.entries : mailbox.search(words)).map(summaryOf))
+    if (path === '/messages') return json(mailbox.search(searchParams.get('q')?.trim() ?? '').map(summaryOf))
     if (path === '/events') return watch(response, watchers)
-    return ofMessage(path, mailbox)
+    return entry === undefined ? NOTHING : ofMessage(entry, await mailbox.content(entry), part, index)
   })
   server.listen(port, '127.0.0.1')
   await once(server, 'listening')
@@ -72,12 +79,7 @@ function summaryOf({ number, receivedAt, from, to, cc, bcc, subject, size, attac
   return { number, receivedAt, from, to: all[0] ?? 'nobody', recipients: all.length, subject, size, attachments }
 }
 
-async function ofMessage(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
-  const [, number, part = '', index] =
-    /^\/messages\/(\d{1,9})(?:\/(html|raw|attachments)(?:\/(\d{1,4}))?)?$/.exec(path) ?? []
-  const entry = mailbox.find(Number(number))
-  if (entry === undefined) return NOTHING
-  const content = await mailbox.content(entry)
+async function ofMessage(entry: Entry, content: Buffer, part: string, index?: string): Promise<PlainAnswer> {
   if (part === 'raw') return good('text/plain; charset=utf-8', content, { 'content-security-policy': 'sandbox' })
   const mail = await PostalMime.parse(content)
   const { text: _searched, file: _file, ...known } = entry
@@ -86,14 +88,6 @@ async function ofMessage(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
     return good('text/html; charset=utf-8', inert(mail), { 'content-security-policy': MESSAGE_POLICY })
   const attachment = index === undefined ? undefined : mail.attachments[Number(index)]
   return attachment === undefined ? NOTHING : download(attachment)
-}
-
-async function remove(path: string, mailbox: Mailbox): Promise<PlainAnswer> {
-  const entry = mailbox.find(Number(/^\/messages\/(\d{1,9})$/.exec(path)?.[1]))
-  const gone = path === '/messages' ? mailbox.entries : entry === undefined ? [] : [entry]
-  if (path !== '/messages' && entry === undefined) return NOTHING
-  await mailbox.remove(gone)
-  return json({ deleted: gone.length })
 }
 
 /** Server-sent events: one for each change from now on. */
