@@ -67,7 +67,7 @@ export async function dev({ env, print }: Io): Promise<number> {
   print('')
   print(ways.curl)
   print('')
-  return untilSignalled(gateway, logger, config)
+  return untilSignalled(gateway, logger, config.shutdownGrace)
 }
 
 /** Makes what is missing in certs/dev/ and leaves what is there. */

@@ -3,7 +3,7 @@ import { promisify } from 'node:util'
 import { setFlagsFromString } from 'node:v8'
 import type { Logger } from 'pino'
 import { rootFindings } from '../clients/listing.ts'
-import { type Config, type ConfigResult, readConfig } from '../config/config.ts'
+import { type ConfigResult, readConfig } from '../config/config.ts'
 import { LoadError } from '../errors.ts'
 import { createLogger } from '../operations/logger.ts'
 import { loadFiles } from '../server/load.ts'
@@ -27,7 +27,7 @@ export async function serve(env: NodeJS.ProcessEnv): Promise<number> {
     logger.warn({ file: config.clients }, 'the clients file lists nobody: every request will be refused')
   const { start } = await import('../server/start.ts') // most of the start: a fault of the configuration is told without it
   const gateway = await start(config, loaded, logger)
-  const status = await untilSignalled(gateway, logger, config)
+  const status = await untilSignalled(gateway, logger, config.shutdownGrace)
   await Promise.race([promisify(logger.flush.bind(logger))(), setTimeout(LAST_LINES_MS)])
   return status
 }
@@ -48,14 +48,10 @@ export function loadAll({ config, faults, warnings }: ConfigResult) {
  * grace period ended first. A second signal ends it at once, a third one the process. SIGHUP reads certificates and clients
  * again.
  */
-export async function untilSignalled(
-  gateway: Gateway,
-  logger: Logger,
-  config: Pick<Config, 'shutdownGrace'>,
-): Promise<number> {
+export async function untilSignalled(gateway: Gateway, logger: Logger, graceMs: number): Promise<number> {
   const ended = (): Promise<NodeJS.Signals> =>
     new Promise((resolve) => handleSignals((signal, end) => (end ? resolve(signal) : gateway.reload())))
-  logger.info({ signal: await ended(), grace_ms: config.shutdownGrace }, 'shutting down')
+  logger.info({ signal: await ended(), grace_ms: graceMs }, 'shutting down')
   const hurry = new AbortController()
   const stopped = gateway.stop(hurry.signal)
   try {

@@ -16,12 +16,10 @@ export interface Io {
   print(line: string): void
 }
 
+type Options = NonNullable<ParseArgsConfig['options']>
+
 /** `parseArgs`, strict, for options and at most so many other words, with its complaints as a UsageError. */
-export function parseCommandLine<const T extends NonNullable<ParseArgsConfig['options']>>(
-  args: readonly string[],
-  options: T,
-  words = 0,
-) {
+export function parseCommandLine<const T extends Options>(args: readonly string[], options: T, words = 0) {
   try {
     const parsed = parseArgs({ args: [...args], options, allowPositionals: true })
     if (parsed.positionals.length > words) throw new UsageError(`"${parsed.positionals[words]}" is too much.`)

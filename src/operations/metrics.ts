@@ -28,6 +28,8 @@ const HELP = {
   issuer_keys_timestamp_seconds: 'When the keys of the token issuer were last fetched, as a Unix time.',
 } as const
 
+type Name = keyof typeof HELP
+
 /**
  * What the operations port tells Prometheus. Label values are bounded: client names come from the clients file, all
  * others from closed lists of the code, never from input.
@@ -104,25 +106,22 @@ export class Metrics {
     this.history.refusal(problem, client)
   }
 
-  #counter<T extends string>(name: keyof typeof HELP, ...labelNames: T[]): Counter<T> {
+  #counter<T extends string>(name: Name, ...labelNames: T[]): Counter<T> {
     return new Counter({ ...this.#named(name), labelNames })
   }
 
-  #histogram<T extends string>(name: keyof typeof HELP, ...labelNames: T[]): Histogram<T> {
+  #histogram<T extends string>(name: Name, ...labelNames: T[]): Histogram<T> {
     return new Histogram({ ...this.#named(name), labelNames, buckets: SECONDS_BUCKETS })
   }
 
   /** `collect` sets it at each scrape. */
-  #gauge<T extends string>(
-    name: keyof typeof HELP,
-    labelNames: T[],
-    collect: (gauge: Gauge<T>) => void | Promise<void> = () => {},
-  ): Gauge<T> {
-    const gauge: Gauge<T> = new Gauge({ ...this.#named(name), labelNames, collect: () => collect(gauge) })
+  #gauge<T extends string>(name: Name, labelNames: T[], collect?: (gauge: Gauge<T>) => unknown): Gauge<T> {
+    const set = async (): Promise<void> => void (await collect?.(gauge))
+    const gauge: Gauge<T> = new Gauge({ ...this.#named(name), labelNames, collect: set })
     return gauge
   }
 
-  #named(name: keyof typeof HELP) {
+  #named(name: Name) {
     return { name: `postern_${name}`, help: HELP[name], registers: [this.registry] }
   }
 }

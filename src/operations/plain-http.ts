@@ -12,10 +12,8 @@ export interface PlainAnswer {
 }
 
 /** Gives the answer, or nothing where it holds the response open itself. */
-type PlainHandler = (
-  request: IncomingMessage,
-  response: ServerResponse,
-) => PlainAnswer | undefined | Promise<PlainAnswer | undefined>
+type PlainHandler = (request: IncomingMessage, response: ServerResponse) => Given | Promise<Given>
+type Given = PlainAnswer | undefined
 
 const REQUEST_TIMEOUT_MS = 5_000 // probes, scrapers and certificate authorities ask at once; others may reach these ports
 const ANSWER_TIMEOUT_MS = 10_000 // from a request to the last byte of its answer: one that is not read is cut

@@ -312,12 +312,8 @@ function readAnswer<T>({ status, headers, body }: Answer): T | PosternError {
   return new PosternError({ code: 'unexpected_answer', status, detail, retryable, outcome }, { retryAfter })
 }
 
-function failureOf(
-  { error, stage, untrusted }: Failure,
-  silent: number,
-  credentials: Credentials,
-  end: AbortSignal,
-): PosternError {
+function failureOf(failure: Failure, silent: number, credentials: Credentials, end: AbortSignal): PosternError {
+  const { error, stage, untrusted } = failure
   if (error instanceof PosternError) return error
   const reason = reasonOf(error)
   const outcome = stage === 'sent' ? 'unknown' : 'not_sent'
