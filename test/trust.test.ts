@@ -55,6 +55,15 @@ t.test('a PEM file that is cut within a block is refused, wherever it is cut', a
     secureContextOptions({ ...good, clientCa: `# ----- ours -----\n${good.clientCa}\n-----\nend` }),
     'text between is free',
   )
+  for (const [part, label, other] of [
+    ['clientCa', 'CERTIFICATE', 'TRUSTED CERTIFICATE'],
+    ['clientCa', 'CERTIFICATE', 'X509 CERTIFICATE'],
+    ['crl', 'X509 CRL', 'CRL'],
+  ] as const) {
+    const at = good[part].lastIndexOf('-----BEGIN')
+    const text = good[part].slice(0, at) + good[part].slice(at).replaceAll(label, other)
+    t.throws(() => secureContextOptions({ ...good, [part]: text }), LoadError, `the second one is "${other}"`)
+  }
   for (const part of ['cert', 'key', 'clientCa', 'crl'] as const) {
     const whole = good[part].trimEnd()
     for (const cut of [1, 5, 12, 30, 60, 200]) {

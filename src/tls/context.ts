@@ -61,8 +61,9 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()) {
       )
   }
   // OpenSSL loads only the first list of a text, so each is handed over alone.
-  const crl = material.crl?.match(/-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g) ?? []
-  if (isCut(material.crl ?? '')) faults.push('the CRL file holds a list that is cut off')
+  const crl = material.crl === undefined ? [] : blocksOf(material.crl, 'X509 CRL')
+  if (crl === undefined)
+    faults.push('the CRL file holds a list that is cut off, or not in PEM form (-----BEGIN X509 CRL-----)')
   else if (material.crl !== undefined && crl.length === 0)
     faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
   const options = {
@@ -71,7 +72,7 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()) {
     /** One CA certificate each. */
     ca: authorities.map((authority) => authority.toString()),
     /** One revocation list each; absent where none is configured. */
-    ...(crl.length > 0 && { crl: [...crl] }),
+    ...(crl !== undefined && crl.length > 0 && { crl: [...crl] }),
     minVersion: material.minVersion,
     maxVersion: material.maxVersion,
     ciphers: CIPHERS,
@@ -97,9 +98,19 @@ export const LISTENER_OPTIONS = {
 
 /** The certificates of a PEM text, in order. Text between them is ignored, as openssl does. Throws for a broken one. */
 export function parseCertificates(pem: string): X509Certificate[] {
-  return (pem.match(/-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g) ?? []).map(
-    (block) => new X509Certificate(block),
-  )
+  const blocks = blocksOf(pem, 'CERTIFICATE')
+  if (blocks === undefined) throw new RangeError('one is cut off, or in another form')
+  return blocks.map((block) => new X509Certificate(block))
+}
+
+/**
+ * The PEM blocks with a label, or undefined where one of their kind is cut off or in another form ("TRUSTED CERTIFICATE",
+ * "CRL"): passed over, it would lock the clients of its CA out, or let revoked ones in.
+ */
+function blocksOf(pem: string, label: 'CERTIFICATE' | 'X509 CRL'): readonly string[] | undefined {
+  const blocks = pem.match(new RegExp(`-----BEGIN ${label}-----[^-]*-----END ${label}-----`, 'g')) ?? []
+  const ofKind = pem.match(new RegExp(`-----BEGIN (?:[A-Z0-9]+ )*${label.replace('X509 ', '')}-----`, 'g')) ?? []
+  return isCut(pem) || blocks.length < ofKind.length ? undefined : blocks
 }
 
 // One that lives no longer is renewed by a machine, and is new before a person could look: in a service mesh it lives an hour.
@@ -132,12 +143,13 @@ function dateOf(text: string, otherwise: number): Date {
 /** The certificates of a file, at least one, or none with what is wrong with the file added to the faults. */
 export function readCertificates(pem: string, what: string, faults: string[]): X509Certificate[] {
   try {
-    if (isCut(pem)) throw new RangeError('a block without its end')
     const certificates = parseCertificates(pem)
     if (certificates.length === 0) faults.push(`${what} file holds no certificate in PEM form`)
     return certificates
   } catch {
-    faults.push(`${what} file holds a certificate that cannot be read or is cut off`)
+    faults.push(
+      `${what} file holds a certificate that cannot be read or is cut off (or has another label than CERTIFICATE)`,
+    )
     return []
   }
 }
