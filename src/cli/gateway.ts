@@ -30,10 +30,8 @@ export async function gatewayStatus(env: Io['env']): Promise<Status | undefined>
   }
 }
 
-function isStatus(answer: unknown): answer is Status {
-  return (
-    isRecord(answer) && isRecord(answer['clients_file']) && [answer['files'], answer['clients']].every(Array.isArray)
-  )
+function isStatus(told: unknown): told is Status {
+  return isRecord(told) && isRecord(told['clients_file']) && [told['files'], told['clients']].every(Array.isArray)
 }
 
 /**

@@ -22,17 +22,7 @@ export interface PosternMailOptions {
 
 type Fields = Readonly<Record<string, unknown>>
 
-const FOREIGN = [
-  'raw',
-  'sender',
-  'date',
-  'amp',
-  'watchHtml',
-  'alternatives',
-  'dkim',
-  'otp',
-  'requireTLSExtensionEnabled',
-]
+const FOREIGN = ['raw', 'sender', 'date', 'amp', 'watchHtml', 'alternatives', 'dkim', 'otp']
 const CONTENTS = ['text', 'html', 'icalEvent']
 
 /** Why a message cannot be sent, as a sentence without its full stop. */

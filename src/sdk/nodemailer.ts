@@ -42,6 +42,7 @@ interface MailOptions {
   readonly postern?: PosternMailOptions
   readonly signal?: AbortSignal
   readonly dsn?: unknown
+  readonly requireTLSExtensionEnabled?: unknown
 }
 
 /** As nodemailer 6, 7 and 10 want one. */
@@ -69,9 +70,10 @@ export function posternTransport({ raw, ...options }: PosternTransportOptions): 
   }
 
   const send = async (mail: ComposedMail): Promise<Receipt | Queued> => {
-    const { postern = {}, signal, dsn }: MailOptions = mail.data
+    const { postern = {}, signal, dsn, requireTLSExtensionEnabled }: MailOptions = mail.data
     const unknown = Object.keys(postern).filter((name) => !POSTERN_OPTIONS.includes(name))
     if (unknown.length > 0) throw refusal(`postern.${unknown.join(', postern.')} is no option`)
+    if (requireTLSExtensionEnabled) throw refusal('requireTLSExtensionEnabled cannot be passed on')
     const onlyJson = namesOf({ dsn, 'postern.tags': postern.tags, 'postern.send_at': postern.send_at })
     const options = { signal, prefer: postern.prefer, idempotencyKey: postern.idempotencyKey }
     // Composed again, the same message has other boundaries: under a key of the caller's only JSON is the same twice.
@@ -85,8 +87,6 @@ export function posternTransport({ raw, ...options }: PosternTransportOptions): 
     return sendRaw(mail, options)
   }
   const sendRaw = (mail: ComposedMail, options: object): Promise<Receipt | Queued> => {
-    if ('requireTLSExtensionEnabled' in mail.data && mail.data.requireTLSExtensionEnabled)
-      throw refusal('requireTLSExtensionEnabled cannot be passed on')
     const { from, to } = mail.message.getEnvelope()
     return client.sendRaw(mail.message.createReadStream(), { ...options, mailFrom: from || '<>', rcptTo: to })
   }

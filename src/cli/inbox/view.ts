@@ -14,12 +14,12 @@ export function mailboxesOf(addresses: readonly (Address | undefined)[] = []): s
 
 /** Who got a message without being named in its header. */
 export function bccOf({ to = [], cc = [] }: Email, recipients: readonly string[]): string[] {
-  const named = new Set(
-    [...to, ...cc]
-      .flatMap(({ address, group }) => (address === undefined ? (group ?? []).map((one) => one.address) : [address]))
-      .map((address) => address.toLowerCase()),
-  )
+  const named = new Set(addressesOf([...to, ...cc]))
   return recipients.filter((recipient) => !named.has(recipient.toLowerCase()))
+}
+
+function addressesOf(list: readonly Address[] = []): string[] {
+  return list.flatMap(({ address, group }) => address?.toLowerCase() ?? addressesOf(group))
 }
 
 /** The attachments that are no part of the html, with their places in the message. */
