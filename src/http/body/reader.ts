@@ -15,7 +15,7 @@ class Coming {
   readonly #begunAt: number
 
   constructor(body: IncomingMessage) {
-    bodies.set(body.socket, this)
+    if (!body.complete) bodies.set(body.socket, this) // one that has come whole may be read after the next has begun
     this.body = body
     this.#begunAt = body.socket.bytesRead
   }
@@ -29,7 +29,7 @@ class Coming {
 
 const bodies = new WeakMap<Socket, Coming>()
 
-/** The body that comes on a connection, or the last one that came. */
+/** The body that comes on a connection, or one that came. */
 export function bodyOn(socket: Socket): Pick<Coming, 'body' | 'framing' | 'size'> | undefined {
   return bodies.get(socket)
 }
