@@ -146,21 +146,10 @@ async function post(
   { oauthCa, cert, key }: RelayTls,
 ): Promise<Response> {
   if (signal === undefined) throw new TypeError('without a time limit')
-  const answer = await ask(url, {
-    method,
-    headers: sent,
-    body: String(body),
-    signal,
-    ca: oauthCa,
-    cert,
-    key,
-    most: MOST_BYTES,
-  })
-  const headers = new Headers()
-  for (const name of ['content-type', 'www-authenticate'])
-    if (answer.headers[name] !== undefined) headers.set(name, String(answer.headers[name]))
-  const { status } = answer
-  return new Response(answer.body, { status: status < 200 || status === 204 ? 500 : status, headers })
+  const asked = { method, headers: sent, body: String(body), signal, ca: oauthCa, cert, key, most: MOST_BYTES }
+  const { status, headers, body: said } = await ask(url, asked)
+  const told = Object.entries(headers).map(([name, value]): [string, string] => [name, String(value)])
+  return new Response(said, { status: status < 200 || status === 204 ? 500 : status, headers: told })
 }
 
 /** What went wrong, as callers may know it: with nothing of files and addresses on this side. */

@@ -137,7 +137,8 @@ export class Pool {
       if (session !== undefined) this.#give(ticket, session)
       else this.#entitled.push(ticket)
     }
-    while (this.#idle.length > 0 && this.#needed > 0 && !this.#room && this.#maySwap) this.#leave(this.#idle.shift())
+    while (this.#idle.length > 0 && this.#entitled.length > this.#coming && !this.#room && this.#maySwap)
+      this.#leave(this.#idle.shift())
     if (this.#wanted > this.#opening && !this.#room && !this.#doubtful) {
       // One session more than granted is tried, now or when its pause is over.
       const ms = this.#grant.grow(this.#sessions.size + this.#opening) ?? 0
@@ -181,11 +182,6 @@ export class Pool {
     return this.#entitled.some(({ client }) => !this.#line.lastRefused(client))
   }
 
-  /** How many sessions the tickets in turn wait for that are neither being opened nor getting room. */
-  get #needed(): number {
-    return this.#entitled.length - this.#coming
-  }
-
   #give(ticket: Ticket, session: Session): void {
     this.#busy += 1
     ticket.session = session
@@ -223,9 +219,13 @@ export class Pool {
     this.#doubtful = false
     this.#sessions.add(session)
     this.#grant.opened(begun, this.#sessions.size)
+    const grownOld = (): void => {
+      session.spent = true
+      const at = this.#idle.indexOf(session)
+      if (at !== -1) this.#leave(this.#idle.splice(at, 1)[0])
+    }
     // Spread, so that sessions opened together do not end together.
-    const age = setTimeout(() => this.#grownOld(session), this.#limits.sessionAge * (0.9 + Math.random() / 10))
-    age.unref()
+    const age = setTimeout(grownOld, this.#limits.sessionAge * (0.9 + Math.random() / 10)).unref()
     session.wire.onEnd = () => {
       clearTimeout(age)
       this.#ended(session)
@@ -254,12 +254,6 @@ export class Pool {
     const silent = greeting && fault.reply === undefined
     this.#grant.refused(begun, silent ? this.#sessions.size : standing, silent)
     this.#serve()
-  }
-
-  #grownOld(session: Session): void {
-    session.spent = true
-    const at = this.#idle.indexOf(session)
-    if (at !== -1) this.#leave(this.#idle.splice(at, 1)[0])
   }
 
   #ended(session: Session): void {

@@ -30,10 +30,10 @@ interface Share {
  */
 export class Allowances {
   readonly #own = new MemoryWindows()
-  readonly #shared: RedisWindows | undefined
+  readonly #shared: Windows | undefined
 
   constructor(redis: RedisConnection | undefined) {
-    this.#shared = redis && new RedisWindows(redis)
+    this.#shared = redis && redisWindows(redis)
   }
 
   /**
@@ -157,26 +157,20 @@ const TAKE = script('allowance/take')
 const GIVE_BACK = script('allowance/give-back')
 const COUNTS = script('allowance/counts')
 
-class RedisWindows implements Windows {
-  readonly #redis: RedisConnection
-
-  constructor(redis: RedisConnection) {
-    this.#redis = redis
-  }
-
-  async take(shares: readonly Share[]): Promise<readonly [over: number, ms: number]> {
-    const args = shares.flatMap(({ points, allowance }) => [points, allowance.points, allowance.seconds].map(String))
-    const keys = shares.map(({ key }) => key)
-    return numbers(await runScript(this.#redis, TAKE, keys, args))
-  }
-
-  async giveBack(key: string, points: number): Promise<void> {
-    await runScript(this.#redis, GIVE_BACK, [key], [String(points)])
-  }
-
-  async counts(keys: readonly string[]): Promise<readonly Count[]> {
-    const counts = await runScript(this.#redis, COUNTS, keys, [])
-    return Array.isArray(counts) ? counts.map(numbers) : []
+function redisWindows(redis: RedisConnection): Windows {
+  return {
+    async take(shares) {
+      const args = shares.flatMap(({ points, allowance }) => [points, allowance.points, allowance.seconds].map(String))
+      const keys = shares.map(({ key }) => key)
+      return numbers(await runScript(redis, TAKE, keys, args))
+    },
+    async giveBack(key, points) {
+      await runScript(redis, GIVE_BACK, [key], [String(points)])
+    },
+    async counts(keys) {
+      const counts = await runScript(redis, COUNTS, keys, [])
+      return Array.isArray(counts) ? counts.map(numbers) : []
+    },
   }
 }
 

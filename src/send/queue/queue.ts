@@ -3,7 +3,7 @@ import { EventEmitter, once } from 'node:events'
 import { setTimeout as pause } from 'node:timers/promises'
 import { addressRefusal, checkRecipientCount, sizeLimit, tooLarge } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
-import { Problem, PROBLEMS } from '../../errors.ts'
+import { Problem, PROBLEMS, type SmtpReply } from '../../errors.ts'
 import { parseMailbox } from '../../mail/mailbox.ts'
 import type { Outgoing } from '../../mail/outgoing.ts'
 import type { QueuedMessage } from '../../mail/schemas.ts'
@@ -12,7 +12,7 @@ import type { Allowances } from '../allowances.ts'
 import type { Lock } from '../idempotency.ts'
 import { failedOnTheWay, receiptOf } from '../receipt.ts'
 import { type QueuedContent, type Sealer, toOutgoing } from './content.ts'
-import type { Attempt, Lease, PutBack, QueueStore, Times } from './store.ts'
+import type { Attempt, Lease, NewMessage, PutBack, QueueStore, Times } from './store.ts'
 
 /** A message in wire form that is larger is not queued. */
 export const MOST_BYTES = 1_000_000
@@ -99,8 +99,7 @@ export class Queue {
     this.#free = options.most
     this.#renewal = setInterval(() => {
       if (this.#leases.size > 0) options.store.renew(this.#leases).catch(() => {})
-    }, RENEW_MS)
-    this.#renewal.unref()
+    }, RENEW_MS).unref()
     this.kick()
   }
 
@@ -114,18 +113,11 @@ export class Queue {
    * it is settled or put off, or after that time. Throws a 503 Problem; whether it is queued then is for a second look at
    * the key to tell.
    */
-  async enqueue(
-    lock: Lock,
-    message: { id: string; client: string; content: QueuedContent; due: number; anonymous: boolean },
-    waitMs: number,
-  ): Promise<Times> {
-    const { id, client, content, due, anonymous } = message
+  async enqueue(lock: Lock, message: NewMessage, waitMs: number): Promise<Times> {
+    const { id, client, content } = message
     const { store, sealer, lifetime, relayUp } = this.#options
     const token = waitMs > 0 && this.#room() > 0 ? randomUUID() : undefined
-    const sealed = sealer.seal(content, ownerOf(message))
-    const { messageId } = content
-    const record = { id, client, messageId, content: sealed, due, lifetime, token, anonymous }
-    const times = await store.enqueue(lock, record)
+    const times = await store.enqueue(lock, message, sealer.seal(content, ownerOf(message)), lifetime, token)
     if (token !== undefined) {
       await Promise.race([this.#work({ id, client, token }, 0, content), pause(waitMs, undefined, { ref: false })])
       return times
@@ -225,8 +217,7 @@ export class Queue {
     this.#asking = false
     if (this.#askAgain) return this.kick()
     if (this.#closed) return
-    this.#timer = setTimeout(() => this.kick(), wakeMs)
-    this.#timer.unref()
+    this.#timer = setTimeout(() => this.kick(), wakeMs).unref()
   }
 
   /** Sends what it has leased: what its caller waits for at once, what comes sealed in its turn. Never rejects. */
@@ -248,13 +239,10 @@ export class Queue {
 
   /** Resolves when another may be handed over; `#next` is to be called afterwards. */
   async #turn(client: string): Promise<void> {
-    if (this.#free > 0) this.#free -= 1
-    else
-      await new Promise<void>((resolve) => {
-        const own = this.#line.get(client)
-        if (own === undefined) this.#line.set(client, [resolve])
-        else own.push(resolve)
-      })
+    if (this.#free > 0) return void (this.#free -= 1)
+    const own = this.#line.get(client) ?? []
+    this.#line.set(client, own)
+    await new Promise<void>((resolve) => own.push(resolve))
   }
 
   #next(): void {
@@ -277,7 +265,8 @@ export class Queue {
     try {
       content = Buffer.isBuffer(found) ? sealer.open(found, ownerOf(lease)) : found
     } catch (cause) {
-      return () => this.#putBack({ lease }, { delayMs: UNREADABLE_RETRY_MS }, unreadable(cause))
+      const problem = new Problem('internal', 'The content of the message cannot be read.', { cause })
+      return () => this.#putBack({ lease }, { delayMs: UNREADABLE_RETRY_MS }, problem)
     }
     const client = clients().get(lease.client)
     const refusal = this.#refusal(lease.client, client, content)
@@ -288,12 +277,7 @@ export class Queue {
     this.#changed({ id: lease.id, client: lease.client, status: 'sending' })
     const at = new Date().toISOString()
     const begun = performance.now()
-    const tried = (): Tried & { content: QueuedContent } => ({
-      lease,
-      content,
-      at,
-      durationMs: performance.now() - begun,
-    })
+    const tried = () => ({ lease, content, at, durationMs: performance.now() - begun })
     let lost = false
     try {
       const delivery = await send(toOutgoing(content), lease.client, async (relay) => {
@@ -412,15 +396,7 @@ function ownerOf({ id, client }: { id: string; client: string }): string {
   return `${client} ${id}`
 }
 
-function attemptOf(
-  at: string,
-  outcome: Attempt['outcome'],
-  smtp: { relay: string; code?: number; response?: string } | undefined,
-): Attempt {
-  const { relay = '', code, response } = smtp ?? {}
-  return { at, relay, outcome, ...(code !== undefined && { code }), ...(response !== undefined && { response }) }
-}
-
-function unreadable(cause: unknown): Problem {
-  return new Problem('internal', 'The content of the message cannot be read.', { cause })
+function attemptOf(at: string, outcome: Attempt['outcome'], smtp: Partial<SmtpReply> = {}): Attempt {
+  const { relay = '', code, response } = smtp
+  return { at, relay, outcome, code, response }
 }

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto'
 import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
+import type { QueuedContent } from './content.ts'
 import { askRedis, type RedisConnection, runScript, type Script, script, type Witness } from '../redis.ts'
 
 /** What the queue does in Redis, each in one step. The first says what lies there. */
@@ -48,19 +49,17 @@ export interface Ended {
   readonly status: QueuedMessage['status']
 }
 
-export type Attempt = QueuedMessage['attempts'][number]
+export interface Attempt extends Pick<QueuedMessage['attempts'][number], 'at' | 'relay' | 'outcome'> {
+  readonly code?: number | undefined
+  readonly response?: string | undefined
+}
 
 export interface NewMessage {
   readonly id: string
   readonly client: string
-  readonly messageId: string
-  readonly content: Buffer
+  readonly content: QueuedContent
   /** Unix ms; what is past means now. */
   readonly due: number
-  /** Milliseconds from when it is due. */
-  readonly lifetime: number
-  /** Leases it at once. */
-  readonly token: string | undefined
   /** Nobody but this request knows the key. */
   readonly anonymous: boolean
 }
@@ -103,12 +102,15 @@ export class QueueStore {
     this.#witness = witness
   }
 
-  /** Throws also where the claim is no longer held: then nothing is queued. */
-  async enqueue({ name, token }: Lock, message: NewMessage): Promise<Times> {
-    const { id, client, messageId, content, due, lifetime, anonymous } = message
-    const keep = anonymous ? String(ANONYMOUS_KEY_MS) : ''
-    const args = [token, id, client, messageId, content, String(due), String(lifetime), message.token ?? '', keep]
-    const [at, expires, waitMs] = texts(await this.#run(ENQUEUE, args, [name]))
+  /**
+   * Keeps a message for `lifetime` ms from when it is due, leased at once by `lease`. Throws also where the claim on its key
+   * is no longer held: then nothing is queued.
+   */
+  async enqueue(lock: Lock, message: NewMessage, sealed: Buffer, lifetime: number, lease = ''): Promise<Times> {
+    const { id, client, content, due, anonymous } = message
+    const told = [content.messageId, sealed, String(due), String(lifetime), lease]
+    const args = [lock.token, id, client, ...told, anonymous ? String(ANONYMOUS_KEY_MS) : '']
+    const [at, expires, waitMs] = texts(await this.#run(ENQUEUE, args, [lock.name]))
     if (expires === undefined) throw new Problem('store_unavailable', 'The claim on the message was lost.')
     return { next_attempt: isoTime(at), expires: isoTime(expires), waitMs: Number(waitMs) }
   }
@@ -225,21 +227,11 @@ export class QueueStore {
 
 /** What is known of a message that ended without a verdict. */
 function unsaid(status: QueuedMessage['status'], result: string): Problem | undefined {
-  switch (status) {
-    case 'unknown':
-      return new Problem(
-        'delivery_unknown',
-        'The gateway that handed this message over was lost: it may have been delivered.',
-      )
-    case 'expired':
-      return new Problem('relay_unavailable', 'No relay took the message before it expired.')
-    case 'cancelled':
-      return result === ''
-        ? undefined
-        : new Problem('internal', 'Each gateway that took this message was lost before it could hand it over.')
-    default:
-      return undefined
-  }
+  const lost = 'The gateway that handed this message over was lost: it may have been delivered.'
+  if (status === 'unknown') return new Problem('delivery_unknown', lost)
+  if (status === 'expired') return new Problem('relay_unavailable', 'No relay took the message before it expired.')
+  if (status !== 'cancelled' || result === '') return undefined
+  return new Problem('internal', 'Each gateway that took this message was lost before it could hand it over.')
 }
 
 const STATUSES = ['queued', 'sending', 'accepted', 'partial', 'rejected', 'unknown', 'expired', 'cancelled'] as const
