@@ -114,6 +114,11 @@ t.test('everything that is wrong with certificates and keys is a line with how t
       { 'ca.crt': pem(pki.ca) + pem(pki.server) },
       /^error: TLS .*is not a CA certificate: put the CA/,
     ],
+    [
+      'no certificate of a CA',
+      { 'relay-ca.crt': 'nothing' },
+      /^error: POSTERN_SMTP_CA \S+\.crt holds no certificate in PEM form\.$/,
+    ],
     ['no certificate', { 'server.crt': 'nothing' }, /^error: TLS .*server certificate file holds no certificate/],
   ]
   for (const [what, files, line] of cases) {

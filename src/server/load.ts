@@ -52,8 +52,8 @@ function loadBundle(name: string, path: string | undefined): string | undefined 
   const [pem] = readFiles([name, path])
   if (pem === undefined) return undefined
   const faults: string[] = []
-  readCertificates(pem, `${name} ${path}:`, faults)
-  if (faults.length > 0) throw new LoadError(faults)
+  readCertificates(pem, `${name} ${path}`, faults)
+  if (faults.length > 0) throw new LoadError(faults.map((fault) => `${fault}.`))
   return pem
 }
 

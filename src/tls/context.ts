@@ -53,7 +53,7 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()) {
     faults.push(`the server certificate has expired on ${notAfter(leaf).toISOString()}: renew it`)
   else if (leaf !== undefined && notBefore(leaf) > now)
     faults.push(`the server certificate is not valid before ${notBefore(leaf).toISOString()}: check the clock`)
-  const authorities = readCertificates(material.clientCa, 'the client CA', faults)
+  const authorities = readCertificates(material.clientCa, 'the client CA file', faults)
   for (const authority of authorities) {
     if (!authority.ca)
       faults.push(
@@ -144,12 +144,10 @@ function dateOf(text: string, otherwise: number): Date {
 export function readCertificates(pem: string, what: string, faults: string[]): X509Certificate[] {
   try {
     const certificates = parseCertificates(pem)
-    if (certificates.length === 0) faults.push(`${what} file holds no certificate in PEM form`)
+    if (certificates.length === 0) faults.push(`${what} holds no certificate in PEM form`)
     return certificates
   } catch {
-    faults.push(
-      `${what} file holds a certificate that cannot be read or is cut off (or has another label than CERTIFICATE)`,
-    )
+    faults.push(`${what} holds a certificate that cannot be read or is cut off (or has another label than CERTIFICATE)`)
     return []
   }
 }
@@ -160,7 +158,7 @@ export function readPair(
   whose: 'server' | 'relay',
   faults: string[],
 ): X509Certificate | undefined {
-  const [leaf] = readCertificates(cert, `the ${whose} certificate`, faults)
+  const [leaf] = readCertificates(cert, `the ${whose} certificate file`, faults)
   try {
     if (isCut(pem)) throw new RangeError('a block without its end')
     const key = createPrivateKey(pem)

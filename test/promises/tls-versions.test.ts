@@ -184,7 +184,7 @@ t.test('bad usage is answered with a sentence', async (t) => {
     [['localhost:1', '--cert', good.crt], /--cert and --key belong together/],
     [['localhost:1', '--cert', good.crt, '--key', ca.key], /are not a certificate and its private key/],
     [['localhost:1', '--cert', 'absent.crt', '--key', good.key], /absent\.crt cannot be read: no such file/],
-    [['localhost:1', '--ca', good.key], /holds no certificate/],
+    [['localhost:1', '--ca', good.key], /\.key holds no certificate in PEM form\.$/],
   ]
   for (const [args, message] of cases) await t.rejects(run(args), { message }, args.join(' '))
 })
