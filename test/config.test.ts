@@ -281,6 +281,8 @@ t.test('a URL that cannot be used never shows its password', async (t) => {
   }
   for (const name of ['POSTERN_PUBLIC_URL', 'POSTERN_OAUTH_ISSUER', 'POSTERN_SMTP_OAUTH_TOKEN_URL'])
     t.match(faultsOf({ [name]: 'http://app:s3cr3t@mail' }), [new RegExp(`^${name} "http://…@mail" `)])
+  for (const url of ['https:app:s3cr3t@mail', 'https:/app:s3cr3t@mail', 'app:s3cr3t@mail', 'http://a:s3cr3t\n@mail'])
+    t.match(faultsOf({ POSTERN_PUBLIC_URL: url }), [/^POSTERN_PUBLIC_URL "(?:(?:https?|app):)?(?:\/\/)?…@mail" /])
 })
 
 t.test('a secret that is read again is not waited for where its file has become a pipe', async (t) => {

@@ -30,7 +30,8 @@ export function environmentReader(env: Readonly<Record<string, string | undefine
   const parsed = <T, F extends T | undefined>(name: string, fallback: F, parse: (text: string) => T): T | F => {
     const value = text(name, undefined)
     if (value === undefined) return fallback
-    const shown = value.replace(/\/\/.*@/, '//…@') // a URL may hold a password where none belongs
+    // A URL may hold a password where none belongs, and be one without its slashes too.
+    const shown = value.replace(/^((?:[a-z][a-z0-9+.-]*:)?(?:\/\/)?)[^]*@/i, '$1…@')
     return attempt(name, ` "${shown}"`, () => parse(value)) ?? fallback
   }
 
