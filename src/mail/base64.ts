@@ -33,28 +33,20 @@ export class Base64Text {
   }
 }
 
-/** Encodes bytes as they come into lines of base64, without a break after the last line. */
-export class Base64Encoder {
-  #rest = Buffer.alloc(0)
-  #begun = false
-
-  /** The whole lines that this piece completes; may be empty. */
-  push(piece: Buffer): Buffer {
-    const bytes = this.#rest.length === 0 ? piece : Buffer.concat([this.#rest, piece])
-    const whole = bytes.length - (bytes.length % LINE_BYTES)
-    this.#rest = Buffer.from(bytes.subarray(whole))
-    return this.#encode(bytes.subarray(0, whole))
-  }
-
-  end(): Buffer {
-    return this.#encode(this.#rest)
-  }
-
-  #encode(bytes: Buffer): Buffer {
-    if (bytes.length === 0) return bytes
-    const lines = wrapLines(Buffer.from(bytes.toString('base64'), 'latin1'), this.#begun)
-    this.#begun = true
-    return lines
+/** Bytes that `read` gives piece by piece, in lines of base64 as they come, without a break after the last line. */
+export async function* base64Lines(read: () => Promise<Buffer | undefined>): AsyncGenerator<Buffer> {
+  let rest: readonly Buffer[] = []
+  let continued = false
+  for (;;) {
+    const piece = await read()
+    const bytes = Buffer.concat(piece === undefined ? rest : [...rest, piece])
+    const end = piece === undefined ? bytes.length : bytes.length - (bytes.length % LINE_BYTES)
+    if (end > 0) {
+      yield wrapLines(Buffer.from(bytes.toString('base64', 0, end), 'latin1'), continued)
+      continued = true
+    }
+    if (piece === undefined) return
+    rest = [Buffer.from(bytes.subarray(end))] // a slow upload holds no more
   }
 }
 

@@ -4,7 +4,7 @@ import { admit } from '../../clients/gate.ts'
 import { DAY_MS } from '../../config/units.ts'
 import { Problem, shown } from '../../errors.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
-import { Base64Encoder } from '../../mail/base64.ts'
+import { base64Lines } from '../../mail/base64.ts'
 import type { FilePlace } from '../../mail/mime.ts'
 import { type Outgoing, pieces, slices } from '../../mail/outgoing.ts'
 import { DryRunQuery, type MessageInput, MessageSchema } from '../../mail/schemas.ts'
@@ -131,13 +131,7 @@ async function* assemble({ content }: ComposedMessage, parts: Parts): AsyncGener
       const come = name === undefined ? '' : ` where it should come: the next part is ${JSON.stringify(shown(name))}`
       throw partFault(segment.path, segment.part, `is missing${come}`)
     }
-    const encoder = new Base64Encoder()
-    for (let piece = await parts.read(); piece !== undefined; piece = await parts.read()) {
-      const lines = encoder.push(piece)
-      if (lines.length > 0) yield lines
-    }
-    const rest = encoder.end()
-    if (rest.length > 0) yield rest
+    yield* base64Lines(() => parts.read())
   }
   const extra = await parts.next()
   if (extra !== undefined) throw partFault('/attachments', extra, 'is in no attachment')
