@@ -1,5 +1,5 @@
 import t from 'tap'
-import { RawBody } from '../src/mail/raw-body.ts'
+import { bodyCheck } from '../src/mail/raw-body.ts'
 import type { RelayFeatures } from '../src/mail/outgoing.ts'
 
 const relay = (...extensions: string[]): RelayFeatures => ({
@@ -14,11 +14,11 @@ async function verdict(
   lengths: () => number,
   to: RelayFeatures | undefined = EIGHT_BIT,
 ): Promise<string> {
-  const checked = new RawBody(to)
+  const check = bodyCheck(to)
   try {
     for (let at = 0; at < body.length;) {
       const length = lengths()
-      checked.check(body.subarray(at, at + length))
+      check(body.subarray(at, at + length))
       at += length
     }
     return 'ok'

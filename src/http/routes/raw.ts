@@ -4,7 +4,7 @@ import type { Client } from '../../clients/clients-file.ts'
 import { admit } from '../../clients/gate.ts'
 import { type Address, needsSmtpUtf8, parseAddress, type StatedAddress } from '../../mail/mailbox.ts'
 import type { Outgoing } from '../../mail/outgoing.ts'
-import { RawBody } from '../../mail/raw-body.ts'
+import { bodyCheck } from '../../mail/raw-body.ts'
 import { parseHeader, readHeader } from '../../mail/raw-header.ts'
 import { judgeHeader } from '../../mail/raw-originators.ts'
 import { RawQuery, type RawQueryInput } from '../../mail/schemas.ts'
@@ -54,10 +54,10 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
         audit.messageId = header.messageId
         authorise(envelope, header.originators, client)
         const streamed = new StreamedContent(client.name, upload, async function* (relay) {
-          const body = new RawBody(relay)
+          const check = bodyCheck(relay)
           yield header.bytes
           for (let piece: Buffer | undefined = rest; piece !== undefined; piece = await upload.next()) {
-            body.check(piece)
+            check(piece)
             if (piece.length > 0) yield piece
           }
           audit.bytes = upload.size
