@@ -201,6 +201,11 @@ t.test('a message is seen and cancelled by its own client alone, while it is que
     status: 200,
     json: { status: 'queued', next_attempt: send_at, attempts: [] },
   })
+  t.match(
+    await gateway.request({ path, headers: { prefer: 'wait=1' } }),
+    { status: 200, headers: { 'preference-applied': 'wait=1' }, json: { status: 'queued' } },
+    'nothing changes while it waits',
+  )
   const cancelled = await gateway.request({ method: 'DELETE', path, headers: { 'content-type': 'application/json' } })
   t.match(cancelled, { status: 200, json: { id: json['id'], status: 'cancelled' } })
   t.notOk('next_attempt' in cancelled.json)

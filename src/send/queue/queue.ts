@@ -153,7 +153,9 @@ export class Queue {
       const left = deadline - performance.now()
       if (left <= 0 || signal?.aborted === true || this.#closed || this.#waiters >= MOST_WAITING) return
       this.#waiters += 1
-      await once(this.#changes, id, { signal: AbortSignal.timeout(Math.min(left, WAIT_POLL_MS)) }).catch(() => {})
+      await once(this.#changes, id, { signal: AbortSignal.timeout(Math.ceil(Math.min(left, WAIT_POLL_MS))) }).catch(
+        () => {},
+      )
       this.#waiters -= 1
       if ((await this.#options.store.status(id)) !== status) return
     }
