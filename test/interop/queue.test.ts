@@ -146,8 +146,15 @@ t.test('with wait=N the answer is the final one where there is one in time', asy
 
   follow(relay, { stage: 'RCPT 1', fault: 'hang' })
   const begun = performance.now()
-  t.match(await gateway.post(MESSAGE, wait(1, 'd')), { status: 202, json: { status: 'queued' } })
+  const hung = await gateway.post(MESSAGE, wait(1, 'd'))
+  t.match(hung, { status: 202, json: { status: 'queued' } })
   t.ok(performance.now() - begun > 900, 'it waited')
+  const held = performance.now()
+  t.match(await gateway.request({ path: `/v1/messages/${hung.json['id']}`, headers: { prefer: 'wait=1' } }), {
+    status: 200,
+    headers: { 'preference-applied': 'wait=1' },
+  })
+  t.ok(performance.now() - held > 900, 'an answer about a state that stays is held to the end of its time')
 })
 
 t.test('a key shows how its message stands, at any time and however it is asked', async (t) => {
