@@ -5,7 +5,7 @@ import { isAboutSession, isEnvelope, type RelayFault, type Step, STOPPED } from 
 import { enhancedCode, type Reply, shown } from './reply.ts'
 
 /** What an attempt that failed leaves to try. */
-export type Next = 'fresh session' | 'any session' | 'next relay' | 'nothing'
+type Next = 'fresh session' | 'any session' | 'next relay' | 'nothing'
 
 /** Thrown by Relay.send: the answer if this stays the last attempt, and what may still be tried. */
 export class AttemptFailed extends Error {

@@ -6,7 +6,7 @@ import type { Session } from './session.ts'
 
 type Limits = Pick<Config['smtp'], 'connections' | 'sessionAge' | 'sessionMessages'>
 
-export interface PoolEvents {
+interface PoolEvents {
   /** Opens a session. Rejects with a RelayFault. */
   open(): Promise<Session>
   /** The relay ended a session that was idle. */

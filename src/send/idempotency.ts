@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto'
-import { Problem, type ProblemCode } from '../errors.ts'
+import { Problem } from '../errors.ts'
 
 /** How long a key and its answer are kept. */
 export const KEY_LIFETIME_MS = 86_400_000
@@ -59,9 +59,6 @@ export interface IdempotencyStore {
   close(): Promise<void>
 }
 
-/** Problems that are an answer for good. Any other means that nothing was sent, and frees the key. */
-const FINAL_PROBLEMS: ReadonlySet<ProblemCode> = new Set(['rejected_by_relay', 'delivery_unknown'])
-
 /**
  * Reads an Idempotency-Key header, bare or quoted (RFC 9651 §3.3.3): 1 to 255 visible ASCII characters. The same key in
  * either form is the same key. Throws a 422 Problem.
@@ -82,11 +79,6 @@ export function parseIdempotencyKey(header: string): string {
 /** A message id's local part that any replica derives again from client and key, so that a duplicate shows downstream. */
 export function derivedId(client: string, key: string): string {
   return hash('sha256', `${client}\0${key}`, 'hex').slice(0, 40)
-}
-
-/** Whether this problem is stored as the answer to its key. */
-export function isFinal(problem: Problem): boolean {
-  return FINAL_PROBLEMS.has(problem.code)
 }
 
 /** On an answer that an earlier request with the same key was given. */

@@ -11,7 +11,6 @@ import {
   type Claimed,
   derivedId,
   type IdempotencyStore,
-  isFinal,
   parseIdempotencyKey,
   REPLAYED,
   type StoredAnswer,
@@ -89,7 +88,7 @@ export type SendAnswer =
       readonly retryMs: number
     } & StoredAnswer)
 
-export interface SenderOptions {
+interface SenderOptions {
   readonly relays: Pick<Relays, 'send'>
   readonly store: IdempotencyStore
   readonly allowances: Allowances
@@ -306,9 +305,13 @@ async function isOther({ bodyHash }: SendRequest, stored: string): Promise<boole
   return typeof bodyHash !== 'string' && stored !== '' && (await bodyHash()) !== stored
 }
 
-/** Keeps a failure that is an answer for good. A refused message whose body never came whole has no hash: its key is free. */
+/**
+ * Keeps a failure that is an answer for good. Any other means that nothing was sent, and frees the key. A refused message whose
+ * body never came whole has no hash: its key is free.
+ */
 async function settle(claim: Claim, error: unknown, request: SendRequest): Promise<void> {
-  if (!(error instanceof Problem) || !isFinal(error)) return claim.free()
+  const final = error instanceof Problem && (error.code === 'rejected_by_relay' || error.code === 'delivery_unknown')
+  if (!final) return claim.free()
   const hash = await hashOf(request).catch(() => undefined)
   if (hash === undefined && error.outcome === 'not_sent') return claim.free()
   return claim.finish({ status: error.status, body: JSON.stringify(error.toBody(request.id)) }, hash)

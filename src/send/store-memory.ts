@@ -1,7 +1,7 @@
 import v8 from 'node:v8'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS, type StoredAnswer } from './idempotency.ts'
 
-export interface MemoryLimits {
+interface MemoryLimits {
   readonly keys: number
   /** Bytes of keys, hashes and answers together. */
   readonly bytes: number

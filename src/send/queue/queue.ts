@@ -34,7 +34,7 @@ export interface QueueChange {
   readonly durationMs?: number
 }
 
-export interface QueueOptions {
+interface QueueOptions {
   readonly store: QueueStore
   readonly sealer: Sealer
   /**
