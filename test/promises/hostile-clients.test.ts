@@ -269,7 +269,8 @@ t.test('a refusal can be read by clients that send the whole body first', async 
 })
 
 t.test('a body is asked for only when it will be read', async (t) => {
-  const gateway = await startGateway(t)
+  const clients = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
+  const gateway = await startGateway(t, { clients })
   const ask = async (head: string, as = gateway.client): Promise<string> => {
     const socket = await dial(gateway, { as })
     let text = ''
@@ -315,6 +316,14 @@ t.test('a body is asked for only when it will be read', async (t) => {
     'an unknown expectation is passed over',
   )
   t.equal(gateway.relay.messages.length, 2)
+  const raw = `POST /v1/messages/raw?mail_from=a@corp.example&rcpt_to=nobody HTTP/1.1\r\nHost: x\r\nContent-Type: message/rfc822\r\n`
+  t.match(
+    await ask(`${raw}Expect: 100-continue\r\nContent-Length: 9\r\n\r\n`),
+    /^HTTP\/1\.1 400 /,
+    'of an envelope that is none',
+  )
+  const old = expecting.replace('HTTP/1.1', 'HTTP/1.0')
+  t.match(await ask(`${old}${BODY.length}\r\n\r\n${BODY}`), /^HTTP\/1\.1 200 /, 'HTTP/1.0 knows no 100')
 })
 
 t.test('past the bytes and messages in progress the answer is 503 at once', async (t) => {

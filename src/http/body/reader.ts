@@ -43,6 +43,7 @@ export class BodyReader extends Coming {
   movedAt = performance.now()
   readonly #maxSize: SizeLimit
   readonly #idleTimeout: number
+  readonly #onBegin: () => void
   readonly #onPiece: ((piece: Buffer) => void) | undefined
   #waitingSince: number | undefined
   #waited = 0
@@ -51,9 +52,19 @@ export class BodyReader extends Coming {
   #ended = false
   #last: Promise<unknown> | undefined
 
-  /** `idleTimeout` is the longest pause in ms while the gateway waits for a piece; `onPiece` is shown each, in order. */
-  constructor(body: IncomingMessage, maxSize: SizeLimit, idleTimeout: number, onPiece?: (piece: Buffer) => void) {
+  /**
+   * `idleTimeout` is the longest pause in ms while the gateway waits for a piece. `onBegin` is called ahead of the first one,
+   * `onPiece` is shown each, in order.
+   */
+  constructor(
+    body: IncomingMessage,
+    maxSize: SizeLimit,
+    idleTimeout: number,
+    onBegin: () => void,
+    onPiece?: (piece: Buffer) => void,
+  ) {
     super(body)
+    this.#onBegin = onBegin
     this.#maxSize = maxSize
     this.#idleTimeout = idleTimeout
     this.#onPiece = onPiece
@@ -70,6 +81,7 @@ export class BodyReader extends Coming {
    * earlier call is under way: each piece goes to one call.
    */
   next(): Promise<Buffer | undefined> {
+    if (this.#last === undefined) this.#onBegin()
     return (this.#last = this.#after(this.#last))
   }
 

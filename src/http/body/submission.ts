@@ -42,13 +42,17 @@ export class Submission {
     this.#idleTimeout = idleTimeout
   }
 
-  /** Begins to read the body; `onPiece` is shown every piece. To be called once. */
+  /** A reader of the body; `onPiece` is shown every piece. To be called once. */
   read(onPiece?: (piece: Buffer) => void): BodyReader {
     const response = this.#response
-    const reader = new BodyReader(response.req, this.maxSize, this.#idleTimeout, onPiece)
+    const { headers, httpVersion } = response.req
+    // RFC 9110 §10.1.1: 100 is sent when somebody begins to read, so that a refused body never crosses the wire; not in HTTP/1.0.
+    const awaited = httpVersion === '1.1' && /^100-continue$/i.test(headers.expect ?? '')
+    const ask = (): void => {
+      if (awaited && !response.headersSent) response.writeContinue()
+    }
+    const reader = new BodyReader(response.req, this.maxSize, this.#idleTimeout, ask, onPiece)
     this.place.reading((problem) => reader.stop(problem))
-    // RFC 9110 §10.1.1: 100 is sent when somebody begins to read, so that a refused body never crosses the wire.
-    if (/^100-continue$/i.test(response.req.headers.expect ?? '') && !response.headersSent) response.writeContinue()
     return reader
   }
 
