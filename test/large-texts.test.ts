@@ -1,3 +1,6 @@
+import { setImmediate as nextTurn } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t from 'tap'
 import { TextTurn } from '../src/http/body/large-texts.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
@@ -23,6 +26,25 @@ t.test('large texts take turns, small ones need none, and a request that is over
   const last = new TextTurn()
   await last.take(LARGE)
   last.end()
+})
+
+t.test('a turn that has been takes no memory', async (t) => {
+  setFlagsFromString('--expose_gc')
+  const collect: () => void = runInNewContext('gc')
+  const takeTurns = async (turns: number): Promise<number> => {
+    for (let n = 0; n < turns; n++) {
+      const turn = new TextTurn()
+      await turn.take(LARGE)
+      turn.end()
+    }
+    collect()
+    await nextTurn()
+    collect()
+    return process.memoryUsage().heapUsed
+  }
+  const before = await takeTurns(1000)
+  const grown = (await takeTurns(50_000)) - before
+  t.ok(grown < 1_000_000, `${grown} bytes`)
 })
 
 t.test('many large messages at once are all sent, refused ones and leaving callers between them', async (t) => {

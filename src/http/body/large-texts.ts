@@ -2,7 +2,7 @@
 // composed; ten at once ended a process with a heap of 384 MB.
 const LARGE_BYTES = 1024 * 1024
 
-let last: Promise<unknown> = Promise.resolve()
+let last: Promise<void> = Promise.resolve()
 
 /** One message's turn among large texts, which are parsed and composed one at a time. Small ones need none. */
 export class TextTurn {
@@ -13,7 +13,8 @@ export class TextTurn {
   async take(bytes: number): Promise<void> {
     if (bytes <= LARGE_BYTES) return
     const before = last
-    if (!this.#over) last = Promise.all([before, new Promise<void>((resolve) => (this.#end = resolve))])
+    const own = new Promise<void>((resolve) => (this.#end = resolve))
+    if (!this.#over) last = before.then(() => own)
     await before
   }
 
