@@ -1,5 +1,6 @@
 import { once } from 'node:events'
 import { Agent, request as httpsRequest } from 'node:https'
+import { setTimeout as pause } from 'node:timers/promises'
 import t from 'tap'
 import { discard } from '../src/http/body/reader.ts'
 import { MESSAGE, startGateway } from './support/gateway.ts'
@@ -100,4 +101,17 @@ t.test('a caller that leaves in the middle of a body that was refused is told an
   }
   const codes = gateway.log.filter(({ msg }) => msg === 'refused').map(({ code }) => code)
   t.same(codes, Object.keys(heads))
+})
+
+t.test('an answer to a body that was refused is not lost where the body is no HTTP and goes on', async (t) => {
+  const gateway = await startGateway(t)
+  const socket = await dial(gateway)
+  socket.write('POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n')
+  while (!gateway.log.some(({ msg }) => msg === 'refused')) await pause(5)
+  for (let n = 0; n < 10; n++) {
+    socket.write('no chunk\r\n')
+    await pause(5)
+  }
+  const [answer] = await once(socket, 'data')
+  t.match(String(answer), /^HTTP\/1\.1 404 /)
 })

@@ -73,8 +73,10 @@ export function brokenRequests(clients: ClientSource, log: FastifyBaseLogger, me
       // Within a body the request that it belongs to is answered, by whoever reads it; or it has been refused already.
       const within = unanswered(socket).find(({ req }) => !req.complete)
       if (within !== undefined && stopBody(within.req, bodyProblem(error.code))) return
-      if (within === undefined && bodyOn(socket)?.body.complete === false) return void socket.destroy()
-      end({ socket }, socket, headProblem(error.code), error.code)
+      if (within !== undefined || bodyOn(socket)?.body.complete !== false)
+        return end({ socket }, socket, headProblem(error.code), error.code)
+      ended.add(socket)
+      lingeringEnd(socket)
     },
 
     /** Answers a request that may not begin in its turn on its connection, with nothing read and nothing begun. */
