@@ -217,6 +217,16 @@ t.test('Bcc is read with -t, and never goes out', async (t) => {
   t.same(resent.arrived?.to, ['new@corp.example', 'secret@corp.example'], resent.errors)
 })
 
+t.test('what comes behind a line with a dot alone counts for nothing, however much it is', async (t) => {
+  const { run } = await setUp(t)
+  async function* input(): AsyncGenerator<Buffer> {
+    yield Buffer.from(`${MESSAGE}.\n${'x\n'.repeat(40_000)}`)
+  }
+  const result = await run('user', input())
+  t.equal(result.status, 0, result.errors)
+  t.equal(bodyOf(result), 'Hi.\r\n')
+})
+
 t.test('a large message goes out with its octets as they were', async (t) => {
   const { gateway, run } = await setUp(t)
   const line = `${'x'.repeat(76)}\r\n`

@@ -45,8 +45,9 @@ export async function readWritten(input: AsyncIterable<Buffer>, dotEnds: boolean
     if (dotEnds && /\n\.\r?\n/.test(last)) break // which a terminal sends, and no end
     last = last.slice(-'\n.\r'.length)
   }
-  const text = Buffer.concat(pieces).toString('latin1')
-  const { fields, body } = splitHeader(dotEnds ? text.replace(/(?<![^\n])\.\r?(?:\n[^]*)?$/, '') : text)
+  const come = Buffer.concat(pieces).toString('latin1')
+  const text = dotEnds ? come.replace(/(?<![^\n])\.\r?(?:\n[^]*)?$/, '') : come
+  const { fields, body } = splitHeader(text)
   if (text.length - body.length > MAX_HEADER) throw new WrittenFault('the header has more than 64 KiB')
   return { fields, body: withoutLongLines(body) }
 }
@@ -97,8 +98,8 @@ export function envelopeOf(fields: Fields, { recipients, fromHeader, sender }: S
 }
 
 /**
- * The header as it goes out, one character for each octet: with a From, addresses complete, comments as names, text encoded, and without what is for the
- * envelope.
+ * The header as it goes out, one character for each octet: with a From, addresses complete, comments as names, text
+ * encoded, and without what is for the envelope.
  */
 export function headerOf(fields: Fields, { sender, name = '' }: SendmailOptions, complete: Complete): string {
   const lines = fields.filter(({ key }) => !REMOVED.includes(key)).map((written) => rewritten(written, complete))
