@@ -44,7 +44,8 @@ export function watchHandshakes(server: Server, metrics: Pick<Metrics, 'handshak
     if (limit.take(`${reason} ${remote}`)) {
       const line = { reason, remote, error_code: verificationError(socket) ?? codeOf(error), advice }
       // Scanners and probes that only connect are nobody's fault.
-      log[reason === 'reset' || reason === 'timeout' ? 'info' : 'warn'](line, 'TLS handshake failed')
+      const level = reason === 'reset' || reason === 'timeout' ? 'info' : 'warn'
+      log[level](line, 'TLS handshake failed')
     }
     if (reason === 'plain_http' && transport !== undefined) answerInPlainText(transport, socket)
     else socket.destroy()
