@@ -1,10 +1,14 @@
 import { spawn, execFile } from 'node:child_process'
+import { subscribe, unsubscribe } from 'node:diagnostics_channel'
 import { once } from 'node:events'
 import { connect as connectTcp, type Socket } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connect, type TLSSocket } from 'node:tls'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t from 'tap'
+import { isRecord } from '../src/config/record.ts'
 import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'
 import { dial, dialTcp, firstAnswer, rest, speak } from './support/sockets.ts'
@@ -291,4 +295,24 @@ t.test('silent handshakes from one address do not keep another of it out', async
   t.equal((await gateway.post(MESSAGE)).status, 200)
   t.ok(Date.now() - began < 6_000, `${Date.now() - began} ms`)
   for (const socket of silent) socket.destroy()
+})
+
+t.test('a connection that is kept holds nothing of a request that was answered', async (t) => {
+  setFlagsFromString('--expose_gc')
+  const collect: () => void = runInNewContext('gc')
+  const requests: WeakRef<object>[] = []
+  const note = (message: unknown): void => {
+    if (isRecord(message) && isRecord(message['request'])) requests.push(new WeakRef(message['request']))
+  }
+  subscribe('http.server.request.start', note)
+  t.teardown(() => unsubscribe('http.server.request.start', note))
+  const gateway = await startGateway(t)
+  const socket = await dial(gateway)
+  t.equal(await ask(socket), 200)
+  t.equal(requests.length, 1)
+  for (let waited = 0; requests[0]?.deref() !== undefined && waited < 100; waited++) {
+    await pause(50)
+    collect()
+  }
+  t.equal(requests[0]?.deref(), undefined)
 })

@@ -22,7 +22,9 @@ class Connection {
   readonly address: string
   /** The client that it passed for, once. */
   client: string | undefined
-  /** The last one that it has sent. */
+  /** Whether it has sent a request. */
+  asked = false
+  /** The last one that it has sent, while that is still to come whole: its head may be large. */
   request: IncomingMessage | undefined
   /** What it had brought (TLSSocket.bytesRead) when it was first seen idle since then. */
   idleFrom: number | undefined
@@ -104,6 +106,7 @@ export class Connections {
     server.on('request', (request: IncomingMessage) => {
       const connection = this.#of(request.socket)
       if (connection?.tls === undefined) return
+      connection.asked = true
       connection.request = request
       connection.idleFrom = undefined
       this.#passes(connection, connection.tls) // listed only after the handshake, perhaps
@@ -213,7 +216,7 @@ export class Connections {
     }
     const timer = setTimeout(() => {
       this.#strangers.delete(tls)
-      if (connection.request === undefined && this.#options.clientOf(tls, false) === undefined) tls.destroy()
+      if (!connection.asked && this.#options.clientOf(tls, false) === undefined) tls.destroy()
     }, this.#options.strangerMs)
     tls.once('close', () => {
       clearTimeout(timer)
@@ -224,9 +227,10 @@ export class Connections {
   /** Cuts connections that bring bytes and neither requests nor bodies: KeyUpdates (RFC 8446 §4.6.3), empty records, chunks. */
   #cutFloods(): void {
     for (const connection of this.#open.values()) {
-      const { transport, tls, handshakeBytes, client, request } = connection
+      const { transport, tls, handshakeBytes, client } = connection
       if (tls === undefined) continue
-      connection.idleFrom = isIdle(tls, request) ? (connection.idleFrom ?? tls.bytesRead) : undefined
+      if (connection.request?.complete === true) connection.request = undefined
+      connection.idleFrom = isIdle(connection.request, tls) ? (connection.idleFrom ?? tls.bytesRead) : undefined
       const idle = tls.bytesRead - (connection.idleFrom ?? Infinity)
       const records = transport.bytesRead - handshakeBytes - MOST_PER_BYTE * tls.bytesRead
       if (Math.max(idle, records) <= MAX_IDLE_BYTES && !isMostlyFraming(tls)) continue
@@ -259,7 +263,7 @@ export class Connections {
 
   /** Whether a listed client is on the connection, which is noted, and its address too. */
   #passes(connection: Connection, tls: TLSSocket): boolean {
-    connection.client ??= this.#options.clientOf(tls, connection.request !== undefined)
+    connection.client ??= this.#options.clientOf(tls, connection.asked)
     if (connection.client === undefined) return false
     if (this.#ofClients.size >= MAX_CLIENT_ADDRESSES) this.#ofClients.clear()
     this.#ofClients.add(connection.address)
@@ -303,8 +307,8 @@ function isDear({ bytesRead, bytesWritten }: Socket): boolean {
 }
 
 /** Whether the last request has come and was answered. Until the next one empty lines may come (RFC 9112 §2.2), without end. */
-function isIdle(tls: TLSSocket, last: IncomingMessage | undefined): boolean {
-  return last?.complete !== false && answersOwed(tls) === 0 && !tls.writableEnded
+function isIdle(coming: IncomingMessage | undefined, tls: TLSSocket): boolean {
+  return coming === undefined && answersOwed(tls) === 0 && !tls.writableEnded
 }
 
 /** Whether the body that is coming has hardly anything in its chunks. */
