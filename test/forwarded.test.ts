@@ -2,6 +2,8 @@ import { X509Certificate } from 'node:crypto'
 import type { Agent } from 'node:https'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connect } from 'node:tls'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t, { type Test } from 'tap'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { ForwardedCertificates } from '../src/clients/forwarded.ts'
@@ -209,6 +211,32 @@ t.test('what was found good of a forwarded certificate lasts as long as the list
     message: /certificate [0-9A-F:]{95} may be revoked/,
   })
   t.ok(ask(now), 'it may be asked again')
+})
+
+t.test('certificates that a proxy forwarded once hold no list that was in force then', async (t) => {
+  setFlagsFromString('--expose_gc')
+  const collect: () => void = runInNewContext('gc')
+  const [gone, client] = [await pki.client('gone'), await pki.client('billing')]
+  const forwarded = new ForwardedCertificates()
+  const ask = (leaf: Leaf): WeakRef<object>[] => {
+    const directory = parseClients(
+      `clients: { billing: { fingerprints: [${gone.fingerprint}, ${client.fingerprint}], from: ["*"] } }`,
+      'clients.yaml',
+    )
+    const trust = new ClientTrust({ ca: [pki.ca.certificate] })
+    forwarded.holderOf({ 'client-cert': byteSequence(leaf) }, { directory, trust, tokens: undefined }, Date.now())
+    return [new WeakRef(directory), new WeakRef(trust)]
+  }
+  const before = ask(gone)
+  ask(client)
+  for (let waited = 0; before.some((one) => one.deref()) && waited < 100; waited++) {
+    await pause(20)
+    collect()
+  }
+  t.same(
+    before.map((one) => one.deref()),
+    [undefined, undefined],
+  )
 })
 
 t.test('strangers whose certificates a proxy forwards crowd out no verdict on a client', async (t) => {

@@ -19,11 +19,16 @@ const MAX_HEADER_CHARS = 12_000
 export class ForwardedCertificates {
   /** By header. The first one is the one that was not asked for the longest. */
   readonly #remembered = new Map<string, { readonly leaf: X509Certificate; readonly standing: Standing }>()
+  #listing: Judges | undefined
 
   /** Whom a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
   holderOf(headers: IncomingHttpHeaders, listing: Judges, now: number): Holder {
     const { name, value } = forwardedHeader(headers)
     const key = `${name}:${value}`
+    // One that is not shown again would hold lists and directories that were in force before, of 16 MiB each.
+    const { directory, trust } = listing
+    if (directory !== this.#listing?.directory || trust !== this.#listing.trust) this.#remembered.clear()
+    this.#listing = listing
     let remembered = this.#remembered.get(key)
     if (remembered !== undefined) this.#remembered.delete(key)
     else {
