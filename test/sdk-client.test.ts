@@ -5,6 +5,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { setTimeout as pause } from 'node:timers/promises'
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
 import t, { type Test } from 'tap'
 import { clientCredentials, Postern, PosternError, type PosternOptions } from '../src/sdk/client.ts'
 import { type Cut, cuttingProxy } from './support/cutting-proxy.ts'
@@ -217,6 +219,25 @@ t.test('a stream that was read too far is not sent again, and what is known of i
   const early = await cuttingProxy(t, gateway.port, { direction: 'request', after: 500_000 })
   t.match(await clientOf(t, gateway, early).sendRaw(big(), options), { status: 'accepted' }, 'the first 1 MiB is kept')
   t.same(await books(gateway), ['big', 'big'])
+})
+
+t.test('a try that nobody answers is given up in time for another, whatever is collected meanwhile', async (t) => {
+  setFlagsFromString('--expose-gc')
+  const collect: () => void = runInNewContext('gc')
+  const collecting = setInterval(collect, 100)
+  t.teardown(() => clearInterval(collecting))
+  const gateway = await startGateway(t)
+  const { certificate, key } = gateway.pki.server
+  let requests = 0
+  const server = createHttpsServer({ cert: certificate, key }, (request, response) => {
+    requests += 1
+    request.resume()
+    if (requests > 1) response.end('{"status":"accepted"}')
+  })
+  const url = `https://localhost:${await listen(t, server)}`
+  const client = clientOf(t, gateway, { url, timeout: 20_000 })
+  t.match(await client.send(MESSAGE), { status: 'accepted' })
+  t.equal(requests, 2)
 })
 
 t.test('a stream that is slow while a try is answered early goes on whole with the next try', async (t) => {

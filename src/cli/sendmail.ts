@@ -11,6 +11,7 @@ const EX = { OK: 0, USAGE: 64, DATAERR: 65, NOUSER: 67, SOFTWARE: 70, TEMPFAIL: 
 const FILE = '/etc/postern/client.env'
 // Whoever calls sendmail waits for it, and most try again or queue by themselves.
 const RETRY_FOR_MS = 10_000
+const TIMEOUT_MS = 240_000 // half of it for one try: the gateway waits a minute for a relay, and a large message takes its time
 
 interface SendmailIo {
   readonly env: NodeJS.ProcessEnv
@@ -58,7 +59,7 @@ async function send(
   const { fields, body } = await readWritten(io.input, options.dotEnds)
   const { mailFrom, rcptTo } = envelopeOf(fields, options, complete)
   const message = Buffer.from(headerOf(fields, options, complete) + body, 'latin1')
-  const client = new Postern({ url, ca, cert, key, retryFor: RETRY_FOR_MS })
+  const client = new Postern({ url, ca, cert, key, retryFor: RETRY_FOR_MS, timeout: TIMEOUT_MS })
   const receipt = await client.sendRaw(message, { mailFrom, rcptTo }).catch((error: unknown) => {
     if (!(error instanceof PosternError)) throw error
     const errors = error.errors?.map((fault) => {

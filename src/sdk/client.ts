@@ -240,6 +240,11 @@ export class Postern {
     timeout: number,
     end: AbortSignal,
   ): Promise<Answer | Failure> {
+    // A connection that died without a sign is given up in time for another; a stream takes as long as it takes. No
+    // AbortSignal.timeout: Node 20 forgets one that AbortSignal.any alone knows of.
+    const late = new AbortController()
+    const tryMs = Math.max(Math.ceil(timeout / 2), SHORTEST_TRY_MS)
+    const timer = body === undefined || Buffer.isBuffer(body) ? setTimeout(() => late.abort(), tryMs) : undefined
     return attempt({
       // Without a key nothing tells a connection that was closed meanwhile from one that was lost: such a call has its own.
       agent: once === true ? false : this.#agent,
@@ -256,12 +261,8 @@ export class Postern {
       credentials,
       body,
       expect: body !== undefined && once !== true && (!Buffer.isBuffer(body) || this.#heard !== credentials),
-      // A connection that died without a sign is given up in time for another; a stream takes as long as it takes.
-      signal:
-        body === undefined || Buffer.isBuffer(body)
-          ? AbortSignal.any([end, AbortSignal.timeout(Math.max(Math.ceil(timeout / 2), SHORTEST_TRY_MS))])
-          : end,
-    })
+      signal: AbortSignal.any([end, late.signal]),
+    }).finally(() => clearTimeout(timer))
   }
 
   /** The token to send, if there is one, or why there is none. */
