@@ -11,7 +11,7 @@ const EX = { OK: 0, USAGE: 64, DATAERR: 65, NOUSER: 67, SOFTWARE: 70, TEMPFAIL: 
 const FILE = '/etc/postern/client.env'
 // Whoever calls sendmail waits for it, and most try again or queue by themselves.
 const RETRY_FOR_MS = 10_000
-const TIMEOUT_MS = 240_000 // half of it for one try: the gateway waits a minute for a relay, and a large message takes its time
+const TIMEOUT_MS = 240_000 // half of it for a try: a large message takes its time, and then a relay up to a minute
 
 interface SendmailIo {
   readonly env: NodeJS.ProcessEnv
