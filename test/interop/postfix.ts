@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chown, mkdir, readdir, readFile } from 'node:fs/promises'
+import { chown, mkdir, readdir, readFile, writeFile } from 'node:fs/promises'
 import { connect } from 'node:net'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
@@ -63,6 +63,9 @@ export async function startPostfix(
   for (const name of ['etc', 'queue', 'data', 'mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp'])
     await mkdir(place(name))
   await chown(place('data'), owner, owner)
+  // Left to root, who is the first to write, it would keep postsuper from telling of what a kill has left in the queue.
+  await writeFile(place('data/mail.log'), '')
+  await chown(place('data/mail.log'), owner, owner)
   for (const name of ['mail', 'mail/all', 'mail/all/new', 'mail/all/cur', 'mail/all/tmp'])
     await chown(place(name), MAILBOX_OWNER, MAILBOX_OWNER)
   await writeFiles(place('etc'), {
