@@ -27,7 +27,8 @@ export function pieces(content: readonly Segment[]): Iterable<Buffer> {
   const buffers = content.filter((segment) => Buffer.isBuffer(segment))
   const size = buffers.reduce((sum, { length }) => sum + length, 0)
   const isSmall = buffers.length === content.length && size > 0 && size <= SLICE
-  return isSmall ? [Buffer.concat(buffers, size)] : slices(content)
+  if (!isSmall) return slices(content)
+  return buffers.length === 1 ? buffers : [Buffer.concat(buffers, size)]
 }
 
 /** Content in pieces of at most about 16 KB, none of them empty. Throws where a file's bytes are not there. */
