@@ -1,7 +1,7 @@
 import type { Client } from '../clients/clients-file.ts'
 import { Problem } from '../errors.ts'
 import type { Usage } from '../mail/schemas.ts'
-import { type RedisConnection, runScript, script } from './redis.ts'
+import { type RedisConnection, runScript, scripts } from './redis.ts'
 import type { Allowance } from '../config/units.ts'
 
 /** What a message took of its client's allowances. */
@@ -153,9 +153,10 @@ class MemoryWindows implements Windows {
   }
 }
 
-const TAKE = script('allowance/take')
-const GIVE_BACK = script('allowance/give-back')
-const COUNTS = script('allowance/counts')
+const named = scripts('allowance')
+const TAKE = named('take')
+const GIVE_BACK = named('give-back')
+const COUNTS = named('counts')
 
 function redisWindows(redis: RedisConnection): Windows {
   return {

@@ -107,10 +107,14 @@ export interface Script {
   readonly sha: string
 }
 
-/** A script of `lua/`, with its arguments and what it gives, behind what it shares with others. */
-export function script(...names: readonly string[]): Script {
-  const text = names.map((name) => readFileSync(new URL(`lua/${name}.lua`, import.meta.url), 'utf8')).join('')
-  return { text, sha: hash('sha1', text, 'hex') }
+/** The scripts of a folder of `lua/`, by their names: each behind its `common.lua`, with its arguments and what it gives. */
+export function scripts(folder: string): (name: string) => Script {
+  const read = (name: string): string => readFileSync(new URL(`lua/${folder}/${name}.lua`, import.meta.url), 'utf8')
+  const common = read('common')
+  return (name) => {
+    const text = common + read(name)
+    return { text, sha: hash('sha1', text, 'hex') }
+  }
 }
 
 /** Runs a script, as `askRedis` asks. Texts come as bytes with `bytes`. */

@@ -2,7 +2,7 @@ import { hash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS } from './idempotency.ts'
-import { type RedisConnection, runScript, type Script, script, type Witness } from './redis.ts'
+import { type RedisConnection, runScript, type Script, scripts, type Witness } from './redis.ts'
 
 // A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
 const LEASE_MS = 15_000
@@ -13,7 +13,7 @@ const LATER_TRIES = 3_600
 const ABANDON_TRIES = 60
 const ABANDON_MISSES = 3
 
-const named = (name: string): Script => script('key/common', `key/${name}`)
+const named = scripts('key')
 const CLAIM = named('claim')
 const MARK = named('mark')
 const RENEW = named('renew')

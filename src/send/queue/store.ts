@@ -3,10 +3,10 @@ import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
 import type { QueuedContent } from './content.ts'
-import { askRedis, type RedisConnection, runScript, type Script, script, type Witness } from '../redis.ts'
+import { askRedis, type RedisConnection, runScript, type Script, scripts, type Witness } from '../redis.ts'
 
-/** What the queue does in Redis, each in one step. The first says what lies there. */
-const named = (name: string): Script => script('queue/common', `queue/${name}`)
+/** What the queue does in Redis, each in one step. */
+const named = scripts('queue')
 const ENQUEUE = named('enqueue')
 const CLAIM = named('claim')
 const MARK = named('mark')

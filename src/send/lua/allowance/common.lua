@@ -1,0 +1,2 @@
+-- What lies in Redis: a counter for each window of a client's rate or quota, which expires with its window.
+-- Redis runs a script as one step.
