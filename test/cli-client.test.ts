@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
 import { watch } from 'node:fs'
 import { copyFile, lstat, mkdir, readFile, rm, stat, symlink, writeFile } from 'node:fs/promises'
@@ -216,6 +217,16 @@ t.test('a clients file that is broken is left alone, and told with its line', as
   const { run, read } = await workshop(t, 'clients:\n  a: {form: x}\n')
   await t.rejects(run('disable', 'a'), { constructor: UsageError, message: /clients\.yaml:2: .*did you mean "from"/ })
   t.equal(await read(), 'clients:\n  a: {form: x}\n')
+})
+
+t.test('a clients file that is no regular file is refused at once, and leaves no lock behind', async (t) => {
+  const { file, run } = await workshop(t)
+  await rm(file)
+  execFileSync('mkfifo', [file])
+  const refused = { constructor: UsageError, message: /clients\.yaml is no regular file\.$/ }
+  await t.rejects(run('list'), refused)
+  await t.rejects(run('disable', 'billing'), refused)
+  await t.rejects(lstat(`${file}.lock`), { code: 'ENOENT' })
 })
 
 t.test('two at once are both kept, the mode stays, and a link to the file stays a link', async (t) => {

@@ -1,13 +1,14 @@
 import { KEY_PIN, parseIdentity } from '../clients/clients-file.ts'
 import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
+import { readRegularFile } from '../config/regular-file.ts'
 import { didYouMean, nearest } from '../config/suggest.ts'
 import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
 import type { Status } from '../operations/status.ts'
 import { isKeyPin } from '../tls/fingerprint.ts'
 import { gatewayStatus, untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
-import { type Io, parseCommandLine, readNamed, UsageError, worded } from './usage.ts'
+import { type Io, parseCommandLine, UsageError, worded } from './usage.ts'
 
 const OPTIONS = {
   ...IDENTITY_OPTIONS,
@@ -142,7 +143,7 @@ function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeEr
 
 /** Who is listed, how each is known, what it may send from, and what the gateway that runs here has seen of it. */
 async function show(file: string, name: string, json: boolean, io: Io): Promise<void> {
-  const text = (await readNamed(file)).toString()
+  const text = worded(file, () => readRegularFile(file)).toString()
   const status = await gatewayStatus(io.env)
   const clients = worded(`${name || file}:`, () => clientsOf(text, file))
   if (name !== '' && !clients.has(name)) throw new UsageError(`${name}: ${notListed(name, clients).message}.`)

@@ -1,8 +1,9 @@
 import { isUtf8 } from 'node:buffer'
 import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
 import { setTimeout as wait } from 'node:timers/promises'
+import { readRegularFile } from '../config/regular-file.ts'
 import { codeOf } from '../errors.ts'
-import { readNamed, refusal, UsageError } from './usage.ts'
+import { refusal, UsageError, worded } from './usage.ts'
 
 const LOCK_RETRY_MS = 50
 const LOCK_TRIES = 100 // five seconds in all: of twelve commands at once on two cores the last one waited for more than one
@@ -17,7 +18,7 @@ export async function replaceFile(path: string, edit: (text: string) => string):
   const lock = await openLock(`${file}.lock`)
   try {
     const present = await stat(file).catch(() => undefined)
-    const before = present === undefined ? Buffer.alloc(0) : await readNamed(file)
+    const before = present === undefined ? Buffer.alloc(0) : worded(path, () => readRegularFile(file))
     if (!isUtf8(before)) throw new UsageError(`${path} is not UTF-8 throughout: save it as that first.`)
     const text = edit(before.toString())
     await lock.writeFile(text)
