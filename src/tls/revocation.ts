@@ -5,11 +5,15 @@ import { isSigned } from './signature.ts'
 
 const ISSUING_DISTRIBUTION_POINT = '551d1c'
 const DELTA = '551d1b'
+const REASON = '551d15'
+const TAKEN_OFF = '0a0108' // removeFromCRL, of a delta list
 const CRL_SIGN = 0b0000_0010
 // Context tags of an IssuingDistributionPoint (RFC 5280 §5.2.5) and of a DistributionPoint (§4.2.1.13).
 const POINT_NAME = 0xa0
 const ONLY_USERS = 0x81
 const ONLY_AUTHORITIES = 0x82
+const SOME_REASONS = 0x83
+const INDIRECT = 0x84
 const REASONS = 0x81
 
 /**
@@ -18,7 +22,7 @@ const REASONS = 0x81
  */
 export type RevocationList = Readonly<ReturnType<typeof readRevocationList>>
 
-/** Reads `-----BEGIN X509 CRL-----`. Throws a RangeError for what is none, and for a part of a list or an unknown kind. */
+/** Reads `-----BEGIN X509 CRL-----`. Throws a RangeError for what is none, and for an unknown kind. */
 export function readRevocationList(pem: string) {
   const der = Buffer.from(pem.replace(/-----[A-Z0-9 ]+-----/g, ''), 'base64')
   const [list, algorithm, signature] = within(der)
@@ -35,31 +39,36 @@ export function readRevocationList(pem: string) {
   const serials = new Set<string>()
   for (const { content } of elements(rest.find(({ tag }) => tag === TAG.sequence)?.content ?? Buffer.alloc(0))) {
     const [serial, , extensions] = elements(content)
-    if (serial !== undefined) serials.add(plainSerial(serial.content.toString('hex')))
+    const told = readExtensions(extensions?.whole)
     // An entry may be about another issuer's certificate, in an indirect list.
-    if (extensions !== undefined && [...readExtensions(extensions.whole).values()].some(({ critical }) => critical))
+    if ([...told.values()].some(({ critical }) => critical))
       throw new RangeError('has an entry with a critical extension')
+    if (serial !== undefined && told.get(REASON)?.value.toString('hex') !== TAKEN_OFF)
+      serials.add(plainSerial(serial.content.toString('hex')))
   }
   const extensions = readExtensions(rest.find(({ tag }) => tag === TAG.explicit0)?.content)
   const authorityKey = keyIdentifier(extensions, 'authorityKeyId')
   const scope = inside(extensions, ISSUING_DISTRIBUTION_POINT)
   const only = (flag: number): boolean => scope.some(({ tag, content }) => tag === flag && content[0] !== 0)
-  // A delta list, an indirect one, one for some reasons or attribute certificates only, or one of a kind yet unknown, does
-  // not say by silence that a certificate is good.
-  const known = [POINT_NAME, ONLY_USERS, ONLY_AUTHORITIES]
+  // One for attribute certificates only, or of a kind yet unknown, says nothing of a certificate.
+  const known = [POINT_NAME, ONLY_USERS, ONLY_AUTHORITIES, SOME_REASONS, INDIRECT]
   if (
-    extensions.has(DELTA) ||
-    [...extensions.values()].some(({ id, critical }) => critical && id !== ISSUING_DISTRIBUTION_POINT) ||
+    [...extensions.values()].some(
+      ({ id, critical }) => critical && ![ISSUING_DISTRIBUTION_POINT, DELTA].includes(id),
+    ) ||
     scope.some(({ tag }) => !known.includes(tag)) ||
     (only(ONLY_USERS) && only(ONLY_AUTHORITIES))
   )
-    throw new RangeError('is no complete list of one CA, or has a critical extension that is not known here')
+    throw new RangeError('is a list of a kind, or has a critical extension, that is not known here')
 
   return {
     /** Unix ms, as is the next. */
     thisUpdate,
     /** Infinite where the list does not expire. */
     nextUpdate,
+
+    /** Whether silence about a certificate says that it is good. Of a delta, or one for some reasons, only the entries count. */
+    isWhole: !extensions.has(DELTA) && !scope.some(({ tag }) => tag === SOME_REASONS || tag === INDIRECT),
 
     isCurrent: (now: number): boolean => thisUpdate <= now && now < nextUpdate,
 
@@ -69,7 +78,7 @@ export function readRevocationList(pem: string) {
       return isSame(subject, name) && (own === undefined || authorityKey === undefined || own.equals(authorityKey))
     },
 
-    /** Whether silence about a certificate of its CA says that it is good: RFC 5280 §6.3.3 (b). */
+    /** Whether a certificate of its CA is in its scope: RFC 5280 §6.3.3 (b). */
     covers(certificate: Certificate): boolean {
       if (only(isAuthority(certificate) ? ONLY_USERS : ONLY_AUTHORITIES)) return false
       const listed = inside(certificate.extensions, EXTENSION.distributionPoints)

@@ -74,7 +74,7 @@ export class ClientTrust {
   warnings(now: number): string[] {
     if (this.#lists === undefined) return []
     return this.#bundle
-      .filter((authority) => !this.#listsOf(authority).some((list) => list.isCurrent(now)))
+      .filter((authority) => !this.#listsOf(authority).some((list) => list.isWhole && list.isCurrent(now)))
       .map((authority) => {
         const newest = this.#listsOf(authority)[0]?.nextUpdate ?? Infinity
         const why =
@@ -101,7 +101,8 @@ export class ClientTrust {
       ends.push(...way.slice(1).map(({ notAfter }) => notAfter))
       for (const [index, certificate] of this.#lists === undefined ? [] : way.entries()) {
         const lists = this.#covering(certificate, way[index + 1] ?? certificate, now)
-        if (lists.length === 0) return refusal('may be revoked: there is no current revocation list of its issuer')
+        if (!lists.some(({ isWhole }) => isWhole))
+          return refusal('may be revoked: there is no current revocation list of its issuer')
         if (lists.some((list) => list.revokes(certificate)))
           return {
             problem: new Problem(

@@ -499,6 +499,14 @@ listed('with an entry that has an unknown critical extension', 'both refuse', [l
 listed('with an unknown extension', 'both accept', [listOf({ extensions: [{ id: '1.2.3.4', value: int(1) }] })])
 listed('that is a delta', 'refused here alone', [listOf({ extensions: [{ id: '2.5.29.27', critical: true, value: int(1) }] })])
 listed('that is a delta without saying so critically', 'refused here alone', [listOf({ extensions: [{ id: '2.5.29.27', value: int(1) }] })])
+const DELTA = { extensions: [{ id: '2.5.29.27', critical: true, value: int(1) }] }
+const removed = { entryExtensions: [{ id: '2.5.29.21', value: Buffer.from([10, 1, 8]) }] }
+listed('that is a newer delta with the serial', 'both refuse', [listOf(old(5)), listOf({ ...DELTA, ...HIT })])
+listed('that is an older delta with the serial', 'refused here alone', [listOf({ ...DELTA, ...old(5), ...HIT }), listOf()])
+listed('that is a delta which takes the serial off', 'both accept', [listOf(old(5)), listOf({ ...DELTA, ...HIT, ...removed })])
+listed('for some reasons with the serial, beside one for all', 'refused here alone', [listOf({ ...idp(implicit(3, Buffer.from([1, 2]))), ...HIT }), listOf()])
+listed('that is indirect with the serial, beside a plain one', 'refused here alone', [listOf({ ...idp(implicit(4, Buffer.from([255]))), ...HIT }), listOf()])
+listed('for attribute certificates with the serial, beside one for all', 'both accept', [listOf({ ...idp(implicit(5, Buffer.from([255]))), ...HIT }), listOf()])
 listed('for attribute certificates', 'both refuse', [listOf(idp(implicit(5, Buffer.from([255]))))])
 listed('for some reasons', 'both refuse', [listOf(idp(implicit(3, Buffer.from([1, 2]))))])
 listed('that is indirect', 'both refuse', [listOf(idp(implicit(4, Buffer.from([255]))))])
