@@ -527,6 +527,23 @@ t.test('with a key no content lies in Redis, and none of it once the message is 
   )
 })
 
+t.test('a message whose content Redis has lost ends at once, and the log says so', async (t) => {
+  const { gateway, redis } = await setUp(t, { env: { POSTERN_QUEUE_EXPIRES: '4s' } })
+  const send_at = new Date(Date.now() + 1_000).toISOString()
+  const { json } = await gateway.post({ ...MESSAGE, send_at })
+  await redis.cli('DEL', `postern:queue:c:${json['id']}`) // as one does that evicts (maxmemory-policy allkeys-lru)
+  t.match(await stateAfter(gateway, json['id'], 'queued', 'sending'), {
+    status: 'cancelled',
+    problem: { code: 'internal', outcome: 'not_sent', detail: /lost the content/ },
+  })
+  const ERROR = 50
+  await until(() => gateway.log.some(({ queue }) => queue === 'cancelled'))
+  t.match(
+    gateway.log.find(({ queue }) => queue === 'cancelled'),
+    { level: ERROR, request_id: json['id'], code: 'internal' },
+  )
+})
+
 t.test('it is tried again after 1, 5, 15 and then each 60 minutes, more or less', async (t) => {
   const relay = await startFaultRelay(t)
   const { gateway, redis } = await setUp(t, { env: { POSTERN_SMTP_URL: relay.url } })

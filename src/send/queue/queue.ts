@@ -263,6 +263,10 @@ export class Queue {
     const others = this.#leases.size > 1
     if (Buffer.isBuffer(found) && (this.#closed || !relayUp() || (this.#doubtful && others)))
       return () => this.#putBack({ lease }, {})
+    if (Buffer.isBuffer(found) && found.length === 0) {
+      const lost = new Problem('internal', 'Redis has lost the content of the message.')
+      return () => this.#settle({ lease }, 'cancelled', lost)
+    }
     let content: QueuedContent
     try {
       content = Buffer.isBuffer(found) ? sealer.open(found, ownerOf(lease)) : found
@@ -351,7 +355,7 @@ export class Queue {
   }
 
   async #settle(
-    { lease, at, content, ...told }: Tried & { content: QueuedContent },
+    { lease, at, content, ...told }: Tried,
     status: QueuedMessage['status'],
     verdict: Delivery | Problem,
   ): Promise<void> {
@@ -359,7 +363,7 @@ export class Queue {
     const refused = verdict instanceof Problem
     const outcome = refused ? verdict.outcome : status === 'partial' ? status : 'accepted'
     const attempt = at === undefined ? undefined : attemptOf(at, outcome, refused ? verdict.smtp : verdict)
-    const result = refused ? verdict.toBody(id) : receiptOf(id, content.messageId, verdict)
+    const result = refused ? verdict.toBody(id) : receiptOf(id, content?.messageId ?? '', verdict)
     const { store } = this.#options
     const settled = await persist(() => store.settle(lease, status, attempt, result))
     if (!settled && (await store.status(id)) !== status) return // a write whose answer was lost counts
