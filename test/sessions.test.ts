@@ -378,6 +378,31 @@ t.test('a refusal about session or login is the relay\u2019s: 503, and the next 
   }
 })
 
+t.test('a refusal about the state of the mail system puts the message off, and the next relay has it', async (t) => {
+  const replies = [
+    ['MAIL', '452 4.3.1 Insufficient system storage'],
+    ['MAIL', '452 Insufficient system storage'],
+    ['MAIL', '452 4.4.5 Insufficient disk space; try again later'],
+    ['RCPT', '451 4.3.5 Server configuration error'],
+    ['DATA', '432 4.3.2 Concurrent connections limit exceeded'],
+    ['dot', '452 4.3.1 Insufficient system resources'],
+  ] as const
+  for (const [at, reply] of replies) {
+    const first = await startScripted(t, (command) => (command.startsWith(at) ? reply : undefined))
+    const alone = await bench(t, [first])
+    t.equal(await alone.send(), 'deferred_by_relay', `${reply} to ${at}`)
+    if (at === 'MAIL') await until(() => alone.changes.length > 0)
+    t.same(alone.changes, at === 'MAIL' ? [`${first.label} down`] : [])
+    t.equal(await (await bench(t, [first, await startScripted(t)])).send(), 200, 'the next relay has it')
+  }
+  for (const reply of ['452 too many recipients', '452 4.5.3 too many', '452 4.2.2 mailbox full']) {
+    const first = await startScripted(t, (command) => (command.startsWith('RCPT') ? reply : undefined))
+    const { send, changes } = await bench(t, [first, await startScripted(t)])
+    t.equal(await send(), 'deferred_by_relay', `${reply}, which is about the message`)
+    t.same(changes, [])
+  }
+})
+
 t.test('a line that is too long is the message\u2019s fault (RFC 5321 \u00a74.5.3.1.9)', async (t) => {
   const relay = await startScripted(t, (command) => (command === 'dot' ? '500 Line too long' : undefined))
   const { send, problem, changes } = await bench(t, [relay])

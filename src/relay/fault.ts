@@ -73,6 +73,17 @@ const IN_WORDS =
   /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host|credentials for relay)\b/i
 
 /**
+ * Whether a refusal is about the mail system, whose next message it would meet too: it is full, takes nothing now, is misconfigured
+ * or congested (RFC 3463 §3.4, §3.5), or closes the session with 421. 452 alone says that it is full, and of recipients that
+ * they are too many (RFC 5321 §4.5.3.1.10).
+ */
+export function isAboutSystem(step: Step, reply: Reply): boolean {
+  if (reply.code === 421) return true
+  const full = reply.code === 452 && step !== 'rcpt' ? '4.3.1' : ''
+  return /^4\.(?:3\.[125]|4\.5)$/.test(enhancedCode(reply) ?? full)
+}
+
+/**
  * Whether a refusal is about the session (its greeting, its login) and not about the message that it met: RFC 5321 leaves
  * that to the text for most codes. Addresses in it are the message's, whatever they look like.
  */

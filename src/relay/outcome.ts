@@ -1,7 +1,7 @@
 import { Problem, type ProblemCode } from '../errors.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import { explain } from './advice.ts'
-import { isAboutSession, isEnvelope, type RelayFault, type Step, STOPPED } from './fault.ts'
+import { isAboutSession, isAboutSystem, isEnvelope, type RelayFault, type Step, STOPPED } from './fault.ts'
 import { enhancedCode, type Reply, shown } from './reply.ts'
 
 /** What an attempt that failed leaves to try. */
@@ -57,8 +57,7 @@ function verdict(fault: RelayFault, relay: string): readonly [code: ProblemCode,
   if (isAboutSize(step, reply))
     return ['message_too_large', 'next relay', `${relay} takes no message of this size: ${shown(reply)}`]
   if (reply.code >= 500) return ['rejected_by_relay', 'nothing', `${relay} refused the message: ${shown(reply)}`]
-  // RFC 5321 §3.8: 421 closes the session, whatever it answers.
-  const next = reply.code === 421 ? 'next relay' : 'nothing'
+  const next = isAboutSystem(step, reply) ? 'next relay' : 'nothing'
   return ['deferred_by_relay', next, `${relay} put the message off: ${shown(reply)}`]
 }
 

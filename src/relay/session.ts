@@ -2,7 +2,7 @@ import { Problem, type RejectedRecipient } from '../errors.ts'
 import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import { DotStuffing } from './dot-stuffing.ts'
-import { isAboutSession, RelayFault, type Step } from './fault.ts'
+import { isAboutSession, isAboutSystem, RelayFault, type Step } from './fault.ts'
 import { enhancedCode, type Offer, type Reply, shown } from './reply.ts'
 import type { Wire } from './wire.ts'
 
@@ -71,7 +71,8 @@ export class Session {
       const reply = await this.wire.ask(line).catch((cause: unknown) => {
         throw new RelayFault('mail', { cause })
       })
-      if (reply.code === 421 || (withMail && isAboutSession('mail', reply))) throw new RelayFault('mail', { reply })
+      if (isAboutSystem('mail', reply) || (withMail && isAboutSession('mail', reply)))
+        throw new RelayFault('mail', { reply })
     }
   }
 
