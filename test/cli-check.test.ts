@@ -71,9 +71,13 @@ t.test('everything that is wrong with certificates and keys is a line with how t
     [
       'key of another',
       { 'server.key': other.key },
-      /^error: TLS .*key does not belong to the server certificate: take both/,
+      /^error: POSTERN_TLS_KEY \S+server\.key: the server key does not belong to the server certificate: take both/,
     ],
-    ['expired', { 'server.crt': old.certificate, 'server.key': old.key }, /^error: TLS .*expired on .*: renew it/],
+    [
+      'expired',
+      { 'server.crt': old.certificate, 'server.key': old.key },
+      /^error: POSTERN_TLS_CERT \S+server\.crt: .*expired on .*: renew it/,
+    ],
     [
       'expires soon',
       { 'server.crt': soon.certificate, 'server.key': soon.key },
@@ -112,14 +116,18 @@ t.test('everything that is wrong with certificates and keys is a line with how t
     [
       'a leaf as client CA',
       { 'ca.crt': pem(pki.ca) + pem(pki.server) },
-      /^error: TLS .*is not a CA certificate: put the CA/,
+      /^error: POSTERN_TLS_CLIENT_CA \S+ca\.crt: .*is not a CA certificate: put the CA/,
     ],
     [
       'no certificate of a CA',
       { 'relay-ca.crt': 'nothing' },
       /^error: POSTERN_SMTP_CA \S+\.crt holds no certificate in PEM form\.$/,
     ],
-    ['no certificate', { 'server.crt': 'nothing' }, /^error: TLS .*server certificate file holds no certificate/],
+    [
+      'no certificate',
+      { 'server.crt': 'nothing' },
+      /^error: POSTERN_TLS_CERT \S+server\.crt: the server certificate file holds no certificate/,
+    ],
   ]
   for (const [what, files, line] of cases) {
     const { lines, found } = await run(t, { files })
@@ -544,7 +552,7 @@ t.test('a revocation list that keeps everybody out is told before anybody is', a
       await createRevocationList(pki.otherCa, []),
       /^error: POSTERN_TLS_CRL .*there is no current revocation list for the client CA/m,
     ],
-    ['nothing', /^error: TLS .*the CRL file holds no list in PEM form/m],
+    ['nothing', /^error: POSTERN_TLS_CRL \S+: the CRL file holds no list in PEM form/m],
   ]
   for (const [crl, line] of cases) {
     const { lines, found } = await run(t, { files: { 'crl.pem': crl } })

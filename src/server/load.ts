@@ -20,18 +20,23 @@ export function loadFiles(config: Config, faults: string[]) {
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
-  const [cert = '', key = '', clientCa = '', crl] = readFiles(
-    ['POSTERN_TLS_CERT', tls.cert],
-    ['POSTERN_TLS_KEY', tls.key],
-    ['POSTERN_TLS_CLIENT_CA', tls.clientCa],
-    ['POSTERN_TLS_CRL', tls.crl],
-  )
+  const parts = [
+    ['POSTERN_TLS_CERT', tls.cert, 'the server certificate'],
+    ['POSTERN_TLS_KEY', tls.key, 'the server key'],
+    ['POSTERN_TLS_CLIENT_CA', tls.clientCa, 'the client CA'],
+    ['POSTERN_TLS_CRL', tls.crl, 'the CRL'],
+  ] as const
+  const [cert = '', key = '', clientCa = '', crl] = readFiles(...parts)
   try {
     return secureContextOptions({ cert, key, clientCa, crl, minVersion: tls.minVersion, maxVersion: tls.maxVersion })
   } catch (error) {
     if (!(error instanceof LoadError)) throw error
-    const files = [tls.cert, tls.key, tls.clientCa, tls.crl].filter((file) => file !== undefined).join(', ')
-    throw new LoadError(error.faults.map((fault) => `TLS (${files}): ${fault}.`))
+    const namesOf = (fault: string): string => {
+      const about = parts.filter(([, , part]) => fault.startsWith(part))
+      const named = about.length > 0 ? about : parts.filter(([, file]) => file !== undefined)
+      return named.map(([name, file]) => `${name} ${file}`).join(', ')
+    }
+    throw new LoadError(error.faults.map((fault) => `${namesOf(fault)}: ${fault}.`))
   }
 }
 
@@ -88,7 +93,9 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
  * The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their
  * faults.
  */
-function readFiles(...files: readonly (readonly [name: string, path: string | undefined])[]): (string | undefined)[] {
+function readFiles(
+  ...files: readonly (readonly [name: string, path: string | undefined, part?: string])[]
+): (string | undefined)[] {
   const faults: string[] = []
   const texts = files.map(([name, path]) =>
     readOr(
