@@ -158,6 +158,7 @@ t.test('rotate lists a second identity beside the first, prune takes the older o
   const { file, run, read } = await workshop(t)
   t.match(await run('rotate', 'billing', '--fingerprint', hex(8)), [/prune billing takes the older out/])
   t.equal(await read(), FILE.replace('# until March\n', `# until March\n      - ${hex(8)}\n`))
+  t.match(await run('rotate', 'billing', '--fingerprint', hex(1)), [/: billing is known by AB:\S+ already\.$/])
   await run('rotate', 'edge', '--fingerprint', hex(5))
   await run('rotate', 'reports', '--san', 'URI:spiffe://corp.example/reports-2')
   t.match(await run('prune', 'billing'), [`${file}: billing is no longer known by ${hex(1)}.`])

@@ -1,4 +1,4 @@
-import { spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { join } from 'node:path'
 import { setTimeout as pause } from 'node:timers/promises'
@@ -320,6 +320,11 @@ OTHER=passed over
     gateway.relay.messages.flatMap(({ to }) => to),
     ['a@file.example', 'a@env.example'],
   )
+  execFileSync('mkfifo', [join(directory, 'pipe')])
+  const told: string[] = []
+  const pipe = { file: join(directory, 'pipe'), complain: (line: string) => told.push(line), env: {} }
+  t.equal(await sendmail(['a'], { ...io, ...pipe, input: chunks(MESSAGE) }), 78)
+  t.match(told, [/not set: neither in the environment nor in \S+pipe, which is no regular file\.$/])
 })
 
 t.test('as a program: reads its input, exits with the status, and -h is no call for help', async (t) => {

@@ -10,6 +10,7 @@ import {
   type SigningRequest,
 } from '../tls/issue.ts'
 import { readConfig } from '../config/config.ts'
+import { shellWord } from '../config/shell.ts'
 import { didYouMean } from '../config/suggest.ts'
 import { notAfter } from '../tls/context.ts'
 import { codeOf } from '../errors.ts'
@@ -67,14 +68,15 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
     io.print(`${clients}: lists ${name} by ${certificate.fingerprint256}`)
     io.print(await untilInForce(clients, listed, io.env))
   } else {
-    io.print(`To list it: postern client add ${name} --cert ${files.certificate} --from PATTERN`)
+    io.print(`To list it: postern client add ${name} --cert ${shellWord(files.certificate)} --from PATTERN`)
     io.print('Or paste into the clients file, under "fingerprints", one of:')
     for (const line of listItems(certificate)) io.print(`      ${line}`)
   }
   const [ca, port] = [join(dir, 'ca.crt'), readConfig(io.env).config.port]
   const [key, how] = existsSync(files.key) ? [files.key, ''] : ['KEY', ', with the file of its key for KEY']
   io.print(`To try it${how}:`)
-  io.print(`curl --cacert ${ca} --cert ${files.certificate} --key ${key} https://localhost:${port}/v1/whoami`)
+  const [anchor, shown, held] = [ca, files.certificate, key].map(shellWord)
+  io.print(`curl --cacert ${anchor} --cert ${shown} --key ${held} https://localhost:${port}/v1/whoami`)
 }
 
 const OPTIONS = {
@@ -129,7 +131,7 @@ async function issue(
 
 async function readAuthority(dir: string): Promise<Issued> {
   const files = { certificate: join(dir, 'ca.crt'), key: join(dir, 'ca.key') }
-  const at = dir === 'certs' ? '' : ` --dir ${dir}`
+  const at = dir === 'certs' ? '' : ` --dir ${shellWord(dir)}`
   const elsewhere = 'To list a certificate that you have: postern client add NAME --cert FILE --from PATTERN.'
   if (!existsSync(files.certificate))
     throw new UsageError(`${files.certificate} is missing: run "postern cert ca${at}" first. ${elsewhere}`)

@@ -58,8 +58,10 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     switch (action) {
       case 'add':
         return [withRegistered(text, file, name, addition), 'is listed']
-      case 'rotate':
-        return [withRegistered(text, file, name, addition), rotated]
+      case 'rotate': {
+        const changed = withRegistered(text, file, name, addition)
+        return [changed, changed === text ? `is known by ${added.join(', ')} already` : rotated]
+      }
       case 'disable':
         if (isDisabled(listed)) return [text, 'is disabled already']
         return [withValue(text, [...at, 'disabled'], true), 'is disabled: it gets 403 client_disabled']

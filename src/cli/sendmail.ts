@@ -1,7 +1,7 @@
-import { readFileSync } from 'node:fs'
+import { readRegularFile } from '../config/regular-file.ts'
+import { readOr } from '../errors.ts'
 import { Postern, PosternError } from '../sdk/client.ts'
 import { envelopeOf, headerOf, readWritten, WrittenFault } from './sendmail-message.ts'
-import { codeOf } from '../errors.ts'
 import { parseSendmailOptions, type SendmailOptions } from './sendmail-options.ts'
 import { UsageError } from './usage.ts'
 
@@ -79,14 +79,12 @@ async function send(
 
 /** From the environment, or else from the file. Throws NotConfigured where what it takes to connect is in neither. */
 function readSettings(env: NodeJS.ProcessEnv, file: string) {
-  let text = ''
   let why = ''
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (error) {
-    why = codeOf(error) === 'ENOENT' ? ', which is not there' : `, which cannot be read (${codeOf(error)})`
-  }
-  const lines = [...text.matchAll(/^[ \t\ufeff]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(["']?)(.*?)\2[ \t]*\r?$/gm)]
+  const text = readOr(
+    () => readRegularFile(file).toString(),
+    (reason) => void (why = `, which ${reason}`),
+  )
+  const lines = [...(text ?? '').matchAll(/^[ \t\ufeff]*(?:export[ \t]+)?(\w+)[ \t]*=[ \t]*(["']?)(.*?)\2[ \t]*\r?$/gm)]
   const stated = new Map(lines.map(([, name, , value]) => [name, value]))
   const value = (name: string): string | undefined => env[name] || stated.get(name) || undefined
   const missing = ['POSTERN_URL', 'POSTERN_CERT', 'POSTERN_KEY'].filter((name) => value(name) === undefined)

@@ -2,6 +2,7 @@ import { existsSync, statSync } from 'node:fs'
 import { userInfo } from 'node:os'
 import { dirname, resolve } from 'node:path'
 import { codeOf } from '../errors.ts'
+import { shellWord } from './shell.ts'
 
 /**
  * Why a file cannot be read, as the end of a sentence about it: where that is for want of a permission, who may, and what
@@ -27,9 +28,10 @@ export function whoMay(path: string): string {
 function standing(what: string, path: string, right: 'r' | 'w' | 'x'): string {
   const [me, group] = [process.geteuid?.() ?? -1, process.getegid?.()]
   const { uid, gid, mode } = statSync(path)
+  const file = shellWord(path)
   const owner = `of ${nameOf(uid)} (${uid}:${gid}) with mode ${(mode & 0o777).toString(8).padStart(4, '0')}`
-  const shared = right === 'r' ? `chown ${nameOf(me)} ${path}` : `chgrp ${group} ${path} && chmod g+${right} ${path}`
-  return `Postern runs as ${nameOf(me)}, and ${what} ${owner}: ${uid === me ? `chmod u+${right} ${path}` : shared}`
+  const shared = right === 'r' ? `chown ${nameOf(me)} ${file}` : `chgrp ${group} ${file} && chmod g+${right} ${file}`
+  return `Postern runs as ${nameOf(me)}, and ${what} ${owner}: ${uid === me ? `chmod u+${right} ${file}` : shared}`
 }
 
 /** The topmost folder on the way to a file that may not be entered. */
