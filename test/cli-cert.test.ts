@@ -149,6 +149,7 @@ t.test('a request is signed without its key, under the names that the signer giv
   t.ok((await certificate('der')).publicKey.equals(made.publicKey), 'DER is read too')
   const bad: [string, RegExp][] = [
     [request('weak', 'rsa:1024'), /weak\.csr has an RSA key of 1024 bits/],
+    [request('koblitz', 'ec', '-pkeyopt', 'ec_paramgen_curve:secp256k1'), /koblitz\.csr has a key .* RSA, P-256, /],
     [`${dir}/ca.crt`, /ca\.crt is no certificate request/],
     [`${dir}/absent.csr`, /absent\.csr cannot be read: no such file/],
   ]
@@ -225,6 +226,18 @@ t.test('without a CA, or with one that cannot be used, nothing is made and the r
   await writeFile(`${dir}/ca.crt`, 'garbage')
   await t.rejects(make('server'), { constructor: UsageError, message: `${dir}/ca.crt is not a certificate` })
   t.strictSame((await readdir(dir)).sort(), ['ca.crt', 'ca.key'])
+})
+
+t.test('a command to paste has a path with a space in quotes', async (t) => {
+  const dir = `${t.testdir()}/it's here`
+  const lines: string[] = []
+  const make = (...args: string[]) => cert([...args, '--dir', dir], { env: {}, print: (line) => lines.push(line) })
+  const word = `'${t.testdirName}/it'\\''s here`
+  await t.rejects(make('client', 'a'), { message: `run "postern cert ca --dir ${word}'" first` })
+  await make('ca')
+  await make('client', 'a')
+  t.match(lines, [/./, /./, /./, /./, /./, `client add a --cert ${word}/a.crt' --from PATTERN`])
+  t.match(lines.at(-1), `curl --cacert ${word}/ca.crt' --cert ${word}/a.crt' --key ${word}/a.key' https://`)
 })
 
 t.test(

@@ -80,6 +80,12 @@ t.test('alternative names may be DNS names, IP addresses, e-mail addresses and U
     'URI:spiffe://corp/b',
     'URI:urn:uuid:1',
   ])
+  const unicode = await issueCertificate(pki.ca, { name: 'b', usage: 'client', san: ['*.Büro.example', 'DNS:한국'] })
+  t.equal(
+    new X509Certificate(unicode.certificate).subjectAltName,
+    'DNS:b, DNS:*.xn--bro-hoa.example, DNS:xn--3e0b707e',
+    'in Unicode, as an A-label',
+  )
 })
 
 t.test('alternative names may have their kind in front, as in the clients file', async (t) => {
@@ -107,7 +113,22 @@ t.test('an IPv6 address is in the certificate as it was meant, in any spelling',
 })
 
 t.test('what is none of these is refused, in a sentence that quotes it', async (t) => {
-  const names = ['', 'a b', '-a', 'a..b', 'a.', '*', 'a.*.b', 'a,b', 'a\nb', 'é', 'x'.repeat(64), '192.0.2.700', '7']
+  const names = [
+    '',
+    'a b',
+    '-a',
+    'a..b',
+    'a.',
+    '*',
+    'a.*.b',
+    'a,b',
+    'a\nb',
+    'é b',
+    '*.é.*',
+    'x'.repeat(64),
+    '192.0.2.700',
+    '7',
+  ]
   const others = ['a.'.repeat(127) + 'com', 'host:8443', 'fe80::1%eth0', 'a@', 'a@b@c', 'http://a b', 'http:a']
   for (const san of [...names, ...others]) {
     const issuing = issueCertificate(pki.ca, { name: 'b', usage: 'client', san: [san] })

@@ -1,4 +1,5 @@
 import { createPrivateKey, createPublicKey, generateKeyPair, hash, randomBytes, X509Certificate } from 'node:crypto'
+import { domainToASCII } from 'node:url'
 import { promisify } from 'node:util'
 import { isIP } from '../config/ip.ts'
 import type { Extension, GeneralNameType, JsonGeneralName } from '@peculiar/x509'
@@ -75,9 +76,14 @@ export async function readSigningRequest(content: Buffer) {
   try {
     const isPem = content.includes('-----BEGIN ')
     request = new x509.Pkcs10CertificateRequest(isPem ? content.toString() : new Uint8Array(content))
-    sound = await request.verify()
   } catch (cause) {
     throw new RangeError('is no certificate request that can be read', { cause })
+  }
+  try {
+    sound = await request.verify()
+  } catch (cause) {
+    const kinds = 'RSA, P-256, P-384, P-521 and Ed25519 are'
+    throw new RangeError(`has a key or a signature of a kind that is not taken: ${kinds}`, { cause })
   }
   if (!sound) throw new RangeError('is not signed by the key that is in it')
   const publicKey = Buffer.from(request.publicKey.rawData)
@@ -157,13 +163,14 @@ function alternativeNames(names: readonly string[]): Extension[] {
 
 const KINDS: Readonly<Record<string, GeneralNameType>> = { DNS: 'dns', IP: 'ip', email: 'email', URI: 'url' }
 
-/** With or without its kind in front, as openssl and the clients file have it. */
+/** With or without its kind in front, as openssl and the clients file have it; a DNS name in Unicode as its A-label. */
 function generalName(text: string): JsonGeneralName {
-  const [, kind = '', value = text] = /^(DNS|IP|email|URI):(.*)$/s.exec(text) ?? []
+  const [, kind = '', written = text] = /^(DNS|IP|email|URI):(.*)$/s.exec(text) ?? []
+  const value = /[^\0-\x7f]/.test(written) ? domainToASCII(written) || written : written
   const type = typeOf(value, kind === 'URI')
   if (type === undefined || type !== (KINDS[kind] ?? type)) {
     const wanted = kind === '' ? 'a DNS name, an IP address, an e-mail address or a URI' : `of the kind ${kind}`
-    throw new RangeError(`${JSON.stringify(value)} is not ${wanted}`)
+    throw new RangeError(`${JSON.stringify(written)} is not ${wanted}`)
   }
   // The library reads ::ffff:192.0.2.7 as another address.
   return { type, value: isIP(value) === 6 ? new URL(`http://[${value}]`).hostname.slice(1, -1) : value }
