@@ -60,7 +60,7 @@ export const MESSAGE = { from: 'billing@corp.example', to: 'user@corp.example', 
 export async function startGateway(t: Test, options: GatewayOptions = {}): Promise<TestGateway> {
   const pki = await makePki()
   const relay = options.relay ?? (await startRelay(t))
-  const client = await pki.client('billing')
+  const client = pki.billing
   const config = testConfig({ POSTERN_SMTP_URL: relay.url, ...options.env })
   const lines: string[] = []
   const logger = pino({ level: config.log.level, base: null }, { write: (line: string) => void lines.push(line) })

@@ -72,7 +72,7 @@ export const listing = (...fingerprints: string[]): string =>
 export async function startOnFiles(t: Test, options: MovingOptions = {}): Promise<MovingGateway> {
   const pki = await makePki()
   const relay = options.relay ?? (await startRelay(t))
-  const client = options.client ?? (await pki.client('billing'))
+  const client = options.client ?? pki.billing
   const dir = t.testdir({
     'server.crt': pki.server.certificate,
     'server.key': pki.server.key,

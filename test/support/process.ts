@@ -78,7 +78,7 @@ export async function handshakeFailures(
 /** A directory with everything that `serve` reads, under the usual names, and a client certificate that is listed. */
 export async function makeFiles(t: Test, clients: string = ANYTHING): Promise<{ directory: string; client: Leaf }> {
   const pki = await makePki()
-  const client = await pki.client('billing')
+  const client = pki.billing
   const directory = await temporaryDirectory(t)
   await writeFiles(directory, {
     'ca.crt': pki.ca.certificate,
