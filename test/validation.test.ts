@@ -481,6 +481,10 @@ t.test('where a body stops being JSON is told in its own lines and columns', asy
     'behind a byte order mark': ['\ufeff[1,]', 1, 4],
     'behind a long attachment': [long.replace(/}$/, ',}'), 1, long.length + 1],
     'a line below it': [long.replace(/}$/, ',\n "a": x}'), 2, 7],
+    'a line break within a string': ['{"a": "b",\n "c": "d\\n\\u00e9\ne"}', 2, 17],
+    'an escape that is none': ['{"a": "bc\\q"}', 1, 10],
+    'a string that does not end': ['{"a": "bc', 1, 10],
+    'a string that is out of place': ['{"a": "b" "c"}', 1, 11],
     'what is no UTF-8': [Buffer.from('{"a":\n "é\xff"}', 'latin1'), 2, 3],
     'what is no UTF-8 in the end': [Buffer.from('{"ab\xf0', 'latin1'), 1, 5],
   }

@@ -83,6 +83,8 @@ export function parseBodies(app: FastifyInstance, maxRecipients: number): void {
 
 // A text that is longer is searched no further: finding a place takes as long as parsing does.
 const SEARCHED = 1_000_000
+// The sound part of a string, at the beginning of which the library puts every fault within it.
+const SOUND = /"[^"\\\x00-\x1f]*(?:\\(?:["\\/bfnrt]|u[\dA-Fa-f]{4})[^"\\\x00-\x1f]*)*/y
 // What stands in the place of contents that were taken out, and may be something else.
 const WORDS = /(?<=")[A-Za-z0-9+/]{32}(?=")/g
 
@@ -90,9 +92,16 @@ const WORDS = /(?<=")[A-Za-z0-9+/]{32}(?=")/g
 function whereIn(text: string, contents: Submission['contents']): string {
   if (text.trim() === '') return 'it is empty (line 1, column 1)'
   let before: string | undefined
-  const onError = (_error: unknown, offset: number): void => void (before ??= text.slice(0, offset))
+  const onError = (_error: unknown, offset: number): void => void (before ??= text.slice(0, faultFrom(text, offset)))
   if (text.length <= SEARCHED) visit(text, { onError }, { disallowComments: true })
   return placeOf(before, contents)
+}
+
+/** Where the fault is that begins at an offset, or in the string there. */
+function faultFrom(text: string, offset: number): number {
+  SOUND.lastIndex = offset
+  const end = offset + (SOUND.exec(text)?.[0].length ?? 0)
+  return text[end] === '"' ? offset : end
 }
 
 /** What stands ahead of the first octet that is not UTF-8. */
