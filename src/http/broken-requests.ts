@@ -114,6 +114,8 @@ function bodyProblem(errorCode: string | undefined): Problem {
 
 // Header fields: more than any client or proxy sends. Node is told to drop none in silence; their bytes are bounded too.
 const MAX_HEADER_FIELDS = 500
+// RFC 3986 §3.2.2 and §3.2.3.
+const HOST = /^(?:\[[\dA-F:.]+\]|[\w.~%!$&'()*+,;=-]*)(?::\d*)?$/i
 
 /** The checks of a request's head that Node leaves out, or would answer by itself ahead of the gate. */
 export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: () => void): void {
@@ -125,9 +127,9 @@ export function checkHead({ raw }: FastifyRequest, _reply: FastifyReply, done: (
 function headFault({ headers, rawHeaders, httpVersion, method }: IncomingMessage): string | undefined {
   if (rawHeaders.length > 2 * MAX_HEADER_FIELDS) return `A request has at most ${MAX_HEADER_FIELDS} header fields.`
   if (!httpVersion.startsWith('1.')) return 'The gateway speaks HTTP/1.1.'
-  const hosts = valuesOf(rawHeaders, 'host').length
-  if (hosts !== 1 && (hosts > 1 || httpVersion === '1.1'))
-    return 'A request has exactly one Host header (RFC 9112 §3.2).'
+  const hosts = valuesOf(rawHeaders, 'host')
+  if (hosts.length > 1 || (hosts.length === 0 && httpVersion === '1.1') || !hosts.every((host) => HOST.test(host)))
+    return 'A request has exactly one Host header, which is a host and perhaps a port (RFC 9112 §3.2).'
   // Node keeps the first of two, and would take for the body what only decoding makes it.
   if (valuesOf(rawHeaders, 'content-type').length > 1)
     return 'A request has at most one Content-Type header (RFC 9110 §8.3).'
@@ -135,7 +137,8 @@ function headFault({ headers, rawHeaders, httpVersion, method }: IncomingMessage
   const site = headers['sec-fetch-site'] ?? 'none'
   if (method !== 'GET' && site !== 'none' && site !== 'same-origin')
     return "The page of another site asks for this (Sec-Fetch-Site): a browser's user may not know."
-  if (!/^chunked$/i.test(headers['transfer-encoding'] ?? 'chunked'))
-    return 'The only transfer coding that is taken is chunked (RFC 9112 §6.1).'
+  const coding = headers['transfer-encoding']
+  if (coding !== undefined && (httpVersion !== '1.1' || !/^chunked$/i.test(coding)))
+    return 'The only transfer coding that is taken is the chunked one of HTTP/1.1 (RFC 9112 §6.1).'
   return undefined
 }

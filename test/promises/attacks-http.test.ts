@@ -51,6 +51,10 @@ t.test('requests that two readers could read differently are refused, and nothin
     'two transfer codings in two headers': `${HEAD}Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`,
     'chunked with a parameter': `${HEAD}Transfer-Encoding: x=chunked, chunked\r\n\r\n0\r\n\r\n`,
     'an unknown Transfer-Encoding': `${HEAD}Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n`,
+    'chunks in HTTP/1.0': `${HEAD.replace('1.1', '1.0')}Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n${smuggled}`,
+    'a Host with a space': 'GET /v1/whoami HTTP/1.1\r\nHost: a b\r\n\r\n',
+    'a Host with a path': 'GET /v1/whoami HTTP/1.1\r\nHost: a/b\r\n\r\n',
+    'a Host with a user': 'GET /v1/whoami HTTP/1.1\r\nHost: a@b\r\n\r\n',
     'a folded header': `${GET}X-A: b\r\n c\r\n\r\n`,
     'a folded Transfer-Encoding': `${HEAD}Transfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n`,
     'a space before the colon': `${HEAD}Content-Length : ${BODY.length}\r\n\r\n${BODY}`,
@@ -90,6 +94,15 @@ t.test('requests that two readers could read differently are refused, and nothin
   }
   t.equal(gateway.relay.messages.length, 0)
   t.equal(await stillServes(gateway), 200)
+})
+
+t.test('chunks in HTTP/1.0 end their connection', async (t) => {
+  const gateway = await startGateway(t)
+  const socket = await dial(gateway)
+  const old = HEAD.replace('1.1', '1.0')
+  socket.write(`${old}Connection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n`)
+  const [answer] = await Promise.all([firstAnswer(socket), once(socket, 'close')])
+  t.match(answer, { status: 400 })
 })
 
 t.test('a head that breaks off is answered with 408, as a body is', async (t) => {

@@ -13,7 +13,9 @@ export function lingerOverBody(clients: ClientSource) {
   return (request: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
     const { raw, submission } = request
     const { readableEnded } = raw.socket // nothing more comes
-    const served = request.caller !== null || isClients(raw.socket, clients)
+    // Whoever sends chunks in HTTP/1.0 may mean something else by them (RFC 9112 §6.1).
+    const framed = raw.httpVersion === '1.1' || raw.headers['transfer-encoding'] === undefined
+    const served = framed && (request.caller !== null || isClients(raw.socket, clients))
     if (raw.complete || !hasBody(raw) || readableEnded) {
       // A stranger has nothing more to ask on this connection.
       if (!served || (readableEnded && !raw.complete)) void reply.header('connection', 'close')
