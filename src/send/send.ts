@@ -192,8 +192,15 @@ export class Sender {
       }
     }
     lock.handOver()
-    if (times === undefined || deferral.waitMs > 0) return this.#queued(id, name, true)
-    return accepted202({ id, message_id: messageId, status: 'queued', ...times }, true)
+    const queued = times && accepted202({ id, message_id: messageId, status: 'queued', ...times }, true)
+    if (queued !== undefined && deferral.waitMs === 0) return queued
+    return this.#queued(id, name, true).catch((cause: unknown) => {
+      if (!(cause instanceof Problem) || cause.code !== 'store_unavailable') throw cause
+      if (queued !== undefined) return queued
+      throw new Problem('delivery_unknown', 'The message was queued, and the store does not tell how it stands.', {
+        cause,
+      })
+    })
   }
 
   /**

@@ -506,6 +506,19 @@ t.test('while Redis is away what need not wait is sent at once', async (t) => {
   t.equal(relay.messages.length, 1)
 })
 
+t.test('what is queued is a 202 also where Redis cannot be asked what became of it meanwhile', async (t) => {
+  const { gateway, redis, relay } = await setUp(t, { relay: await slowRelay(t, 700) })
+  const answer = gateway.post(MESSAGE, { headers: { prefer: 'respond-async, wait=1' } })
+  await until(async () => (await redis.keys()).some((name) => name.startsWith('postern:queue:c:')))
+  redis.freeze()
+  t.match(await answer.finally(() => redis.thaw()), {
+    status: 202,
+    headers: { location: /messages/ },
+    json: { status: 'queued', expires: /Z$/ },
+  })
+  await until(() => relay.messages.length === 1)
+})
+
 t.test('with a key no content lies in Redis, and none of it once the message is settled', async (t) => {
   const key = Buffer.alloc(32, 3).toString('base64')
   const { gateway, redis } = await setUp(t, { env: { POSTERN_QUEUE_KEY: key } })

@@ -125,7 +125,7 @@ export class Queue {
     if (times.waitMs === 0 && this.#room() > 0) this.kick()
     const deadline = performance.now() + (relayUp() ? waitMs : 0)
     for (const status of waitMs > 0 ? ['queued', 'sending'] : [])
-      await this.changeOf(id, status, deadline - performance.now())
+      await this.changeOf(id, status, deadline - performance.now()).catch(() => {})
     return times
   }
 
