@@ -70,7 +70,7 @@ export function parseIdempotencyKey(header: string): string {
   if (!/^[\x21-\x7e]{1,255}$/.test(key) || (quoted === undefined && key.startsWith('"'))) {
     throw new Problem(
       'invalid_idempotency_key',
-      'An Idempotency-Key is 1 to 255 visible ASCII characters, bare or in double quotes.',
+      'A request has one Idempotency-Key at most, of 1 to 255 visible ASCII characters, bare or in double quotes.',
     )
   }
   return key
