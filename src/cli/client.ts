@@ -53,14 +53,16 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   const status = action === 'prune' && values.force !== true ? await gatewayStatus(io.env) : undefined
   const seen = status?.clients.find((one) => one.client === name)
   const at = ['clients', name]
-  const rotated = `is known by ${added.join(', ')} too; postern client prune ${name} takes the older out`
   const change = (text: string, listed: Listed): Change => {
     switch (action) {
       case 'add':
         return [withRegistered(text, file, name, addition), 'is listed']
       case 'rotate': {
         const changed = withRegistered(text, file, name, addition)
-        return [changed, changed === text ? `is known by ${added.join(', ')} already` : rotated]
+        return [
+          changed,
+          `is known by ${added.join(', ')}${changed === text ? ' already' : beside(name, changed, file)}`,
+        ]
       }
       case 'disable':
         if (isDisabled(listed)) return [text, 'is disabled already']
@@ -89,6 +91,16 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
   )
   io.print(`${file}: ${name} ${said}.`)
   io.print(await untilInForce(file, text, io.env))
+}
+
+/** What stands beside an identity that was added now. */
+function beside(name: string, text: string, file: string): string {
+  const listed = clientsOf(text, file).get(name)
+  if (listed?.has('token') === true) return ': what stands beside a token has to agree with it'
+  const older = [listed?.get('fingerprints'), listed?.get('san')].some((items) => [items ?? []].flat().length > 1)
+  return older
+    ? ` too; postern client prune ${name} takes the older out`
+    : ' too; take out by hand what is not to count any more: prune leaves one of each kind'
 }
 
 type Listed = ReadonlyMap<string, unknown>
