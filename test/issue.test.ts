@@ -226,6 +226,21 @@ t.test('a CA made elsewhere with a P-256 key in the old format can sign', async 
   t.equal((await handshake({ ca: certificate }, client)).server, 'welcome')
 })
 
+t.test('a CA made elsewhere may have an RSA or P-384 key, and no other', async (t) => {
+  const dir = t.testdir()
+  const openssl = (...args: string[]) => execFileSync('openssl', args, { cwd: dir, stdio: 'pipe' })
+  const sign = async (kind: string, ...options: string[]) => {
+    openssl('req', '-x509', '-nodes', '-newkey', kind, ...options, '-subj', '/CN=Corp', '-keyout', 'key', '-out', 'crt')
+    const [key, certificate] = [await readFile(`${dir}/key`, 'utf8'), await readFile(`${dir}/crt`, 'utf8')]
+    const client = await issueCertificate({ certificate, key }, { name: 'billing', usage: 'client' })
+    return (await handshake({ ca: certificate }, client)).server
+  }
+  t.equal(await sign('rsa:2048'), 'welcome')
+  t.equal(await sign('ec', '-pkeyopt', 'ec_paramgen_curve:P-384'), 'welcome')
+  for (const kind of ['rsa:1024', 'ed25519'])
+    await t.rejects(sign(kind), { name: 'RangeError', message: /the CA key is none of P-256, P-384 and RSA of 2048/ })
+})
+
 t.test('a revocation list keeps out those on it and lets the others in', async (t) => {
   const [revoked, other] = [await pki.client('billing'), await pki.client('billing')]
   const { serialNumber } = new X509Certificate(revoked.certificate)

@@ -44,8 +44,13 @@ export type SigningRequest = Awaited<ReturnType<typeof readSigningRequest>>
 
 const CLOCK_SKEW_MS = 5 * 60_000 // a peer whose clock is a little behind takes a new certificate at once
 const AUTHORITY_DAYS = 3650 // replacing a private CA means touching every client
+const MIN_RSA_BITS = 2048 // security level 2 of OpenSSL, which the gateway asks for
 const LEAF_DAYS = 397 // a year, and a month in which to renew
-const P256 = { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }
+const SIGNING = new Map([
+  ['prime256v1', { name: 'ECDSA', namedCurve: 'P-256', hash: 'SHA-256' }],
+  ['secp384r1', { name: 'ECDSA', namedCurve: 'P-384', hash: 'SHA-384' }],
+  ['rsa', { name: 'RSASSA-PKCS1-v1_5', hash: 'SHA-256' }],
+])
 
 /** Makes a CA for leaf certificates only. Throws a RangeError for an impossible name or lifetime. */
 export async function createAuthority(request: AuthorityRequest = {}): Promise<Issued> {
@@ -88,7 +93,8 @@ export async function readSigningRequest(content: Buffer) {
   if (!sound) throw new RangeError('is not signed by the key that is in it')
   const publicKey = Buffer.from(request.publicKey.rawData)
   const bits = createPublicKey({ key: publicKey, format: 'der', type: 'spki' }).asymmetricKeyDetails?.modulusLength
-  if (bits !== undefined && bits < 2048) throw new RangeError(`has an RSA key of ${bits} bits: 2048 is the least`)
+  if (bits !== undefined && bits < MIN_RSA_BITS)
+    throw new RangeError(`has an RSA key of ${bits} bits: ${MIN_RSA_BITS} is the least`)
   const asked = request.extensions.find((extension) => extension instanceof x509.SubjectAlternativeNameExtension)
   /** The public key in DER (SPKI), and the DNS names, addresses and URIs that it asks for. */
   return { publicKey, names: asked?.names.items.map(({ value }) => value) ?? [] }
@@ -205,8 +211,11 @@ function newSerial(): string {
 
 function signingKey(pkcs8: string) {
   const key = createPrivateKey(pkcs8)
-  if (key.asymmetricKeyDetails?.namedCurve !== 'prime256v1') throw new RangeError('the CA key is not an EC P-256 key')
-  return crypto.subtle.importKey('pkcs8', key.export({ type: 'pkcs8', format: 'der' }), P256, false, ['sign'])
+  const { namedCurve, modulusLength = MIN_RSA_BITS } = key.asymmetricKeyDetails ?? {}
+  const algorithm = SIGNING.get(namedCurve ?? key.asymmetricKeyType ?? '')
+  if (algorithm === undefined || modulusLength < MIN_RSA_BITS)
+    throw new RangeError(`the CA key is none of P-256, P-384 and RSA of ${MIN_RSA_BITS} bits or more`)
+  return crypto.subtle.importKey('pkcs8', key.export({ type: 'pkcs8', format: 'der' }), algorithm, false, ['sign'])
 }
 
 function publicKeyOf(key: string): Buffer {
