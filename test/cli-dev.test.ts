@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createTransport } from 'nodemailer'
 import t, { type Test } from 'tap'
+import { cert } from '../src/cli/cert.ts'
 import { freePort } from './support/process.ts'
 import { launch, shell } from './support/readme.ts'
 
@@ -12,6 +13,12 @@ function newFolder(t: Test): string {
   const folder = mkdtempSync(join(tmpdir(), 'postern-dev-'))
   t.teardown(() => rmSync(folder, { recursive: true, force: true }))
   return folder
+}
+
+/** As `postern cert` does: a CA, a server's certificate and a client's. */
+async function makeCertificates(dir: string, ...client: readonly string[]): Promise<void> {
+  const io = { env: { POSTERN_OPS_PORT: '1' }, print() {} }
+  for (const args of [['ca'], ['server'], ['client', ...client]]) await cert([...args, '--dir', dir], io)
 }
 
 /** `postern dev` in a folder; `port` is that of its gateway. */
@@ -25,7 +32,6 @@ const dev = (t: Test, folder: string, port = 0, opsPort = 0): ((pattern: RegExp)
 
 t.test('dev makes certificates in a folder of its own and leaves the others alone', async (t) => {
   const folder = newFolder(t)
-  const cli = `'${process.execPath}' '${join(process.cwd(), 'dist/cli.js')}'`
   const firstLine = dev(t, folder)
   const curl = await firstLine(/^curl /)
   t.match(curl, '--cacert certs/dev/ca.crt --cert certs/dev/app.crt --key certs/dev/app.key')
@@ -46,13 +52,13 @@ t.test('dev makes certificates in a folder of its own and leaves the others alon
     `'$1/raw?${query}' -H 'Content-Type: message/rfc822' --data-binary 'From: a@corp.example'`,
   )
   t.match(JSON.parse(await shell(raw, folder)), { status: 'accepted' }, 'its client may send complete messages')
-  for (const args of ['ca', 'server', 'client billing --register --from "*"'])
-    await shell(`${cli} cert ${args}`, folder)
+  await makeCertificates(join(folder, 'certs'), 'billing', '--register', '--from', '*')
   t.ok(existsSync(join(folder, 'certs/ca.crt')), 'the commands that set it up for good find nothing in their way')
+  await t.test('any app can send to the inbox over plain SMTP, with a login or without', (t) => sendPlain(t, firstLine))
 })
 
-t.test('any app can send to the inbox over plain SMTP, with a login or without', async (t) => {
-  const firstLine = dev(t, newFolder(t))
+/** The third and the fourth message of an inbox. */
+async function sendPlain(t: Test, firstLine: (pattern: RegExp) => Promise<string>): Promise<void> {
   const smtp = /smtp:\S+/.exec(await firstLine(/^Point any app at smtp:/))?.[0] ?? ''
   const page = /http:\S+/.exec(await firstLine(/^Read it on /))?.[0] ?? ''
   for (const auth of [undefined, { user: 'anybody', pass: 'anything' }]) {
@@ -66,14 +72,14 @@ t.test('any app can send to the inbox over plain SMTP, with a login or without',
       text: 'Hi.',
     })
   }
-  await firstLine(/^\d\d:\d\d:\d\d mail 2: shop@corp\.example to a@corp\.example and 1 more: Plain /)
+  await firstLine(/^\d\d:\d\d:\d\d mail 4: shop@corp\.example to a@corp\.example and 1 more: Plain /)
   const messages = await (await fetch(new URL('messages', page))).json()
   t.match(messages, [
-    { number: 2, subject: 'Plain', recipients: 2 },
-    { number: 1, subject: 'Plain' },
+    { number: 4, subject: 'Plain', recipients: 2 },
+    { number: 3, subject: 'Plain' },
   ])
   t.match(await (await fetch(new URL('ways', page))).json(), { curl: await firstLine(/^curl /), smtp })
-})
+}
 
 t.test('the operations port may be the one that the page of the inbox would take', async (t) => {
   const page = (await freePort(3)) + 1
@@ -87,8 +93,7 @@ t.test('the operations port may be the one that the page of the inbox would take
 
 t.test('a clients file that was removed is made anew, and the last port has none after it', async (t) => {
   const folder = newFolder(t)
-  const cli = `'${process.execPath}' '${join(process.cwd(), 'dist/cli.js')}'`
-  for (const args of ['ca', 'server', 'client app']) await shell(`${cli} cert ${args} --dir certs/dev`, folder)
+  await makeCertificates(join(folder, 'certs/dev'), 'app')
   const firstLine = dev(t, folder, 65_535)
   t.equal(await firstLine(/^Made /), 'Made certs/dev/clients.yaml.')
   t.match(JSON.parse(await shell(await firstLine(/^curl /), folder)), { status: 'accepted' })

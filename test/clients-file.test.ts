@@ -342,15 +342,15 @@ t.test('bombs and nests are refused at once', async (t) => {
   t.ok(cpuMs() - started < 10_000, `${cpuMs() - started} ms`)
 })
 
-t.test('two hundred thousand bad keys are refused in a time that grows with the file', async (t) => {
+t.test('tens of thousands of bad keys are refused in a time that grows with the file', async (t) => {
   const bad = (count: number): string => Array.from({ length: count }, (_, index) => `key${index}: 1\n`).join('')
   const timed = (text: string): number => {
     const started = cpuMs()
     t.equal(faultsOf(text).length, 101)
     return cpuMs() - started
   }
-  timed(bad(20_000))
-  const [small, large] = [timed(bad(20_000)), timed(bad(200_000))]
+  timed(bad(4_000))
+  const [small, large] = [timed(bad(4_000)), timed(bad(40_000))]
   t.ok(large < 40 * small, `${small} ms for a tenth of it, ${large} ms`)
 })
 

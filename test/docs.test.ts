@@ -12,6 +12,7 @@ import {
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import t, { type Test } from 'tap'
+import { cert } from '../src/cli/cert.ts'
 import { parseClients } from '../src/clients/clients-file.ts'
 import { readConfig } from '../src/config/config.ts'
 import { PROBLEMS } from '../src/errors.ts'
@@ -91,8 +92,8 @@ t.test('every command and example of the README runs as it stands', async (t) =>
     t.match(await shell(clients?.text ?? '', empty, { POSTERN_OPS_PORT: '1' }), /^reports .* reports@corp\.example/m)
   })
 
-  for (const kind of ['ca', 'server', 'client app --register --from "*"'])
-    await shell(`node dist/cli.js cert ${kind}`, folder)
+  for (const args of [['ca'], ['server'], ['client', 'app', '--register', '--from', '*']])
+    await cert([...args, '--dir', join(folder, 'certs')], { env: { POSTERN_OPS_PORT: '1' }, print() {} })
 
   await t.test('settings in a file', async (t) => {
     const [, settings = ''] = blocks('containers', 'ini').map(({ text }) => text)

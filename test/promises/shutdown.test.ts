@@ -5,7 +5,7 @@ import { setTimeout as pause } from 'node:timers/promises'
 import t, { type Test } from 'tap'
 import { type GatewayProcess, serve } from '../support/process.ts'
 import { startFaultRelay } from '../support/fault-relay.ts'
-import { MESSAGE } from '../support/gateway.ts'
+import { MESSAGE, startGateway } from '../support/gateway.ts'
 import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { startScripted } from '../support/scripted-relay.ts'
@@ -31,8 +31,11 @@ async function startHoldingRelay(t: Test): Promise<TestRelay & { readonly reache
 
 /** GET on the operations port; its status and body. */
 async function operations({ log }: GatewayProcess, path: string): Promise<{ status: number; text: string }> {
-  const { ops_port } = log.find(({ msg }) => msg === 'listening') ?? {}
-  const answer = await fetch(`http://127.0.0.1:${ops_port}${path}`)
+  return read(log.find(({ msg }) => msg === 'listening')?.['ops_port'], path)
+}
+
+async function read(port: unknown, path: string): Promise<{ status: number; text: string }> {
+  const answer = await fetch(`http://127.0.0.1:${port}${path}`)
   return { status: answer.status, text: await answer.text() }
 }
 
@@ -97,15 +100,11 @@ for (const silent of ['greeting', 'MAIL', 'DATA']) {
     `what is cut while a relay is silent (${silent}) is told that the gateway stops, whatever it waits for`,
     async (t) => {
       const relay = await startScripted(t, (command) => (command.startsWith(silent) ? null : undefined))
-      const gateway = await serve(t, {
-        POSTERN_SMTP_URL: relay.url,
-        POSTERN_SMTP_TLS: 'off',
-        POSTERN_SMTP_CONNECTIONS: '1',
-        POSTERN_SHUTDOWN_GRACE: '300ms',
-      })
-      const answers = [gateway.post(MESSAGE), gateway.post(MESSAGE)]
-      await until(async () => /postern_relay_pending [23]/.test((await operations(gateway, '/metrics')).text))
-      gateway.child.kill('SIGTERM')
+      const env = { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TLS: 'off', POSTERN_SMTP_CONNECTIONS: '1' }
+      const { gateway, post } = await startGateway(t, { env: { ...env, POSTERN_SHUTDOWN_GRACE: '300ms' } })
+      const answers = [post(MESSAGE), post(MESSAGE)]
+      await until(async () => /postern_relay_pending [23]/.test((await read(gateway.opsPort, '/metrics')).text))
+      await gateway.stop()
       for (const answer of await Promise.all(answers))
         t.match(answer, {
           status: 503,

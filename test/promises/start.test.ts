@@ -3,11 +3,20 @@ import { rm, writeFile } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
 import t from 'tap'
+import { serve as serveHere } from '../../src/cli/serve.ts'
+import { LoadError } from '../../src/errors.ts'
 import { makePki } from '../support/pki.ts'
 import { makeFiles, postern, settings, writeFiles } from '../support/process.ts'
 import { listen } from '../support/sockets.ts'
 
 const PASSWORD = 'correct-horse'
+
+const ENV = {
+  POSTERN_HOST: '127.0.0.1',
+  POSTERN_PORT: '0',
+  POSTERN_OPS_PORT: '0',
+  POSTERN_SMTP_URL: `smtp://user:${PASSWORD}@127.0.0.1:9`,
+}
 
 interface Ended {
   readonly status: number | null
@@ -15,16 +24,20 @@ interface Ended {
   readonly lines: readonly string[]
 }
 
+/** What `postern serve` says before it ends the start, asked in this process: a process for each costs more than its answer. */
+async function refusal(env: Record<string, string>): Promise<readonly string[]> {
+  const error: unknown = await serveHere({ ...ENV, ...env }).then(
+    () => undefined,
+    (reason: unknown) => reason,
+  )
+  // What cli.ts prints as it is, and ends with 1.
+  return error instanceof LoadError ? error.message.split('\n') : [`not a LoadError: ${String(error)}`]
+}
+
 /** Runs `postern serve` to its end. A run that would serve after all ends with a status of null. */
 function serve(env: Record<string, string>): Ended {
   const { status, stdout, stderr } = spawnSync(...postern('serve'), {
-    env: {
-      POSTERN_HOST: '127.0.0.1',
-      POSTERN_PORT: '0',
-      POSTERN_OPS_PORT: '0',
-      POSTERN_SMTP_URL: `smtp://user:${PASSWORD}@127.0.0.1:9`,
-      ...env,
-    },
+    env: { ...ENV, ...env },
     encoding: 'utf8',
     timeout: 20_000,
   })
@@ -48,7 +61,19 @@ t.test(
       'broken.yaml': 'clients:\n  billing: [\n',
     })
     const port = String(await listen(t, createServer()))
-    const cases: readonly [what: string, env: Record<string, string>, says: RegExp][] = [
+    type Case = readonly [what: string, env: Record<string, string>, says: RegExp]
+    // One of each kind is seen to end a process.
+    const ending: readonly Case[] = [
+      ['an unknown setting', { POSTERN_SMPT_URL: 'x' }, /^POSTERN_SMPT_URL is not a setting/],
+      ['a bad clients file', { POSTERN_CLIENTS: file('bad.yaml') }, /bad\.yaml:3: .*SHA-256/],
+      ['a port in use', { POSTERN_PORT: port }, new RegExp(`^POSTERN_PORT: 127\\.0\\.0\\.1:${port} is in use`)],
+      [
+        'an operations port in use',
+        { POSTERN_OPS_PORT: port },
+        new RegExp(`^POSTERN_OPS_PORT: 127\\.0\\.0\\.1:${port} is in use`),
+      ],
+    ]
+    const others: readonly Case[] = [
       [
         'a missing certificate',
         { POSTERN_TLS_CERT: file('none.crt') },
@@ -59,54 +84,59 @@ t.test(
         { POSTERN_TLS_CERT: directory },
         /^POSTERN_TLS_CERT .* is a folder\.$|^POSTERN_TLS_CERT .* cannot be read/,
       ],
-      ['an empty certificate', { POSTERN_TLS_CERT: file('empty.pem') }, /^TLS .*empty\.pem.*: .*certificate/],
+      [
+        'an empty certificate',
+        { POSTERN_TLS_CERT: file('empty.pem') },
+        /^POSTERN_TLS_CERT .*empty\.pem: .*certificate/,
+      ],
       [
         'a certificate that cannot be parsed',
         { POSTERN_TLS_CERT: file('garbage.pem') },
-        /^TLS .*garbage\.pem.*: .*certificate/,
+        /^POSTERN_TLS_CERT .*garbage\.pem: .*certificate/,
       ],
       [
         'a key of another certificate',
         { POSTERN_TLS_KEY: file('other.key') },
-        /^TLS .*other\.key.*: the server key does not belong to the server certificate/,
+        /^POSTERN_TLS_KEY .*other\.key: the server key does not belong to the server certificate/,
       ],
       [
         'an expired certificate',
         { POSTERN_TLS_CERT: file('expired.crt'), POSTERN_TLS_KEY: file('expired.key') },
-        /^TLS .*expired\.crt.*: the server certificate has expired on /,
+        /^POSTERN_TLS_CERT .*expired\.crt: the server certificate has expired on /,
       ],
-      ['an empty client CA', { POSTERN_TLS_CLIENT_CA: file('empty.pem') }, /^TLS .*empty\.pem.*: .*client CA/],
+      [
+        'an empty client CA',
+        { POSTERN_TLS_CLIENT_CA: file('empty.pem') },
+        /^POSTERN_TLS_CLIENT_CA .*empty\.pem: .*client CA/,
+      ],
       [
         'a client CA that is none',
         { POSTERN_TLS_CLIENT_CA: file('client.crt') },
-        /^TLS .*client\.crt.*: .*is not a CA certificate/,
+        /^POSTERN_TLS_CLIENT_CA .*client\.crt: .*is not a CA certificate/,
       ],
       [
         'a missing clients file',
         { POSTERN_CLIENTS: file('none.yaml') },
         /^POSTERN_CLIENTS .*none\.yaml does not exist\.$/,
       ],
-      ['a bad clients file', { POSTERN_CLIENTS: file('bad.yaml') }, /bad\.yaml:3: .*SHA-256/],
       ['a clients file that is no YAML', { POSTERN_CLIENTS: file('broken.yaml') }, /broken\.yaml:\d+: /],
-      ['an unknown setting', { POSTERN_SMPT_URL: 'x' }, /^POSTERN_SMPT_URL is not a setting/],
       ['a relay of another kind', { POSTERN_SMTP_URL: 'http://mail' }, /^POSTERN_SMTP_URL /],
       ['no relay', { POSTERN_SMTP_URL: '' }, /^POSTERN_SMTP_URL is required/],
-      ['a port in use', { POSTERN_PORT: port }, new RegExp(`^POSTERN_PORT: 127\\.0\\.0\\.1:${port} is in use`)],
-      [
-        'an operations port in use',
-        { POSTERN_OPS_PORT: port },
-        new RegExp(`^POSTERN_OPS_PORT: 127\\.0\\.0\\.1:${port} is in use`),
-      ],
     ]
-    for (const [what, env, says] of cases) {
-      const ended = serve({ ...settings(directory), ...env })
-      t.equal(ended.status, 1, what)
-      t.equal(ended.lines.length, 1, `${what}: ${ended.lines.join(' | ')}`)
-      t.match(ended.lines[0], says, what)
-      t.notMatch(ended.out, /listening/, what)
-      t.notMatch(ended.lines.join(), /\bat .*:\d+:\d+|node:|Error:/, `${what}: no stack trace`)
-      t.notMatch(ended.out + ended.lines.join(), PASSWORD, `${what}: no password`)
+    const judge = (lines: readonly string[], what: string, says: RegExp): void => {
+      t.equal(lines.length, 1, `${what}: ${lines.join(' | ')}`)
+      t.match(lines[0], says, what)
+      t.notMatch(lines.join(), /\bat .*:\d+:\d+|node:|Error:/, `${what}: no stack trace`)
+      t.notMatch(lines.join(), PASSWORD, `${what}: no password`)
     }
+    for (const [what, env, says] of ending) {
+      const { status, out, lines } = serve({ ...settings(directory), ...env })
+      t.equal(status, 1, what)
+      judge(lines, what, says)
+      t.notMatch(out, /listening/, what)
+      t.notMatch(out, PASSWORD, `${what}: no password`)
+    }
+    for (const [what, env, says] of others) judge(await refusal({ ...settings(directory), ...env }), what, says)
   },
 )
 

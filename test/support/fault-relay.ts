@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import { createServer, type Socket } from 'node:net'
-import { createSecureContext, TLSSocket } from 'node:tls'
+import { createSecureContext, type SecureContext, TLSSocket } from 'node:tls'
 import type { Test } from 'tap'
 import { makePki } from './pki.ts'
 import { portOf } from './sockets.ts'
@@ -61,10 +61,12 @@ export interface FaultRelay {
 // (node::Environment::CleanupHandles) after everything has ended well. An explicit exit does without that.
 process.once('exit', () => process.exit())
 
+let shared: SecureContext | undefined
+
 /** An SMTP server that follows a script to its fault, over real sockets with real STARTTLS. */
 export async function startFaultRelay(t: Test, script: Script = {}): Promise<FaultRelay> {
   const pki = await makePki()
-  const context = createSecureContext({ cert: pki.server.certificate, key: pki.server.key })
+  const context = (shared ??= createSecureContext({ cert: pki.server.certificate, key: pki.server.key }))
   const complete: Buffer[] = []
   const accepted: Buffer[] = []
   const unanswered: Buffer[] = []
@@ -117,7 +119,7 @@ export async function startFaultRelay(t: Test, script: Script = {}): Promise<Fau
 }
 
 interface Shared {
-  readonly context: ReturnType<typeof createSecureContext>
+  readonly context: SecureContext
   readonly complete: Buffer[]
   readonly accepted: Buffer[]
   readonly unanswered: Buffer[]
