@@ -403,6 +403,21 @@ t.test('a refusal about the state of the mail system puts the message off, and t
   }
 })
 
+t.test('of refusals of every recipient the one that is not about the message counts, wherever it stands', async (t) => {
+  for (const [reply, other, code] of [
+    ['530 5.7.0 Authentication required', '550 5.1.1 nobody', 'relay_unavailable'],
+    ['450 4.7.1 Client host rejected: cannot find your hostname', '450 4.2.0 greylisted', 'relay_unavailable'],
+    ['452 4.3.1 Insufficient system resources', '450 4.2.0 greylisted', 'deferred_by_relay'],
+  ] as const)
+    for (const at of ['a', 'b']) {
+      const relay = await startScripted(t, (command) =>
+        !command.startsWith('RCPT') ? undefined : command.startsWith(`RCPT TO:<${at}@`) ? reply : other,
+      )
+      t.equal(await (await bench(t, [relay])).send(), code, `${reply} to ${at}`)
+      t.equal(await (await bench(t, [relay, await startScripted(t)])).send(), 200, 'the next relay has it')
+    }
+})
+
 t.test('a line that is too long is the message\u2019s fault (RFC 5321 \u00a74.5.3.1.9)', async (t) => {
   const relay = await startScripted(t, (command) => (command === 'dot' ? '500 Line too long' : undefined))
   const { send, problem, changes } = await bench(t, [relay])

@@ -105,7 +105,10 @@ export class Session {
         if (next !== undefined && pipelining) return
         const recipientsRefused = refused.length > 0 && (used || accepted.length === 0)
         if (recipientsRefused && refusal?.step !== 'mail' && (next ?? DATA) === DATA) {
-          const worst = refused.find(({ reply: { code } }) => code < 500) ?? refused.at(-1)
+          const worst =
+            refused.find(({ reply }) => isAboutSession('rcpt', reply) || isAboutSystem('rcpt', reply)) ??
+            refused.find(({ reply: { code } }) => code < 500) ??
+            refused.at(-1)
           refusal = worst && { step: 'rcpt', reply: worst.reply }
         }
         if (refusal !== undefined) {
