@@ -122,6 +122,8 @@ for (const [name, write] of FORMS) {
       { status: 403, code: 'unknown_certificate' },
       'in both headers',
     )
+    t.match(await forward({ [name]: good, [other[0]]: '' }), { status: 200 }, 'beside one that the proxy has blanked')
+    t.match(await forward({ [name]: ['', good] }), { status: 403 }, 'behind an empty one')
     t.match(await forward({ [name]: good }), { status: 200 })
   })
 }
@@ -131,6 +133,7 @@ t.test('a proxy that names no client is asked for one, whatever else it says', a
   for (const headers of [
     {},
     { 'client-cert': '' },
+    { 'client-cert': '', 'x-ssl-client-cert': '' },
     { 'x-forwarded-client-cert': byteSequence(client) },
     { 'x-ssl-cert': escapedPem(client), 'x-forwarded-for': '127.0.0.1', 'x-ssl-client-verify': 'SUCCESS' },
     { x_ssl_client_cert: escapedPem(client) },

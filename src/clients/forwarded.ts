@@ -53,10 +53,10 @@ export class ForwardedCertificates {
 /** The one header that names the client. Node joins repeated ones with a comma, which no form of a certificate has. */
 function forwardedHeader(headers: IncomingHttpHeaders): { name: string; value: string } {
   const [found, ...others] = (['client-cert', 'x-ssl-client-cert'] as const).flatMap((name) => {
-    const value = headers[name]
-    return value === undefined ? [] : [{ name, value: [value].flat().join(', ') }]
+    const value = [headers[name] ?? ''].flat().join(', ')
+    return value === '' ? [] : [{ name, value }] // a proxy may blank what it does not use
   })
-  if (found === undefined || found.value === '')
+  if (found === undefined)
     throw new Problem(
       'client_certificate_required',
       'The proxy named no client certificate in Client-Cert or X-SSL-Client-Cert.',
