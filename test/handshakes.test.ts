@@ -146,6 +146,7 @@ t.test('plain HTTP of any method gets a plain-text 400 that says what the port s
       const [response] = await once(request, 'response')
       t.equal(response.statusCode, 400, method)
       t.match(response.headers, { 'content-type': 'text/plain; charset=utf-8', connection: 'close' })
+      t.match(response.headers, { 'cache-control': 'no-store', 'x-content-type-options': 'nosniff' })
       let text = ''
       for await (const piece of response) text += piece
       t.match(text, /HTTPS with client certificates/)

@@ -17,6 +17,7 @@ const PLAIN_ANSWER = [
   'Content-Type: text/plain; charset=utf-8',
   `Content-Length: ${Buffer.byteLength(PLAIN_TEXT)}`,
   'Cache-Control: no-store',
+  'X-Content-Type-Options: nosniff',
   'Connection: close',
   '',
   PLAIN_TEXT,
