@@ -512,7 +512,7 @@ t.test('the settings and the clients file of the page are right', async (t) => {
   )
 })
 
-t.test('a thousand unknown keys cost no fetch: 503 until the issuer may be asked again, then 401', async (t) => {
+t.test('hundreds of unknown keys cost no fetch: 503 until the issuer may be asked again, then 401', async (t) => {
   const { now } = performance
   let ahead = Math.round(performance.now()) // stands still: a busy machine takes longer for them than the issuer is left alone
   performance.now = () => ahead // t.intercept would keep a stack for each of a hundred thousand calls
@@ -522,7 +522,7 @@ t.test('a thousand unknown keys cost no fetch: 503 until the issuer may be asked
   const unknown = async (kid: string) => ask(`Bearer ${await issuer.token(leaf.certificate, {}, { kid })}`)
   const agent = oneConnection(t)
   const answers = new Set<string>()
-  for (let index = 0; index < 1000; index++) {
+  for (let index = 0; index < 300; index++) {
     const authorization = `Bearer ${await issuer.token(leaf.certificate, {}, { kid: `kid-${index}` })}`
     const { status, json, headers } = await request({ as: leaf, agent, headers: { authorization } })
     answers.add(

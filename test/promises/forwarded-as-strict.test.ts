@@ -597,17 +597,18 @@ listed('of a point of another issuer', 'both refuse', [listOf(idp(pointName(URI_
   })
 }
 
+const pki = await makePki()
+const context = secureContextOptions({
+  cert: pki.server.certificate,
+  key: pki.server.key,
+  clientCa: pki.ca.certificate,
+  crl: undefined,
+  minVersion: 'TLSv1.2',
+  maxVersion: 'TLSv1.3',
+})
+
 /** Whether a handshake against the listener's own secure context ends with a client that is authorized. */
 async function opensslAccepts({ leaf, key: its, above = [], bundle = [rootCertificate], lists }: Case): Promise<boolean> {
-  const pki = await makePki()
-  const context = secureContextOptions({
-    cert: pki.server.certificate,
-    key: pki.server.key,
-    clientCa: pki.ca.certificate,
-    crl: undefined,
-    minVersion: 'TLSv1.2',
-    maxVersion: 'TLSv1.3',
-  })
   const server = createServer({ ...context, ca: [...bundle], ...(lists && { crl: [...lists] }), ...LISTENER_OPTIONS })
   try {
     server.listen(0, '127.0.0.1')

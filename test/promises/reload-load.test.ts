@@ -1,4 +1,5 @@
 import { Agent } from 'node:https'
+import { setTimeout as pause } from 'node:timers/promises'
 import t from 'tap'
 import { issueCertificate } from '../../src/tls/issue.ts'
 import { createRevocationList } from '../support/revocation-list.ts'
@@ -19,6 +20,7 @@ t.test('while everything is replaced again and again under load no request fails
   const callers = Array.from({ length: CALLERS }, async (_, index) => {
     const agent = index % 2 === 0 ? new Agent({ keepAlive: true, maxSockets: 1 }) : undefined
     while (running) {
+      await pause(10) // under load, not at the end of its strength
       const answer = await whoami(client, agent === undefined ? {} : { agent })
       if (answer.status !== 200) throw new Error(`${answer.status} ${answer.code}`)
       answered += 1
