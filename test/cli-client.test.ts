@@ -251,6 +251,15 @@ t.test('two at once are both kept, the mode stays, and a link to the file stays 
   }
   await client(['disable', 'billing'], io)
   t.ok((await lstat(`${folder}/other/link.yaml`)).isSymbolicLink())
+  await symlink('nothing', `${folder}/other/dangling.yaml`)
+  for (const [name, message] of [
+    ['other/dangling.yaml', `${folder}/other/dangling.yaml does not exist.`],
+    ['none/clients.yaml', `The folder ${folder}/none does not exist: make it first.`],
+  ] as const) {
+    const elsewhere = { ...io, env: { ...env, POSTERN_CLIENTS: `${folder}/${name}` } }
+    await t.rejects(client(['add', 'x', '--token', 'x', '--from', '*'], elsewhere), { message })
+  }
+  t.ok((await lstat(`${folder}/other/dangling.yaml`)).isSymbolicLink(), 'one to nothing as well')
   t.match(await read(), 'disabled: true')
   t.equal((await stat(file)).mode & 0o777, 0o644)
 })

@@ -1,5 +1,6 @@
 import { isUtf8 } from 'node:buffer'
-import { type FileHandle, open, realpath, rename, rm, stat } from 'node:fs/promises'
+import { type FileHandle, lstat, open, realpath, rename, rm } from 'node:fs/promises'
+import { dirname } from 'node:path'
 import { setTimeout as wait } from 'node:timers/promises'
 import { readRegularFile } from '../config/regular-file.ts'
 import { codeOf } from '../errors.ts'
@@ -17,7 +18,7 @@ export async function replaceFile(path: string, edit: (text: string) => string):
   const file = await realpath(path).catch(() => path) // a link stays a link
   const lock = await openLock(`${file}.lock`)
   try {
-    const present = await stat(file).catch(() => undefined)
+    const present = await lstat(file).catch(() => undefined) // a link to nothing too
     const before = present === undefined ? Buffer.alloc(0) : worded(path, () => readRegularFile(file))
     if (!isUtf8(before)) throw new UsageError(`${path} is not UTF-8 throughout: save it as that first.`)
     const text = edit(before.toString())
@@ -42,6 +43,7 @@ async function openLock(file: string): Promise<FileHandle> {
     try {
       return await open(file, 'wx', 0o644)
     } catch (error) {
+      if (codeOf(error) === 'ENOENT') throw new UsageError(`The folder ${dirname(file)} does not exist: make it first.`)
       if (codeOf(error) !== 'EEXIST') return refusal(`${file} cannot be made`)(error)
     }
     if (tries === LOCK_TRIES) throw new UsageError(`${file} is in the way: remove it if no other command is at work.`)
