@@ -1,6 +1,6 @@
 import { X509Certificate } from 'node:crypto'
 import { readFileSync, statSync } from 'node:fs'
-import { createSecureContext } from 'node:tls'
+import { createSecureContext, type SecureContext } from 'node:tls'
 import { notSent, reasonOf } from './error.ts'
 
 /** A file's path, or PEM. */
@@ -13,11 +13,12 @@ export interface CredentialFiles {
   readonly key: Pem
 }
 
-/** PEM texts that belong together. */
+/** PEM texts that belong together, and what TLS makes of them. */
 export interface Credentials {
   readonly ca?: string
   readonly cert: string
   readonly key: string
+  readonly secureContext: SecureContext
 }
 
 /** Certificate, key and CA, read again when their files are renewed. */
@@ -40,8 +41,8 @@ export class CredentialStore {
       const stamp = [ca, cert, key].map(stampOf).join()
       if (this.#current !== undefined && stamp === this.#stamp) return this.#current
       const read = { ...(ca !== undefined && { ca: pem(ca) }), cert: pem(cert), key: pem(key) }
-      createSecureContext(read) // throws when key and certificate are no pair
-      this.#current = read
+      // Once for all connections; throws when key and certificate are no pair.
+      this.#current = { ...read, secureContext: createSecureContext(read) }
       this.#stamp = stamp
     } catch (error) {
       if (this.#current === undefined)
