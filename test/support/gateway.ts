@@ -126,7 +126,7 @@ export function testConfig(env: Record<string, string>): Config {
 const contexts = new WeakMap<object, SecureContext>()
 
 /** A client's side of TLS, made once for each certificate: one costs as much as a handshake. */
-function contextOf({ ca }: Pki, as: TestRequest['as']): SecureContext {
+export function contextOf({ ca }: Pick<Pki, 'ca'>, as: TestRequest['as']): SecureContext {
   const made =
     contexts.get(as ?? ca) ?? createSecureContext({ ca: ca.certificate, cert: as?.certificate, key: as?.key })
   contexts.set(as ?? ca, made)

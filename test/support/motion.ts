@@ -7,7 +7,7 @@ import type { Test } from 'tap'
 import { loadAll } from '../../src/cli/serve.ts'
 import { readConfig } from '../../src/config/config.ts'
 import { type Gateway, start } from '../../src/server/start.ts'
-import { ENDED } from './gateway.ts'
+import { contextOf, ENDED } from './gateway.ts'
 import { type Leaf, makePki, type Pki } from './pki.ts'
 import { startRelay, type TestRelay } from './relay.ts'
 
@@ -174,6 +174,7 @@ async function whoami(
     ca: ca ?? pki.ca.certificate,
     cert: as.certificate,
     key: as.key,
+    ...(ca === undefined && { secureContext: contextOf(pki, as) }),
     agent: agent ?? new Agent({ maxCachedSessions: 0 }),
     headers,
   })

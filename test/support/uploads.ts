@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import type { ClientRequest, IncomingMessage } from 'node:http'
 import { Agent, request as httpsRequest } from 'node:https'
-import type { TestAnswer, TestGateway, TestRequest } from './gateway.ts'
+import { contextOf, type TestAnswer, type TestGateway, type TestRequest } from './gateway.ts'
 
 export const RAW = 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], raw: true } }'
 
@@ -83,9 +83,7 @@ export function openUpload(
     path,
     method: 'POST',
     headers,
-    ca: pki.ca.certificate,
-    cert: client.certificate,
-    key: client.key,
+    ...{ secureContext: contextOf(pki, client) }, // which the types of Node do not know
     agent: new Agent({ maxCachedSessions: 0 }),
   })
   const answer = (async () => {
