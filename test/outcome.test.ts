@@ -30,6 +30,22 @@ t.test('a long refusal is judged at once', async (t) => {
   t.ok(cpuMs() - started < 1_000, `${cpuMs() - started} ms`)
 })
 
+t.test(
+  'what is said of the authentication of a message is not about the session, of the name of this machine is',
+  (t) => {
+    const about = (text: string): boolean => isAboutSession('mail', { code: Number(text.slice(0, 3)), text })
+    for (const message of [
+      '550 5.7.20 No passing DKIM authentication',
+      '550 5.7.23 SPF authentication failed',
+      '550 5.7.26 Multiple authentication checks failed',
+      '451 4.7.24 SPF authentication error',
+    ])
+      t.notOk(about(message), message)
+    t.ok(about('550 5.7.25 The IP address sending this message does not have a PTR record'))
+    t.end()
+  },
+)
+
 t.test('a relay that cannot be reached is told as such, whatever keeps it away', async (t) => {
   const relay = await startFaultRelay(t)
   await relay.stop()

@@ -65,9 +65,11 @@ const LATE = 'ETIMEDOUT'
 /** Ends what is still under way when the gateway stops: that is no fault of the relay. */
 export const STOPPED = new RelayFault('connect', { cause: new Error('the gateway stops') })
 
-// RFC 4954 §6, RFC 3207 §4, RFC 5321 §4.2.4, and 5.7.57 and 5.7.64 of Exchange: who has not logged in, or in the wrong order.
+// RFC 4954 §6, RFC 3207 §4, RFC 5321 §4.2.4, and 5.7.57 and 5.7.64 of Exchange: who has not logged in, or in the wrong order;
+// RFC 7372 §3.3: whose address has no name.
 const ABOUT_SESSION = new Set([500, 502, 503, 530, 534, 535, 538])
-const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|57|64)$/
+const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|25|57|64)$/
+const ABOUT_AUTHORS = /^[45]\.7\.2[0-46]$/ // RFC 7372 §3: SPF and DKIM of the message
 // The last is Google's, of whom it does not know by address.
 const IN_WORDS =
   /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host|credentials for relay)\b/i
@@ -93,5 +95,5 @@ export function isAboutSession(step: Step, reply: Reply): boolean {
   if (ABOUT_SESSION.has(reply.code) || ABOUT_LOGIN.test(enhanced)) return true
   if (reply.code < 400 || (step !== 'mail' && step !== 'rcpt')) return false
   if ([501, 504, 521].includes(reply.code) && step === 'mail') return !enhanced.startsWith('5.1.')
-  return IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
+  return !ABOUT_AUTHORS.test(enhanced) && IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
 }
