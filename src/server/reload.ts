@@ -251,8 +251,9 @@ function readAll(paths: readonly string[]) {
       digests.push(hash('sha256', bytes, 'hex'))
       texts.push(bytes.toString())
     } catch (error) {
-      digests.push(reasonsOf(error)[0] ?? '')
-      unreadable ??= error
+      const [reason = ''] = reasonsOf(error)
+      digests.push(reason)
+      unreadable ??= new RangeError(paths.length > 1 ? `${path} ${reason}` : reason)
     }
   }
   return { digests, texts, unreadable }
