@@ -1,6 +1,7 @@
 import t from 'tap'
 import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
 import { startRelay } from './support/relay.ts'
+import { startScripted } from './support/scripted-relay.ts'
 
 const lines = ({ log }: TestGateway) => log.filter(({ msg }) => msg === 'message' || msg === 'refused')
 
@@ -27,6 +28,24 @@ t.test('each message is one line with everything that is known of it', async (t)
     tags: { invoice: '2041' },
   })
   t.notMatch(gateway.relay.messages[0]?.raw.toString(), /invoice|2041/, 'tags stay out of the message')
+})
+
+t.test('a relay that did not take a message is named in its line, with what it said', async (t) => {
+  const refusal = '530 5.7.1 <user@corp.example>: log in first'
+  const first = await startScripted(t, (command) => (command.startsWith('RCPT') ? refusal : undefined))
+  const second = await startScripted(t)
+  const url = `${first.url} ${second.url}`
+  const gateway = await startGateway(t, {
+    env: { POSTERN_SMTP_URL: url, POSTERN_SMTP_TLS: 'off', POSTERN_LOG_RECIPIENTS: 'domain' },
+  })
+  t.equal((await gateway.post(MESSAGE)).status, 200)
+  t.match(lines(gateway), [
+    {
+      relay: second.label,
+      outcome: 'accepted',
+      passed_over: [`${first.label}: it wants a login first: 530 5.7.1 <@corp.example>: log in first.`],
+    },
+  ])
 })
 
 t.test('a refusal is one line too, with the same facts as far as they are known', async (t) => {

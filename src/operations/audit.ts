@@ -50,6 +50,7 @@ export function writeAudit(
   const shown = (email: string): string =>
     recipients === 'full' ? email : recipients === 'none' ? '…' : email.slice(email.lastIndexOf('@'))
   const { problem } = result
+  const said = (text: string): string => (recipients === 'full' ? text : text.replace(ADDRESS, shown))
   const reply = result.response ?? problem?.smtp?.response
   // Each field by its name, since a spread would be the dearest part of the line; what is undefined is left out of it.
   const line = {
@@ -68,7 +69,8 @@ export function writeAudit(
     recipient_count: audit.recipients?.length ?? null,
     bytes: audit.bytes ?? null,
     relay: result.relay ?? problem?.smtp?.relay ?? null,
-    reply: (recipients === 'full' ? reply : reply?.replace(ADDRESS, shown)) ?? null,
+    reply: reply === undefined ? null : said(reply),
+    passed_over: result.passedOver?.map(said),
     rejected:
       recipients === 'none'
         ? (result.rejected?.length ?? 0)

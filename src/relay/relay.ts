@@ -17,6 +17,8 @@ export interface Delivery {
   readonly response: string
   readonly accepted: readonly string[]
   readonly rejected: readonly RejectedRecipient[]
+  /** Why relays that were asked before did not take it. */
+  readonly passedOver?: readonly string[]
 }
 
 export interface SendOptions {

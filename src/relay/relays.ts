@@ -33,17 +33,20 @@ export class Relays {
   async send(outgoing: Outgoing, { client, caller, onMark }: SendOptions = {}): Promise<Delivery> {
     const deadline = performance.now() + this.#timeout
     let answer: Problem | undefined
+    const passedOver: string[] = []
     const relays = this.#inOrder(outgoing)
     for (const [index, relay] of relays.entries()) {
       const now = performance.now()
       if (deadline <= now || caller?.gone === true) break
       const turnEnds = now + (deadline - now) / (relays.length - index)
       try {
-        return await this.#attempt(relay, outgoing, { deadline, turnEnds, client, caller, onMark })
+        const delivery = await this.#attempt(relay, outgoing, { deadline, turnEnds, client, caller, onMark })
+        return passedOver.length === 0 ? delivery : { ...delivery, passedOver }
       } catch (error) {
         if (!(error instanceof AttemptFailed)) throw error
         const { problem, next } = error
         if (next === 'nothing') throw problem
+        passedOver.push(problem.message)
         const mayPass = answer !== undefined && PROBLEMS[answer.code].retryable && CANNOT.has(problem.code)
         if (!mayPass) answer = problem
       }

@@ -65,6 +65,7 @@ export interface MessageResult {
   readonly relay?: string
   readonly response?: string
   readonly rejected?: readonly RejectedRecipient[]
+  readonly passedOver?: readonly string[]
   readonly problem?: Problem
 }
 
