@@ -298,6 +298,9 @@ t.test('a running gateway has the change in force when the command ends, and tel
   const message = { from: 'billing@corp.example', to: 'u@corp.example', subject: 's', text: 't' }
   t.equal((await gateway.post(message)).status, 200)
   t.match(await run({}, 'list'), /^billing +\S+ +\* +20\d\d-\d\d-\d\d \d\d:\d\d +20/m)
+  const adding = ['a', 'b', 'c', 'd'].map((name) => run({}, 'add', name, '--san', `DNS:${name}`, '--from', '*'))
+  for (const line of await Promise.all(adding))
+    t.match(line, / has it in force\.$/, 'also what another has added to since')
   await run({}, 'rotate', 'billing', '--fingerprint', hex(3))
   await t.rejects(run({}, 'prune', 'billing'), { message: /was last seen with .* or add --force/ })
   for (const [listed, by] of [

@@ -41,14 +41,13 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   const clients = clientsFile(io, dir)
   const entry = { fingerprints: [certificate.fingerprint256], ...policy }
   const made: string[] = []
-  let listed = ''
   try {
     for (const file of wanted) {
       await (file === files.key ? create(file, issued.key, 0o600, kind) : create(file, issued.certificate, 0o644, kind))
       made.push(file)
     }
     if (register)
-      listed = await replaceFile(clients, (text) =>
+      await replaceFile(clients, (text) =>
         worded(`${name} cannot be listed:`, () => withRegistered(text, clients, name, entry)),
       )
   } catch (error) {
@@ -66,7 +65,7 @@ export async function cert(args: readonly string[], io: Io): Promise<void> {
   if (kind !== 'client') return
   if (register) {
     io.print(`${clients}: lists ${name} by ${certificate.fingerprint256}`)
-    io.print(await untilInForce(clients, listed, io.env))
+    io.print(await untilInForce(clients, io.env))
   } else {
     io.print(`To list it: postern client add ${name} --cert ${shellWord(files.certificate)} --from PATTERN`)
     io.print('Or paste into the clients file, under "fingerprints", one of:')

@@ -77,7 +77,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     }
   }
   let said = ''
-  const text = await replaceFile(file, (text) =>
+  await replaceFile(file, (text) =>
     worded(`${name}:`, () => {
       const clients = clientsOf(text, file)
       const listed = clients.get(name)
@@ -90,7 +90,7 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
     }),
   )
   io.print(`${file}: ${name} ${said}.`)
-  io.print(await untilInForce(file, text, io.env))
+  io.print(await untilInForce(file, io.env))
 }
 
 /** What stands beside an identity that was added now. */

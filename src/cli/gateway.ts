@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto'
-import { realpath } from 'node:fs/promises'
+import { readFile, realpath } from 'node:fs/promises'
 import { setTimeout as pause } from 'node:timers/promises'
 import { isRecord } from '../config/record.ts'
 import { readConfig } from '../config/config.ts'
@@ -35,11 +35,10 @@ function isStatus(told: unknown): told is Status {
 }
 
 /**
- * A sentence on whether the gateway that runs here has this content of the clients file in force. Waits some seconds for
- * it.
+ * A sentence on whether the gateway that runs here has the clients file in force as it is now: what another command has
+ * written since holds this change too. Waits some seconds for it.
  */
-export async function untilInForce(file: string, text: string, env: Io['env']): Promise<string> {
-  const sha256 = hash('sha256', text, 'hex')
+export async function untilInForce(file: string, env: Io['env']): Promise<string> {
   const url = operationsUrl(env)
   const own = await realpath(file).catch(() => file)
   for (const begun = Date.now(); ; await pause(POLL_MS)) {
@@ -47,7 +46,8 @@ export async function untilInForce(file: string, text: string, env: Io['env']): 
     if (status === undefined)
       return `No gateway answers at ${url}: it holds from its next start on, or within 2 s where one runs elsewhere.`
     const { path, sha256: inForce } = status.clients_file
-    if (inForce === sha256) return `The gateway at ${url} has it in force.`
+    const present = await readFile(file).catch(() => '') // of somebody who takes it away
+    if (inForce === hash('sha256', present, 'hex')) return `The gateway at ${url} has it in force.`
     const isElsewhere = path !== null && (await realpath(path).catch(() => path)) !== own
     if (Date.now() - begun < (isElsewhere ? ELSEWHERE_MS : IN_FORCE_MS)) continue
     if (isElsewhere) return `The gateway at ${url} reads another file, ${path}: there nothing has changed.`

@@ -12,24 +12,22 @@ const LOCK_TRIES = 100 // five seconds in all: of twelve commands at once on two
 /**
  * Replaces a file in one step and keeps its owner and mode. The new text is written to a lock beside it, so that of two
  * commands at once the second edits what the first has written. A file that is not there is an empty one. Throws a
- * UsageError where it cannot be written, and what `edit` throws; the file then stays as it was. Resolves with the new text.
+ * UsageError where it cannot be written, and what `edit` throws; the file then stays as it was.
  */
-export async function replaceFile(path: string, edit: (text: string) => string): Promise<string> {
+export async function replaceFile(path: string, edit: (text: string) => string): Promise<void> {
   const file = await realpath(path).catch(() => path) // a link stays a link
   const lock = await openLock(`${file}.lock`)
   try {
     const present = await lstat(file).catch(() => undefined) // a link to nothing too
     const before = present === undefined ? Buffer.alloc(0) : worded(path, () => readRegularFile(file))
     if (!isUtf8(before)) throw new UsageError(`${path} is not UTF-8 throughout: save it as that first.`)
-    const text = edit(before.toString())
-    await lock.writeFile(text)
+    await lock.writeFile(edit(before.toString()))
     if (present !== undefined) {
       await lock.chown(present.uid, present.gid)
       await lock.chmod(present.mode & 0o777)
     }
     await lock.sync()
     await rename(`${file}.lock`, file)
-    return text
   } catch (error) {
     await rm(`${file}.lock`, { force: true })
     return refusal(`${path} cannot be written`)(error)
