@@ -375,7 +375,7 @@ t.test('one client with many messages does not keep another waiting', async (t) 
   })
   const other = await gateway.pki.client('other')
   const agent = oneConnection(t)
-  for (let n = 0; n < 60; n++) await gateway.post(MESSAGE, { ...ASYNC, agent })
+  for (let n = 0; n < 60; n++) await gateway.post({ ...MESSAGE, subject: `No. ${n}` }, { ...ASYNC, agent })
   const one = await gateway.post({ ...MESSAGE, subject: 'Me too' }, { ...ASYNC, as: other })
   const before = relay.messages.length
   for (let status = 'queued'; status !== 'accepted';) {
@@ -385,6 +385,11 @@ t.test('one client with many messages does not keep another waiting', async (t) 
   const place = relay.messages.findIndex(({ raw }) => raw.includes('Me too'))
   t.ok(place <= before + 6, `its place was ${place}, when ${before} had gone out`)
   await until(() => relay.messages.length === 61)
+  const order = relay.messages.flatMap(({ raw }) => /^Subject: No\. (\d+)/m.exec(raw.toString())?.[1] ?? []).map(Number)
+  t.ok(
+    order.every((number, at) => Math.abs(number - at) <= 2),
+    `its own go out as they came: ${order.join(' ')}`,
+  )
 })
 
 const BILLING_AND_OTHER =
@@ -481,6 +486,7 @@ for (const arrives of [true, false]) {
       await until(() => relay.messages.length === 1)
       armed = true
       const headers = { ...ASYNC.headers, 'idempotency-key': 'k' }
+      const begun = performance.now()
       const answer = await gateway.post(MESSAGE, { headers })
       if (arrives) t.ok([200, 202].includes(answer.status))
       else t.match(answer, { status: 503, json: { code: 'store_unavailable', outcome: 'not_sent' } })
@@ -488,6 +494,7 @@ for (const arrives of [true, false]) {
       t.ok([200, 202].includes((await gateway.post(MESSAGE, { headers })).status))
       await until(() => relay.messages.length > 1)
       t.equal(relay.messages.length, 2)
+      t.ok(performance.now() - begun < 12_000, 'no lease of 15 s has to run out')
     },
   )
 }

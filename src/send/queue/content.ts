@@ -29,16 +29,17 @@ export class Sealer {
 
   /** `owner` says whose message it is: what was sealed for one cannot be opened as another. */
   seal({ bytes, ...rest }: QueuedContent, owner: string): Buffer {
-    const text = JSON.stringify(rest)
-    const head = Buffer.allocUnsafe(4 + Buffer.byteLength(text))
-    head.writeUInt32BE(head.write(text, 4))
+    const head = Buffer.from(`0000${JSON.stringify(rest)}`)
+    head.writeUInt32BE(head.length - 4)
+    const plain = Buffer.concat([head, bytes])
     const [first] = this.#keys
-    if (first === undefined) return Buffer.concat([CLEAR, head, bytes])
+    if (first === undefined) return Buffer.concat([CLEAR, plain])
     const [id, key] = first
     const nonce = this.#nonce()
     const cipher = createCipheriv(CIPHER, key, nonce).setAAD(Buffer.from(owner))
-    const sealed = [cipher.update(head), cipher.update(bytes), cipher.final()]
-    return Buffer.concat([id, nonce, cipher.getAuthTag(), ...sealed])
+    const sealed = cipher.update(plain)
+    cipher.final() // a stream cipher: nothing is left to come
+    return Buffer.concat([id, nonce, cipher.getAuthTag(), sealed])
   }
 
   /** Throws where none of the keys opens it. */

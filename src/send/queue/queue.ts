@@ -90,6 +90,8 @@ export class Queue {
   #timer: NodeJS.Timeout | undefined
   /** The relays failed the last message: one finds out whether they take mail again. */
   #doubtful = false
+  /** Messages may be due in Redis. */
+  #due = true
   #asking = false
   #askAgain = false
   #closed = false
@@ -109,20 +111,32 @@ export class Queue {
   }
 
   /**
-   * Queues a message for whoever holds the lock on its key. With `waitMs` it is tried at once, and the answer comes when
-   * it is settled or put off, or after that time. Throws a 503 Problem; whether it is queued then is for a second look at
-   * the key to tell.
+   * Queues a message for whoever holds the lock on its key, and takes it in hand where there is room and none is due. With
+   * `waitMs` it is tried at once, and the answer comes when it is settled or put off, or after that time. Throws a 503
+   * Problem; whether it is queued then is for a second look at the key to tell.
    */
   async enqueue(lock: Lock, message: NewMessage, waitMs: number): Promise<Times> {
     const { id, client, content } = message
     const { store, sealer, lifetime, relayUp } = this.#options
-    const token = waitMs > 0 && this.#room() > 0 ? randomUUID() : undefined
-    const times = await store.enqueue(lock, message, sealer.seal(content, ownerOf(message)), lifetime, token)
-    if (token !== undefined) {
-      await Promise.race([this.#work({ id, client, token }, 0, content), pause(waitMs, undefined, { ref: false })])
+    const sealed = sealer.seal(content, ownerOf(message))
+    const token = this.#room() > 0 && !this.#asking ? randomUUID() : ''
+    const lease = { id, client, token }
+    if (token !== '') this.#leases.add(lease)
+    const { leased, ...times } = await store.enqueue(lock, message, sealed, lifetime, token).catch((error: unknown) => {
+      // Where it is leased all the same, nobody works on it.
+      const back = token === '' ? undefined : this.#putBack({ lease }, {})
+      back?.catch(() => {}).finally(() => this.#leave(lease))
+      throw error
+    })
+    if (leased) {
+      // Nobody waits for it without `waitMs`: the answer goes first.
+      const work = (): Promise<void> => this.#work(lease, 0, content, waitMs === 0)
+      if (waitMs === 0) setImmediate(work)
+      else await Promise.race([work(), pause(waitMs, undefined, { ref: false })])
       return times
     }
-    if (times.waitMs === 0 && this.#room() > 0) this.kick()
+    this.#due ||= times.waitMs === 0
+    this.#leave(lease)
     const deadline = performance.now() + (relayUp() ? waitMs : 0)
     for (const status of waitMs > 0 ? ['queued', 'sending'] : [])
       await this.changeOf(id, status, deadline - performance.now()).catch(() => {})
@@ -211,10 +225,11 @@ export class Queue {
     try {
       const room = this.#room()
       const { taken, ended, wakeMs: next } = await this.#options.store.claim(room)
-      for (const { lease, tries, content } of taken) void this.#work(lease, tries, content)
+      for (const { lease, tries, content } of taken) void this.#work(lease, tries, content, true)
       for (const change of ended) this.#changed(change)
       // When all places are taken, those that become free look for more.
-      if (taken.length < room) wakeMs = Math.min(POLL_MS, Math.max(next, 5))
+      this.#due = taken.length === room
+      if (!this.#due) wakeMs = Math.min(POLL_MS, Math.max(next, 5))
     } catch {} // Redis is away, which is logged where that is found out
     this.#asking = false
     if (this.#askAgain) return this.kick()
@@ -222,21 +237,24 @@ export class Queue {
     this.#timer = setTimeout(() => this.kick(), wakeMs).unref()
   }
 
-  /** Sends what it has leased: what its caller waits for at once, what comes sealed in its turn. Never rejects. */
-  async #work(lease: Lease, tries: number, content: QueuedContent | Buffer): Promise<void> {
+  /** Sends what it has leased, which may be sealed: what its caller waits for at once, others in line. Never rejects. */
+  async #work(lease: Lease, tries: number, content: QueuedContent | Buffer, inLine: boolean): Promise<void> {
     this.#leases.add(lease)
-    const inLine = Buffer.isBuffer(content)
     try {
       if (inLine) await this.#turn(lease.client)
-      const record = await this.#try(lease, tries, content).finally(() => inLine && this.#next())
+      const record = await this.#try(lease, tries, content, inLine).finally(() => inLine && this.#next())
       await record()
     } catch {
       // Redis is away: the lease runs out, and whoever comes next reads what is known from the record.
     } finally {
-      this.#leases.delete(lease)
-      // Several are taken at a time, where there are several.
-      if (this.#room() >= (this.#doubtful ? 1 : this.#options.most)) this.kick()
+      this.#leave(lease)
     }
+  }
+
+  /** Looks for more in its place: several at a time, where there are several. */
+  #leave(lease: Lease): void {
+    this.#leases.delete(lease)
+    if (this.#due && this.#room() >= (this.#doubtful ? 1 : this.#options.most)) this.kick()
   }
 
   /** Resolves when another may be handed over; `#next` is to be called afterwards. */
@@ -258,11 +276,15 @@ export class Queue {
   }
 
   /** Gives what writes down what became of it. */
-  async #try(lease: Lease, tries: number, found: QueuedContent | Buffer): Promise<() => Promise<void>> {
+  async #try(
+    lease: Lease,
+    tries: number,
+    found: QueuedContent | Buffer,
+    inLine: boolean,
+  ): Promise<() => Promise<void>> {
     const { store, sealer, send, relayUp, clients } = this.#options
     const others = this.#leases.size > 1
-    if (Buffer.isBuffer(found) && (this.#closed || !relayUp() || (this.#doubtful && others)))
-      return () => this.#putBack({ lease }, {})
+    if (inLine && (this.#closed || !relayUp() || (this.#doubtful && others))) return () => this.#putBack({ lease }, {})
     if (Buffer.isBuffer(found) && found.length === 0) {
       const lost = new Problem('internal', 'Redis has lost the content of the message.')
       return () => this.#settle({ lease }, 'cancelled', lost)
@@ -349,6 +371,7 @@ export class Queue {
       ...(at !== undefined && { attempt: attemptOf(at, problem.outcome, problem.smtp) }),
     }
     const due = await persist(() => this.#options.store.release(lease, { ...how, ...record }))
+    this.#due = true
     if (due === 'expired') this.#changed({ id, client, problem, ...told, status: due })
     else if (due !== undefined && problem !== undefined)
       this.#changed({ id, client, problem, ...told, status: 'queued', nextAttempt: due })

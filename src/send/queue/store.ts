@@ -103,16 +103,22 @@ export class QueueStore {
   }
 
   /**
-   * Keeps a message for `lifetime` ms from when it is due, leased at once by `lease`. Throws also where the claim on its key
-   * is no longer held: then nothing is queued.
+   * Keeps a message for `lifetime` ms from when it is due, leased at once by the token `lease` where that is now and no
+   * other is due. Throws also where the claim on its key is no longer held: then nothing is queued.
    */
-  async enqueue(lock: Lock, message: NewMessage, sealed: Buffer, lifetime: number, lease = ''): Promise<Times> {
+  async enqueue(
+    lock: Lock,
+    message: NewMessage,
+    sealed: Buffer,
+    lifetime: number,
+    lease: string,
+  ): Promise<Times & { leased: boolean }> {
     const { id, client, content, due, anonymous } = message
     const told = [content.messageId, sealed, String(due), String(lifetime), lease]
     const args = [lock.token, id, client, ...told, anonymous ? String(ANONYMOUS_KEY_MS) : '']
-    const [at, expires, waitMs] = texts(await this.#run(ENQUEUE, args, [lock.name]))
+    const [at, expires, waitMs, leased] = texts(await this.#run(ENQUEUE, args, [lock.name]))
     if (expires === undefined) throw new Problem('store_unavailable', 'The claim on the message was lost.')
-    return { next_attempt: isoTime(at), expires: isoTime(expires), waitMs: Number(waitMs) }
+    return { next_attempt: isoTime(at), expires: isoTime(expires), waitMs: Number(waitMs), leased: leased === '1' }
   }
 
   async claim(most: number): Promise<{ taken: Taken[]; ended: Ended[]; wakeMs: number }> {
