@@ -162,7 +162,15 @@ export interface Pair {
 
 export const ecKey = (namedCurve = 'P-256', paramEncoding: 'named' | 'explicit' = 'named'): Pair =>
   generateKeyPairSync('ec', { namedCurve, paramEncoding })
-export const rsaKey = (modulusLength = 2048): Pair => generateKeyPairSync('rsa', { modulusLength })
+
+const rsaKeys = new Map<number, Pair>()
+
+/** One of this length, made once: it costs a tenth of a second. */
+export function rsaKey(modulusLength = 2048): Pair {
+  const key = rsaKeys.get(modulusLength) ?? generateKeyPairSync('rsa', { modulusLength })
+  rsaKeys.set(modulusLength, key)
+  return key
+}
 
 export interface Entity extends Pair {
   readonly name: Der
