@@ -187,20 +187,22 @@ t.test('a file that is watched has to be a regular one of at most 16 MiB, and th
   const paths = { clients: 'clients.yaml', client_ca: 'ca.crt', certificate: 'server.key' }
   for (const [part, name] of Object.entries(paths)) {
     const path = join(directory, name)
-    for (const [replace, reason] of [
-      [['mkfifo', path], 'is no regular file'],
-      [['truncate', '-s', '1G', path], 'is larger than 16 MiB'],
-      [['ln', '-s', '/dev/zero', path], 'is no regular file'],
-      [['mkdir', path], 'is a folder'],
+    const next = `${path}.next`
+    for (const [make, reason] of [
+      [['mkfifo', next], 'is no regular file'],
+      [['truncate', '-s', '1G', next], 'is larger than 16 MiB'],
+      [['ln', '-s', '/dev/zero', next], 'is no regular file'],
+      [['mkdir', next], 'is a folder'],
     ] as const) {
       const from = log.length
+      execFileSync(make[0], make.slice(1)) // elsewhere: truncate makes an empty file first
       execFileSync('rm', ['-rf', path])
-      execFileSync(replace[0], replace.slice(1))
+      execFileSync('mv', [next, path])
       let line = await logged(from, part)
       // It may have been looked at between the two commands.
       if (String(line['reasons']).endsWith('does not exist')) line = await logged(log.indexOf(line) + 1, part)
       const told = part === 'certificate' ? `${path} ${reason}` : reason // one of two files
-      t.same(line['reasons'], [told], `${part}: ${replace.join(' ')}`)
+      t.same(line['reasons'], [told], `${part}: ${make.join(' ')}`)
       t.equal((await post(MESSAGE)).status, 200)
     }
     execFileSync('rm', ['-rf', path])
