@@ -12,7 +12,7 @@ import { watchHandshakes } from '../src/server/handshakes.ts'
 import { Metrics } from '../src/operations/metrics.ts'
 import { LISTENER_OPTIONS, secureContextOptions, type TlsMaterial } from '../src/tls/context.ts'
 import { startGateway } from './support/gateway.ts'
-import { makePki } from './support/pki.ts'
+import { makePki, materialOf } from './support/pki.ts'
 import { portOf } from './support/sockets.ts'
 
 const VERSIONS = ['TLSv1.2', 'TLSv1.3'] as const
@@ -211,15 +211,7 @@ type ListenOptions = Partial<TlsMaterial> & { readonly handshakeTimeout?: number
 /** An HTTPS server like the gateway's, watched. */
 async function listen(t: Test, { handshakeTimeout = 10_000, ...material }: ListenOptions = {}) {
   const pki = await makePki()
-  const context = secureContextOptions({
-    cert: pki.server.certificate,
-    key: pki.server.key,
-    clientCa: pki.ca.certificate,
-    crl: undefined,
-    minVersion: 'TLSv1.2',
-    maxVersion: 'TLSv1.3',
-    ...material,
-  })
+  const context = secureContextOptions({ ...materialOf(pki), ...material })
   const server = createServer({ ...context, ...LISTENER_OPTIONS, handshakeTimeout }, (_request, response) =>
     response.end(),
   )

@@ -6,7 +6,7 @@ import { checkDates, peerFrom } from '../../src/clients/peer.ts'
 import { LISTENER_OPTIONS, secureContextOptions } from '../../src/tls/context.ts'
 import { within } from '../../src/tls/der.ts'
 import { ClientTrust } from '../../src/tls/trust.ts'
-import { makePki } from '../support/pki.ts'
+import { makePki, materialOf } from '../support/pki.ts'
 import { portOf } from '../support/sockets.ts'
 import {
   altNames, ANY_USAGE, basicConstraints, bits, certificate, type CertificateSpec, CLIENT_AUTH, daysFromNow, dearKey, ecKey, type Entity, type Ext,
@@ -597,15 +597,7 @@ listed('of a point of another issuer', 'both refuse', [listOf(idp(pointName(URI_
   })
 }
 
-const pki = await makePki()
-const context = secureContextOptions({
-  cert: pki.server.certificate,
-  key: pki.server.key,
-  clientCa: pki.ca.certificate,
-  crl: undefined,
-  minVersion: 'TLSv1.2',
-  maxVersion: 'TLSv1.3',
-})
+const context = secureContextOptions(materialOf(await makePki()))
 
 /** Whether a handshake against the listener's own secure context ends with a client that is authorized. */
 async function opensslAccepts({ leaf, key: its, above = [], bundle = [rootCertificate], lists }: Case): Promise<boolean> {

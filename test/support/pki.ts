@@ -1,4 +1,5 @@
 import { generateKeyPairSync, randomBytes, webcrypto, X509Certificate } from 'node:crypto'
+import type { TlsMaterial } from '../../src/tls/context.ts'
 import { type CertificateRequest, createAuthority, type Issued, issueCertificate } from '../../src/tls/issue.ts'
 import { type Fingerprint, fingerprintOf, type KeyPin, keyPinOf } from '../../src/tls/fingerprint.ts'
 
@@ -90,4 +91,10 @@ function rsaKey(modulusLength: number): string {
     publicKeyEncoding: { type: 'spki', format: 'pem' },
     privateKeyEncoding: { type: 'pkcs8', format: 'pem' },
   }).privateKey
+}
+
+/** What a listener like the gateway's shows and trusts. */
+export function materialOf({ server, ca }: Pki): TlsMaterial {
+  const { certificate: cert, key } = server
+  return { cert, key, clientCa: ca.certificate, crl: undefined, minVersion: 'TLSv1.2', maxVersion: 'TLSv1.3' }
 }
