@@ -1,9 +1,9 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { createSecureContext, rootCertificates } from 'node:tls'
-import { oneLine, readCertificates } from '../tls/context.ts'
+import { oneLine, parseCertificates } from '../tls/context.ts'
 import { TRIED_VERSIONS, type Handshake, type Target, type ServerCertificate, tryVersion } from './tls-probe.ts'
 import { lifetime } from './fingerprint.ts'
-import { type Io, parseCommandLine, readNamed, UsageError } from './usage.ts'
+import { type Io, parseCommandLine, readNamed, UsageError, worded } from './usage.ts'
 
 /**
  * `postern tls HOST:PORT [--cert FILE --key FILE] [--ca FILE]`: tries each version of TLS alone, without and with the
@@ -64,10 +64,8 @@ async function readClient(certFile: string | undefined, keyFile: string | undefi
 }
 
 async function readAuthorities(file: string): Promise<readonly string[]> {
-  const faults: string[] = []
-  const certificates = readCertificates((await readNamed(file)).toString(), file, faults)
-  if (faults.length > 0) throw new UsageError(`${faults.join('; ')}.`)
-  return certificates.map(String)
+  const pem = (await readNamed(file)).toString()
+  return worded(file, () => parseCertificates(pem)).map(String)
 }
 
 // Where Debian, Red Hat and Alpine keep what administrators trust; Node knows only the list it was built with.

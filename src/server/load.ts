@@ -4,7 +4,7 @@ import { readRegularFile } from '../config/regular-file.ts'
 import { LoadError, readOr } from '../errors.ts'
 import { checkWebroot } from '../operations/acme.ts'
 import type { RelayTls } from '../relay/handshake.ts'
-import { readCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
+import { parseCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 
 /** Reads everything that the settings name. What cannot be had is undefined, and told by the faults. */
@@ -20,24 +20,19 @@ export function loadFiles(config: Config, faults: string[]) {
 
 /** Reads and checks the listener's certificate, key, client CA and CRL. Throws a LoadError. */
 export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
-  const parts = [
-    ['POSTERN_TLS_CERT', tls.cert, 'the server certificate'],
-    ['POSTERN_TLS_KEY', tls.key, 'the server key'],
-    ['POSTERN_TLS_CLIENT_CA', tls.clientCa, 'the client CA'],
-    ['POSTERN_TLS_CRL', tls.crl, 'the CRL'],
-  ] as const
-  const [cert = '', key = '', clientCa = '', crl] = readFiles(...parts)
-  try {
-    return secureContextOptions({ cert, key, clientCa, crl, minVersion: tls.minVersion, maxVersion: tls.maxVersion })
-  } catch (error) {
-    if (!(error instanceof LoadError)) throw error
-    const namesOf = (fault: string): string => {
-      const about = parts.filter(([, , part]) => fault.startsWith(part))
-      const named = about.length > 0 ? about : parts.filter(([, file]) => file !== undefined)
-      return named.map(([name, file]) => `${name} ${file}`).join(', ')
-    }
-    throw new LoadError(error.faults.map((fault) => `${namesOf(fault)}: ${fault}.`))
-  }
+  const files = {
+    cert: ['POSTERN_TLS_CERT', tls.cert],
+    key: ['POSTERN_TLS_KEY', tls.key],
+    clientCa: ['POSTERN_TLS_CLIENT_CA', tls.clientCa],
+    crl: ['POSTERN_TLS_CRL', tls.crl],
+  } as const
+  const all = Object.values(files).filter(([, path]) => path !== undefined)
+  const [cert = '', key = '', clientCa = '', crl] = readFiles(...Object.values(files))
+  const material = { cert, key, clientCa, crl, minVersion: tls.minVersion, maxVersion: tls.maxVersion }
+  return secureContextOptions(material, new Date(), (part, fault) => {
+    const about = part === undefined ? all : [files[part]]
+    return `${about.map((file) => file.join(' ')).join(', ')}: ${fault}.`
+  })
 }
 
 /** Reads the clients file, and checks it against the client CA where that could be read. Throws a LoadError. */
@@ -56,24 +51,25 @@ export function loadClients(
 function loadBundle(name: string, path: string | undefined): string | undefined {
   const [pem] = readFiles([name, path])
   if (pem === undefined) return undefined
-  const faults: string[] = []
-  readCertificates(pem, `${name} ${path}`, faults)
-  if (faults.length > 0) throw new LoadError(faults.map((fault) => `${fault}.`))
-  return pem
+  return readOr(
+    () => (parseCertificates(pem), pem),
+    (reason) => {
+      throw new LoadError([`${name} ${path} ${reason}.`])
+    },
+  )
 }
 
 /** What relays are trusted by, and what is shown to them: its dates are theirs to judge. Throws a LoadError. */
 export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
-  const [faults, pairFaults]: [string[], string[]] = [[], []]
+  const faults: string[] = []
   const ca = collect(() => loadBundle('POSTERN_SMTP_CA', smtp.ca), faults)
   const oauthCa = collect(() => loadBundle('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca), faults)
   const files = (): (string | undefined)[] =>
     readFiles(['POSTERN_SMTP_CERT', smtp.cert], ['POSTERN_SMTP_KEY', smtp.key])
   const [cert, key] = collect(files, faults) ?? []
   const pair = cert === undefined || key === undefined ? undefined : { cert, key }
-  if (pair !== undefined) readPair(pair, 'relay', pairFaults)
   const named = `POSTERN_SMTP_CERT, POSTERN_SMTP_KEY (${smtp.cert}, ${smtp.key})`
-  faults.push(...pairFaults.map((fault) => `${named}: ${fault}.`))
+  if (pair !== undefined) readPair(pair, 'relay', (_part, fault) => void faults.push(`${named}: ${fault}.`))
   if (faults.length > 0) throw new LoadError(faults)
   return { ca, oauthCa, ...pair }
 }
@@ -93,9 +89,7 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
  * The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their
  * faults.
  */
-function readFiles(
-  ...files: readonly (readonly [name: string, path: string | undefined, part?: string])[]
-): (string | undefined)[] {
+function readFiles(...files: readonly (readonly [name: string, path: string | undefined])[]): (string | undefined)[] {
   const faults: string[] = []
   const texts = files.map(([name, path]) =>
     readOr(

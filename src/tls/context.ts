@@ -1,7 +1,7 @@
 import { constants, createPrivateKey, X509Certificate } from 'node:crypto'
 import { createSecureContext, type SecureVersion, type TlsOptions } from 'node:tls'
 import { DAY_MS } from '../config/units.ts'
-import { LoadError } from '../errors.ts'
+import { LoadError, readOr } from '../errors.ts'
 
 /** The PEM texts that a listener is made of, as read from their files. */
 export interface TlsMaterial {
@@ -12,6 +12,9 @@ export interface TlsMaterial {
   readonly minVersion: SecureVersion
   readonly maxVersion: SecureVersion
 }
+
+/** Takes what is wrong with a part of the material, or with all of it together. */
+type Report = (part: 'cert' | 'key' | 'clientCa' | 'crl' | undefined, fault: string) => void
 
 /** A complete secure context: nothing in it is left to the runtime's defaults. */
 export type SecureContext = Readonly<ReturnType<typeof secureContextOptions>>
@@ -44,28 +47,35 @@ const HANDSHAKE_TIMEOUT_MS = 10_000 // a slow link with a hardware token; silent
 /**
  * The complete secure context for a start or a reload, from texts alone. Complete matters: a context without `ca` trusts
  * every public CA, and one without `minVersion` falls back to the runtime's own.
- * Throws a LoadError whose faults each begin with the part that they are about.
+ * Throws a LoadError with what `told` makes of each fault and of the part that it is about, if it is about one alone.
  */
-export function secureContextOptions(material: TlsMaterial, now = new Date()) {
+export function secureContextOptions(
+  material: TlsMaterial,
+  now = new Date(),
+  told: (...about: Parameters<Report>) => string = (_part, fault) => fault,
+) {
   const faults: string[] = []
-  const leaf = readPair(material, 'server', faults)
+  const report: Report = (part, fault) => void faults.push(told(part, fault))
+  const leaf = readPair(material, 'server', report)
   if (leaf !== undefined && notAfter(leaf) < now)
-    faults.push(`the server certificate has expired on ${notAfter(leaf).toISOString()}: renew it`)
+    report('cert', `the server certificate has expired on ${notAfter(leaf).toISOString()}: renew it`)
   else if (leaf !== undefined && notBefore(leaf) > now)
-    faults.push(`the server certificate is not valid before ${notBefore(leaf).toISOString()}: check the clock`)
-  const authorities = readCertificates(material.clientCa, 'the client CA file', faults)
+    report('cert', `the server certificate is not valid before ${notBefore(leaf).toISOString()}: check the clock`)
+  const noAuthority = (reason: string): void => report('clientCa', `the client CA file ${reason}`)
+  const authorities = readOr(() => parseCertificates(material.clientCa), noAuthority) ?? []
   for (const authority of authorities) {
     if (!authority.ca)
-      faults.push(
+      report(
+        'clientCa',
         `the client CA bundle holds ${named(authority)}, which is not a CA certificate: put the CA that signed it there instead`,
       )
   }
   // OpenSSL loads only the first list of a text, so each is handed over alone.
   const crl = material.crl === undefined ? [] : blocksOf(material.crl, 'X509 CRL')
   if (crl === undefined)
-    faults.push('the CRL file holds a list that is cut off, or not in PEM form (-----BEGIN X509 CRL-----)')
+    report('crl', 'the CRL file holds a list that is cut off, or not in PEM form (-----BEGIN X509 CRL-----)')
   else if (material.crl !== undefined && crl.length === 0)
-    faults.push('the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
+    report('crl', 'the CRL file holds no list in PEM form (-----BEGIN X509 CRL-----)')
   const options = {
     cert: material.cert,
     key: material.key,
@@ -83,7 +93,7 @@ export function secureContextOptions(material: TlsMaterial, now = new Date()) {
     if (faults.length === 0) createSecureContext(options)
   } catch (error) {
     const reason = error instanceof Error ? error.message : 'unknown reason'
-    faults.push(`the TLS library refuses the certificates: ${reason}`)
+    report(undefined, `the TLS library refuses the certificates: ${reason}`)
   }
   if (faults.length > 0) throw new LoadError(faults)
   return options
@@ -96,11 +106,17 @@ export const LISTENER_OPTIONS = {
   handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
 } as const satisfies TlsOptions
 
-/** The certificates of a PEM text, in order. Text between them is ignored, as openssl does. Throws for a broken one. */
+/**
+ * The certificates of a PEM text, at least one, in order. Text between them is ignored, as openssl does. Throws a RangeError
+ * that ends a sentence about the file.
+ */
 export function parseCertificates(pem: string): X509Certificate[] {
   const blocks = blocksOf(pem, 'CERTIFICATE')
-  if (blocks === undefined) throw new RangeError('one is cut off, or in another form')
-  return blocks.map((block) => new X509Certificate(block))
+  if (blocks?.length === 0) throw new RangeError('holds no certificate in PEM form')
+  try {
+    if (blocks !== undefined) return blocks.map((block) => new X509Certificate(block))
+  } catch {} // told below
+  throw new RangeError('holds a certificate that cannot be read or is cut off (or has another label than CERTIFICATE)')
 }
 
 /**
@@ -140,32 +156,21 @@ function dateOf(text: string, otherwise: number): Date {
   return Number.isNaN(date.getTime()) ? new Date(otherwise) : date
 }
 
-/** The certificates of a file, at least one, or none with what is wrong with the file added to the faults. */
-export function readCertificates(pem: string, what: string, faults: string[]): X509Certificate[] {
-  try {
-    const certificates = parseCertificates(pem)
-    if (certificates.length === 0) faults.push(`${what} holds no certificate in PEM form`)
-    return certificates
-  } catch {
-    faults.push(`${what} holds a certificate that cannot be read or is cut off (or has another label than CERTIFICATE)`)
-    return []
-  }
-}
-
-/** The leaf of a certificate file, where it can be read; with what is wrong with it or its key added to the faults. */
+/** The leaf of a certificate file, where it can be read; what is wrong with it or its key is reported. */
 export function readPair(
   { cert, key: pem }: Pick<TlsMaterial, 'cert' | 'key'>,
   whose: 'server' | 'relay',
-  faults: string[],
+  report: Report,
 ): X509Certificate | undefined {
-  const [leaf] = readCertificates(cert, `the ${whose} certificate file`, faults)
+  const noCertificate = (reason: string): void => report('cert', `the ${whose} certificate file ${reason}`)
+  const [leaf] = readOr(() => parseCertificates(cert), noCertificate) ?? []
   try {
     if (isCut(pem)) throw new RangeError('a block without its end')
     const key = createPrivateKey(pem)
     if (leaf?.checkPrivateKey(key) === false)
-      faults.push(`the ${whose} key does not belong to the ${whose} certificate: take both from the same issue`)
+      report('key', `the ${whose} key does not belong to the ${whose} certificate: take both from the same issue`)
   } catch {
-    faults.push(`the ${whose} key file holds no private key in PEM form (an encrypted key is not supported)`)
+    report('key', `the ${whose} key file holds no private key in PEM form (an encrypted key is not supported)`)
   }
   return leaf
 }
