@@ -196,7 +196,9 @@ t.test('an unknown POSTERN_ name is an error, any other name is not', async (t) 
     [/^POSTERN_PORT_FILE is not/],
     'only secrets can come from files',
   )
-  t.match(faultsOf({ POSTERN_SERVICE_HOST: '10.0.0.1' }), [/enableServiceLinks/], 'what Kubernetes sets is explained')
+  const redis = { POSTERN_REDIS_PORT: 'tcp://10.0.0.2:6379', POSTERN_REDIS_PORT_6379_TCP_ADDR: '10.0.0.2' }
+  const links = faultsOf({ POSTERN_SERVICE_HOST: '10.0.0.1', ...redis })
+  t.match(links, Array(3).fill(/enableServiceLinks/), 'what Kubernetes sets for postern and postern-redis is explained')
 })
 
 t.test('the setting that was most likely meant is named', async (t) => {
@@ -211,6 +213,8 @@ t.test('the setting that was most likely meant is named', async (t) => {
   ] as const)
     t.match(faultsOf({ [`POSTERN_${name}`]: 'x' }), [new RegExp(`did you mean POSTERN_${meant}\\?$`)])
   t.match(faultsOf({ POSTERN_COLOR: 'x' }), [/check its spelling/])
+  for (const name of ['HOST', 'PORT', 'USERNAME', 'PASSWORD_FILE'])
+    t.match(faultsOf({ [`POSTERN_SMTP_${name}`]: 'x' }), [/ it is a part of POSTERN_SMTP_URL\.$/])
 })
 
 t.test('a setting of sendmail is named as that', async (t) => {

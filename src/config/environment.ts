@@ -83,14 +83,17 @@ export function environmentReader(env: Readonly<Record<string, string | undefine
   }
 
   const refuseUnknown = (): void => {
-    for (const name of Object.keys(env)) {
+    for (const [name, value = ''] of Object.entries(env)) {
       if (!name.startsWith('POSTERN_') || known.has(name)) continue
-      const isServiceLink = /^POSTERN_(?:SERVICE_|PORT_\d)/.test(name)
+      const isServiceLink = /_SERVICE_(?:HOST|PORT)|_PORT_\d/.test(name) || /^(?:tcp|udp|sctp):/.test(value)
+      const [, url] = /^(POSTERN_(?:SMTP|REDIS))_(?:HOST|PORT|USER|USERNAME|PASS|PASSWORD)(?:_FILE)?$/.exec(name) ?? []
       const hint = isServiceLink
-        ? 'Kubernetes sets it for a service named postern: put "enableServiceLinks: false" into the pod'
+        ? 'Kubernetes sets it for a service with such a name: put "enableServiceLinks: false" into the pod'
         : /^POSTERN_(?:URL|CA|CERT|KEY|DOMAIN)$/.test(name)
           ? 'it is one of postern sendmail'
-          : likely(name)
+          : url === undefined
+            ? likely(name)
+            : `it is a part of ${url}_URL`
       faults.push(`${name} is not a setting of the gateway: ${hint}${hint.endsWith('?') ? '' : '.'}`)
     }
   }
