@@ -38,6 +38,9 @@ const PLAIN: SendMailOptions = {
   text: 'Hi.',
 }
 
+/** What nodemailer sends, though its types have no word of it. */
+const bytes = (text: string): Buffer => new TextEncoder().encode(text) as Buffer
+
 /** What apps pass to sendMail; `file` is a file of the sender's. */
 function everything(file: string): SendMailOptions {
   return {
@@ -50,7 +53,7 @@ function everything(file: string): SendMailOptions {
     references: ['<0@corp.example>', '<1@corp.example>'],
     subject: 'Überweisung 🧾',
     text: 'Hallo\n.\nWelt',
-    html: '<p>Hallo <img src="cid:logo"></p>',
+    html: bytes('<p>Hallo <img src="cid:logo"></p>'),
     messageId: '<fixed@corp.example>',
     priority: 'high',
     headers: { 'X-Invoice': '2041', 'Auto-Submitted': 'auto-generated' },
@@ -64,6 +67,8 @@ function everything(file: string): SendMailOptions {
       { filename: 'decoded.txt', content: 'aGVsbG8=', encoding: 'base64' },
       { filename: 'opened.txt', content: createReadStream(file) },
       { path: 'data:text/csv;base64,YSxi' },
+      { filename: 'empty.txt', content: '' },
+      { filename: 'bytes.bin', content: bytes('B\u00e4r') },
     ],
   }
 }
@@ -195,6 +200,8 @@ t.test('what JSON cannot say is refused by name, and nothing is sent', async (t)
     'more than one mailbox in from': { from: ['app@corp.example', 'ceo@corp.example'] as unknown as string },
     group: { to: 'Team: a@corp.example, b@corp.example;' },
     'a group in to': { to: 'undisclosed-recipients:;', bcc: 'user@corp.example' },
+    'attachments without a list': { attachments: { content: 'x' } as unknown as [] },
+    'neither text nor bytes': { attachments: [{ content: PNG.toJSON() as unknown as string }] },
     'attachments\\[0\\].headers': { attachments: [{ content: 'x', headers: { 'X-A': 'b' } }] },
     'attachments\\[0\\].raw': { attachments: [{ raw: 'Content-Type: text/plain\r\n\r\nx' }] },
     'attachments\\[0\\].filename: false': { attachments: [{ content: 'x', filename: false as const }] },

@@ -41,6 +41,7 @@ export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
     if (written.flatMap(([other, all]) => (other === name ? all : [])).length > 1) names.push(`more than one ${name}`)
     if (prepared && values.some((value) => value.includes('=?'))) names.push(`prepared ${name}`)
   }
+  if (isGiven(fields['attachments']) && !Array.isArray(fields['attachments'])) names.push('attachments without a list')
   listOf(fields['attachments']).forEach((attachment, index) => {
     const { raw, headers, filename, contentDisposition, cid } = attachment
     const faults = {
@@ -89,8 +90,8 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
     ...Object.fromEntries(Object.entries(lists).filter(([, list]) => list.length > 0)),
     ...(replyTo.length > 0 && { reply_to: replyTo }),
     subject: String(subject),
-    ...(isGiven(text) && { text: String(text) }),
-    ...(isGiven(html) && { html: String(html) }),
+    ...(isGiven(text) && { text: textOf(text) }),
+    ...(isGiven(html) && { html: textOf(html) }),
     ...(attachments.length > 0 && { attachments }),
     ...(Object.keys(headers).length > 0 && { headers }),
     ...(isGiven(messageId) && { message_id: String(messageId).replace(/^\s*<?(.*?)>?\s*$/s, '<$1>') }),
@@ -120,8 +121,7 @@ function checkEnvelope({ message }: ComposedMail, from: readonly Mailbox[], reci
 function attachmentOf({ filename, content, encoding, cid }: Fields, type: unknown): Attachment {
   return {
     filename: String(filename),
-    // Bytes are base64 by now, texts still texts.
-    content: encoding === 'base64' ? String(content) : Buffer.from(String(content ?? '')),
+    content: encoding === 'base64' ? String(content) : bytesOf(content),
     ...(isGiven(type) && { content_type: String(type) }),
     ...(isGiven(cid) && { content_id: String(cid) }),
   }
@@ -129,7 +129,7 @@ function attachmentOf({ filename, content, encoding, cid }: Fields, type: unknow
 
 /** As nodemailer sends an event: beside the text, and as a file. */
 function calendarOf({ content, encoding, method, filename }: Fields) {
-  const text = Buffer.from(String(content), encoding === 'base64' ? 'base64' : 'utf8').toString()
+  const text = (encoding === 'base64' ? Buffer.from(String(content), 'base64') : bytesOf(content)).toString()
   const file = isGiven(filename) ? String(filename) : 'invite.ics'
   return {
     calendar: {
@@ -140,6 +140,21 @@ function calendarOf({ content, encoding, method, filename }: Fields) {
     },
     attachment: { filename: file, content: Buffer.from(text), content_type: 'application/ics' },
   }
+}
+
+/** What nodemailer makes of a content: a Buffer is base64 by now, other bytes and texts are as they were given. */
+function bytesOf(content: unknown): Buffer {
+  if (ArrayBuffer.isView(content)) return Buffer.from(content.buffer, content.byteOffset, content.byteLength)
+  if (content instanceof ArrayBuffer) return Buffer.from(content)
+  if (typeof content !== 'object') return Buffer.from(String(content))
+  const held = fieldsOf(content) // in place of an empty content there is what held it
+  if (!isGiven(held['content']) && ['content', 'filename'].some((name) => name in held)) return Buffer.alloc(0)
+  throw refusal('Content that is neither text nor bytes cannot be sent')
+}
+
+/** Of `text` or `html`: what is no string and no Buffer is still a content. */
+function textOf(value: unknown): string {
+  return typeof value === 'object' ? bytesOf(fieldsOf(value)['content']).toString() : String(value)
 }
 
 const EVENTS = ['never', 'success', 'failure', 'delay'] as const
