@@ -144,6 +144,14 @@ export async function floor(): Promise<Contender> {
   return overHttp('g: bare Fastify that parses and sends nothing', program, [Number(program.ready['port'])])
 }
 
+/** h: the least: the floor, and a message handed to the relay over sessions that stand. Nothing is checked. */
+export async function least(relay: RelayProgram): Promise<Contender> {
+  const program = await startScript('contenders/least.js', {
+    env: { ...applicationEnv(relay), TLS_CERT: certificates.cert, TLS_KEY: certificates.key, TLS_CA: certificates.ca },
+  })
+  return overHttp('h: bare Fastify that sends it on and checks nothing', program, [Number(program.ready['port'])])
+}
+
 /** nginx with one worker, in front of a port. */
 async function startNginx(template: string, upstream: number): Promise<Program & { readonly port: number }> {
   const port = await freePort()

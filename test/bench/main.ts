@@ -6,6 +6,7 @@ import {
   type Callers,
   type Contender,
   floor,
+  least,
   naive,
   pool,
   postern,
@@ -60,6 +61,7 @@ export async function bench({ quick }: { quick: boolean }): Promise<string> {
       await runner(behindNginx(plain), count),
       await runner(behindStream(plain), count),
       await runner(floor(), count),
+      await runner(least(plain), count),
     ],
     rounds,
   )
