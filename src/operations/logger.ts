@@ -5,7 +5,7 @@ import { codeOf } from '../errors.ts'
 
 // Bytes of lines that may wait while nobody reads standard output. Further lines are lost and counted; mail goes on.
 const MAX_WAITING_BYTES = 16 * 1024 * 1024
-const GATHER_MS = 5 // one write for each line would cost more than the line
+const GATHER_MS = 20 // one write for each line would cost more than the line; each takes some 50 µs whatever it holds
 const FULL_PIPE_MS = 10 // a pipe of 64 KB that is read at once carries 6 MB/s so
 const FAILED_MS = 1_000 // until a full disk is tried again
 const END_TRIES = 20 // at the exit, in each FULL_PIPE_MS
@@ -26,7 +26,7 @@ export async function createLogger({ log }: Pick<Config, 'log'>): Promise<Logger
 }
 
 /**
- * Standard output, to which the lines of 5 ms go in one write. Neither a reader that stops nor a disk
+ * Standard output, to which the lines of 20 ms go in one write. Neither a reader that stops nor a disk
  * that is full holds anything up: what finds no room is lost, and `lost` is told how many lines as soon as there is some
  * again. pino's own destination ends the process on ENOSPC and waits at its exit for as long as nobody reads.
  */
