@@ -15,6 +15,8 @@ export interface RelayTls {
   readonly key?: string | undefined
   /** By what the endpoint for tokens is trusted. */
   readonly oauthCa?: string | undefined
+  /** Made of them for the first session: to read the CAs of a system takes 40 ms. */
+  context?: SecureContext
 }
 
 /** What it takes to open a session with a relay. */
@@ -81,8 +83,11 @@ async function open({ address, smtp, tls }: Way, secret: string): Promise<Sessio
     step = secure ? 'tls' : 'starttls'
     const name = smtp.servername ?? host
     const servername = isIP(name) === 0 ? name : undefined
+    const material = tls()
+    const { ca, cert, key } = material
+    const secureContext = (material.context ??= createSecureContext({ ca, cert, key, minVersion: 'TLSv1.2' }))
     // Stated here because NODE_TLS_REJECT_UNAUTHORIZED=0 would otherwise switch verification off.
-    return wire.encrypt({ secureContext: contextOf(tls()), host: name, servername, rejectUnauthorized: true })
+    return wire.encrypt({ secureContext, host: name, servername, rejectUnauthorized: true })
   }
   try {
     await wire.connected()
@@ -110,16 +115,6 @@ async function open({ address, smtp, tls }: Way, secret: string): Promise<Sessio
   } finally {
     clearTimeout(timer)
   }
-}
-
-const contexts = new WeakMap<RelayTls, SecureContext>()
-
-/** Made once for all sessions: to read the CAs of a system takes 40 ms. */
-function contextOf(tls: RelayTls): SecureContext {
-  const { ca, cert, key } = tls
-  const context = contexts.get(tls) ?? createSecureContext({ ca, cert, key, minVersion: 'TLSv1.2' })
-  contexts.set(tls, context)
-  return context
 }
 
 /** EHLO, or HELO (RFC 5321 §3.2) for a server that has never heard of it, where nothing that EHLO announces is needed. */
