@@ -279,7 +279,7 @@ export function filesOf({ tls, clients, smtp }: ReloaderOptions['config']): read
 /** Whether a clients file says nothing, as one does whose writer was stopped, or whose template had nothing to fill in. */
 function holdsNothing(text: string): boolean {
   const content = readYaml(text)
-  return !(content instanceof Map) || (content.size > 0 && !(content.get('clients') instanceof Map))
+  return !(content instanceof Map && content.get('clients') instanceof Map)
 }
 
 /** The names of clients by what became of them; at most 100 each, which is what an operator reads. */

@@ -228,7 +228,7 @@ t.test('serve and check say what is no regular file instead of waiting for it', 
   }
 })
 
-t.test('a clients file that has become empty keeps the last good one, and {} does not', async (t) => {
+t.test('a clients file that has become empty keeps the last good one, and clients: {} does not', async (t) => {
   const relay = await startRelay(t)
   const { directory, child, log, post } = await serve(t, { POSTERN_SMTP_URL: relay.url })
   const line = async (from: number): Promise<Record<string, unknown>> => {
@@ -245,6 +245,7 @@ t.test('a clients file that has become empty keeps the last good one, and {} doe
     'null\n',
     'clients: ~\n',
     '---\n...\n',
+    '{}\n',
   ]) {
     const from = log.length
     writeFileSync(join(directory, 'clients.yaml'), text)
