@@ -171,9 +171,17 @@ t.test('rotate lists a second identity beside the first, prune takes the older o
       .replace('/reports"', '/reports-2"'),
   )
   t.match(await run('prune', 'billing'), [/nothing older/])
-  const kinds =
-    / is known by DNS:b too; take out by hand what is not to count any more: prune leaves one of each kind\.$/
-  t.match(await run('rotate', 'billing', '--san', 'DNS:b'), [kinds])
+  t.match(await run('rotate', 'billing', '--san', 'DNS:b'), [
+    / is known by DNS:b too; postern client prune billing takes/,
+  ])
+  t.match(await run('prune', 'billing'), [`${file}: billing is no longer known by ${hex(8)}.`])
+  await run('rotate', 'billing', '--fingerprint', hex(9))
+  await run('rotate', 'billing', '--san', 'DNS:c')
+  const unclear = `billing: the file does not tell whether DNS:c or ${hex(9)} is newer: take out by hand what is not to count`
+  await t.rejects(run('prune', 'billing'), new UsageError(`${unclear} any more.`))
+  await run('rotate', 'reports', '--ca', hex(7), '--fingerprint', hex(6))
+  t.match(await run('prune', 'reports'), [/ is no longer known by URI:spiffe:\/\/corp\.example\/reports-2\.$/])
+  t.match(await read(), `from: [reports@corp.example]\n    fingerprints:\n      - ${hex(6)}\n# the end`)
   t.match(await run('rotate', 'billing', '--token', 'b'), [
     / is known by token b: what stands beside a token has to agree/,
   ])

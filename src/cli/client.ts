@@ -95,12 +95,9 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
 
 /** What stands beside an identity that was added now. */
 function beside(name: string, text: string, file: string): string {
-  const listed = clientsOf(text, file).get(name)
-  if (listed?.has('token') === true) return ': what stands beside a token has to agree with it'
-  const older = [listed?.get('fingerprints'), listed?.get('san')].some((items) => [items ?? []].flat().length > 1)
-  return older
-    ? ` too; postern client prune ${name} takes the older out`
-    : ' too; take out by hand what is not to count any more: prune leaves one of each kind'
+  return clientsOf(text, file).get(name)?.has('token') === true
+    ? ': what stands beside a token has to agree with it'
+    : ` too; postern client prune ${name} takes the older out`
 }
 
 type Listed = ReadonlyMap<string, unknown>
@@ -109,24 +106,31 @@ type Listed = ReadonlyMap<string, unknown>
 type Change = readonly [text: string, said: string]
 
 /**
- * Of several fingerprints, and of several names, the one that was listed last stays. Throws a RangeError for what a gateway
- * has last seen the client with.
+ * The identity that was listed last stays: `rotate` puts one at the end of its list, and a list that is new at the end of the
+ * entry. Throws a RangeError where that does not tell which it is, and for what a gateway has last seen the client with.
  */
 function pruned(text: string, name: string, listed: Listed, seen: Status['clients'][number] | undefined): Change {
   let edited = text
-  const removed: string[] = []
-  const left: string[] = []
-  for (const key of ['fingerprints', 'san']) {
-    const items = [listed.get(key) ?? []].flat().map(String)
-    for (let index = items.length - 2; index >= 0; index--)
-      edited = withValue(edited, ['clients', name, key, index], undefined)
-    removed.push(...items.slice(0, -1))
-    left.push(...items.slice(-1))
+  const takeOut = (...path: (string | number)[]): void => {
+    edited = withValue(edited, ['clients', name, ...path], undefined)
+  }
+  const lists = [...listed].flatMap(([key, value]) =>
+    key === 'fingerprints' || key === 'san' ? [{ key, items: [value].flat().map(String) }] : [],
+  )
+  const removed = lists.flatMap(({ items }) => items)
+  const [newest = ''] = removed.splice(-1)
+  for (const { key, items } of lists) {
+    if (items.includes(newest)) for (let index = items.length - 2; index >= 0; index--) takeOut(key, index)
+    else if (items.length === 1) for (const one of key === 'san' && listed.has('ca') ? ['ca', key] : [key]) takeOut(one)
+    else {
+      const why = `the file does not tell whether ${items.at(-1)} or ${newest} is newer`
+      throw new RangeError(`${why}: take out by hand what is not to count any more`)
+    }
   }
   // Of pins the gateway does not tell which: one that is left may be it.
   const used = `${seen?.known_by}, ${seen?.fingerprint?.replaceAll(':', '').toLowerCase()}`.split(', ')
   const isUsed = (one: string): boolean =>
-    isKeyPin(one) ? used.includes(KEY_PIN) && !left.some(isKeyPin) : used.includes(parseIdentity(one))
+    isKeyPin(one) ? used.includes(KEY_PIN) && !isKeyPin(newest) : used.includes(parseIdentity(one))
   const inUse = removed.find(isUsed)
   if (inUse !== undefined)
     throw new RangeError(
