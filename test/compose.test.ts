@@ -156,6 +156,22 @@ t.test('a display name with special characters comes back exactly, and never as 
   }
 })
 
+t.test('a name of everyday length is one encoded word, since some readers show a space between two', async (t) => {
+  for (const name of [
+    'Müller, Jörg (Rechnungswesen)',
+    'Abteilung Rechnungswesen Süd-Ost GmbH',
+    'Société Générale – Service Client',
+    '山田太郎 カスタマーサポ',
+    'Отдел продаж Москва',
+    '"Acme" Billing Department of Everything Inc.',
+  ]) {
+    const address = { email: 'user@corp.example', name }
+    const raw = compose({ ...BASE, from: address, reply_to: address, text: 'x' })
+    t.equal(raw.toString().split('=?UTF-8?').length - 1, 2, name)
+    checkWire(t, raw)
+  }
+})
+
 t.test('encoded words in the subject are shown, not decoded', async (t) => {
   for (const subject of [
     '=?UTF-8?B?RnJlZSBtb25leQ==?=',

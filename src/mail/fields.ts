@@ -1,4 +1,4 @@
-import { encodedWords } from './encoded-words.ts'
+import { encodedWords, MOST_OF_NAME } from './encoded-words.ts'
 import { type Mailbox, needsEncodedWords } from './mailbox.ts'
 
 // RFC 5322 §2.1.1, without the CRLF.
@@ -64,7 +64,7 @@ export function mailboxes(list: readonly Mailbox[]): readonly string[] {
 
 /** RFC 5322 §3.2.5. A quoted string is one token. */
 function phrase(name: string): readonly string[] {
-  if (needsEncodedWords(name)) return encodedWords(name)
+  if (needsEncodedWords(name)) return encodedWords(name, MOST_OF_NAME)
   return /^[\w!#$%&'*+/^`{|}~-]+(?: [\w!#$%&'*+/^`{|}~-]+)*$/.test(name) ? name.split(' ') : [`"${name}"`]
 }
 
