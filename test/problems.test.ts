@@ -101,7 +101,17 @@ t.test('a path that is not there is 404, a method that is not taken is 405 with 
 
 t.test('an answer that the caller cannot read is 406, and a body that the path does not take is 415', async (t) => {
   const { request, post } = await startGateway(t)
-  for (const accept of ['text/html', 'image/*', 'application/json;q=0', 'text/html, application/xml;q=0.9'])
+  for (const accept of [
+    'text/html',
+    'image/*',
+    'application/json;q=0',
+    'text/html, application/xml;q=0.9',
+    'application/json;q=0, */*',
+    '*/*, application/*;Q=0.000 ',
+    'application/json;x="a,b;c\\"";q=0',
+    'text/html;x="a, application/json,b"',
+    'text/html;x="\\", application/json,b',
+  ])
     checkAnswer(t, await request({ headers: { accept } }), 406, 'not_acceptable')
   for (const accept of [
     '*/*',
@@ -111,6 +121,8 @@ t.test('an answer that the caller cannot read is 406, and a body that the path d
     'application/problem+json',
     'text/html, */*;q=0.1',
     'application/json; charset=utf-8',
+    '*/*;q=0,\tapplication/json\t;\tq=0.001',
+    'application/*;q=0, application/json;x=";q=0"',
   ]) {
     checkAnswer(t, await post(MESSAGE, { headers: { accept } }), 200)
   }

@@ -39,16 +39,25 @@ export function originForm(target: string): string {
   return path.startsWith('/') ? path : `/${path}`
 }
 
-const ACCEPTED = ['*/*', 'application/*', 'application/json', 'application/problem+json']
-
 /** Throws a 406 Problem where an Accept header (RFC 9110 §12.5.1) leaves no room for JSON. */
 export function checkAccept({ headers }: FastifyRequest, _reply: FastifyReply, done: () => void): void {
   const { accept } = headers
-  if (accept === undefined || accept === '*/*' || accept === '' || accept.split(',').some(leavesRoom)) return done()
+  if (accept === undefined || accept === '*/*' || accept === '' || takesJson(accept)) return done()
   throw new Problem('not_acceptable', 'Answers come as application/json or application/problem+json.')
 }
 
-function leavesRoom(range: string): boolean {
-  const [type = '', ...params] = range.split(';').map((part) => part.trim().toLowerCase())
-  return ACCEPTED.includes(type) && !params.some((param) => /^q=0(\.0*)?$/.test(param))
+// A range is overridden by one that is more exact.
+const RANGES = ['application/json', 'application/*', '*/*']
+const QUOTED = /"(?:[^"\\]|\\.?)*"?/g
+
+function takesJson(accept: string): boolean {
+  const ranges = accept
+    .replace(QUOTED, '')
+    .split(',')
+    .map((range) => range.toLowerCase().split(/[ \t]*;[ \t]*/))
+  const ofType = (type: string): readonly string[][] => ranges.filter(([given]) => given?.trim() === type)
+  const deciding = RANGES.map(ofType).find(({ length }) => length > 0) ?? []
+  return [...deciding, ...ofType('application/problem+json')].some(
+    (range) => !range.some((part) => /^q=0(\.0*)?\s*$/.test(part)),
+  )
 }
