@@ -228,16 +228,21 @@ t.test('a try that nobody answers is given up in time for another, whatever is c
   t.teardown(() => clearInterval(collecting))
   const gateway = await startGateway(t)
   const { certificate, key } = gateway.pki.server
-  let requests = 0
-  const server = createHttpsServer({ cert: certificate, key }, (request, response) => {
-    requests += 1
-    request.resume()
-    if (requests > 1) response.end('{"status":"accepted"}')
+  const requests: string[] = []
+  let answerHeld = (): void => {}
+  const server = createHttpsServer({ cert: certificate, key }, ({ method = '' }, response) => {
+    requests.push(method)
+    if (method === 'GET') answerHeld = () => void response.end('{"status":"queued"}')
+    if (requests.filter((one) => one === 'POST').length < 2) return
+    response.end('{"status":"accepted"}')
+    answerHeld()
   })
   const url = `https://localhost:${await listen(t, server)}`
   const client = clientOf(t, gateway, { url, timeout: 20_000 })
+  const held = client.message('held', { wait: 15 })
   t.match(await client.send(MESSAGE), { status: 'accepted' })
-  t.equal(requests, 2)
+  t.match(await held, { status: 'queued' })
+  t.same(requests.sort(), ['GET', 'POST', 'POST'], 'but not one whose answer is to be held')
 })
 
 t.test('a stream that is slow while a try is answered early goes on whole with the next try', async (t) => {

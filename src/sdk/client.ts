@@ -74,6 +74,7 @@ const TIMEOUT_MS = 120_000
 const LONGEST_MS = 2 ** 31 - 1 // a timer of more ends at once
 const TIMED_OUT = new Error('timeout')
 const SHORTEST_TRY_MS = 10_000
+const LONGEST_WAIT_S = 60 // for which a gateway holds an answer
 const MAX_CONNECTIONS = 50 // the gateway's own pool is smaller; what is more waits here
 const FIRST_PAUSE_S = 0.25
 const LONGEST_PAUSE_S = 10
@@ -243,7 +244,8 @@ export class Postern {
     // A connection that died without a sign is given up in time for another; a stream takes as long as it takes. No
     // AbortSignal.timeout: Node 20 forgets one that AbortSignal.any alone knows of.
     const late = new AbortController()
-    const tryMs = Math.max(Math.ceil(timeout / 2), SHORTEST_TRY_MS)
+    const [, held = 0] = /\bwait=(\d+)/.exec(String(headers?.['prefer'])) ?? []
+    const tryMs = Math.max(Math.ceil(timeout / 2), SHORTEST_TRY_MS + Math.min(Number(held), LONGEST_WAIT_S) * 1_000)
     const timer = body === undefined || Buffer.isBuffer(body) ? setTimeout(() => late.abort(), tryMs) : undefined
     return attempt({
       // Without a key nothing tells a connection that was closed meanwhile from one that was lost: such a call has its own.
