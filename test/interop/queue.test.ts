@@ -11,6 +11,7 @@ import { startOnFiles } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
 import { createRevocationList } from '../support/revocation-list.ts'
+import { startScripted } from '../support/scripted-relay.ts'
 import { listen } from '../support/sockets.ts'
 import { type RedisServer, startRedis } from './redis-server.ts'
 
@@ -394,6 +395,35 @@ t.test('one client with many messages does not keep another waiting', async (t) 
 
 const BILLING_AND_OTHER =
   'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: RATE }, other: { san: ["DNS:other"], from: ["*"] } }'
+
+t.test(
+  'refusals of one client do not hold up what another has queued, though the relay is slow to refuse',
+  async (t) => {
+    const many = 30
+    let refused = 0
+    const relay = await startScripted(t, (command, { socket }) => {
+      if (!command.startsWith('RCPT TO:<dead')) return undefined
+      refused += 1
+      setTimeout(() => socket.write('550 5.7.1 Relaying denied. Proper authentication required.\r\n'), 200)
+      return null
+    })
+    relay.offers = []
+    const { gateway } = await setUp(t, {
+      clients: BILLING_AND_OTHER.replace('RATE', '1000000/second'),
+      env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TLS: 'off', POSTERN_SMTP_CONNECTIONS: '4' },
+    })
+    const as = await gateway.pki.client('other')
+    const [own, others] = [oneConnection(t), oneConnection(t)]
+    const send_at = new Date(Date.now() + 600).toISOString()
+    for (let n = 0; n < many; n++)
+      await Promise.all([
+        gateway.post({ ...MESSAGE, send_at, to: 'dead@corp.example' }, { agent: own }),
+        gateway.post({ ...MESSAGE, send_at }, { agent: others, as }),
+      ])
+    await until(() => relay.messages.length === many)
+    t.ok(refused < many / 2, `meanwhile ${refused} were refused`)
+  },
+)
 
 /** Makes so many of a message that is queued for later, all of them due. */
 async function multiply(redis: RedisServer, id: string, many: number): Promise<void> {

@@ -73,8 +73,10 @@ const RETRY_MINUTES = [1, 5, 15, 60] // and 60 from then on
 /** States of a message of which the relay has nothing. */
 const NOT_SENT = ['rejected', 'expired', 'cancelled']
 
-/** Messages that are in hand for each that may be handed over at a time: no session with a relay waits for Redis. */
+/** Messages of a client that are in hand for each of it that may be handed over at a time: no session waits for Redis. */
 const AHEAD = 3
+/** Those of all clients: where one has as many as it may have, be they slow, there is room for others. */
+const ALL_AHEAD = AHEAD + 1
 
 /** Messages that were accepted and are sent when that can be done: each ends in one state, and is handed over once at most. */
 export class Queue {
@@ -84,9 +86,10 @@ export class Queue {
   readonly #changes = new EventEmitter().setMaxListeners(0)
   #waiters = 0
   readonly #renewal: NodeJS.Timeout
-  /** Those in hand that wait until another has been handed over, by client: clients take turns. */
-  readonly #line = new Map<string, (() => void)[]>()
-  #free: number
+  /** Of each client how many are being handed over, and those in hand that wait for that: the relays let clients take turns. */
+  readonly #lines = new Map<string, { going: number; readonly waiting: (() => void)[] }>()
+  /** Those that were in hand when it last asked, and are no longer. */
+  #left = 0
   #timer: NodeJS.Timeout | undefined
   /** The relays failed the last message: one finds out whether they take mail again. */
   #doubtful = false
@@ -98,7 +101,6 @@ export class Queue {
 
   constructor(options: QueueOptions) {
     this.#options = options
-    this.#free = options.most
     this.#renewal = setInterval(() => {
       if (this.#leases.size > 0) options.store.renew(this.#leases).catch(() => {})
     }, RENEW_MS).unref()
@@ -119,7 +121,8 @@ export class Queue {
     const { id, client, content } = message
     const { store, sealer, lifetime, relayUp } = this.#options
     const sealed = sealer.seal(content, ownerOf(message))
-    const token = this.#room() > 0 && !this.#asking ? randomUUID() : ''
+    const mayTake = this.#room() > 0 && !this.#asking && (this.#inHand().get(client) ?? 0) < this.#share
+    const token = mayTake ? randomUUID() : ''
     const lease = { id, client, token }
     if (token !== '') this.#leases.add(lease)
     const { leased, ...times } = await store.enqueue(lock, message, sealed, lifetime, token).catch((error: unknown) => {
@@ -200,8 +203,7 @@ export class Queue {
   stop(): void {
     this.#closed = true
     clearTimeout(this.#timer)
-    for (const begin of [...this.#line.values()].flat()) begin()
-    this.#line.clear()
+    for (const { waiting } of this.#lines.values()) for (const begin of waiting.splice(0)) begin()
   }
 
   /** Waits until what was being sent is written down, `ms` at most. */
@@ -216,7 +218,18 @@ export class Queue {
   #room(): number {
     const { relayUp, most } = this.#options
     if (this.#closed || !relayUp()) return 0
-    return Math.max(0, (this.#doubtful ? 1 : AHEAD * most) - this.#leases.size)
+    return Math.max(0, (this.#doubtful ? 1 : ALL_AHEAD * most) - this.#leases.size)
+  }
+
+  /** How many messages of one client it may take in hand. */
+  get #share(): number {
+    return AHEAD * this.#options.most
+  }
+
+  #inHand(): Map<string, number> {
+    const inHand = new Map<string, number>()
+    for (const { client } of this.#leases) inHand.set(client, (inHand.get(client) ?? 0) + 1)
+    return inHand
   }
 
   async #ask(): Promise<void> {
@@ -224,11 +237,13 @@ export class Queue {
     let wakeMs = POLL_MS
     try {
       const room = this.#room()
-      const { taken, ended, wakeMs: next } = await this.#options.store.claim(room)
+      this.#left = 0
+      const asked = this.#options.store.claim(room, this.#share, this.#inHand())
+      const { taken, ended, more, wakeMs: next } = await asked
       for (const { lease, tries, content } of taken) void this.#work(lease, tries, content, true)
       for (const change of ended) this.#changed(change)
       // When all places are taken, those that become free look for more.
-      this.#due = taken.length === room
+      this.#due = more || taken.length === room
       if (!this.#due) wakeMs = Math.min(POLL_MS, Math.max(next, 5))
     } catch {} // Redis is away, which is logged where that is found out
     this.#asking = false
@@ -242,7 +257,7 @@ export class Queue {
     this.#leases.add(lease)
     try {
       if (inLine) await this.#turn(lease.client)
-      const record = await this.#try(lease, tries, content, inLine).finally(() => inLine && this.#next())
+      const record = await this.#try(lease, tries, content, inLine).finally(() => inLine && this.#next(lease.client))
       await record()
     } catch {
       // Redis is away: the lease runs out, and whoever comes next reads what is known from the record.
@@ -254,25 +269,22 @@ export class Queue {
   /** Looks for more in its place: several at a time, where there are several. */
   #leave(lease: Lease): void {
     this.#leases.delete(lease)
-    if (this.#due && this.#room() >= (this.#doubtful ? 1 : this.#options.most)) this.kick()
+    if (this.#due && this.#room() > 0 && (++this.#left >= this.#options.most || this.#doubtful)) this.kick()
   }
 
-  /** Resolves when another may be handed over; `#next` is to be called afterwards. */
+  /** Resolves when another of the client may be handed over; `#next` is to be called afterwards. */
   async #turn(client: string): Promise<void> {
-    if (this.#free > 0) return void (this.#free -= 1)
-    const own = this.#line.get(client) ?? []
-    this.#line.set(client, own)
-    await new Promise<void>((resolve) => own.push(resolve))
+    const own = this.#lines.get(client) ?? { going: 0, waiting: [] }
+    this.#lines.set(client, own)
+    if (own.going < this.#options.most) own.going += 1
+    else await new Promise<void>((resolve) => own.waiting.push(resolve))
   }
 
-  #next(): void {
-    const [first] = this.#line
-    if (first === undefined) return void (this.#free += 1)
-    const [client, own] = first
-    const begin = own.shift()
-    this.#line.delete(client)
-    if (own.length > 0) this.#line.set(client, own)
-    begin?.()
+  #next(client: string): void {
+    const own = this.#lines.get(client)
+    const begin = own?.waiting.shift()
+    if (begin !== undefined) begin()
+    else if (own !== undefined && --own.going === 0) this.#lines.delete(client)
   }
 
   /** Gives what writes down what became of it. */
@@ -318,7 +330,8 @@ export class Queue {
     } catch (error) {
       if (lost) return async () => {}
       const [work, problem] = [tried(), error instanceof Problem ? error : failedOnTheWay(error)]
-      this.#doubtful = problem.code === 'relay_unavailable'
+      // Where it refused recipients it took the sender: others may have better luck with theirs.
+      this.#doubtful = problem.code === 'relay_unavailable' && problem.smtp?.rejected === undefined
       if (problem.outcome === 'unknown') return () => this.#settle(work, 'unknown', problem)
       if (!PROBLEMS[problem.code].retryable) return () => this.#settle(work, 'rejected', problem)
       // That Redis was away for the mark, or that this gateway stops, is no attempt.

@@ -121,13 +121,22 @@ export class QueueStore {
     return { next_attempt: isoTime(at), expires: isoTime(expires), waitMs: Number(waitMs), leased: leased === '1' }
   }
 
-  async claim(most: number): Promise<{ taken: Taken[]; ended: Ended[]; wakeMs: number }> {
+  /**
+   * Leases messages that are due, of each client at most `share` with those that are in hand. `more`: there are others, of
+   * clients that have their share.
+   */
+  async claim(
+    most: number,
+    share: number,
+    inHand: ReadonlyMap<string, number>,
+  ): Promise<{ taken: Taken[]; ended: Ended[]; more: boolean; wakeMs: number }> {
     const token = randomUUID()
-    const args = [token, String(most), this.#unheard]
+    const args = [token, most, this.#unheard, share, ...[...inHand].flat()].map(String)
     this.#unheard = token
-    const [claimed, ended, wakeMs] = list(await runScript(this.#redis, CLAIM, [], args, true))
+    const [claimed, ended, more, wakeMs] = list(await runScript(this.#redis, CLAIM, [], args, true))
     this.#unheard = ''
     return {
+      more: Number(more) > 0,
       taken: list(claimed).map((entry) => {
         const [id, client, tries, content] = list(entry)
         return {

@@ -1,9 +1,12 @@
 -- Ends what has ended by itself (leases, lifetimes) and leases messages that are due, a client after the other. ARGV:
--- token, how many, the token of an earlier claim whose answer was lost, or "". Gives [id, client, tries, content] of
--- those that are leased, [id, client, status] of those that ended, and the ms until there is more to do.
+-- token, how many, the token of an earlier claim whose answer was lost, or "", the most of a client, and of each client
+-- how many it has. Gives [id, client, tries, content] of those that are leased, [id, client, status] of those that ended,
+-- how many clients were passed over, and the ms until there is more to do.
 free()
-local token, many, unheard = unpack(ARGV)
+local token, many, unheard, share = unpack(ARGV)
 local claimed, ended = {}, {}
+local has, passed = {}, 0
+for i = 5, #ARGV, 2 do has[ARGV[i]] = tonumber(ARGV[i + 1]) end
 local asked = tonumber(redis.call('GET', P .. 'asked') or 0)
 local silent = now - asked > SILENCE_MS
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'leases', silent and '-inf' or now + LEASE_MS + 1, '+inf')) do
@@ -55,10 +58,14 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', P .. 'expiry', '-inf', now, 'LIM
   end
 end
 while #claimed < tonumber(many) do
-  local client = redis.call('ZRANGEBYSCORE', P .. 'ready', '-inf', '(' .. now + 1, 'LIMIT', 0, 1)[1]
+  local client = redis.call('ZRANGEBYSCORE', P .. 'ready', '-inf', '(' .. now + 1, 'LIMIT', passed, 1)[1]
   if not client then break end
+  local full = (has[client] or 0) >= tonumber(share)
   local id = redis.call('ZRANGEBYSCORE', P .. 'd:' .. client, '-inf', now, 'LIMIT', 0, 1)[1]
-  if id then
+  if full then
+    passed = passed + 1
+  elseif id then
+    has[client] = (has[client] or 0) + 1
     redis.call('ZREM', P .. 'd:' .. client, id)
     redis.call('ZREM', P .. 'expiry', id)
     redis.call('ZREM', P .. 'away', id)
@@ -69,10 +76,10 @@ while #claimed < tonumber(many) do
       table.insert(claimed, { id, client, tries, redis.call('GET', P .. 'c:' .. id) or '' })
     end
   end
-  place(client, true)
+  if not full then place(client, true) end
 end
 local wake = now + 60000
 for _, set in ipairs({ 'ready', 'expiry', 'leases' }) do
   wake = math.min(wake, tonumber(redis.call('ZRANGE', P .. set, 0, 0, 'WITHSCORES')[2] or wake))
 end
-return { claimed, ended, math.max(0, math.ceil(wake - now)) }
+return { claimed, ended, passed, math.max(0, math.ceil(wake - now)) }
