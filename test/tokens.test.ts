@@ -34,12 +34,15 @@ import { startOnFiles } from './support/motion.ts'
 import { type Leaf, makePki } from './support/pki.ts'
 import { blocks } from './support/readme.ts'
 import { startRelay, type TestRelay } from './support/relay.ts'
+import { FORMS, LINES, watchedRelay } from './support/streaming.ts'
+import { openUpload } from './support/uploads.ts'
 
 const pki = await makePki()
 const CLIENTS = `clients:
   billing: {fingerprints: [FINGERPRINT], from: ["*"]}
   batch: {token: batch-prod, from: ["*"]}
 `
+const TOKEN_FOR_RAW = CLIENTS.replace(/\]}\n$/, '], raw: true}\n')
 
 interface World extends TestGateway {
   readonly issuer: TestIssuer
@@ -554,6 +557,30 @@ t.test('keys are replaced as a set, and what was verified with the old ones is f
   ahead += 30_000
   refused(t, await ask(old), 401, 'invalid_token', 'for good')
 })
+
+t.test(
+  'an upload during which the keys are fetched anew ends well where its token verifies with them too',
+  async (t) => {
+    let ahead = 0
+    const { now: real } = performance
+    t.intercept(performance, 'now', { value: () => real.call(performance) + ahead })
+    const watched = await watchedRelay(t)
+    const { issuer, leaf, ask, port } = await startWorld(t, TOKEN_FOR_RAW, {}, watched.relay)
+    const authorization = `Bearer ${await issuer.token(leaf.certificate)}`
+    for (const { path, type, begin, end } of FORMS) {
+      const begun = watched.begun()
+      const upload = openUpload({ port, pki, client: leaf }, path, { 'content-type': type, authorization })
+      await upload.write(Buffer.concat([begin, LINES]))
+      await begun
+      ahead += 30_000
+      const asked = issuer.asked.length
+      await ask(`Bearer ${await issuer.token(leaf.certificate, {}, { kid: 'unknown' })}`)
+      t.equal(issuer.asked.length, asked + 2)
+      upload.outgoing.end(end)
+      t.match(await upload.answer, { status: 200, json: { status: 'accepted' } }, type)
+    }
+  },
+)
 
 t.test('whatever the issuer answers, keys that are there serve on, for a day', async (t) => {
   let ahead = 0

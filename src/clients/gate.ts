@@ -83,6 +83,17 @@ export function admit(arrival: Arrival, listing: Listing, now = Date.now(), seen
   return caller
 }
 
+/** The same again at the end of a long upload, by when the keys that its token was verified with may have been fetched anew. */
+export async function admitAgain(arrival: Arrival, clients: ClientSource): Promise<void> {
+  try {
+    admit(arrival, clients.current)
+  } catch (error) {
+    if (!(error instanceof UnverifiedToken)) throw error
+    await error.verify()
+    admit(arrival, clients.current)
+  }
+}
+
 /** Who holds the certificate that a request is judged by: that of its connection, or the one that a proxy forwards. */
 export function effectiveHolder(
   { socket, headers }: Arrival,

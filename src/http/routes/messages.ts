@@ -1,6 +1,6 @@
 import { authoriseMessage, tooLarge } from '../../clients/authorise.ts'
 import type { Peer } from '../../clients/peer.ts'
-import { admit } from '../../clients/gate.ts'
+import { admitAgain } from '../../clients/gate.ts'
 import { DAY_MS } from '../../config/units.ts'
 import { Problem, shown } from '../../errors.ts'
 import { type ComposedMessage, composeMessage, type Message, parseMessage } from '../../mail/compose.ts'
@@ -46,7 +46,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         submission.turn.end()
         if (parts === undefined) return whole(composed, submission)
         // The upload may outlive its caller's listing.
-        return arriving(composed, parts, submission, client.name, () => void admit(request.raw, clients.current))
+        return arriving(composed, parts, submission, client.name, () => admitAgain(request.raw, clients))
       }
       try {
         const bodyHash = parts === undefined ? submission.bodyHash : () => parts.digest()
@@ -104,7 +104,7 @@ function arriving(
   parts: Parts,
   { audit, maxSize }: Submission,
   owner: string,
-  last: () => void,
+  last: () => Promise<void>,
 ): Outgoing {
   const streamed = new StreamedContent(owner, parts.upload, async function* () {
     let size = 0
@@ -114,7 +114,7 @@ function arriving(
       yield piece
     }
     audit.bytes = size
-    last()
+    await last()
   })
   return { envelope: composed.envelope, messageId: composed.messageId, open: () => streamed.open(), streamed }
 }

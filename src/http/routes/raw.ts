@@ -1,7 +1,7 @@
 import { type Fault, Problem, readOr } from '../../errors.ts'
 import { addressRefusal, checkRecipientCount, NULL_PATH } from '../../clients/authorise.ts'
 import type { Client } from '../../clients/clients-file.ts'
-import { admit } from '../../clients/gate.ts'
+import { admitAgain } from '../../clients/gate.ts'
 import { type Address, needsSmtpUtf8, parseAddress, type StatedAddress } from '../../mail/mailbox.ts'
 import type { Outgoing } from '../../mail/outgoing.ts'
 import { bodyCheck } from '../../mail/raw-body.ts'
@@ -61,7 +61,7 @@ export function rawRoute(app: TypedApp, options: MessageRouteOptions): void {
             if (piece.length > 0) yield piece
           }
           audit.bytes = upload.size
-          admit(request.raw, clients.current) // the upload may have outlived its caller's listing
+          await admitAgain(request.raw, clients) // the upload may have outlived its caller's listing
         })
         return {
           envelope: {
