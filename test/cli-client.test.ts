@@ -335,6 +335,9 @@ t.test('a running gateway has the change in force when the command ends, and tel
     await run({ POSTERN_CLIENTS: other }, 'disable', 'billing'),
     `reads another file, ${file}: there nothing has changed`,
   )
+  const listed = await run({ POSTERN_CLIENTS: other }, 'list')
+  t.match(listed, /^billing \(disabled\) .* -  +-$/m, 'nor is its client of this name the one that is listed here')
+  t.match(listed, `The gateway here reads another file, ${file}: what was last seen is not known.`)
   const mounted = `${t.testdir({ 'mounted.yaml': await readFile(file) })}/mounted.yaml`
   const [said] = await Promise.all([
     run({ POSTERN_CLIENTS: mounted }, 'disable', 'billing'),

@@ -6,7 +6,7 @@ import { didYouMean, nearest } from '../config/suggest.ts'
 import { IDENTITY_OPTIONS, identityOf, POLICY_OPTIONS, policyOf } from './entry.ts'
 import type { Status } from '../operations/status.ts'
 import { isKeyPin } from '../tls/fingerprint.ts'
-import { gatewayStatus, untilInForce } from './gateway.ts'
+import { comparison, gatewayStatus, untilInForce } from './gateway.ts'
 import { replaceFile } from './replacement.ts'
 import { type Io, parseCommandLine, UsageError, worded } from './usage.ts'
 
@@ -162,7 +162,9 @@ function notListed(name: string, clients: ReadonlyMap<string, unknown>): RangeEr
 /** Who is listed, how each is known, what it may send from, and what the gateway that runs here has seen of it. */
 async function show(file: string, name: string, json: boolean, io: Io): Promise<void> {
   const text = worded(file, () => readRegularFile(file)).toString()
-  const status = await gatewayStatus(io.env)
+  const gateway = await gatewayStatus(io.env)
+  const elsewhere = gateway && (await comparison(gateway, file)).elsewhere
+  const status = elsewhere === undefined ? gateway : undefined // else its clients have these names by chance
   const clients = worded(`${name || file}:`, () => clientsOf(text, file))
   if (name !== '' && !clients.has(name)) throw new UsageError(`${name}: ${notListed(name, clients).message}.`)
   const rows = [...clients].flatMap(([client, entry]) => {
@@ -195,7 +197,8 @@ async function show(file: string, name: string, json: boolean, io: Io): Promise<
     day(seen.certificate_expires),
   ])
   print([['NAME', 'KNOWN BY', 'FROM', 'LAST SEEN', 'CERTIFICATE ENDS'], ...table], io)
-  if (status === undefined) io.print('No gateway answers here: what was last seen is not known.')
+  const why = elsewhere === undefined ? 'No gateway answers here' : `The gateway here reads another file, ${elsewhere}`
+  if (status === undefined) io.print(`${why}: what was last seen is not known.`)
 }
 
 /** What the queue holds of a client, in words. */

@@ -40,20 +40,26 @@ function isStatus(told: unknown): told is Status {
  */
 export async function untilInForce(file: string, env: Io['env']): Promise<string> {
   const url = operationsUrl(env)
-  const own = await realpath(file).catch(() => file)
   for (const begun = Date.now(); ; await pause(POLL_MS)) {
     const status = await gatewayStatus(env)
     if (status === undefined)
       return `No gateway answers at ${url}: it holds from its next start on, or within 2 s where one runs elsewhere.`
-    const { path, sha256: inForce } = status.clients_file
-    const present = await readFile(file).catch(() => '') // of somebody who takes it away
-    if (inForce === hash('sha256', present, 'hex')) return `The gateway at ${url} has it in force.`
-    const isElsewhere = path !== null && (await realpath(path).catch(() => path)) !== own
-    if (Date.now() - begun < (isElsewhere ? ELSEWHERE_MS : IN_FORCE_MS)) continue
-    if (isElsewhere) return `The gateway at ${url} reads another file, ${path}: there nothing has changed.`
+    const { isInForce, elsewhere } = await comparison(status, file)
+    if (isInForce) return `The gateway at ${url} has it in force.`
+    if (Date.now() - begun < (elsewhere === undefined ? IN_FORCE_MS : ELSEWHERE_MS)) continue
+    if (elsewhere !== undefined)
+      return `The gateway at ${url} reads another file, ${elsewhere}: there nothing has changed.`
     const [fault] = status.files.find(({ file }) => file === 'clients')?.faults ?? []
     return `The gateway at ${url} does NOT have it in force: ${fault ?? 'it has not read the file yet, see its log'}.`
   }
+}
+
+/** Whether a gateway has this clients file in force as it is now, and which it reads if that is another one. */
+export async function comparison({ clients_file: { path, sha256 } }: Status, file: string) {
+  const present = await readFile(file).catch(() => '') // of somebody who takes it away
+  const [own, theirs] = await Promise.all([file, path ?? file].map((one) => realpath(one).catch(() => one)))
+  const isInForce = sha256 === hash('sha256', present, 'hex')
+  return { isInForce, elsewhere: isInForce || theirs === own ? undefined : path }
 }
 
 /** `postern health`: asks `/readyz` on the operations port. Throws a UsageError when the gateway is not ready. */
