@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises'
 import t from 'tap'
 import { type GatewayOptions, MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
 import { startRelay } from './support/relay.ts'
@@ -271,6 +272,16 @@ t.test('8-bit octets need 8BITMIME, a header in UTF-8 needs SMTPUTF8', async (t)
   )
   t.equal((await postRaw(plain, `${HEADER}\r\ncafe\r\n`)).status, 200)
   t.equal(plain.relay.messages.length, 1)
+
+  const [first, second] = [await startScripted(t), await startScripted(t)]
+  first.offers = []
+  const env = { POSTERN_SMTP_URL: `${first.url} ${second.url}`, POSTERN_SMTP_TLS: 'off' }
+  const both = await gatewayOf(t, { env })
+  while (first.talks[0]?.commands[0] === undefined) await pause(10)
+  t.equal((await postRaw(both, body)).status, 200, 'the next relay has it')
+  first.talks[0].socket.end()
+  while (first.open > 0) await pause(10)
+  t.equal((await postRaw(both, body)).status, 200, 'also when the first has ended the session in which it was asked')
 })
 
 t.test('sizes hold: of the gateway and of the client, declared and while it streams', async (t) => {

@@ -194,6 +194,18 @@ t.test(
   },
 )
 
+t.test('a session that has been idle and wants another login is left for a fresh one', async (t) => {
+  for (const reply of ['530 5.7.0 Authentication required', '454 4.7.0 The token has expired: authenticate again']) {
+    const relay = await startScripted(t, (command, { number }) =>
+      command.startsWith('MAIL') && number === 0 ? reply : undefined,
+    )
+    const { send, relays, changes } = await bench(t, [relay])
+    await relays.probeAll()
+    t.equal(await send(), 200, reply)
+    t.same([relay.talks.length, changes], [2, []])
+  }
+})
+
 t.test('a relay that grants fewer sessions than are wanted has every message, however it says so', async (t) => {
   const ways: Record<string, (n: number) => string> = {
     '421': () => '421 4.7.0 too many connections!',

@@ -2,7 +2,7 @@ import { Problem, type RejectedRecipient } from '../errors.ts'
 import type { Envelope } from '../mail/compose.ts'
 import type { Outgoing } from '../mail/outgoing.ts'
 import type { Departure } from './departure.ts'
-import { isEnvelope, isLate, late, RelayFault } from './fault.ts'
+import { isAboutSession, isEnvelope, isLate, late, RelayFault } from './fault.ts'
 import { openSession, sessionMs, type Way } from './handshake.ts'
 import type { Ticket } from './line.ts'
 import { AttemptFailed, judge } from './outcome.ts'
@@ -56,6 +56,8 @@ export class Relay {
   readonly label: string
   /** Whether messages could get through when it was last heard of. */
   up = true
+  /** Whether it announced 8BITMIME when it was last asked. */
+  takesEightBit = true
   readonly #pool: Pool
   readonly #events: RelayEvents
   readonly #sessionMs: number
@@ -77,6 +79,7 @@ export class Relay {
       open: async () => {
         const session = await openSession(way)
         this.#offer = session.offer
+        this.takesEightBit = session.offer.has('8BITMIME')
         return session
       },
       lost: () => {
@@ -93,11 +96,6 @@ export class Relay {
   /** Messages that wait for a session or are being handed over. */
   get pending(): number {
     return this.#pool.waiting + this.#pool.counts.busy
-  }
-
-  /** Whether it is known to announce 8BITMIME, or nothing is known yet. */
-  get takesEightBit(): boolean {
-    return this.#offer?.has('8BITMIME') ?? true
   }
 
   /**
@@ -121,7 +119,7 @@ export class Relay {
     } catch (error) {
       if (!(error instanceof RelayFault)) throw error
       refused = error.reply !== undefined
-      const ended = error.reply === undefined || error.reply.code === 421
+      const ended = error.reply === undefined || error.reply.code === 421 || isAboutSession(error.step, error.reply)
       const crowded = error.step === 'mail' && error.reply?.code === 421 && !carried && this.#pool.exceeded(session)
       const judged = judge(error, this.label, outgoing, ended ? rested : carried)
       const failed = crowded ? new AttemptFailed(judged.problem, 'any session') : judged
