@@ -84,3 +84,8 @@ export function bytesOf(outgoing: Outgoing): Buffer {
 export function toOutgoing({ envelope, messageId, bytes }: QueuedContent): Outgoing {
   return { envelope, messageId, open: () => pieces([bytes]) }
 }
+
+/** Whose content it is, for the seal. */
+export function ownerOf({ id, client }: { id: string; client: string }): string {
+  return `${client} ${id}`
+}

@@ -1,75 +1,32 @@
 import { randomUUID } from 'node:crypto'
 import { EventEmitter, once } from 'node:events'
 import { setTimeout as pause } from 'node:timers/promises'
-import { addressRefusal, checkRecipientCount, sizeLimit, tooLarge } from '../../clients/authorise.ts'
-import type { Client } from '../../clients/clients-file.ts'
-import { Problem, PROBLEMS, type SmtpReply } from '../../errors.ts'
-import { parseMailbox } from '../../mail/mailbox.ts'
-import type { Outgoing } from '../../mail/outgoing.ts'
+import { Problem } from '../../errors.ts'
 import type { QueuedMessage } from '../../mail/schemas.ts'
-import type { Delivery } from '../../relay/relay.ts'
-import type { Allowances } from '../allowances.ts'
 import type { Lock } from '../idempotency.ts'
-import { failedOnTheWay, receiptOf } from '../receipt.ts'
-import { type QueuedContent, type Sealer, toOutgoing } from './content.ts'
-import type { Attempt, Lease, NewMessage, PutBack, QueueStore, Times } from './store.ts'
+import { type AttemptOptions, Attempts, POLL_MS, type QueueChange, type Disposition } from './attempt.ts'
+import { ownerOf, type QueuedContent } from './content.ts'
+import type { Lease, NewMessage, QueueStore, Times } from './store.ts'
+import { Turns } from './turns.ts'
+
+export type { QueueChange }
 
 /** A message in wire form that is larger is not queued. */
 export const MOST_BYTES = 1_000_000
 /** The longest that a request may wait for a message. */
 export const MOST_WAIT_MS = 60_000
 
-/** What became of a queued message, for the log and the metrics. */
-export interface QueueChange {
-  readonly id: string
-  readonly client: string
-  readonly status: QueuedMessage['status']
-  readonly content?: QueuedContent | undefined
-  readonly delivery?: Delivery
-  /** Why it was put off or did not go. */
-  readonly problem?: Problem | undefined
-  /** Unix ms. */
-  readonly nextAttempt?: number
-  /** Of the attempt. */
-  readonly durationMs?: number
-}
-
-interface QueueOptions {
-  readonly store: QueueStore
-  readonly sealer: Sealer
-  /**
-   * Hands a message over. `onMark` is asked right before the first octet of the content leaves: `false`, and it does not
-   * leave.
-   */
-  readonly send: (outgoing: Outgoing, client: string, onMark: (relay: string) => Promise<boolean>) => Promise<Delivery>
+interface QueueOptions extends AttemptOptions {
   readonly relayUp: () => boolean
-  readonly allowances: Allowances
-  /** Those that are listed now. */
-  readonly clients: () => ReadonlyMap<string, Client>
-  readonly revoked: (certificate: QueuedContent['certificate']) => boolean
-  readonly limits: { readonly maxRecipients: number; readonly maxSize: number }
   /** Messages that are sent at a time. */
   readonly most: number
   /** Ms from when a message is due. */
   readonly lifetime: number
-  readonly changed: (change: QueueChange) => void
 }
 
-/** A message that was worked on; with `at`, that it was tried. */
-interface Tried {
-  readonly lease: Lease
-  readonly content?: QueuedContent
-  readonly at?: string
-  readonly durationMs?: number
-}
-
-const POLL_MS = 1_000
 const RENEW_MS = 5_000
 const WAIT_POLL_MS = 500
 const MOST_WAITING = 1_000
-const SETTLE_TRIES = 60
-const UNREADABLE_RETRY_MS = 60_000 // another replica may have the key
-const RETRY_MINUTES = [1, 5, 15, 60] // and 60 from then on
 /** States of a message of which the relay has nothing. */
 const NOT_SENT = ['rejected', 'expired', 'cancelled']
 
@@ -86,21 +43,20 @@ export class Queue {
   readonly #changes = new EventEmitter().setMaxListeners(0)
   #waiters = 0
   readonly #renewal: NodeJS.Timeout
-  /** Of each client how many are being handed over, and those in hand that wait for that: the relays let clients take turns. */
-  readonly #lines = new Map<string, { going: number; readonly waiting: (() => void)[] }>()
+  readonly #turns: Turns
+  readonly #attempts: Attempts
   /** Those that were in hand when it last asked, and are no longer. */
   #left = 0
   #timer: NodeJS.Timeout | undefined
-  /** The relays failed the last message: one finds out whether they take mail again. */
-  #doubtful = false
   /** Messages may be due in Redis. */
   #due = true
   #asking = false
   #askAgain = false
-  #closed = false
 
   constructor(options: QueueOptions) {
     this.#options = options
+    this.#turns = new Turns(options.most)
+    this.#attempts = new Attempts({ ...options, changed: (change) => this.#changed(change) })
     this.#renewal = setInterval(() => {
       if (this.#leases.size > 0) options.store.renew(this.#leases).catch(() => {})
     }, RENEW_MS).unref()
@@ -127,8 +83,11 @@ export class Queue {
     if (token !== '') this.#leases.add(lease)
     const { leased, ...times } = await store.enqueue(lock, message, sealed, lifetime, token).catch((error: unknown) => {
       // Where it is leased all the same, nobody works on it.
-      const back = token === '' ? undefined : this.#putBack({ lease }, {})
-      back?.catch(() => {}).finally(() => this.#leave(lease))
+      const back = token === '' ? undefined : this.#attempts.putBack({ lease }, {})
+      back
+        ?.then(() => (this.#due = true))
+        .catch(() => {})
+        .finally(() => this.#leave(lease))
       throw error
     })
     if (leased) {
@@ -168,7 +127,7 @@ export class Queue {
     const deadline = performance.now() + waitMs
     for (;;) {
       const left = deadline - performance.now()
-      if (left <= 0 || signal?.aborted === true || this.#closed || this.#waiters >= MOST_WAITING) return
+      if (left <= 0 || signal?.aborted === true || this.#attempts.closed || this.#waiters >= MOST_WAITING) return
       this.#waiters += 1
       await once(this.#changes, id, { signal: AbortSignal.timeout(Math.ceil(Math.min(left, WAIT_POLL_MS))) }).catch(
         () => {},
@@ -193,7 +152,7 @@ export class Queue {
   /** Looks for messages that are due. */
   kick(): void {
     this.#askAgain = true
-    if (this.#asking || this.#closed) return
+    if (this.#asking || this.#attempts.closed) return
     clearTimeout(this.#timer)
     this.#asking = true
     setImmediate(() => void this.#ask())
@@ -201,9 +160,9 @@ export class Queue {
 
   /** Takes no more messages, and gives back those in hand that have not begun. */
   stop(): void {
-    this.#closed = true
     clearTimeout(this.#timer)
-    for (const { waiting } of this.#lines.values()) for (const begin of waiting.splice(0)) begin()
+    this.#attempts.closed = true
+    this.#turns.end()
   }
 
   /** Waits until what was being sent is written down, `ms` at most. */
@@ -217,8 +176,8 @@ export class Queue {
   /** How many more messages it may take in hand. */
   #room(): number {
     const { relayUp, most } = this.#options
-    if (this.#closed || !relayUp()) return 0
-    return Math.max(0, (this.#doubtful ? 1 : ALL_AHEAD * most) - this.#leases.size)
+    if (this.#attempts.closed || !relayUp()) return 0
+    return Math.max(0, (this.#attempts.doubtful ? 1 : ALL_AHEAD * most) - this.#leases.size)
   }
 
   /** How many messages of one client it may take in hand. */
@@ -248,7 +207,7 @@ export class Queue {
     } catch {} // Redis is away, which is logged where that is found out
     this.#asking = false
     if (this.#askAgain) return this.kick()
-    if (this.#closed) return
+    if (this.#attempts.closed) return
     this.#timer = setTimeout(() => this.kick(), wakeMs).unref()
   }
 
@@ -256,9 +215,12 @@ export class Queue {
   async #work(lease: Lease, tries: number, content: QueuedContent | Buffer, inLine: boolean): Promise<void> {
     this.#leases.add(lease)
     try {
-      if (inLine) await this.#turn(lease.client)
-      const record = await this.#try(lease, tries, content, inLine).finally(() => inLine && this.#next(lease.client))
-      await record()
+      if (inLine) await this.#turns.wait(lease.client)
+      const record = await this.#begin(lease, tries, content, inLine).finally(
+        () => inLine && this.#turns.done(lease.client),
+      )
+      const isBack = await record()
+      this.#due ||= isBack
     } catch {
       // Redis is away: the lease runs out, and whoever comes next reads what is known from the record.
     } finally {
@@ -266,144 +228,18 @@ export class Queue {
     }
   }
 
+  async #begin(lease: Lease, tries: number, content: QueuedContent | Buffer, inLine: boolean): Promise<Disposition> {
+    const { closed, doubtful } = this.#attempts
+    if (inLine && (closed || !this.#options.relayUp() || (doubtful && this.#leases.size > 1)))
+      return () => this.#attempts.putBack({ lease }, {})
+    return this.#attempts.try(lease, tries, content)
+  }
+
   /** Looks for more in its place: several at a time, where there are several. */
   #leave(lease: Lease): void {
     this.#leases.delete(lease)
-    if (this.#due && this.#room() > 0 && (++this.#left >= this.#options.most || this.#doubtful)) this.kick()
-  }
-
-  /** Resolves when another of the client may be handed over; `#next` is to be called afterwards. */
-  async #turn(client: string): Promise<void> {
-    const own = this.#lines.get(client) ?? { going: 0, waiting: [] }
-    this.#lines.set(client, own)
-    if (own.going < this.#options.most) own.going += 1
-    else await new Promise<void>((resolve) => own.waiting.push(resolve))
-  }
-
-  #next(client: string): void {
-    const own = this.#lines.get(client)
-    const begin = own?.waiting.shift()
-    if (begin !== undefined) begin()
-    else if (own !== undefined && --own.going === 0) this.#lines.delete(client)
-  }
-
-  /** Gives what writes down what became of it. */
-  async #try(
-    lease: Lease,
-    tries: number,
-    found: QueuedContent | Buffer,
-    inLine: boolean,
-  ): Promise<() => Promise<void>> {
-    const { store, sealer, send, relayUp, clients } = this.#options
-    const others = this.#leases.size > 1
-    if (inLine && (this.#closed || !relayUp() || (this.#doubtful && others))) return () => this.#putBack({ lease }, {})
-    if (Buffer.isBuffer(found) && found.length === 0) {
-      const lost = new Problem('internal', 'Redis has lost the content of the message.')
-      return () => this.#settle({ lease }, 'cancelled', lost)
-    }
-    let content: QueuedContent
-    try {
-      content = Buffer.isBuffer(found) ? sealer.open(found, ownerOf(lease)) : found
-    } catch (cause) {
-      const problem = new Problem('internal', 'The content of the message cannot be read.', { cause })
-      return () => this.#putBack({ lease }, { delayMs: UNREADABLE_RETRY_MS }, problem)
-    }
-    const client = clients().get(lease.client)
-    const refusal = this.#refusal(lease.client, client, content)
-    if (refusal !== undefined) return () => this.#settle({ lease, content }, 'cancelled', refusal)
-    const heldMs = client && (await this.#heldMs(client))
-    if (heldMs !== undefined) return () => this.#putBack({ lease, content }, { heldMs })
-
-    this.#changed({ id: lease.id, client: lease.client, status: 'sending' })
-    const at = new Date().toISOString()
-    const begun = performance.now()
-    const tried = () => ({ lease, content, at, durationMs: performance.now() - begun })
-    let lost = false
-    try {
-      const delivery = await send(toOutgoing(content), lease.client, async (relay) => {
-        lost = !(await store.mark(lease, { at, relay, outcome: 'unknown' }))
-        return !lost
-      })
-      this.#doubtful = false
-      const work = tried()
-      return () => this.#settle(work, delivery.rejected.length > 0 ? 'partial' : 'accepted', delivery)
-    } catch (error) {
-      if (lost) return async () => {}
-      const [work, problem] = [tried(), error instanceof Problem ? error : failedOnTheWay(error)]
-      // Where it refused recipients it took the sender: others may have better luck with theirs.
-      this.#doubtful = problem.code === 'relay_unavailable' && problem.smtp?.rejected === undefined
-      if (problem.outcome === 'unknown') return () => this.#settle(work, 'unknown', problem)
-      if (!PROBLEMS[problem.code].retryable) return () => this.#settle(work, 'rejected', problem)
-      // That Redis was away for the mark, or that this gateway stops, is no attempt.
-      if (problem.code === 'store_unavailable' || problem.code === 'shutting_down')
-        return () => this.#putBack({ lease, content }, { delayMs: this.#closed ? 0 : POLL_MS }, problem)
-      return () => this.#putBack(work, { delayMs: this.#closed ? 0 : retryDelay(tries) }, problem)
-    }
-  }
-
-  /** What the client may do now counts, not what it might do when it sent the message. */
-  #refusal(
-    name: string,
-    client: Client | undefined,
-    { envelope, certificate, bytes }: QueuedContent,
-  ): Problem | undefined {
-    const { maxRecipients, maxSize } = this.#options.limits
-    if (client === undefined) return new Problem('unknown_certificate', `${name} is no longer in the clients file.`)
-    if (client.disabled) return new Problem('client_disabled', `${name} is disabled in the clients file.`)
-    if (this.#options.revoked(certificate))
-      return new Problem('certificate_revoked', 'The certificate that the message was sent with has been revoked.')
-    const limit = sizeLimit(client, maxSize)
-    if (bytes.length > limit.bytes) return tooLarge(limit)
-    try {
-      checkRecipientCount(client, envelope.to.length, maxRecipients)
-    } catch (error) {
-      if (error instanceof Problem) return error
-      throw error
-    }
-    const recipients = envelope.to.map((address) => ({ path: '/to', address: parseMailbox(address) }))
-    return addressRefusal(client, [{ path: '/from', address: parseMailbox(envelope.from) }], recipients)
-  }
-
-  /** Takes one of the client's rate, or gives how long that holds all of its messages back. */
-  async #heldMs(client: Client): Promise<number | undefined> {
-    try {
-      await this.#options.allowances.take({ name: client.name, rate: client.rate, quota: undefined }, 0)
-      return undefined
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error
-      return Number(error.headers['retry-after']) * 1000
-    }
-  }
-
-  /** What goes back without having been tried has changed nothing that anybody was told of. */
-  async #putBack({ lease, at, ...told }: Tried, how: PutBack, problem?: Problem): Promise<void> {
-    const { id, client } = lease
-    const record = problem && {
-      problem: problem.toBody(id),
-      away: problem.code === 'relay_unavailable',
-      ...(at !== undefined && { attempt: attemptOf(at, problem.outcome, problem.smtp) }),
-    }
-    const due = await persist(() => this.#options.store.release(lease, { ...how, ...record }))
-    this.#due = true
-    if (due === 'expired') this.#changed({ id, client, problem, ...told, status: due })
-    else if (due !== undefined && problem !== undefined)
-      this.#changed({ id, client, problem, ...told, status: 'queued', nextAttempt: due })
-  }
-
-  async #settle(
-    { lease, at, content, ...told }: Tried,
-    status: QueuedMessage['status'],
-    verdict: Delivery | Problem,
-  ): Promise<void> {
-    const { id, client } = lease
-    const refused = verdict instanceof Problem
-    const outcome = refused ? verdict.outcome : status === 'partial' ? status : 'accepted'
-    const attempt = at === undefined ? undefined : attemptOf(at, outcome, refused ? verdict.smtp : verdict)
-    const result = refused ? verdict.toBody(id) : receiptOf(id, content?.messageId ?? '', verdict)
-    const { store } = this.#options
-    const settled = await persist(() => store.settle(lease, status, attempt, result))
-    if (!settled && (await store.status(id)) !== status) return // a write whose answer was lost counts
-    this.#changed({ id, client, status, content, ...told, ...(refused ? { problem: verdict } : { delivery: verdict }) })
+    const { doubtful } = this.#attempts
+    if (this.#due && this.#room() > 0 && (++this.#left >= this.#options.most || doubtful)) this.kick()
   }
 
   #changed(change: QueueChange): void {
@@ -415,30 +251,4 @@ export class Queue {
 /** The 404 for a message that is not this client's, or none. */
 export function noSuchMessage(): Problem {
   return new Problem('not_found', 'There is no such message: the state of one is kept for 24 h after it is settled.')
-}
-
-/** Milliseconds, with jitter. */
-function retryDelay(tries: number): number {
-  return (RETRY_MINUTES[tries] ?? 60) * 60_000 * (0.9 + Math.random() / 5)
-}
-
-/** What a relay has said must not be lost because Redis is away for a moment. The lease is renewed meanwhile. */
-async function persist<T>(write: () => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await write()
-    } catch (error) {
-      if (attempt >= SETTLE_TRIES) throw error
-      await pause(POLL_MS, undefined, { ref: false })
-    }
-  }
-}
-
-function ownerOf({ id, client }: { id: string; client: string }): string {
-  return `${client} ${id}`
-}
-
-function attemptOf(at: string, outcome: Attempt['outcome'], smtp: Partial<SmtpReply> = {}): Attempt {
-  const { relay = '', code, response } = smtp
-  return { at, relay, outcome, code, response }
 }
