@@ -12,7 +12,6 @@ export type { RelayAddress }
  * files.
  */
 export type Config = Readonly<ReturnType<typeof readSettings>>
-export type SmtpTlsMode = Config['smtp']['tls']
 export type SmtpOAuth = Config['smtp']['oauth']
 export type LogRecipients = Config['log']['recipients']
 

@@ -4,7 +4,7 @@ import { withoutBlanks } from './raw-header.ts'
 export const MAX_CALENDAR = 1_000_000
 
 /** The iTIP methods (RFC 5546 §1.4). */
-export const METHODS = 'PUBLISH REQUEST REPLY ADD CANCEL REFRESH COUNTER DECLINECOUNTER'.split(' ')
+export const METHODS = ['PUBLISH', 'REQUEST', 'REPLY', 'ADD', 'CANCEL', 'REFRESH', 'COUNTER', 'DECLINECOUNTER']
 
 /**
  * Checks that a text is one iCalendar object (RFC 5545 §3.4) whose METHOD is the one that its media type will state
