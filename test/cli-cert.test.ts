@@ -267,6 +267,7 @@ t.test('bad usage is one plain sentence, and makes nothing', async (t) => {
     [['client', 'a', 'b'], /^"b" is too much/],
     [['ca', 'mine'], /^"mine" is too much/],
     [['server', 'not a host'], /is not a DNS name/],
+    [['server', 'https://mail.corp.example:8443'], /is no host/], // whose certificate would be for no host
     [['server', '--san', 'not a host'], /is not a DNS name/],
     [['server', 'a,b'], /cannot be the name in a certificate/],
     [['server', '--days', '0'], /^--days takes/],

@@ -105,6 +105,8 @@ function readOrder(args: readonly string[]) {
     throw new UsageError(`--${register ? 'register' : flag} is for clients.`)
   if (flag !== undefined && !register)
     throw new UsageError(`--${flag} is what a client is registered with: add --register.`)
+  if (kind === 'server' && /:\/\/|@/.test(name))
+    throw new UsageError(`"${name}" is no host: name the one that clients connect to, such as postern.internal.`)
   if (kind === 'client' && (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name) || /^(ca|server)$/i.test(name))) {
     const rule = '1 to 64 letters, digits, dots, dashes and underscores, and neither "ca" nor "server"'
     throw new UsageError(`"${name}" cannot be a client's name, which is also that of its files: ${rule}.`)
