@@ -55,6 +55,8 @@ t.test('dev makes certificates in a folder of its own and leaves the others alon
   await makeCertificates(join(folder, 'certs'), 'billing', '--register', '--from', '*')
   t.ok(existsSync(join(folder, 'certs/ca.crt')), 'the commands that set it up for good find nothing in their way')
   await t.test('any app can send to the inbox over plain SMTP, with a login or without', (t) => sendPlain(t, firstLine))
+  rmSync(join(folder, '.postern'), { recursive: true })
+  t.match(await shell(curl, folder), /could not be kept: ENOENT/, 'why a message is not kept is told')
 })
 
 /** The third and the fourth message of an inbox. */

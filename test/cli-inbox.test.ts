@@ -121,6 +121,10 @@ t.test('after a restart the messages are there, and no number comes twice', asyn
   t.equal((await receive('Subject: x\n\nx\n')).number, 3, 'which this one does not know of')
 })
 
+t.test('a folder that cannot be made is told in words', async (t) => {
+  await t.rejects(Mailbox.open('/dev/null/inbox'), { message: '/dev/null/inbox cannot be made: not a directory.' })
+})
+
 t.test('who a message went to is told apart: to, cc, and what no header names', async (t) => {
   const { url, receive } = await openPage(t)
   const many = Array.from({ length: 100 }, (_, n) => `u${n}@corp.example`)

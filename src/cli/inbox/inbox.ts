@@ -37,7 +37,8 @@ export async function openInbox({ mailbox, cert, key, port }: InboxOptions) {
         const sender = mailFrom === false ? '' : mailFrom.address
         mailbox.add({ sender, recipients: rcptTo.map(({ address }) => address) }, Buffer.concat(pieces)).then(
           ({ number }) => done(null, `2.0.0 Ok: kept as message ${number}`),
-          () => done(Object.assign(new Error('4.3.0 The message could not be kept'), { responseCode: 451 })),
+          ({ message }: Error) =>
+            done(Object.assign(new Error(`4.3.0 The message could not be kept: ${message}`), { responseCode: 451 })),
         )
       })
     },

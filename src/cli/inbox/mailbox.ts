@@ -3,6 +3,7 @@ import { writeFileSync } from 'node:fs'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import PostalMime from 'postal-mime'
+import { refusal } from '../usage.ts'
 import { attachedTo, bccOf, mailboxesOf } from './view.ts'
 
 /** Who a message was handed over from and to, whatever its header says. */
@@ -30,7 +31,7 @@ export class Mailbox extends EventEmitter<{ message: [entry: Entry]; change: [] 
 
   /** Reads the folder, and makes it where it is missing. */
   static async open(directory: string): Promise<Mailbox> {
-    await mkdir(directory, { recursive: true })
+    await mkdir(directory, { recursive: true }).catch(refusal(`${directory} cannot be made`))
     const mailbox = new Mailbox(directory)
     for (const file of (await readdir(directory)).sort()) {
       const number = Number(FILE.exec(file)?.[1] ?? 0)
