@@ -46,6 +46,9 @@ t.test('a relay that did not take a message is named in its line, with what it s
       passed_over: [`${first.label}: it wants a login first: 530 5.7.1 <@corp.example>: log in first.`],
     },
   ])
+  second.says = first.says
+  t.equal((await gateway.post(MESSAGE)).status, 503)
+  t.match(lines(gateway)[1], { code: 'relay_unavailable', advice: /^Put user and password into POSTERN_SMTP_URL/ })
 })
 
 t.test('a refusal is one line too, with the same facts as far as they are known', async (t) => {

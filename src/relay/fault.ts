@@ -70,9 +70,10 @@ export const STOPPED = new RelayFault('connect', { cause: new Error('the gateway
 const ABOUT_SESSION = new Set([500, 502, 503, 530, 534, 535, 538])
 const ABOUT_LOGIN = /^5\.7\.(?:3|8|9|1[0-4]|25|57|64)$/
 const ABOUT_AUTHORS = /^[45]\.7\.2[0-46]$/ // RFC 7372 §3: SPF and DKIM of the message
-// The last is Google's, of whom it does not know by address.
+// Who may have nothing relayed has not logged in, and is none of those whose address the relay knows: the last ones are what
+// Postfix, Exim, Sendmail, Exchange and Google say then.
 const IN_WORDS =
-  /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host|credentials for relay)\b/i
+  /\b(?:HELO|EHLO|STARTTLS|AUTH|authenticate[ds]?|authentication|logged in|client host|relay access denied|relay not permitted|relaying denied|unable to relay|credentials for relay)\b/i
 
 /**
  * Whether a refusal is about the mail system, whose next message it would meet too: it is full, takes nothing now, is misconfigured
@@ -94,6 +95,6 @@ export function isAboutSession(step: Step, reply: Reply): boolean {
   const enhanced = enhancedCode(reply) ?? ''
   if (ABOUT_SESSION.has(reply.code) || ABOUT_LOGIN.test(enhanced)) return true
   if (reply.code < 400 || (step !== 'mail' && step !== 'rcpt')) return false
-  if ([501, 504, 521].includes(reply.code) && step === 'mail') return !enhanced.startsWith('5.1.')
+  if ([501, 504, 521, 555].includes(reply.code) && step === 'mail') return !enhanced.startsWith('5.1.')
   return !ABOUT_AUTHORS.test(enhanced) && IN_WORDS.test(shown(reply).replace(/<[^>]*>|\S+@\S+/g, ''))
 }

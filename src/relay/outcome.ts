@@ -35,7 +35,11 @@ export function judge(fault: RelayFault, relay: string, { streamed }: Outgoing, 
     ...(enhanced !== undefined && { enhanced }),
     ...(rejected.length > 0 && { rejected }),
   }
-  const problem = new Problem(code, detail, { cause: fault, ...(code !== 'shutting_down' && { smtp }) })
+  const problem = new Problem(code, detail, {
+    cause: fault,
+    ...(code !== 'shutting_down' && { smtp }),
+    ...(code === 'relay_unavailable' && reply !== undefined && { log: { advice: explain(fault).advice } }),
+  })
   // The part of a streamed body that has been read cannot be read again.
   if (streamed?.begun === true) return new AttemptFailed(problem, 'nothing')
   const again = used && (isEnvelope(step) || (step === 'content' && reply === undefined))
