@@ -7,6 +7,7 @@ import { Allowances } from '../src/send/allowances.ts'
 import { derivedId, parseIdempotencyKey } from '../src/send/idempotency.ts'
 import { Sender } from '../src/send/send.ts'
 import { MemoryIdempotencyStore } from '../src/send/store-memory.ts'
+import { cpuMs } from './support/cpu.ts'
 import { startFaultRelay } from './support/fault-relay.ts'
 import { MESSAGE, startGateway, type TestAnswer } from './support/gateway.ts'
 import { makePki } from './support/pki.ts'
@@ -36,6 +37,9 @@ t.test('a key is read bare or quoted, and refused when it is neither', async (t)
   ]) {
     t.throws(() => parseIdempotencyKey(bad), { code: 'invalid_idempotency_key', status: 422 }, JSON.stringify(bad))
   }
+  const started = cpuMs()
+  t.throws(() => parseIdempotencyKey(`a${' '.repeat(15_000)}b`), { code: 'invalid_idempotency_key' })
+  t.ok(cpuMs() - started < 50, 'as much as a head has room for is refused at once')
 })
 
 t.test('the same key and body is answered again and sent once', async (t) => {

@@ -54,10 +54,10 @@ function takesJson(accept: string): boolean {
   const ranges = accept
     .replace(QUOTED, '')
     .split(',')
-    .map((range) => range.toLowerCase().split(/[ \t]*;[ \t]*/))
-  const ofType = (type: string): readonly string[][] => ranges.filter(([given]) => given?.trim() === type)
+    .map((range) => range.split(';').map((part) => part.trim().toLowerCase()))
+  const ofType = (type: string): readonly string[][] => ranges.filter(([given]) => given === type)
   const deciding = RANGES.map(ofType).find(({ length }) => length > 0) ?? []
   return [...deciding, ...ofType('application/problem+json')].some(
-    (range) => !range.some((part) => /^q=0(\.0*)?\s*$/.test(part)),
+    (range) => !range.some((part) => /^q=0(\.0*)?$/.test(part)),
   )
 }

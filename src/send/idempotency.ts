@@ -60,13 +60,12 @@ export interface IdempotencyStore {
 }
 
 /**
- * Reads an Idempotency-Key header, bare or quoted (RFC 9651 §3.3.3): 1 to 255 visible ASCII characters. The same key in
- * either form is the same key. Throws a 422 Problem.
+ * Reads an Idempotency-Key header, without the blanks around it, bare or quoted (RFC 9651 §3.3.3): 1 to 255 visible ASCII
+ * characters. The same key in either form is the same key. Throws a 422 Problem.
  */
 export function parseIdempotencyKey(header: string): string {
-  const written = header.replace(/^[ \t]+|[ \t]+$/g, '') // trim() would cut an octet outside ASCII too
-  const quoted = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(written)?.[1]?.replace(/\\(["\\])/g, '$1')
-  const key = quoted ?? written
+  const quoted = /^"((?:[\x20-\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"$/.exec(header)?.[1]?.replace(/\\(["\\])/g, '$1')
+  const key = quoted ?? header
   if (!/^[\x21-\x7e]{1,255}$/.test(key) || (quoted === undefined && key.startsWith('"'))) {
     throw new Problem(
       'invalid_idempotency_key',
