@@ -7,7 +7,7 @@ import { rootFindings } from '../clients/listing.ts'
 import { readYaml } from '../clients/yaml.ts'
 import type { Config } from '../config/config.ts'
 import { readRegularFile } from '../config/regular-file.ts'
-import { codeOf, LoadError, Problem } from '../errors.ts'
+import { codeOf, LoadError, Problem, readOr } from '../errors.ts'
 import type { Connections } from './connections.ts'
 import { ExpiryWatch } from './expiry.ts'
 import { ForwardedCertificates } from '../clients/forwarded.ts'
@@ -156,7 +156,7 @@ export class Reloader implements ClientSource {
     if (!changed && failing?.retry !== true && !(again && failing !== undefined)) return false
     let changes: object | undefined
     try {
-      if (unreadable !== undefined) throw unreadable
+      if (unreadable !== undefined) throw new RangeError(unreadable)
       changes = this.#replace(part, paths, texts)
     } catch (error) {
       const reasons = reasonsOf(error)
@@ -242,21 +242,13 @@ export class Reloader implements ClientSource {
 
 /** What the files of a part hold at one moment: judged and put into force is what was compared, whatever is written meanwhile. */
 function readAll(paths: readonly string[]) {
-  const digests: string[] = []
-  const texts: string[] = []
-  let unreadable: unknown
-  for (const path of paths) {
-    try {
-      const bytes = readRegularFile(path)
-      digests.push(hash('sha256', bytes, 'hex'))
-      texts.push(bytes.toString())
-    } catch (error) {
-      const [reason = ''] = reasonsOf(error)
-      digests.push(reason)
-      unreadable ??= new RangeError(paths.length > 1 ? `${path} ${reason}` : reason)
-    }
+  const read = paths.map((path) => readOr(() => readRegularFile(path), String))
+  const at = read.findIndex((found) => typeof found === 'string')
+  return {
+    digests: read.map((found) => (typeof found === 'string' ? found : hash('sha256', found, 'hex'))),
+    texts: read.map(String),
+    unreadable: at === -1 ? undefined : `${paths.length > 1 ? `${paths[at]} ` : ''}${read[at]}`,
   }
-  return { digests, texts, unreadable }
 }
 
 /** The files that the settings name, as they are now. Unreadable ones have a digest too. */

@@ -2,10 +2,9 @@ import { X509Certificate } from 'node:crypto'
 import { Problem } from '../errors.ts'
 import { type Fingerprint, fingerprintOf } from './fingerprint.ts'
 import { type Certificate, readCertificate } from './certificate.ts'
-import type { SecureContext } from './context.ts'
+import { named, type SecureContext } from './context.ts'
 import { authenticatesClients } from './path.ts'
 import { readRevocationList, type RevocationList } from './revocation.ts'
-import { named } from './context.ts'
 
 /** What the client CA says of a certificate: a refusal, or the roots that it ends at, good until a moment (Unix ms). */
 export type Verdict = { readonly problem: Problem } | Proof
