@@ -14,6 +14,7 @@ import { shellWord } from '../config/shell.ts'
 import { didYouMean } from '../config/suggest.ts'
 import { notAfter } from '../tls/context.ts'
 import { codeOf } from '../errors.ts'
+import { CLIENT_NAME } from '../clients/clients-file.ts'
 import { withRegistered } from '../clients/register.ts'
 import { clientsFile } from './client.ts'
 import { POLICY_OPTIONS, policyOf } from './entry.ts'
@@ -107,7 +108,7 @@ function readOrder(args: readonly string[]) {
     throw new UsageError(`--${flag} is what a client is registered with: add --register.`)
   if (kind === 'server' && /:\/\/|@/.test(name))
     throw new UsageError(`"${name}" is no host: name the one that clients connect to, such as postern.internal.`)
-  if (kind === 'client' && (!/^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/.test(name) || /^(ca|server)$/i.test(name))) {
+  if (kind === 'client' && (!CLIENT_NAME.test(name) || /^(ca|server)$/i.test(name))) {
     const rule = '1 to 64 letters, digits, dots, dashes and underscores, and neither "ca" nor "server"'
     throw new UsageError(`"${name}" cannot be a client's name, which is also that of its files: ${rule}.`)
   }

@@ -66,8 +66,8 @@ const FINGERPRINT = 'fingerprint'
 export const KEY_PIN = 'key pin'
 const TOKEN = 'token'
 
-// As a label of a metric and a word in a log line it has to stay short and plain.
-const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
+/** Of a client: as a label of a metric and a word in a log line it has to stay short and plain. */
+export const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/
 const IDENTITY_KEYS = ['fingerprints', 'san', 'ca', 'token'] as const
 const POLICY_KEYS = ['role', 'disabled', 'from', 'to', 'rate', 'quota', 'max_recipients', 'max_size', 'raw'] as const
 const KEYS: readonly string[] = [...IDENTITY_KEYS, ...POLICY_KEYS]

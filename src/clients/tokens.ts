@@ -1,7 +1,7 @@
 import { hash } from 'node:crypto'
 import { decodeProtectedHeader, errors, jwtVerify, type JWTVerifyGetKey } from 'jose'
 import { isRecord } from '../config/record.ts'
-import { Problem, type ProblemCode } from '../errors.ts'
+import { given, Problem, type ProblemCode } from '../errors.ts'
 import type { ClientDirectory } from './clients-file.ts'
 import { type Caller, type Holder, METADATA_PATH, UnverifiedToken } from './gate.ts'
 import type { Issuer, KeySet } from './issuer.ts'
@@ -161,13 +161,11 @@ export class Tokens {
   /** RFC 6750 §3, RFC 9728 §5.1. */
   #refusal(code: ProblemCode, detail: string, cause?: unknown): Problem {
     const error = CHALLENGES[code]
-    const parameters = [
-      ...(error === undefined
-        ? []
-        : [`error="${error}"`, `error_description="${detail.replace(/[^ !#-[\]-~]/g, "'")}"`]),
-      ...(code === 'insufficient_scope' ? [`scope="${SCOPE}"`] : []),
+    const parameters = given(
+      error !== undefined && `error="${error}", error_description="${detail.replace(/[^ !#-[\]-~]/g, "'")}"`,
+      code === 'insufficient_scope' && `scope="${SCOPE}"`,
       ...this.#metadataUrl,
-    ]
+    )
     return new Problem(code, detail, {
       headers: { 'www-authenticate': ['Bearer', parameters.join(', ')].join(' ').trim() },
       cause,

@@ -28,18 +28,13 @@ export function acmeServer(options: AcmeOptions): Server {
     const readable = request.method === 'GET' || request.method === 'HEAD'
     const answer =
       options.webroot !== undefined && readable && path.startsWith(PREFIX)
-        ? await challenge(options.webroot, path.slice(PREFIX.length))
+        ? await readChallenge(options.webroot, path.slice(PREFIX.length)).then(
+            (content) => good('application/octet-stream', content),
+            () => plain(404, 'There is no such challenge.'),
+          )
         : redirect(request, path, options)
     return { ...answer, headers: { ...answer.headers, connection: 'close' } }
   })
-}
-
-async function challenge(webroot: string, token: string): Promise<PlainAnswer> {
-  try {
-    return good('application/octet-stream', await readChallenge(webroot, token))
-  } catch {
-    return plain(404, 'There is no such challenge.')
-  }
 }
 
 /** Throws a LoadError when the webroot is no directory: an ACME client would fail much later, and elsewhere. */

@@ -74,10 +74,12 @@ export function posternTransport({ raw, ...options }: PosternTransportOptions): 
     const unknown = Object.keys(postern).filter((name) => !POSTERN_OPTIONS.includes(name))
     if (unknown.length > 0) throw refusal(`postern.${unknown.join(', postern.')} is no option`)
     if (requireTLSExtensionEnabled) throw refusal('requireTLSExtensionEnabled cannot be passed on')
-    const onlyJson = namesOf({ dsn, 'postern.tags': postern.tags, 'postern.send_at': postern.send_at })
-    const options = { signal, prefer: postern.prefer, idempotencyKey: postern.idempotencyKey }
+    const { tags, send_at, prefer, idempotencyKey } = postern
+    const asked = { dsn, 'postern.tags': tags, 'postern.send_at': send_at }
+    const onlyJson = Object.entries(asked).flatMap(([name, value]) => (value === undefined ? [] : name))
+    const options = { signal, prefer, idempotencyKey }
     // Composed again, the same message has other boundaries: under a key of the caller's only JSON is the same twice.
-    const json = onlyJson.length > 0 || typeof options.idempotencyKey === 'string'
+    const json = onlyJson.length > 0 || typeof idempotencyKey === 'string'
     if (!json && (await (rawAllowed ?? askRaw()))) return sendRaw(mail, options)
     const faults = unsayable(mail)
     if (faults.length === 0) return client.send(await sayInJson(mail), options)
@@ -169,10 +171,6 @@ const LOCAL_CODES: Readonly<Record<string, string>> = {
   credentials_unreadable: 'ECONFIG',
   token_unavailable: 'EAUTH',
   content_unreadable: 'ESTREAM',
-}
-
-function namesOf(fields: object): readonly string[] {
-  return Object.entries(fields).flatMap(([name, value]) => (value === undefined ? [] : [name]))
 }
 
 const list = (names: readonly string[]): string => names.join(', ')
