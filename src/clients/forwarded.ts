@@ -2,7 +2,7 @@ import { X509Certificate } from 'node:crypto'
 import type { IncomingHttpHeaders } from 'node:http'
 import type { Holder } from './gate.ts'
 import { Problem } from '../errors.ts'
-import { holderBy, type Judges, peerFrom, type Standing } from './peer.ts'
+import { holderBy, type Judges, peerFrom, type PeerState } from './peer.ts'
 
 /** The headers that name a certificate. From anyone but a proxy they are an attempt to be somebody else. */
 export const FORWARDED_HEADERS = ['client-cert', 'client-cert-chain', 'x-ssl-client-cert'] as const
@@ -18,7 +18,7 @@ const MAX_HEADER_CHARS = 12_000
  */
 export class ForwardedCertificates {
   /** By header. The first one is the one that was not asked for the longest. */
-  readonly #remembered = new Map<string, { readonly leaf: X509Certificate; readonly standing: Standing }>()
+  readonly #remembered = new Map<string, { readonly leaf: X509Certificate; readonly state: PeerState }>()
   #listing: Judges | undefined
 
   /** Whom a proxy speaks for. Throws a 401 Problem where it names none, and a 403 Problem for all else. */
@@ -33,10 +33,10 @@ export class ForwardedCertificates {
     if (remembered !== undefined) this.#remembered.delete(key)
     else {
       const leaf = name === 'client-cert' ? fromByteSequence(value) : fromEscapedPem(value)
-      remembered = { leaf, standing: { peer: peerFrom(leaf) } }
+      remembered = { leaf, state: { peer: peerFrom(leaf) } }
     }
-    const { leaf, standing } = remembered
-    const holder = holderBy(standing, () => [leaf], listing, now)
+    const { leaf, state } = remembered
+    const holder = holderBy(state, () => [leaf], listing, now)
     this.#remembered.set(key, remembered)
     for (const oldest of this.#remembered.keys()) {
       if (this.#remembered.size <= MAX_REMEMBERED) break

@@ -11,7 +11,7 @@ import {
   peerFrom,
   type Presented,
   presentedBy,
-  type Standing,
+  type PeerState,
   stranger,
 } from './peer.ts'
 import type { Tokens } from './tokens.ts'
@@ -121,7 +121,7 @@ export function valuesOf(rawHeaders: readonly string[], name: string): string[] 
   return rawHeaders.filter((_, index) => index % 2 === 1 && rawHeaders[index - 1]?.toLowerCase() === name)
 }
 
-const standings = new WeakMap<object, Standing>()
+const states = new WeakMap<object, PeerState>()
 
 /**
  * Whose connection this is, by its own certificate and everything in force at this moment: dates, listing, CA, CRL. Throws
@@ -131,11 +131,11 @@ export function holderOf(socket: unknown, listing: Listing, now: number): Holder
   if (typeof socket !== 'object' || socket === null) throw noCertificate()
   let presented: Presented | undefined
   const present = (): Presented => (presented ??= presentedBy(socket))
-  let standing = standings.get(socket)
-  if (standing === undefined) standings.set(socket, (standing = { peer: peerFrom(present()[0]) }))
-  const { peer } = standing
+  let state = states.get(socket)
+  if (state === undefined) states.set(socket, (state = { peer: peerFrom(present()[0]) }))
+  const { peer } = state
   const { tokens, directory } = listing
   checkDates(peer, now)
   if (tokens === undefined && !directory.hasNames && directory.find(peer) === undefined) throw stranger(peer) // a stranger's chain is not climbed
-  return holderBy(standing, present, listing, now)
+  return holderBy(state, present, listing, now)
 }

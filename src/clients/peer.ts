@@ -78,7 +78,7 @@ export function checkDates(peer: Peer, now: number): void {
 }
 
 /** What is known of a certificate: what it says, what a ClientTrust last said of it, whom a directory knows by it. */
-export interface Standing {
+export interface PeerState {
   readonly peer: Peer
   judged?: { readonly trust: ClientTrust; readonly verdict: Verdict }
   found?: { readonly directory: ClientDirectory; readonly verdict: Verdict; readonly known: Known | undefined }
@@ -92,23 +92,23 @@ export type Judges = Pick<Listing, 'directory' | 'trust' | 'tokens'>
  * each reload; otherwise this is a look-up, for strangers too. Throws a 403 Problem.
  */
 export function holderBy(
-  standing: Standing,
+  state: PeerState,
   presented: () => Presented,
   { directory, trust, tokens }: Judges,
   now: number,
 ): Holder {
-  const { peer } = standing
-  let verdict = standing.judged?.trust === trust ? standing.judged.verdict : undefined
+  const { peer } = state
+  let verdict = state.judged?.trust === trust ? state.judged.verdict : undefined
   if (verdict === undefined || (verdict.problem === undefined && verdict.until < now)) {
     const [leaf, ...others] = presented()
     verdict = trust.judge(leaf, others, now)
-    standing.judged = { trust, verdict }
+    state.judged = { trust, verdict }
   }
   if (verdict.problem !== undefined) throw noted(verdict.problem, peer)
   checkDates(peer, now)
-  if (standing.found?.directory !== directory || standing.found.verdict !== verdict)
-    standing.found = { directory, verdict, known: knownBy(peer, directory, verdict.roots) }
-  const { known } = standing.found
+  if (state.found?.directory !== directory || state.found.verdict !== verdict)
+    state.found = { directory, verdict, known: knownBy(peer, directory, verdict.roots) }
+  const { known } = state.found
   if (known === undefined && tokens === undefined) throw stranger(peer)
   if (known !== undefined) checkEnabled(known.client, peer)
   return { peer, known }

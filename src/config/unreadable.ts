@@ -20,12 +20,12 @@ export function unreadable(path: string, error: unknown): string {
 export function whoMay(path: string): string {
   const folder = dirname(resolve(path))
   const closed = firstClosed(resolve(path))
-  if (closed !== undefined) return standing(`may not enter the folder ${closed}, which is`, closed, 'x')
-  if (!existsSync(path)) return standing(`may not write to the folder ${folder}, which is`, folder, 'w')
-  return standing('the file is', path, 'r')
+  if (closed !== undefined) return permissions(`may not enter the folder ${closed}, which is`, closed, 'x')
+  if (!existsSync(path)) return permissions(`may not write to the folder ${folder}, which is`, folder, 'w')
+  return permissions('the file is', path, 'r')
 }
 
-function standing(what: string, path: string, right: 'r' | 'w' | 'x'): string {
+function permissions(what: string, path: string, right: 'r' | 'w' | 'x'): string {
   const [me, group] = [process.geteuid?.() ?? -1, process.getegid?.()]
   const { uid, gid, mode } = statSync(path)
   const file = shellWord(path)
