@@ -332,6 +332,21 @@ t.test('a relay that is away is asked by a probe, and everything goes out when i
   t.equal(relay.accepted.length, 31)
 })
 
+t.test('what a relay put off that took nothing from anybody goes out as soon as it does again', async (t) => {
+  const relay = await startScripted(t, (command) =>
+    command.startsWith('MAIL') ? '421 4.3.2 shutting down' : undefined,
+  )
+  const { gateway } = await setUp(t, { env: { POSTERN_SMTP_URL: relay.url, POSTERN_SMTP_TLS: 'off' } })
+  const { json } = await gateway.post(MESSAGE, ASYNC)
+  await until(() => gateway.logText().includes('relay is down'))
+  relay.says = () => undefined
+  await until(() => gateway.logText().includes('relay is back'))
+  t.match(await stateAfter(gateway, json['id'], 'queued', 'sending'), {
+    status: 'accepted',
+    attempts: [{ code: 421 }, { code: 250 }],
+  })
+})
+
 t.test('a rate holds messages back instead of refusing them, a quota is taken at the 202', async (t) => {
   const { gateway, relay } = await setUp(t, {
     clients: 'clients: { billing: { fingerprints: [FINGERPRINT], from: ["*"], rate: 2/second, quota: 5/day } }',

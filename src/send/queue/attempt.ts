@@ -5,6 +5,7 @@ import { Problem, PROBLEMS, type SmtpReply } from '../../errors.ts'
 import { parseMailbox } from '../../mail/mailbox.ts'
 import type { Outgoing } from '../../mail/outgoing.ts'
 import type { QueuedMessage } from '../../mail/schemas.ts'
+import { isAboutSystem, RelayFault } from '../../relay/fault.ts'
 import type { Delivery } from '../../relay/relay.ts'
 import type { Allowances } from '../allowances.ts'
 import { failedOnTheWay, receiptOf } from '../receipt.ts'
@@ -153,7 +154,7 @@ export class Attempts {
     const { id, client } = lease
     const record = problem && {
       problem: problem.toBody(id),
-      away: problem.code === 'relay_unavailable',
+      away: isAway(problem),
       ...(at !== undefined && { attempt: attemptOf(at, problem.outcome, problem.smtp) }),
     }
     const due = await persist(() => this.#options.store.release(lease, { ...how, ...record }))
@@ -180,6 +181,12 @@ export class Attempts {
     changed({ id, client, status, content, ...told, ...(refused ? { problem: verdict } : { delivery: verdict }) })
     return false
   }
+}
+
+/** Whether no relay could be reached, or the last one takes nothing now: when one is back the message is due. */
+function isAway({ code, cause }: Problem): boolean {
+  if (code === 'relay_unavailable') return true
+  return cause instanceof RelayFault && cause.reply !== undefined && isAboutSystem(cause.step, cause.reply)
 }
 
 /** Milliseconds, with jitter. */
