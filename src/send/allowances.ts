@@ -153,23 +153,20 @@ class MemoryWindows implements Windows {
   }
 }
 
-const named = scripts('allowance')
-const TAKE = named('take')
-const GIVE_BACK = named('give-back')
-const COUNTS = named('counts')
+const script = scripts('allowance')
 
 function redisWindows(redis: RedisConnection): Windows {
   return {
     async take(shares) {
       const args = shares.flatMap(({ points, allowance }) => [points, allowance.points, allowance.seconds].map(String))
       const keys = shares.map(({ key }) => key)
-      return numbers(await runScript(redis, TAKE, keys, args))
+      return numbers(await runScript(redis, script('take'), keys, args))
     },
     async giveBack(key, points) {
-      await runScript(redis, GIVE_BACK, [key], [String(points)])
+      await runScript(redis, script('give-back'), [key], [String(points)])
     },
     async counts(keys) {
-      const counts = await runScript(redis, COUNTS, keys, [])
+      const counts = await runScript(redis, script('counts'), keys, [])
       return Array.isArray(counts) ? counts.map(numbers) : []
     },
   }

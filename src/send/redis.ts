@@ -1,5 +1,5 @@
 import { hash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
+import { readdirSync, readFileSync } from 'node:fs'
 import { Problem } from '../errors.ts'
 
 export type RedisConnection = Awaited<ReturnType<typeof connectRedis>>['client']
@@ -107,13 +107,19 @@ export interface Script {
   readonly sha: string
 }
 
-/** The scripts of a folder of `lua/`, by their names: each behind its `common.lua`, with its arguments and what it gives. */
+/**
+ * The scripts of a folder of `lua/`, by their names: each behind its `common.lua`, with its arguments and what it gives. All
+ * are read at once: files of another version may take their place while this one runs.
+ */
 export function scripts(folder: string): (name: string) => Script {
-  const read = (name: string): string => readFileSync(new URL(`lua/${folder}/${name}.lua`, import.meta.url), 'utf8')
-  const common = read('common')
+  const files = new URL(`lua/${folder}/`, import.meta.url)
+  const read = (file: string): string => readFileSync(new URL(file, files), 'utf8')
+  const made = (text: string): Script => ({ text, sha: hash('sha1', text, 'hex') })
+  const all = new Map(readdirSync(files).map((file) => [file, made(read('common.lua') + read(file))]))
   return (name) => {
-    const text = common + read(name)
-    return { text, sha: hash('sha1', text, 'hex') }
+    const script = all.get(`${name}.lua`)
+    if (script === undefined) throw new TypeError(`there is no script ${name} in lua/${folder}`)
+    return script
   }
 }
 

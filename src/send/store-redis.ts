@@ -2,7 +2,7 @@ import { hash, randomUUID } from 'node:crypto'
 import { setTimeout as pause } from 'node:timers/promises'
 import { Problem } from '../errors.ts'
 import { type Claim, type Claimed, type IdempotencyStore, KEY_LIFETIME_MS } from './idempotency.ts'
-import { type RedisConnection, runScript, type Script, scripts, type Witness } from './redis.ts'
+import { type RedisConnection, runScript, scripts, type Witness } from './redis.ts'
 
 // A replica renews the lease of what it is working on; one that was killed stops, and its keys become `lost`.
 const LEASE_MS = 15_000
@@ -13,12 +13,7 @@ const LATER_TRIES = 3_600
 const ABANDON_TRIES = 60
 const ABANDON_MISSES = 3
 
-const named = scripts('key')
-const CLAIM = named('claim')
-const MARK = named('mark')
-const RENEW = named('renew')
-const FINISH = named('finish')
-const FREE = named('free')
+const script = scripts('key')
 
 /**
  * Keys and answers in Redis, for replicas that share them. A claim is a lease: when the replica that held it is gone, the
@@ -38,7 +33,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     this.#witness = witness
     this.#renewal = setInterval(() => {
       const args = [String(LEASE_MS), ...this.#held.values()]
-      if (this.#held.size > 0) runScript(redis, RENEW, [...this.#held.keys()], args).catch(() => {})
+      if (this.#held.size > 0) runScript(redis, script('renew'), [...this.#held.keys()], args).catch(() => {})
     }, RENEW_MS).unref()
   }
 
@@ -49,7 +44,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     let reply: unknown
     try {
       const held = this.#held.has(name) ? '1' : ''
-      reply = await this.#run(CLAIM, name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS), held)
+      reply = await this.#run('claim', name, bodyHash, token, String(LEASE_MS), String(KEY_LIFETIME_MS), held)
     } catch (error) {
       if (written) void this.#abandon(name, token)
       throw error
@@ -86,10 +81,10 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }
     return {
       lock: { name, token, handOver: over },
-      mark: async () => (await this.#witness.run(MARK, [name], [token, String(LEASE_MS)])) === 1,
+      mark: async () => (await this.#witness.run(script('mark'), [name], [token, String(LEASE_MS)])) === 1,
       finish: ({ status, body }, bodyHash = '') =>
-        settle(() => this.#run(FINISH, name, token, String(status), body, bodyHash, String(KEY_LIFETIME_MS))),
-      free: () => settle(() => this.#run(FREE, name, token)),
+        settle(() => this.#run('finish', name, token, String(status), body, bodyHash, String(KEY_LIFETIME_MS))),
+      free: () => settle(() => this.#run('free', name, token)),
     }
   }
 
@@ -101,7 +96,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     let misses = 0
     return this.#retry(
       ABANDON_TRIES,
-      async () => (await this.#run(FREE, name, token)) === 1 || ++misses === ABANDON_MISSES,
+      async () => (await this.#run('free', name, token)) === 1 || ++misses === ABANDON_MISSES,
     )
   }
 
@@ -112,7 +107,7 @@ export class RedisIdempotencyStore implements IdempotencyStore {
     }
   }
 
-  #run(script: Script, key: string, ...args: string[]): Promise<unknown> {
-    return runScript(this.#redis, script, [key], args)
+  #run(name: string, key: string, ...args: string[]): Promise<unknown> {
+    return runScript(this.#redis, script(name), [key], args)
   }
 }

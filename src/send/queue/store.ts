@@ -3,20 +3,10 @@ import { Problem, type ProblemBody } from '../../errors.ts'
 import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
 import type { QueuedContent } from './content.ts'
-import { askRedis, type RedisConnection, runScript, type Script, scripts, type Witness } from '../redis.ts'
+import { askRedis, type RedisConnection, runScript, scripts, type Witness } from '../redis.ts'
 
 /** What the queue does in Redis, each in one step. */
-const named = scripts('queue')
-const ENQUEUE = named('enqueue')
-const CLAIM = named('claim')
-const MARK = named('mark')
-const RENEW = named('renew')
-const RELEASE = named('release')
-const SETTLE = named('settle')
-const CANCEL = named('cancel')
-const WAKE = named('wake')
-const STATE = named('state')
-const STATS = named('stats')
+const script = scripts('queue')
 
 /** A message that this process may send, as long as its token is the one in the record. */
 export interface Lease {
@@ -116,7 +106,7 @@ export class QueueStore {
     const { id, client, content, due, anonymous } = message
     const told = [content.messageId, sealed, String(due), String(lifetime), lease]
     const args = [lock.token, id, client, ...told, anonymous ? String(ANONYMOUS_KEY_MS) : '']
-    const [at, expires, waitMs, leased] = texts(await this.#run(ENQUEUE, args, [lock.name]))
+    const [at, expires, waitMs, leased] = texts(await this.#run('enqueue', args, [lock.name]))
     if (expires === undefined) throw new Problem('store_unavailable', 'The claim on the message was lost.')
     return { next_attempt: isoTime(at), expires: isoTime(expires), waitMs: Number(waitMs), leased: leased === '1' }
   }
@@ -133,7 +123,7 @@ export class QueueStore {
     const token = randomUUID()
     const args = [token, most, this.#unheard, share, ...[...inHand].flat()].map(String)
     this.#unheard = token
-    const [claimed, ended, more, wakeMs] = list(await runScript(this.#redis, CLAIM, [], args, true))
+    const [claimed, ended, more, wakeMs] = list(await runScript(this.#redis, script('claim'), [], args, true))
     this.#unheard = ''
     return {
       more: Number(more) > 0,
@@ -155,12 +145,12 @@ export class QueueStore {
 
   /** Whether the message is still this process's to send. */
   async mark({ id, token }: Lease, attempt: Attempt): Promise<boolean> {
-    return (await this.#witness.run(MARK, [], [id, token, JSON.stringify(attempt)])) === 1
+    return (await this.#witness.run(script('mark'), [], [id, token, JSON.stringify(attempt)])) === 1
   }
 
   async renew(leases: Iterable<Lease>): Promise<void> {
     await this.#run(
-      RENEW,
+      'renew',
       [...leases].flatMap(({ id, token }) => [id, token]),
     )
   }
@@ -170,7 +160,7 @@ export class QueueStore {
     const { delayMs = '', attempt, problem, away = false, heldMs = '' } = how
     const told = [attempt, problem].map((value) => (value === undefined ? '' : JSON.stringify(value)))
     const args = [id, client, token, String(delayMs), ...told, away ? 'away' : '', String(heldMs)]
-    const [status, due] = texts(await this.#run(RELEASE, args))
+    const [status, due] = texts(await this.#run('release', args))
     return status === 'queued' ? Number(due) : status === 'expired' ? status : undefined
   }
 
@@ -182,21 +172,21 @@ export class QueueStore {
     result: Receipt | ProblemBody,
   ): Promise<boolean> {
     const told = attempt === undefined ? '' : JSON.stringify(attempt)
-    return (await this.#run(SETTLE, [id, client, token, status, told, JSON.stringify(result)])) === 1
+    return (await this.#run('settle', [id, client, token, status, told, JSON.stringify(result)])) === 1
   }
 
   async cancel(id: string, client: string): Promise<QueuedMessage['status'] | undefined> {
-    const status = await this.#run(CANCEL, [id, client])
+    const status = await this.#run('cancel', [id, client])
     return typeof status === 'string' ? toStatus(status) : undefined
   }
 
   async wake(): Promise<void> {
-    await this.#run(WAKE, [])
+    await this.#run('wake', [])
   }
 
   /** What a client can know of its message, and how long until it is due; undefined where it has none with this id. */
   async state(id: string, owner: string): Promise<{ message: QueuedMessage; waitMs: number } | undefined> {
-    const [now, held, ...pairs] = texts(await this.#run(STATE, [id]))
+    const [now, held, ...pairs] = texts(await this.#run('state', [id]))
     const fields = new Map(pairs.flatMap((name, at) => (at % 2 === 0 ? [[name, pairs[at + 1] ?? ''] as const] : [])))
     const field = (name: string): string => fields.get(name) ?? ''
     if (field('client') !== owner) return undefined
@@ -225,7 +215,7 @@ export class QueueStore {
   }
 
   async stats(): Promise<QueueStats> {
-    const [sending, clients] = list(await this.#run(STATS, []))
+    const [sending, clients] = list(await this.#run('stats', []))
     return {
       sending: Number(sending),
       clients: list(clients).map((entry) => {
@@ -235,8 +225,8 @@ export class QueueStore {
     }
   }
 
-  #run(script: Script, args: (string | Buffer)[], keys: string[] = []): Promise<unknown> {
-    return runScript(this.#redis, script, keys, args)
+  #run(name: string, args: (string | Buffer)[], keys: string[] = []): Promise<unknown> {
+    return runScript(this.#redis, script(name), keys, args)
   }
 }
 
