@@ -48,8 +48,8 @@ export function rawProblem(problem: Problem, requestId: string): string {
 /** What was thrown, or what Fastify says of a request, as a problem. */
 export function toProblem(error: unknown): Problem {
   if (error instanceof Problem) return error
-  if (isFastifyError(error)) {
-    const { code, message, statusCode = 500, validation } = error
+  if (error instanceof Error) {
+    const { code = '', message, statusCode = 500, validation }: Error & Partial<FastifyError> = error
     if (validation !== undefined) {
       const faults = toFaults(validation)
       const headersOnly = faults.length > 0 && faults.every(({ path }) => path.startsWith('/headers'))
@@ -69,8 +69,4 @@ function describe(faults: readonly { readonly path: string; readonly message: st
   if (first === undefined) return 'The message is not valid.'
   const more = others.length === 0 ? '' : `, and ${others.length} more: see errors`
   return `${first.path === '' ? 'The message' : first.path} ${first.message}${more}.`
-}
-
-function isFastifyError(error: unknown): error is FastifyError {
-  return error instanceof Error
 }
