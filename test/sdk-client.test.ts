@@ -1,5 +1,5 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import { createServer as createHttpsServer } from 'node:https'
+import { Agent, createServer as createHttpsServer } from 'node:https'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -8,6 +8,8 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
 import t, { type Test } from 'tap'
+import { attempt } from '../src/sdk/attempt.ts'
+import { CredentialStore } from '../src/sdk/credentials.ts'
 import { clientCredentials, Postern, PosternError, type PosternOptions } from '../src/sdk/client.ts'
 import { type Cut, cuttingProxy } from './support/cutting-proxy.ts'
 import { ANYTHING, MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
@@ -197,6 +199,27 @@ t.test('bytes of an attachment go out as base64, and calls share a connection', 
   t.match(await failure(client.sendRaw('x', { mailFrom: MESSAGE.from, rcptTo: [MESSAGE.to] })), {
     code: 'raw_not_allowed',
   })
+  const credentials = new CredentialStore({
+    ca: gateway.pki.ca.certificate,
+    cert: gateway.client.certificate,
+    key: gateway.client.key,
+  })
+  const options = {
+    agent: new Agent({ keepAlive: true, maxSockets: 1 }),
+    url: new URL(`https://localhost:${gateway.port}/v1/whoami`),
+    method: 'GET',
+    headers: {},
+    credentials: credentials.current(),
+    expect: false,
+    signal: AbortSignal.timeout(5_000),
+  }
+  t.teardown(() => options.agent.destroy())
+  const answers = await Promise.all([attempt(options), attempt(options)])
+  t.match(
+    answers,
+    [{ status: 200 }, { status: 200 }],
+    'one that waits for a connection goes on as soon as there is one',
+  )
 })
 
 t.test('a stream that was read too far is not sent again, and what is known of it is said', async (t) => {
@@ -379,9 +402,14 @@ t.test('many tries with a token that is got for each leave no listeners behind',
   const client = new Postern({ url, token: () => 't', ...credentials })
   t.match(await failure(client.send(MESSAGE)), { code: 'overloaded' })
   t.equal(tries, 13)
-  t.same(warnings, [])
   const silent = new Postern({ url, token: () => new Promise(() => {}), ...credentials })
-  t.match(await failure(silent.send(MESSAGE, { signal: AbortSignal.abort() })), { code: 'aborted' })
+  const stop = new AbortController()
+  const sending = Array.from({ length: 11 }, () => failure(silent.send(MESSAGE, { signal: stop.signal })))
+  stop.abort()
+  sending.push(failure(silent.send(MESSAGE, { signal: stop.signal })))
+  for (const error of await Promise.all(sending)) t.match(error, { code: 'aborted' })
+  await new Promise(setImmediate)
+  t.same(warnings, [], 'nor do many calls with one signal')
 })
 
 t.test('a certificate that does not pass, either way, is said so in seconds', async (t) => {

@@ -51,6 +51,7 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
   return new Promise((resolve) => {
     let stage: Stage = 'unconnected'
     let answering = false
+    let reused = false
     let timer: NodeJS.Timeout | undefined
     let request: ClientRequest
     try {
@@ -94,14 +95,16 @@ export function attempt(options: AttemptOptions): Promise<Answer | Failure> {
     const connected = (): void => {
       clearTimeout(timer)
       stage = 'expecting'
-      if (!expect || request.reusedSocket) return send()
+      if (!expect || reused) return send()
       request.setHeader('expect', '100-continue')
       request.once('continue', send)
       request.flushHeaders()
       timer = setTimeout(send, CONTINUE_TIMEOUT_MS)
     }
     request.once('socket', (socket) => {
-      if (request.reusedSocket) return connected()
+      // Past its handshake, in which it had to be. `reusedSocket` is not said of a request that has waited for its turn.
+      reused = socket instanceof TLSSocket && socket.authorized
+      if (reused) return connected()
       timer = setTimeout(() => request.destroy(new Error('no connection in time')), CONNECT_TIMEOUT_MS)
       socket.once('secureConnect', connected)
     })

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto'
+import { setMaxListeners } from 'node:events'
 import type { OutgoingHttpHeaders } from 'node:http'
 import { Agent } from 'node:https'
 import { setTimeout as pause } from 'node:timers/promises'
@@ -175,6 +176,7 @@ export class Postern {
     const abort = (): void => end.abort(signal?.reason)
     const timer = setTimeout(() => end.abort(TIMED_OUT), timeout)
     if (signal?.aborted === true) abort()
+    if (signal instanceof EventTarget) setMaxListeners(0, signal) // many calls may have one, and Node 20 warns of ten
     signal?.addEventListener('abort', abort)
     const answer = this.#tries<T>(call, timeout, end.signal)
     this.#calls.add(answer)
