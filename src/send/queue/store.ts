@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { Problem, type ProblemBody } from '../../errors.ts'
-import type { QueuedMessage, Receipt } from '../../mail/schemas.ts'
+import { type QueuedMessage, QueuedMessageSchema, type Receipt } from '../../mail/schemas.ts'
 import type { Lock } from '../idempotency.ts'
 import type { QueuedContent } from './content.ts'
 import { askRedis, type RedisConnection, runScript, scripts, type Witness } from '../redis.ts'
@@ -239,10 +239,8 @@ function unsaid(status: QueuedMessage['status'], result: string): Problem | unde
   return new Problem('internal', 'Each gateway that took this message was lost before it could hand it over.')
 }
 
-const STATUSES = ['queued', 'sending', 'accepted', 'partial', 'rejected', 'unknown', 'expired', 'cancelled'] as const
-
 function toStatus(text: string): QueuedMessage['status'] {
-  const status = STATUSES.find((known) => known === text)
+  const status = QueuedMessageSchema.properties.status.anyOf.find(({ const: known }) => known === text)?.const
   if (status === undefined) throw new Problem('store_unavailable', 'The shared store does not answer as it should.')
   return status
 }
