@@ -1,5 +1,7 @@
+import { readFileSync } from 'node:fs'
 import type { Socket } from 'node:net'
 import type { Server, TLSSocket } from 'node:tls'
+import { load } from 'js-yaml'
 import type { Logger } from 'pino'
 import { alertOf } from '../tls/alerts.ts'
 import { codeOf } from '../errors.ts'
@@ -54,118 +56,30 @@ export function watchHandshakes(server: Server, metrics: Pick<Metrics, 'handshak
   server.once('close', () => limit.close())
 }
 
+const { own_ca: OWN_CA, verdicts }: { own_ca: string; verdicts: readonly Row[] } = JSON.parse(
+  JSON.stringify(load(readFileSync(new URL('handshakes.yaml', import.meta.url), 'utf8'))),
+)
+type Row = { readonly reason: string; readonly codes: readonly string[]; readonly advice: string }
+
+const VERDICTS: ReadonlyMap<string, Verdict> = new Map(
+  verdicts.flatMap(({ reason, codes, advice }) =>
+    codes.map((code) => [code, [reason, advice.replace('{own_ca}', OWN_CA)]]),
+  ),
+)
+
 function judge(error: Error, socket: TLSSocket, received: number): Verdict {
   const unverified = verificationError(socket)
   const known = VERDICTS.get(unverified ?? codeOf(error))
   if (known !== undefined) return known
   if (unverified !== undefined) return ['other', `The client's certificate was refused (${unverified}).`]
   const alert = alertOf(error)
-  if (alert !== undefined) return alertVerdict(alert.number, alert.name)
-  if (/^(ECONNRESET|EPIPE|ERR_SSL_UNEXPECTED_EOF_WHILE_READING)$/.test(codeOf(error))) {
-    return [
-      'reset',
-      received === 0 ? ONLY_CONNECTED : `It left in the middle of the handshake. If it is a client of yours, ${TRUST}`,
-    ]
+  if (alert !== undefined) {
+    const [reason, advice] = VERDICTS.get(`alert ${alert.number}`) ?? ['other', 'its own log tells more.']
+    return [reason, `The client ended the handshake with alert ${alert.number} (${alert.name}): ${advice}`]
   }
-  return ['other', 'Run "postern tls HOST:PORT" from where the client is.']
-}
-
-const ONLY_CONNECTED =
-  'It only connected and left, as port scanners and load balancers that check a port do: point checks at /readyz on the operations port.'
-const TRUST =
-  'it may not trust the server certificate: give it the CA of POSTERN_TLS_CERT, and connect by a name that is in the certificate.'
-const OWN_CA =
-  'have it signed by a CA in POSTERN_TLS_CLIENT_CA, or add its CA there, and let it send its intermediates.'
-
-const FOREIGN_CA = `The client's certificate is of a CA that is not trusted here: ${OWN_CA}`
-const CUT_CHAIN = `The chain of the client's certificate is incomplete: ${OWN_CA}`
-// Where there are lists, OpenSSL says no more of a foreign CA than that there is none of it.
-const NO_LIST = `The client's certificate is of a CA that is not trusted here, or whose list is not in POSTERN_TLS_CRL: add that, or ${OWN_CA}`
-const CIPHERS =
-  'The client offers no cipher, group or signature algorithm that is accepted here: it needs ECDHE with AES-GCM or ChaCha20-Poly1305.'
-const VERSION =
-  'The client speaks no TLS version between POSTERN_TLS_MIN_VERSION and POSTERN_TLS_MAX_VERSION: update the client (TLS 1.2 or 1.3), or widen these if they are narrower than that.'
-const PLAIN =
-  'Plain HTTP or something else that is not TLS came: use https:// in the client, and TCP passthrough in a proxy.'
-
-// By reason: the codes of OpenSSL and Node, and of what Node found when it verified the client's chain, of which the handshake
-// itself only reports a reset.
-const ADVICE: Readonly<Record<string, Readonly<Record<string, string>>>> = {
-  no_certificate: {
-    ERR_SSL_PEER_DID_NOT_RETURN_A_CERTIFICATE:
-      'The client sent no certificate: give it one with its key ("postern cert client NAME").',
-  },
-  expired: {
-    CERT_HAS_EXPIRED: "The client's certificate or one of its CAs has expired: renew it.",
-    CERT_NOT_YET_VALID: "The client's certificate is not valid yet: check the clocks of both machines, or wait.",
-  },
-  revoked: {
-    CERT_REVOKED: "The client's certificate is on the revocation list: issue a new one if the client is to come back.",
-    CRL_HAS_EXPIRED: 'POSTERN_TLS_CRL has expired, which shuts everyone out: publish a new list.',
-    CRL_NOT_YET_VALID: 'POSTERN_TLS_CRL is not valid yet, which shuts everyone out: check the clock.',
-    CRL_SIGNATURE_FAILURE: 'The signature of POSTERN_TLS_CRL does not hold: have the CA publish it again.',
-  },
-  wrong_purpose: {
-    INVALID_PURPOSE: "The client's certificate is not for clients: issue one with the extended key usage clientAuth.",
-  },
-  unknown_ca: {
-    DEPTH_ZERO_SELF_SIGNED_CERT: `The client's certificate is self-signed: ${OWN_CA}`,
-    SELF_SIGNED_CERT_IN_CHAIN: FOREIGN_CA,
-    UNABLE_TO_VERIFY_LEAF_SIGNATURE: FOREIGN_CA,
-    UNABLE_TO_GET_ISSUER_CERT: CUT_CHAIN,
-    UNABLE_TO_GET_CRL: NO_LIST,
-    UNABLE_TO_GET_ISSUER_CERT_LOCALLY: CUT_CHAIN,
-    CERT_SIGNATURE_FAILURE: `The client's certificate names a CA that did not sign it: ${OWN_CA}`,
-    INVALID_CA: `The client's certificate was signed by a certificate that is no CA: ${OWN_CA}`,
-    PATH_LENGTH_EXCEEDED: `The client's certificate was signed by a CA that may not sign it: ${OWN_CA}`,
-  },
-  protocol_version: {
-    ERR_SSL_UNSUPPORTED_PROTOCOL: VERSION,
-    ERR_SSL_UNKNOWN_PROTOCOL: VERSION,
-    ERR_SSL_VERSION_TOO_LOW: VERSION,
-    ERR_SSL_WRONG_SSL_VERSION: VERSION,
-    ERR_SSL_INAPPROPRIATE_FALLBACK:
-      'The client fell back to an older version than both sides speak: something between them may be in the way.',
-  },
-  no_shared_cipher: {
-    ERR_SSL_NO_SHARED_CIPHER: CIPHERS,
-    ERR_SSL_NO_SHARED_GROUPS: CIPHERS,
-    ERR_SSL_NO_SUITABLE_GROUPS: CIPHERS,
-    ERR_SSL_NO_SUITABLE_KEY_SHARE: CIPHERS,
-    ERR_SSL_NO_SHARED_SIGNATURE_ALGORITHMS: CIPHERS,
-    ERR_SSL_NO_SUITABLE_SIGNATURE_ALGORITHM: CIPHERS,
-  },
-  plain_http: {
-    ERR_SSL_HTTP_REQUEST: PLAIN,
-    ERR_SSL_HTTPS_PROXY_REQUEST: PLAIN,
-    ERR_SSL_WRONG_VERSION_NUMBER: PLAIN,
-  },
-  timeout: {
-    ERR_TLS_HANDSHAKE_TIMEOUT:
-      'The peer connected and did not finish the handshake in time: check that nothing between drops packets.',
-  },
-  other: {
-    UNSPECIFIED:
-      "A key or signature in the client's chain is too weak: RSA takes 2048 bits or more, a signature SHA-256 or better.",
-    ERR_SSL_WRONG_CURVE:
-      "The key of the client's certificate is on a curve that TLS 1.2 does not take here: let it speak TLS 1.3, or take one on P-256 or P-384.",
-    ERR_SSL_NO_APPLICATION_PROTOCOL:
-      'The client asks for a protocol other than http/1.1 (ALPN): let it offer http/1.1.',
-  },
-}
-const VERDICTS: ReadonlyMap<string, Verdict> = new Map(
-  Object.entries(ADVICE).flatMap(([reason, byCode]) =>
-    Object.entries(byCode).map(([code, advice]) => [code, [reason, advice]]),
-  ),
-)
-
-/** Alerts of clients are about what the server showed, so none of them counts as a fault of a client certificate. */
-function alertVerdict(number: number, name: string): Verdict {
-  const said = `The client ended the handshake with alert ${number} (${name}): `
-  if (number === 70) return ['protocol_version', said + VERSION]
-  if (number === 40 || number === 71) return ['no_shared_cipher', said + CIPHERS]
-  if (number >= 42 && number <= 48 && number !== 47) return ['other', said + TRUST]
-  return ['other', `${said}its own log tells more.`]
+  const isReset = /^(ECONNRESET|EPIPE|ERR_SSL_UNEXPECTED_EOF_WHILE_READING)$/.test(codeOf(error))
+  const left = isReset ? VERDICTS.get(received === 0 ? 'only connected' : 'left') : undefined
+  return left ?? ['other', 'Run "postern tls HOST:PORT" from where the client is.']
 }
 
 /** Node leaves a code here, whatever its types say. */
