@@ -227,6 +227,26 @@ t.test('a relay that grants fewer sessions than are wanted has every message, ho
   }
 })
 
+t.test('a relay that takes no new session is down soon after its last one has ended', async (t) => {
+  const relay = await startScripted(t)
+  const env = { POSTERN_SMTP_CONNECTIONS: '4', POSTERN_SMTP_TIMEOUT: '60s' }
+  const { send, changes } = await bench(t, [relay], env)
+  await all(4, send)
+  relay.says = (command) =>
+    command === 'greeting' ? '421 4.3.2 shutting down!' : command.startsWith('MAIL') ? null : undefined
+  const sends = all(6, send)
+  const standing = relay.talks.slice(0, 4)
+  for (const refused of [3, 8]) {
+    standing.pop()?.socket.end()
+    await until(() => relay.talks.length === 4 + refused) // twice the pause after each
+  }
+  for (const { socket } of standing) socket.end()
+  const ended = performance.now()
+  await until(() => changes.length > 0)
+  t.ok(performance.now() - ended < 5_000, `${performance.now() - ended} ms`)
+  t.same(only(await sends), ['relay_unavailable'])
+})
+
 t.test('refusals do not give away the few sessions that a relay grants', async (t) => {
   let closed = false
   const relay: ScriptedRelay = await startScripted(t, (command, { messages }) => {

@@ -82,6 +82,11 @@ export class Grant {
     this.#trying = false
   }
 
+  /** Lets a refusal hold further tries back for so many ms at most. */
+  waitAtMost(ms: number): void {
+    this.#within.waitAtMost(ms)
+  }
+
   /** Nothing is known: it refused one while none stood. */
   forget(): void {
     this.#sessions = this.#most
@@ -107,6 +112,10 @@ class Pause {
 
   begin(): void {
     this.#until = performance.now() + Math.min(FIRST_PAUSE_MS * 2 ** this.#rounds++, LAST_PAUSE_MS)
+  }
+
+  waitAtMost(ms: number): void {
+    this.#until = Math.min(this.#until, performance.now() + ms)
   }
 
   clear(): void {

@@ -15,6 +15,8 @@ interface PoolEvents {
 
 // Servers count a session for a moment after its end: Exim until its process is gone.
 const LINGER_MS = 1_000
+// Where none stands, so long after a refusal the next one tells whether the relay grants any.
+const ALONE_MS = 2_000
 // A relay that has all its sessions may leave new ones without a greeting: after so long an idle one makes room.
 const SWAP_MS = 250
 
@@ -130,6 +132,7 @@ export class Pool {
   }
 
   #serve(): void {
+    if (this.#sessions.size + this.#opening === 0) this.#grant.waitAtMost(ALONE_MS)
     while (this.#idle.length > 0) {
       const ticket = this.#line.next()
       if (ticket === undefined) break
