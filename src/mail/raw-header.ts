@@ -6,7 +6,7 @@ export type HeaderBlock = Readonly<ReturnType<typeof parseHeader>>
 export type HeaderField = HeaderBlock['fields'][number]
 
 /** Bytes that come piece by piece; undefined is their end. */
-export interface Pieces {
+interface Pieces {
   next(): Promise<Buffer | undefined>
 }
 

@@ -5,7 +5,7 @@ import { type RedisConnection, runScript, scripts } from './redis.ts'
 import type { Allowance } from '../config/units.ts'
 
 /** What a message took of its client's allowances. */
-export interface Taken {
+interface Taken {
   /** Gives recipients back that got nothing: a refused message does not use up the quota. Never rejects. */
   refund(recipients: number): Promise<void>
 }

@@ -102,7 +102,7 @@ export function askRedis<T>(command: Promise<T>): Promise<T> {
 }
 
 /** A Lua script as Redis knows it: by its text at first, by its SHA-1 from then on. */
-export interface Script {
+interface Script {
   readonly text: string
   readonly sha: string
 }

@@ -7,7 +7,7 @@ import { refusal } from '../usage.ts'
 import { attachedTo, bccOf, mailboxesOf } from './view.ts'
 
 /** Who a message was handed over from and to, whatever its header says. */
-export interface Envelope {
+interface Envelope {
   readonly sender: string
   readonly recipients: readonly string[]
 }

@@ -16,7 +16,7 @@ export interface Lease {
 }
 
 /** A message that was claimed. */
-export interface Taken {
+interface Taken {
   readonly lease: Lease
   /** How often it was tried. */
   readonly tries: number
@@ -33,7 +33,7 @@ export interface Times {
 }
 
 /** A change that nobody asked for: a lease or a lifetime ran out. */
-export interface Ended {
+interface Ended {
   readonly id: string
   readonly client: string
   readonly status: QueuedMessage['status']
