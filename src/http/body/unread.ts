@@ -12,6 +12,7 @@ const LINGER_MS = 2_000
 export function lingerOverBody(clients: ClientSource) {
   return (request: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
     const { raw, submission } = request
+    submission?.turn.end() // the answer may have to wait for those of earlier requests: no other text waits with it
     const { readableEnded } = raw.socket // nothing more comes
     // Whoever sends chunks in HTTP/1.0 may mean something else by them (RFC 9112 §6.1).
     const framed = raw.httpVersion === '1.1' || raw.headers['transfer-encoding'] === undefined
