@@ -1,3 +1,4 @@
+import { createReadStream } from 'node:fs'
 import { mkdtemp, rm, writeFile } from 'node:fs/promises'
 import { Agent, createServer as createHttpsServer } from 'node:https'
 import { createServer } from 'node:net'
@@ -306,6 +307,9 @@ t.test('a stream that breaks is not sent', async (t) => {
   const objects = Readable.from([{ line: 1 }])
   const odd = await failure(clientOf(t, gateway).sendRaw(objects, { mailFrom: MESSAGE.from, rcptTo: MESSAGE.to }))
   t.match(odd, { code: 'content_unreadable', outcome: 'not_sent' }, 'a stream of what is neither text nor bytes')
+  const file = createReadStream('/nowhere/message.eml')
+  const missing = await failure(clientOf(t, gateway).sendRaw(file, { mailFrom: MESSAGE.from, rcptTo: MESSAGE.to }))
+  t.match(missing, { code: 'content_unreadable', cause: { code: 'ENOENT' } }, 'one that breaks before it is read')
   t.same(await books(gateway), [])
 })
 

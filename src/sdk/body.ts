@@ -1,3 +1,4 @@
+import { EventEmitter } from 'node:events'
 import type { Message, ScheduledMessage } from './message.ts'
 
 /** What a message can come as. A function is called for each try; everything else is read once. */
@@ -54,6 +55,8 @@ class StreamBody implements Streamed {
 
   constructor(source: Pieces) {
     this.#source = source
+    // A file that is not there is told before anybody reads: without a listener that would end the process.
+    if (source instanceof EventEmitter) source.on('error', () => {})
     this.#pieces = source[Symbol.asyncIterator]()
   }
 
