@@ -164,9 +164,16 @@ t.test('a priority in capitals and a message id without brackets are as with SMT
 
 t.test('a header field without a value is not sent, as with SMTP', async (t) => {
   const { gateway, transport } = await setUp(t, ANYTHING)
+  const nothing = { subject: null, references: [], list: { help: '' }, dsn: null, postern: null }
+  const written = { 'X-Priority': '3', references: '<header@corp.example>' }
+  await transport.sendMail({ ...PLAIN, ...(nothing as object), priority: 'high', headers: written })
+  const first = gateway.relay.messages[0]?.raw.toString()
+  t.match(first, /^Subject: ?\r$/m)
+  t.match(first, /^X-Priority: 1 \(Highest\)\r$/m, 'an option goes before the field')
+  t.notMatch(first, /List-Help/i)
   const headers = { 'X-None': undefined, 'X-Null': null, 'X-Empty': '', 'X-Some': ['', 'one'] }
   await transport.sendMail({ ...PLAIN, headers: headers as unknown as Record<string, string> })
-  const raw = gateway.relay.messages[0]?.raw.toString()
+  const raw = gateway.relay.messages[1]?.raw.toString()
   t.match(raw, /^X-Some: one\r$/m)
   t.notMatch(raw, /X-None|X-Null|X-Empty/)
 })
@@ -208,6 +215,7 @@ t.test('what JSON cannot say is refused by name, and nothing is sent', async (t)
     'attachments\\[0\\].contentDisposition': { attachments: [{ content: 'x', contentDisposition: 'inline' }] },
     'dsn.notify': { dsn: { notify: 'failure,relayed' } },
     'dsn.return': { dsn: { ret: 'some' } },
+    'prepared subject': { subject: { prepared: true, value: '=?utf-8?q?x?=' } as unknown as string },
     'prepared X-Words': { headers: { 'X-Words': { prepared: true, value: '=?utf-8?q?x?=' } } },
     'postern.key': { postern: { key: 'x' } },
     'dsn.recipient': { dsn: { recipient: 'rfc822;user@corp.example' } },

@@ -35,6 +35,7 @@ export function unsayable({ data, mailer }: ComposedMail): readonly string[] {
   const fields = fieldsOf(data)
   const names = FOREIGN.filter((name) => isGiven(fields[name]))
   if (isGiven(mailer?.dkim) && !names.includes('dkim')) names.push('dkim')
+  if (isGiven(fields['subject']) && typeof fields['subject'] === 'object') names.push('prepared subject')
   const written = headersOf(fields)
   for (const [name, values, prepared] of written) {
     // A list of key and value may have one name twice.
@@ -74,11 +75,11 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
   const [from, ...others] = [given['from']].flat()
   if (others.length > 0) throw refusal('More than one mailbox in from cannot be said in JSON')
   const { messageId } = given
-  const { subject = '', text, html } = data
+  const { subject, text, html } = data
   const replyTo = mailboxes(data, 'replyTo')
   const headers = {
-    ...extraHeaders(data),
     ...Object.fromEntries(headersOf(data).map(([name, [value = '']]) => [name, value])),
+    ...extraHeaders(data),
   }
   const event = isGiven(data['icalEvent']) ? calendarOf(fieldsOf(data['icalEvent'])) : undefined
   const attachments = listOf(data['attachments']).map((attachment, index) => attachmentOf(attachment, types[index]))
@@ -89,7 +90,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
     from: typeof from === 'string' && from.includes(',') ? from : author,
     ...Object.fromEntries(Object.entries(lists).filter(([, list]) => list.length > 0)),
     ...(replyTo.length > 0 && { reply_to: replyTo }),
-    subject: String(subject),
+    subject: isGiven(subject) ? String(subject) : '',
     ...(isGiven(text) && { text: textOf(text) }),
     ...(isGiven(html) && { html: textOf(html) }),
     ...(attachments.length > 0 && { attachments }),
@@ -98,7 +99,7 @@ export async function sayInJson(mail: ComposedMail): Promise<Message | Scheduled
     ...(event && { calendar: event.calendar }),
     ...(isGiven(data['dsn']) && { dsn: dsnOf(fieldsOf(data['dsn'])) }),
     ...(tags && { tags }),
-    ...(send_at !== undefined && { send_at }),
+    ...(isGiven(send_at) && { send_at }),
   }
 }
 
@@ -179,8 +180,8 @@ function dsnOf({ ret, return: full, notify, envid, id, recipient, orcpt }: Field
 function extraHeaders({ priority, xMailer, normalizedHeaders }: Fields): Readonly<Record<string, string>> {
   const [number, word] =
     { high: ['1 (Highest)', 'High'], low: ['5 (Lowest)', 'Low'] }[String(priority).toLowerCase()] ?? []
-  const made = Object.entries(fieldsOf(normalizedHeaders)).filter(([name]) =>
-    /^(?:list-|references$|in-reply-to$)/.test(name),
+  const made = Object.entries(fieldsOf(normalizedHeaders)).filter(
+    ([name, value]) => /^(?:list-|references$|in-reply-to$)/.test(name) && isGiven(value),
   )
   return {
     ...(word !== undefined && { 'X-Priority': String(number), 'X-MSMail-Priority': word, Importance: word }),
