@@ -1,10 +1,10 @@
-import { once } from 'node:events'
 import { setImmediate as nextTurn, setTimeout as pause } from 'node:timers/promises'
+import type { TLSSocket } from 'node:tls'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import t from 'tap'
+import t, { type Test } from 'tap'
 import { TextTurn } from '../src/http/body/large-texts.ts'
-import { MESSAGE, startGateway } from './support/gateway.ts'
+import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
 import { startRelay } from './support/relay.ts'
 import { dial } from './support/sockets.ts'
 
@@ -50,27 +50,66 @@ t.test('a turn that has been takes no memory', async (t) => {
   t.ok(grown < 1_000_000, `${grown} bytes`)
 })
 
-t.test('a large text whose answer waits for that of an earlier request holds no other one up', async (t) => {
-  let answered = false
+/** Sends messages one after the other on a connection, without a wait for their answers. */
+const pipeline = (socket: TLSSocket, ...bodies: readonly (string | Buffer)[]): void => {
+  for (const body of bodies) {
+    socket.write(
+      `POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n`,
+    )
+    socket.write(body)
+  }
+}
+
+/** A relay that answers no message until it is told to, or a second has passed. */
+const patientRelay = async (t: Test) => {
+  let [taken, answered] = [0, 0]
   let release = (): void => {}
   const released = new Promise<void>((resolve) => (release = resolve))
   const relay = await startRelay(t, {
-    onData: (stream, _session, done) =>
-      void Promise.race([once(stream.resume(), 'end').then(() => released), pause(1_000)]).then(() => {
-        answered = true
-        done()
-      }),
+    onData(stream, _session, done) {
+      stream.resume().once('end', () => {
+        taken += 1
+        void Promise.race([released, pause(1_000)]).then(() => {
+          answered += 1
+          done()
+        })
+      })
+    },
   })
+  return { relay, release, taken: () => taken, answered: () => answered }
+}
+
+const refusals = ({ logText }: TestGateway): number => logText().split('"invalid_message"').length - 1
+
+t.test('a large text whose answer waits for that of an earlier request holds no other one up', async (t) => {
+  const { relay, release, answered } = await patientRelay(t)
   const gateway = await startGateway(t, { relay })
   const large = { ...MESSAGE, text: 'x'.repeat(LARGE / 2 + 1) }
   const socket = await dial(gateway)
-  for (const body of [MESSAGE, { ...large, to: 'not an address' }].map((message) => JSON.stringify(message)))
-    socket.write(
-      `POST /v1/messages HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\n\r\n${body}`,
-    )
-  while (!gateway.logText().includes('invalid_message')) await pause(5)
+  pipeline(socket, JSON.stringify(MESSAGE), JSON.stringify({ ...large, to: 'not an address' }))
+  while (refusals(gateway) < 1) await pause(5)
   t.match(await gateway.post(large, { path: '/v1/messages?dry_run=true' }), { status: 200 })
-  t.notOk(answered)
+  t.equal(answered(), 0)
+  release()
+  socket.destroy()
+})
+
+t.test('texts that a relay takes its time with, or whose refusal waits, are not kept meanwhile', async (t) => {
+  setFlagsFromString('--expose_gc')
+  const collect: () => void = runInNewContext('gc')
+  const { relay, release, taken, answered } = await patientRelay(t)
+  const gateway = await startGateway(t, { relay })
+  const large = (to: string): Buffer => Buffer.from(JSON.stringify({ ...MESSAGE, to, text: `한${'x'.repeat(LARGE)}` }))
+  const [good, bad] = [large('user@corp.example'), large('not an address')]
+  const socket = await dial(gateway)
+  collect()
+  const before = process.memoryUsage().heapUsed
+  pipeline(socket, good, good, bad, bad)
+  while (taken() < 2 || refusals(gateway) < 2) await pause(5)
+  collect()
+  const grown = process.memoryUsage().heapUsed - before
+  t.equal(answered(), 0)
+  t.ok(grown < LARGE, `${grown} bytes`)
   release()
   socket.destroy()
 })

@@ -101,6 +101,15 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
   }
 }
 
+/**
+ * To be called once a message has been composed, or its request is answered: its text is dropped, and the next one has its
+ * turn. A relay may take its time with ten texts of 24 MB, and so may the answers ahead of that to a refused one.
+ */
+export function dropText(request: FastifyRequest): void {
+  request.body = undefined
+  request.submission?.turn.end()
+}
+
 /** The submission that this request was given from its head on. No other body is read. */
 export function submissionOf({ submission }: FastifyRequest): Submission {
   if (submission === null) throw new Problem('not_found', 'There is nothing at this path.')

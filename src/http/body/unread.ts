@@ -1,6 +1,7 @@
 import type { FastifyReply, FastifyRequest } from 'fastify'
 import { type ClientSource, holderOf } from '../../clients/gate.ts'
 import { drain, hasBody } from './reader.ts'
+import { dropText } from './submission.ts'
 
 // A refused body is read and thrown away for this long. Closing at once would reset the connection and lose the answer.
 const LINGER_MS = 2_000
@@ -12,7 +13,7 @@ const LINGER_MS = 2_000
 export function lingerOverBody(clients: ClientSource) {
   return (request: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
     const { raw, submission } = request
-    submission?.turn.end() // the answer may have to wait for those of earlier requests: no other text waits with it
+    dropText(request)
     const { readableEnded } = raw.socket // nothing more comes
     // Whoever sends chunks in HTTP/1.0 may mean something else by them (RFC 9112 §6.1).
     const framed = raw.httpVersion === '1.1' || raw.headers['transfer-encoding'] === undefined

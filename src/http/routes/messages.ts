@@ -13,7 +13,7 @@ import { MOST_WAIT_MS } from '../../send/queue/queue.ts'
 import type { Deferral } from '../../send/send.ts'
 import type { TypedApp } from '../app.ts'
 import type { Parts } from '../body/multipart.ts'
-import { refuseOtherThan, type Submission, submissionOf } from '../body/submission.ts'
+import { dropText, refuseOtherThan, type Submission, submissionOf } from '../body/submission.ts'
 import { callerOf } from '../identity.ts'
 import { parsePreferences } from '../prefer.ts'
 import { type MessageRouteOptions, sendAndAnswer } from './send-request.ts'
@@ -43,7 +43,7 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         authoriseMessage(message, client, maxRecipients)
         checkParts(message, parts)
         const composed = composeMessage(message, new Date(), submission.contents)
-        submission.turn.end()
+        dropText(request)
         if (parts === undefined) return whole(composed, submission)
         // The upload may outlive its caller's listing.
         return arriving(composed, parts, submission, client.name, () => admitAgain(request.raw, clients))
