@@ -7,6 +7,7 @@ import { TextTurn } from '../src/http/body/large-texts.ts'
 import { MESSAGE, startGateway, type TestGateway } from './support/gateway.ts'
 import { startRelay } from './support/relay.ts'
 import { dial } from './support/sockets.ts'
+import { formData, MULTIPART, openUpload, postForm } from './support/uploads.ts'
 
 const LARGE = 2 ** 21
 
@@ -92,6 +93,28 @@ t.test('a large text whose answer waits for that of an earlier request holds no 
   t.equal(answered(), 0)
   release()
   socket.destroy()
+})
+
+t.test('nor does one whose key is known, while its files come', async (t) => {
+  const gateway = await startGateway(t)
+  const large = { ...MESSAGE, text: 'x'.repeat(LARGE / 2 + 1) }
+  const form = formData([
+    ['message', { ...large, attachments: [{ filename: 'a', part: 'a' }] }],
+    ['a', 'x'],
+  ])
+  const headers = { 'content-type': MULTIPART, 'idempotency-key': 'k' }
+  t.match(await postForm(gateway, form, { headers }), { status: 200 })
+  const upload = openUpload(gateway, '/v1/messages', headers)
+  await upload.write(form.subarray(0, -10))
+  await pause(100) // by then its message has been read
+  let over = false
+  setTimeout(() => {
+    over = true
+    upload.outgoing.end(form.subarray(-10))
+  }, 500)
+  t.match(await gateway.post(large, { path: '/v1/messages?dry_run=true' }), { status: 200 })
+  t.notOk(over)
+  t.match(await upload.answer, { status: 200, headers: { 'idempotency-replayed': 'true' } })
 })
 
 t.test('texts that a relay takes its time with, or whose refusal waits, are not kept meanwhile', async (t) => {

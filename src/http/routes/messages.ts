@@ -49,7 +49,11 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         return arriving(composed, parts, submission, client.name, () => admitAgain(request.raw, clients))
       }
       try {
-        const bodyHash = parts === undefined ? submission.bodyHash : () => parts.digest()
+        const digest = (files: Parts): Promise<string> => {
+          dropText(request) // nothing is composed where the key is known: its files may take their time
+          return files.digest()
+        }
+        const bodyHash = parts === undefined ? submission.bodyHash : () => digest(parts)
         const deferral = deferralOf(request.headers['prefer'], request.body, callerOf(request).peer)
         return await sendAndAnswer(request, reply, options, { bodyHash, compose, deferral })
       } finally {
