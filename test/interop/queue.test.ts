@@ -6,7 +6,14 @@ import { durabilityFindings } from '../../src/send/queue/durability.ts'
 import { connectRedis } from '../../src/send/redis.ts'
 import { Caller } from '../chaos/caller.ts'
 import { type FaultRelay, type Script, startFaultRelay } from '../support/fault-relay.ts'
-import { MESSAGE, oneConnection, startGateway, type TestAnswer, type TestGateway } from '../support/gateway.ts'
+import {
+  ANYTHING,
+  MESSAGE,
+  oneConnection,
+  startGateway,
+  type TestAnswer,
+  type TestGateway,
+} from '../support/gateway.ts'
 import { startOnFiles } from '../support/motion.ts'
 import { makePki } from '../support/pki.ts'
 import { startRelay, type TestRelay } from '../support/relay.ts'
@@ -661,7 +668,9 @@ t.test('expiry while it is being sent waits for what the relay says', async (t) 
 })
 
 t.test('the metrics, the status and the log show the queue', async (t) => {
-  const { gateway, relay } = await setUpFaulty(t)
+  const listed = ANYTHING.replace('FINGERPRINT', (await makePki()).billing.fingerprint)
+  const POSTERN_CLIENTS = `${t.testdir({ 'clients.yaml': listed })}/clients.yaml`
+  const { gateway, relay } = await setUpFaulty(t, { env: { POSTERN_CLIENTS } })
   follow(relay, { stage: 'MAIL', fault: '451' })
   const { json } = await gateway.post({ ...MESSAGE, tags: { job: 'nightly' } }, ASYNC)
   await until(() => gateway.logText().includes('"queue":"queued"'))
@@ -674,8 +683,7 @@ t.test('the metrics, the status and the log show the queue', async (t) => {
     queue: { sending: 0, clients: [{ client: 'billing', queued: 1, oldest: /^20/, next_attempt: /^20/ }] },
   })
   const shown: string[] = []
-  const file = `${t.testdir({ 'clients.yaml': 'clients: { billing: { token: x, from: ["*"] } }' })}/clients.yaml`
-  const env = { POSTERN_CLIENTS: file, POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }
+  const env = { POSTERN_CLIENTS, POSTERN_OPS_PORT: String(gateway.gateway.opsPort) }
   await client(['show', 'billing'], { env, print: (line) => void shown.push(line) })
   t.match(shown.join('\n'), /^queue: +1 queued, the oldest at 20.*, the next attempt at 20/m)
   await gateway.request({ method: 'DELETE', path: `/v1/messages/${json['id']}` })
