@@ -45,8 +45,6 @@ export class Queue {
   readonly #renewal: NodeJS.Timeout
   readonly #turns: Turns
   readonly #attempts: Attempts
-  /** Those that were in hand when it last asked, and are no longer. */
-  #left = 0
   #timer: NodeJS.Timeout | undefined
   /** Messages may be due in Redis. */
   #due = true
@@ -77,7 +75,7 @@ export class Queue {
     const { id, client, content } = message
     const { store, sealer, lifetime, relayUp } = this.#options
     const sealed = sealer.seal(content, ownerOf(message))
-    const mayTake = this.#room() > 0 && !this.#asking && (this.#inHand().get(client) ?? 0) < this.#share
+    const mayTake = this.#room() > 0 && !this.#asking && this.#inHand(client) < this.#share
     const token = mayTake ? randomUUID() : ''
     const lease = { id, client, token }
     if (token !== '') this.#leases.add(lease)
@@ -180,15 +178,15 @@ export class Queue {
     return Math.max(0, (this.#attempts.doubtful ? 1 : ALL_AHEAD * most) - this.#leases.size)
   }
 
-  /** How many messages of one client it may take in hand. */
+  /** How many messages of one client it may have in hand. */
   get #share(): number {
     return AHEAD * this.#options.most
   }
 
-  #inHand(): Map<string, number> {
-    const inHand = new Map<string, number>()
-    for (const { client } of this.#leases) inHand.set(client, (inHand.get(client) ?? 0) + 1)
-    return inHand
+  #inHand(client: string): number {
+    let count = 0
+    for (const lease of this.#leases) if (lease.client === client) count += 1
+    return count
   }
 
   async #ask(): Promise<void> {
@@ -196,9 +194,9 @@ export class Queue {
     let wakeMs = POLL_MS
     try {
       const room = this.#room()
-      this.#left = 0
-      const asked = this.#options.store.claim(room, this.#share, this.#inHand())
-      const { taken, ended, more, wakeMs: next } = await asked
+      const inHand = new Map<string, number>()
+      for (const { client } of this.#leases) inHand.set(client, (inHand.get(client) ?? 0) + 1)
+      const { taken, ended, more, wakeMs: next } = await this.#options.store.claim(room, this.#share, inHand)
       for (const { lease, tries, content } of taken) void this.#work(lease, tries, content, true)
       for (const change of ended) this.#changed(change)
       // When all places are taken, those that become free look for more.
@@ -235,11 +233,12 @@ export class Queue {
     return this.#attempts.try(lease, tries, content)
   }
 
-  /** Looks for more in its place: several at a time, where there are several. */
+  /** Looks for more in its place: several at a time, where there are several, and at once for a client that has no other. */
   #leave(lease: Lease): void {
     this.#leases.delete(lease)
-    const { doubtful } = this.#attempts
-    if (this.#due && this.#room() > 0 && (++this.#left >= this.#options.most || doubtful)) this.kick()
+    const others = this.#inHand(lease.client)
+    const several = this.#attempts.doubtful || others === 0 ? 1 : this.#options.most
+    if (this.#due && Math.min(this.#room(), this.#share - others) >= several) this.kick()
   }
 
   #changed(change: QueueChange): void {
