@@ -6,6 +6,7 @@ import { join } from 'node:path'
 import t, { type Test } from 'tap'
 import { type Entry, Mailbox } from '../src/cli/inbox/mailbox.ts'
 import { openInboxPage } from '../src/cli/inbox/page.ts'
+import { readMail } from '../src/cli/inbox/view.ts'
 
 interface TestPage {
   readonly url: string
@@ -119,6 +120,12 @@ t.test('after a restart the messages are there, and no number comes twice', asyn
   )
   t.equal((await (await openPage(t, directory)).receive('Subject: Third\n\nHi.\n')).number, 3)
   t.equal((await receive('Subject: x\n\nx\n')).number, 3, 'which this one does not know of')
+})
+
+t.test('of a message with very many lines the beginning is read', async (t) => {
+  const lines = Buffer.from('Subject: Lines\r\n\r\n1\r\n2\r\n3\r\n')
+  t.match(await readMail(lines, 4), { subject: 'Lines', text: /^1\n2\n$/ })
+  t.match(await readMail(lines, 6), { text: /^1\n2\n3\n$/ })
 })
 
 t.test('a folder that cannot be made is told in words', async (t) => {

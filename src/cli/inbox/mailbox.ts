@@ -2,9 +2,8 @@ import { EventEmitter } from 'node:events'
 import { writeFileSync } from 'node:fs'
 import { mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import PostalMime from 'postal-mime'
 import { refusal } from '../usage.ts'
-import { attachedTo, bccOf, mailboxesOf } from './view.ts'
+import { attachedTo, bccOf, mailboxesOf, readMail } from './view.ts'
 
 /** Who a message was handed over from and to, whatever its header says. */
 interface Envelope {
@@ -111,7 +110,7 @@ export class Mailbox extends EventEmitter<{ message: [entry: Entry]; change: [] 
 }
 
 async function describe(number: number, receivedAt: string, file: string, envelope: Envelope, content: Buffer) {
-  const mail = await PostalMime.parse(content)
+  const mail = await readMail(content)
   return {
     /** Counts from 1, and never again what it was before. */
     number,

@@ -1,6 +1,6 @@
 import { once } from 'node:events'
 import type { ServerResponse } from 'node:http'
-import PostalMime, { type Attachment } from 'postal-mime'
+import type { Attachment } from 'postal-mime'
 import {
   COMMON_HEADERS,
   good,
@@ -13,7 +13,7 @@ import {
   portOf,
 } from '../../operations/plain-http.ts'
 import type { Entry, Mailbox } from './mailbox.ts'
-import { bytesOf, detailsOf, inert, nameOf } from './view.ts'
+import { bytesOf, detailsOf, inert, nameOf, readMail } from './view.ts'
 
 /** How mail gets here, for a page without any. */
 interface Ways {
@@ -81,7 +81,7 @@ function summaryOf({ number, receivedAt, from, to, cc, bcc, subject, size, attac
 
 async function ofMessage(entry: Entry, content: Buffer, part: string, index?: string): Promise<PlainAnswer> {
   if (part === 'raw') return good('text/plain; charset=utf-8', content, { 'content-security-policy': 'sandbox' })
-  const mail = await PostalMime.parse(content)
+  const mail = await readMail(content)
   const { text: _searched, file: _file, ...known } = entry
   if (part === '') return json({ ...known, ...detailsOf(mail, content) })
   if (part === 'html')
