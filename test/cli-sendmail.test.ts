@@ -158,6 +158,9 @@ t.test('addresses are completed, comments become names, and text that is not ASC
   t.match(headerOf(latin), /R3LDvMOfZQ==/, 'octets of Latin-1 too')
   const folded = await run('-t', 'From: app\nTo: a,\n\tb (B),\n c\n\nHi.\n')
   t.same(folded.arrived?.to, ['a@corp.example', 'b@corp.example', 'c@corp.example'])
+  const twice = await run('-t', 'To: a, b@corp.example\nSubject: Two\nFrom: app\nTo: C <c@corp.example>\nto:\n\nHi.\n')
+  t.same(twice.arrived?.to, ['a@corp.example', 'b@corp.example', 'c@corp.example'], twice.errors)
+  t.match(headerOf(twice), /^To: a@corp\.example, b@corp\.example, C <c@corp\.example>\r\nSubject: Two\r\nFrom: /)
 })
 
 t.test('what the header lacks is added, and a message without a header is all body', async (t) => {

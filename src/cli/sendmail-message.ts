@@ -49,7 +49,18 @@ export async function readWritten(input: AsyncIterable<Buffer>, dotEnds: boolean
   const text = dotEnds ? come.replace(/(?<![^\n])\.\r?(?:\n[^]*)?$/, '') : come
   const { fields, body } = splitHeader(text)
   if (text.length - body.length > MAX_HEADER) throw new WrittenFault('the header has more than 64 KiB')
-  return { fields, body: withoutLongLines(body) }
+  return { fields: united(fields), body: withoutLongLines(body) }
+}
+
+/** With `To` and `Cc` once: the example in PHP's manual has a `To` beside the one that mail() writes. */
+function united(fields: Fields): Fields {
+  return fields.flatMap((written) => {
+    const same = ['to', 'cc'].includes(written.key) ? fields.filter(({ key }) => key === written.key) : []
+    if (same.length < 2) return [written]
+    if (same[0] !== written) return []
+    const values = same.map(({ name, raw }) => raw.slice(raw.indexOf(':', name.length) + 1).trim()).filter(Boolean)
+    return [{ ...written, raw: `${written.name}: ${values.join(',\r\n ')}` }]
+  })
 }
 
 /**
