@@ -82,18 +82,21 @@ const patientRelay = async (t: Test) => {
 
 const refusals = ({ logText }: TestGateway): number => logText().split('"invalid_message"').length - 1
 
-t.test('a large text whose answer waits for that of an earlier request holds no other one up', async (t) => {
-  const { relay, release, answered } = await patientRelay(t)
-  const gateway = await startGateway(t, { relay })
-  const large = { ...MESSAGE, text: 'x'.repeat(LARGE / 2 + 1) }
-  const socket = await dial(gateway)
-  pipeline(socket, JSON.stringify(MESSAGE), JSON.stringify({ ...large, to: 'not an address' }))
-  while (refusals(gateway) < 1) await pause(5)
-  t.match(await gateway.post(large, { path: '/v1/messages?dry_run=true' }), { status: 200 })
-  t.equal(answered(), 0)
-  release()
-  socket.destroy()
-})
+t.test(
+  'a large text whose answer waits for that of an earlier request holds no other one up, nor its place',
+  async (t) => {
+    const { relay, release, answered } = await patientRelay(t)
+    const gateway = await startGateway(t, { relay, env: { POSTERN_MAX_SIZE: '1.2MB', POSTERN_MAX_INFLIGHT: '2MB' } })
+    const large = { ...MESSAGE, text: 'x'.repeat(LARGE / 2 + 1) }
+    const socket = await dial(gateway)
+    pipeline(socket, JSON.stringify(MESSAGE), JSON.stringify({ ...large, to: 'not an address' }))
+    while (refusals(gateway) < 1) await pause(5)
+    t.match(await gateway.post(large, { path: '/v1/messages?dry_run=true' }), { status: 200 })
+    t.equal(answered(), 0)
+    release()
+    socket.destroy()
+  },
+)
 
 t.test('nor does one whose key is known, while its files come', async (t) => {
   const gateway = await startGateway(t)

@@ -102,12 +102,14 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
 }
 
 /**
- * To be called once a message has been composed, or its request is answered: its text is dropped, and the next one has its
- * turn. A relay may take its time with ten texts of 24 MB, and so may the answers ahead of that to a refused one.
+ * To be called once a message has been composed, or is refused: its text is dropped, and the next one has its turn. A relay
+ * may take its time with ten texts of 24 MB, and so may the answers ahead of that to a refused one.
  */
 export function dropText(request: FastifyRequest): void {
   request.body = undefined
-  request.submission?.turn.end()
+  if (request.submission === null) return
+  request.submission.contents = NO_CONTENTS
+  request.submission.turn.end()
 }
 
 /** The submission that this request was given from its head on. No other body is read. */

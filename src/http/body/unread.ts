@@ -14,6 +14,7 @@ export function lingerOverBody(clients: ClientSource) {
   return (request: FastifyRequest, reply: FastifyReply, _payload: unknown, done: () => void): void => {
     const { raw, submission } = request
     dropText(request)
+    submission?.release() // the answer may have to wait for those of earlier requests, and holds nothing but itself
     const { readableEnded } = raw.socket // nothing more comes
     // Whoever sends chunks in HTTP/1.0 may mean something else by them (RFC 9112 §6.1).
     const framed = raw.httpVersion === '1.1' || raw.headers['transfer-encoding'] === undefined
