@@ -237,6 +237,11 @@ t.test('a clients file that is broken is left alone, and told with its line', as
 t.test('a clients file that is no regular file is refused at once, and leaves no lock behind', async (t) => {
   const { file, run } = await workshop(t)
   await rm(file)
+  await t.rejects(
+    run('disable', 'billing'),
+    { message: `billing: ${file} does not exist.` },
+    'nor one that is not there',
+  )
   execFileSync('mkfifo', [file])
   const refused = { constructor: UsageError, message: /clients\.yaml is no regular file\.$/ }
   await t.rejects(run('list'), refused)

@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { KEY_PIN, parseIdentity } from '../clients/clients-file.ts'
 import { withValue } from '../clients/edit.ts'
 import { checked, clientsOf, withRegistered } from '../clients/register.ts'
@@ -83,7 +84,8 @@ export async function client(args: readonly string[], io: Io): Promise<void> {
       const listed = clients.get(name)
       if (action === 'add' && listed !== undefined)
         throw new RangeError(`it is listed already: postern client rotate ${name} adds an identity`)
-      if (action !== 'add' && listed === undefined) throw notListed(name, clients)
+      if (action !== 'add' && listed === undefined)
+        throw existsSync(file) ? notListed(name, clients) : new RangeError(`${file} does not exist`)
       const [changed, what] = change(text, listed ?? new Map())
       said = what
       return checked(changed, file)
