@@ -1,6 +1,7 @@
 import { allowsNames } from './name-constraints.ts'
 import { type Certificate, EXTENSION, firstBits, isAuthority, pathLength } from './certificate.ts'
 import { elements, TAG } from './der.ts'
+import { isSame } from './distinguished-name.ts'
 import { strongSignature } from './signature.ts'
 
 const CLIENT_AUTH = '1.3.6.1.5.5.7.3.2'
@@ -40,10 +41,17 @@ export function authenticatesClients(path: readonly Certificate[]): boolean {
     return (
       isAuthority(certificate) &&
       allows('keyUsage', CERTIFICATE_SIGN) &&
-      index - 1 <= pathLength(certificate) &&
-      path.slice(0, index).every((below, at) => allowsNames(certificate, below, at === 0))
+      // Between a CA's old key and its new one: neither limit counts it (RFC 5280 §4.2.1.9 and §4.2.1.10).
+      path.slice(1, index).filter(isOtherCa).length <= pathLength(certificate) &&
+      path
+        .slice(0, index)
+        .every((below, at) => (at > 0 && !isOtherCa(below)) || allowsNames(certificate, below, at === 0))
     )
   })
+}
+
+function isOtherCa({ issuer, subject }: Certificate): boolean {
+  return !isSame(issuer, subject)
 }
 
 function isSoundKey({ x509, keyAlgorithm }: Certificate, isLeaf: boolean): boolean {

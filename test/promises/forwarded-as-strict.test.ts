@@ -412,6 +412,34 @@ between('with constraints that cannot be read', 'both refuse', {
     key,
     above: [crossed],
   })
+  // A CA that renews its key under its name signs the new one with the old one (RFC 4210 §4.4).
+  const renewed = entity('Root')
+  const ids = (own: string, issuers: string): readonly Ext[] => [
+    { id: '2.5.29.14', value: octets(Buffer.from(own)) },
+    { id: '2.5.29.35', value: seq(implicit(0, Buffer.from(issuers))) },
+  ]
+  const last = [basicConstraints(true, 0), keyUsage('keyCertSign')]
+  const corp = [...ROOT_EXTENSIONS, nameConstraints([directory({ O: 'Corp' })])]
+  const [known, constrained] = [last, corp].map((extensions) => [
+    self(root, { extensions: [...extensions, ...ids('old', 'old')] }),
+    under(root, renewed, { extensions: [...last, ...ids('new', 'old')] }),
+    self(renewed, { extensions: [...extensions, ...ids('new', 'new')] }),
+  ])
+  const renewal = (what: string, expected: Expected, bundle: readonly string[] = [], spec: Partial<CertificateSpec> = {}): void =>
+    void cases.push({ what: `a key renewed under its name, ${what}`, expected, leaf: leafOf(renewed, { extensions: [...LEAF_EXTENSIONS, ...ids('leaf', 'new')], ...spec }), key, bundle })
+  renewal('no CA allowed below', 'both accept', known?.slice(0, 2))
+  renewal('no CA allowed below, the new root known too', 'both accept', known)
+  renewal('leaf within constraints', 'both accept', constrained?.slice(0, 2), { subject: name({ O: 'Corp' }) })
+  renewal('leaf outside constraints', 'both refuse', constrained?.slice(0, 2))
+  renewal('leaf of its name outside constraints', 'both refuse', constrained?.slice(0, 2), { subject: root.name })
+  cases.push({
+    what: 'a key renewed under its name, a CA below where none is allowed',
+    expected: 'both refuse',
+    leaf: leafOf(one),
+    key,
+    above: [under(renewed, one, { extensions: [...ROOT_EXTENSIONS, ...ids('one', 'new')] })],
+    bundle: known?.slice(0, 2) ?? [],
+  })
   cases.push({
     what: 'an intermediate alone in the bundle',
     expected: 'both refuse',
