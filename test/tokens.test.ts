@@ -2,6 +2,7 @@ import { createHmac, generateKeyPairSync, X509Certificate } from 'node:crypto'
 import { CompactEncrypt, exportJWK, exportSPKI, generateKeyPair, SignJWT } from 'jose'
 import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
+import { mock } from 'node:test'
 import { setTimeout as pause } from 'node:timers/promises'
 import { connect } from 'node:tls'
 import t, { type Test } from 'tap'
@@ -630,6 +631,30 @@ t.test('whatever the issuer answers, keys that are there serve on, for a day', a
     t.equal(await issuer.refresh(), wait, 'its CA is read again for each request')
   }
   t.equal(issuer.keys(Date.now() + 25 * 3_600_000), undefined, 'after a day they are too old')
+})
+
+t.test('keys are asked for again and again, though a timer comes too early once', async (t) => {
+  let [ahead, asked] = [0, 0]
+  const { now: real } = performance
+  t.intercept(performance, 'now', { value: () => real.call(performance) + ahead })
+  const gone = (): never => {
+    asked += 1 // in both places where metadata may be
+    throw new Error('its CA file is being replaced')
+  }
+  mock.timers.enable({ apis: ['setTimeout', 'setInterval'] })
+  t.teardown(() => mock.timers.reset())
+  const issuer = new Issuer('https://issuer.example', gone, () => {})
+  t.teardown(() => issuer.close())
+  const turn = async (passed: number): Promise<number> => {
+    ahead += passed
+    mock.timers.tick(30_000)
+    for (let left = 20; left > 0; left--) await Promise.resolve()
+    return asked
+  }
+  await issuer.refresh()
+  t.equal(await turn(29_000), 2)
+  t.equal(await turn(30_000), 4)
+  t.equal(await turn(30_000), 6)
 })
 
 t.test('an issuer that hangs, or whose certificate nobody vouches for, is an issuer that is away', async (t) => {

@@ -44,7 +44,7 @@ export class Issuer {
 
   close(): void {
     this.#closed = true
-    clearTimeout(this.#timer)
+    clearInterval(this.#timer)
   }
 
   /** The keys in force; none before the first answer, and none that are older than a day. */
@@ -80,8 +80,9 @@ export class Issuer {
     }
     if (this.#closed) return false
     this.#fetched(fault)
-    clearTimeout(this.#timer)
-    this.#timer = setTimeout(() => void this.refresh(), fault === undefined ? REFRESH_MS : LEAST_INTERVAL_MS).unref()
+    clearInterval(this.#timer)
+    // Timers may be early by a millisecond, which refresh() refuses: then the next turn asks.
+    this.#timer = setInterval(() => void this.refresh(), fault === undefined ? REFRESH_MS : LEAST_INTERVAL_MS).unref()
     return fault === undefined
   }
 
