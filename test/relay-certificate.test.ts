@@ -1,5 +1,6 @@
-import { writeFileSync } from 'node:fs'
+import fs, { writeFileSync } from 'node:fs'
 import { createServer } from 'node:https'
+import { syncBuiltinESMExports } from 'node:module'
 import { join } from 'node:path'
 import type { TLSSocket } from 'node:tls'
 import { X509Certificate } from 'node:crypto'
@@ -99,6 +100,24 @@ t.test('while a renewal has replaced only the certificate, relays are shown the 
   t.ok(shown.every((print) => print === printOf(old)))
   t.match(await metric(/subject="relay"/), ` ${endOf(old) / 1000}`)
   await reloaded('relay_tls', () => write('relay.key', next.key))
+  t.equal((await post(MESSAGE)).status, 200)
+  t.equal(shown.at(-1), printOf(next))
+})
+
+t.test('relays are shown what was compared, though the next pair comes while it is read', async (t) => {
+  const [old, next, later] = [await pki.client('gateway'), await pki.client('gateway'), await pki.client('gateway')]
+  const { shown, post, put, gateway } = await startShowing(t, old)
+  put(next)
+  const { openSync } = fs
+  let opened = 0
+  fs.openSync = (...args) => {
+    if (String(args[0]).endsWith('relay.crt') && ++opened === 2) put(later)
+    return openSync(...args)
+  }
+  syncBuiltinESMExports()
+  gateway.reload()
+  fs.openSync = openSync
+  syncBuiltinESMExports()
   t.equal((await post(MESSAGE)).status, 200)
   t.equal(shown.at(-1), printOf(next))
 })

@@ -7,6 +7,9 @@ import type { RelayTls } from '../relay/handshake.ts'
 import { parseCertificates, readPair, type SecureContext, secureContextOptions } from '../tls/context.ts'
 import { ClientTrust } from '../tls/trust.ts'
 
+/** Has the content of a file. Throws a RangeError that ends a sentence about it. */
+type Read = (path: string) => Buffer | string
+
 /** Reads everything that the settings name. What cannot be had is undefined, and told by the faults. */
 export function loadFiles(config: Config, faults: string[]) {
   const secureContext = collect(() => loadSecureContext(config), faults)
@@ -27,7 +30,7 @@ export function loadSecureContext({ tls }: Pick<Config, 'tls'>): SecureContext {
     crl: ['POSTERN_TLS_CRL', tls.crl],
   } as const
   const all = Object.values(files).filter(([, path]) => path !== undefined)
-  const [cert = '', key = '', clientCa = '', crl] = readFiles(...Object.values(files))
+  const [cert = '', key = '', clientCa = '', crl] = readFiles(Object.values(files))
   const material = { cert, key, clientCa, crl, minVersion: tls.minVersion, maxVersion: tls.maxVersion }
   return secureContextOptions(material, new Date(), (part, fault) => {
     const about = part === undefined ? all : [files[part]]
@@ -40,7 +43,7 @@ export function loadClients(
   { clients, oauth }: Pick<Config, 'clients' | 'oauth'>,
   secureContext: SecureContext | undefined,
 ): ClientDirectory {
-  const [text = ''] = readFiles(['POSTERN_CLIENTS', clients])
+  const [text = ''] = readFiles([['POSTERN_CLIENTS', clients]])
   const directory = parseClients(text, clients)
   const roots = secureContext === undefined ? 1 : new ClientTrust(secureContext).roots
   directory.check({ roots, tokens: oauth.issuer !== undefined })
@@ -48,8 +51,8 @@ export function loadClients(
 }
 
 /** Reads a bundle of CA certificates, where there is one. Throws a LoadError. */
-function loadBundle(name: string, path: string | undefined): string | undefined {
-  const [pem] = readFiles([name, path])
+function loadBundle(name: string, path: string | undefined, read?: Read): string | undefined {
+  const [pem] = readFiles([[name, path]], read)
   if (pem === undefined) return undefined
   return readOr(
     () => (parseCertificates(pem), pem),
@@ -60,13 +63,15 @@ function loadBundle(name: string, path: string | undefined): string | undefined 
 }
 
 /** What relays are trusted by, and what is shown to them: its dates are theirs to judge. Throws a LoadError. */
-export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>): RelayTls {
+export function loadRelayTls({ smtp }: Pick<Config, 'smtp'>, read?: Read): RelayTls {
   const faults: string[] = []
-  const ca = collect(() => loadBundle('POSTERN_SMTP_CA', smtp.ca), faults)
-  const oauthCa = collect(() => loadBundle('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca), faults)
-  const files = (): (string | undefined)[] =>
-    readFiles(['POSTERN_SMTP_CERT', smtp.cert], ['POSTERN_SMTP_KEY', smtp.key])
-  const [cert, key] = collect(files, faults) ?? []
+  const ca = collect(() => loadBundle('POSTERN_SMTP_CA', smtp.ca, read), faults)
+  const oauthCa = collect(() => loadBundle('POSTERN_SMTP_OAUTH_CA', smtp.oauth.ca, read), faults)
+  const files = [
+    ['POSTERN_SMTP_CERT', smtp.cert],
+    ['POSTERN_SMTP_KEY', smtp.key],
+  ] as const
+  const [cert, key] = collect(() => readFiles(files, read), faults) ?? []
   const pair = cert === undefined || key === undefined ? undefined : { cert, key }
   const named = `POSTERN_SMTP_CERT, POSTERN_SMTP_KEY (${smtp.cert}, ${smtp.key})`
   if (pair !== undefined) readPair(pair, 'relay', (_part, fault) => void faults.push(`${named}: ${fault}.`))
@@ -89,11 +94,14 @@ function collect<T>(load: () => T, faults: string[]): T | undefined {
  * The texts of files, each named by its setting; undefined for one that is not set. Throws a LoadError with all their
  * faults.
  */
-function readFiles(...files: readonly (readonly [name: string, path: string | undefined])[]): (string | undefined)[] {
+function readFiles(
+  files: readonly (readonly [name: string, path: string | undefined])[],
+  read: Read = readRegularFile,
+): (string | undefined)[] {
   const faults: string[] = []
   const texts = files.map(([name, path]) =>
     readOr(
-      () => path && readRegularFile(path).toString(),
+      () => path && String(read(path)),
       (reason) => void faults.push(`${name} ${path} ${reason}${madeBy(path, reason)}.`),
     ),
   )

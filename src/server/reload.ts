@@ -179,7 +179,8 @@ export class Reloader implements ClientSource {
   }
 
   /** Returns what the log line is to say of the change. */
-  #replace(part: Part, paths: readonly string[], [text = '', key = '']: readonly string[]): object | undefined {
+  #replace(part: Part, paths: readonly string[], texts: readonly string[]): object | undefined {
+    const [text = '', key = ''] = texts
     if (part === 'clients') {
       const before = this.current.directory
       const directory = parseClients(text, paths[0] ?? '')
@@ -191,7 +192,8 @@ export class Reloader implements ClientSource {
       return changesOf(before, directory)
     }
     if (part === 'relay_tls') {
-      this.#showRelays((this.relayTls = loadRelayTls(this.#options.config)))
+      const read = (path: string): string => texts[paths.indexOf(path)] ?? ''
+      this.#showRelays((this.relayTls = loadRelayTls(this.#options.config, read)))
       this.#options.relayTlsChanged()
       return undefined
     }
