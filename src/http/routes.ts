@@ -54,6 +54,7 @@ function takesJson(accept: string): boolean {
   const ranges = accept
     .replace(QUOTED, '')
     .split(',')
+    .filter((range) => range.includes('/')) // 15,000 empty ones would take 13 ms
     .map((range) => range.split(';').map((part) => part.trim().toLowerCase()))
   const ofType = (type: string): readonly string[][] => ranges.filter(([given]) => given === type)
   const deciding = RANGES.map(ofType).find(({ length }) => length > 0) ?? []
