@@ -100,6 +100,7 @@ t.test('what is no way to send one message is refused with a sentence', async (t
   const { run, gateway } = await setUp(t)
   for (const args of ['-bs', '-bd', '-b d', '-bp', '-bi', '-bt', '-Z', '-f', '', '-i'])
     t.match(await run(args), { status: 64, errors: /^postern sendmail: .+\.$/ }, args)
+  t.match(await run('--verbose user'), { status: 64, errors: /no option --verbose\.$/ })
   t.equal(gateway.relay.messages.length, 0)
 })
 
@@ -279,7 +280,8 @@ t.test('the exit status says what to do next', async (t) => {
     [77, '-f boss@elsewhere.example user', {}, MESSAGE, /boss@elsewhere\.example/],
     [77, 'user', { POSTERN_CERT: stranger.certificate, POSTERN_KEY: stranger.key }, MESSAGE, /certificate|listed/],
     [77, 'user', { POSTERN_CERT: expired.certificate, POSTERN_KEY: expired.key }, MESSAGE, /expired/],
-    [77, 'user', { POSTERN_CA: gateway.pki.otherCa.certificate }, MESSAGE, /does not pass/],
+    [77, 'user', { POSTERN_CA: gateway.pki.otherCa.certificate }, MESSAGE, /does not pass: [^.]+\.$/],
+    [77, 'user', { POSTERN_CA: '' }, MESSAGE, /does not pass: .*\. No CA was given/],
     [78, 'user', { POSTERN_URL: '' }, MESSAGE, /POSTERN_URL/],
     [78, 'user', { POSTERN_KEY: '/nowhere/client.key' }, MESSAGE, /nowhere/],
     [78, 'user', { POSTERN_DOMAIN: '' }, MESSAGE, /POSTERN_DOMAIN/],

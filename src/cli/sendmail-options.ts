@@ -30,7 +30,7 @@ export function parseSendmailOptions(args: readonly string[]) {
         if (letter === 'o' && value === 'i') flags.add('i')
         values.set(letter === 'r' ? 'f' : letter, value)
         break
-      } else throw new UsageError(`There is no option -${letter}.`)
+      } else throw new UsageError(`There is no option ${letter === '-' ? word : `-${letter}`}.`)
     }
   }
   recipients.push(...words)

@@ -323,7 +323,9 @@ function failureOf(failure: Failure, silent: number, credentials: Credentials, e
   const reason = reasonOf(error)
   const outcome = stage === 'sent' ? 'unknown' : 'not_sent'
   if (end.aborted || error.name === 'AbortError') return stopped(end, outcome)
-  if (untrusted) return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.`, error)
+  const by = credentials.ca === undefined ? ' No CA was given: those that Node.js brings count.' : ''
+  if (untrusted)
+    return notSent('gateway_not_trusted', `The gateway's certificate does not pass: ${reason}.${by}`, error)
   if (/\balert\b/i.test(error.message))
     return notSent('certificate_refused', `The gateway ended the handshake: ${reason}.`, error)
   const date = stage === 'expecting' ? outOfDate(credentials) : undefined
