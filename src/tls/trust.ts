@@ -138,13 +138,18 @@ export class ClientTrust {
     return steps > MAX_STEPS || paths.length > MAX_PATHS ? [] : paths
   }
 
-  /** The current lists in whose scope a certificate is: several are one list in parts. None where one is not its issuer's. */
+  /**
+   * The current lists in whose scope a certificate is: several are one list in parts. None where one as new as these is of another
+   * key with the CA's name: OpenSSL looks at the newest alone.
+   */
   #covering(certificate: Certificate, issuer: Certificate, now: number): RevocationList[] {
     const own = this.#listsOf(issuer)
     const covers = (list: RevocationList): boolean =>
       list.isOf(issuer) && list.isCurrent(now) && holds(() => list.covers(certificate))
     const lists = this.#lists?.filter(covers) ?? []
-    return lists.every((list) => own.includes(list)) ? lists : []
+    const covering = lists.filter((list) => own.includes(list))
+    const newest = Math.max(...covering.filter(({ isWhole }) => isWhole).map(({ thisUpdate }) => thisUpdate))
+    return lists.every((list) => covering.includes(list) || list.thisUpdate < newest) ? covering : []
   }
 
   /** Newest first. Remembered by issuer, of which there are only as many as there are CAs under the roots. */
