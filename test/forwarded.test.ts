@@ -128,6 +128,15 @@ for (const [name, write] of FORMS) {
   })
 }
 
+t.test('a PEM certificate is read however its proxy escapes it', async (t) => {
+  const { client, forward } = await startProxied(t)
+  const escaped = escapedPem(client)
+  const plain = escaped.replaceAll('%2B', '+').replaceAll('%2F', '/').replaceAll('%3D', '=')
+  for (const value of [plain, escaped.replaceAll('%20', '+'), plain.replaceAll('%0A', '%0D%0A')])
+    t.match(await forward({ 'x-ssl-client-cert': value }), { status: 200 }, value.slice(0, 60))
+  t.match(await forward({ 'x-ssl-client-cert': escaped.replaceAll('%2B', '%20') + '+' }), { status: 403 })
+})
+
 t.test('a proxy that names no client is asked for one, whatever else it says', async (t) => {
   const { client, forward } = await startProxied(t)
   for (const headers of [

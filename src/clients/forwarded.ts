@@ -76,11 +76,16 @@ function fromByteSequence(value: string): X509Certificate {
   return parse(der, 'Client-Cert')
 }
 
-/** A PEM certificate, percent-encoded: what nginx has in `$ssl_client_escaped_cert`. */
+/**
+ * A PEM certificate, percent-encoded: what nginx has in `$ssl_client_escaped_cert`. Others leave `+`, `/` and `=` as they are, or
+ * write a space as `+`: within base64 there is none.
+ */
 function fromEscapedPem(value: string): X509Certificate {
-  const isEncoded = /^(?:[\w.~!*'()-]|%[0-7][\da-f])+$/i.test(value)
+  const isEncoded = /^(?:[\w.~!*'()+/=-]|%[0-7][\da-f])+$/i.test(value)
   const pem = isEncoded ? decodeURIComponent(value) : ''
-  const base64 = /^-----BEGIN CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END CERTIFICATE-----\s*$/.exec(pem)?.[1]
+  const base64 = /^-----BEGIN[ +]CERTIFICATE-----\r?\n([A-Za-z0-9+/=\r\n]+)-----END[ +]CERTIFICATE-----\s*$/.exec(
+    pem,
+  )?.[1]
   if (base64 === undefined) throw refusal('X-SSL-Client-Cert is not one URL-encoded certificate in PEM form.')
   return parse(Buffer.from(base64, 'base64'), 'X-SSL-Client-Cert')
 }
