@@ -477,6 +477,23 @@ t.test('a relay that says 421 to every MAIL is down, and one that says it to som
   t.same(changes, [`${relay.label} down`, `${relay.label} up`])
 })
 
+t.test('a relay that takes nothing of the null sender is not down because a message breaks its session', async (t) => {
+  for (const [reply, before] of [
+    ['501 Invalid MAIL FROM address provided', []],
+    ['550 5.7.1 The null sender is not for authenticated users', [GOOD]],
+  ] as const) {
+    const relay = await startScripted(t, (command) =>
+      command === 'MAIL FROM:<>' ? reply : command.startsWith('RCPT TO:<b@') ? '!' : undefined,
+    )
+    const { send, changes } = await bench(t, [relay])
+    for (const to of before) t.equal(await send({ to }), 200)
+    t.equal(await send({ to: DEAD }), 'relay_unavailable')
+    await until(() => changes.length > 0 || relay.talks.some(({ commands }) => commands.at(-1) === 'RSET'))
+    t.equal(await send({ to: GOOD }), 200)
+    t.same(changes, [], reply)
+  }
+})
+
 t.test('an address that looks like a word about logins does not make its refusal the relay\u2019s', async (t) => {
   const relay = await startScripted(t, (command) =>
     command.startsWith('RCPT') ? '550 5.1.1 <ehlo.authentication.required@corp.example>: user unknown' : undefined,

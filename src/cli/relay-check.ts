@@ -44,7 +44,7 @@ export async function tryRelay(
     const { wire, offer } = session
     const loggedIn = address.user !== undefined
     try {
-      if (!loggedIn && offer.mechanisms.length > 0) await session.probe(true)
+      if (!loggedIn && offer.mechanisms.length > 0) await session.probe([''])
       const encrypted = wire.encrypted ? 'encrypted' : 'not encrypted'
       good.push(`${name}: ${encrypted}${loggedIn ? ', logged in' : ''}, offers ${offer.keywords.join(' ')}`)
       if (offer.size < maxSize)

@@ -66,6 +66,8 @@ export class Relay {
   #looked = -Infinity
   #looking = false
   #withMail = false
+  /** Whose messages a look asks about: nobody's, and of whom it last took one. */
+  #senders: readonly string[] = ['']
   #retryMs = FIRST_RETRY_MS
   #timer: NodeJS.Timeout | undefined
   #closed = false
@@ -115,6 +117,8 @@ export class Relay {
       const { reply, accepted, rejected } = await this.#watched(session, outgoing, attempt)
       refused = rejected.length > 0
       this.#works()
+      const { from, smtpUtf8 } = outgoing.envelope
+      if (!smtpUtf8) this.#senders = ['', from]
       return { relay: this.label, code: reply.code, response: shown(reply), accepted, rejected }
     } catch (error) {
       if (!(error instanceof RelayFault)) throw error
@@ -144,7 +148,7 @@ export class Relay {
     this.#looked = performance.now()
     try {
       if (this.#pool.counts.busy === 0) {
-        await this.#probe(this.#withMail)
+        await this.#probe(this.#withMail ? this.#senders : [])
         this.#withMail = false
         this.#works()
       }
@@ -227,14 +231,14 @@ export class Relay {
   }
 
   /** A dead idle session says nothing of the relay: then a new session is asked. */
-  async #probe(withMail: boolean): Promise<void> {
+  async #probe(senders: readonly string[]): Promise<void> {
     for (const fresh of [false, true]) {
       const ticket: Ticket = { client: '', streamed: false, fresh }
       const session = await this.#pool.acquire(ticket)
       const { rested } = session
       const timer = setTimeout(() => session.wire.end(late()), this.#sessionMs)
       try {
-        return await session.probe(withMail)
+        return await session.probe(senders)
       } catch (error) {
         session.wire.end(new Error('it failed a look'))
         if (!rested) throw error

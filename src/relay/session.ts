@@ -65,15 +65,24 @@ export class Session {
     return { reply, accepted, rejected }
   }
 
-  /** Asks whether the relay is there and, `withMail`, whether it takes messages of this session. Throws a RelayFault. */
-  async probe(withMail: boolean): Promise<void> {
-    for (const line of withMail ? ['MAIL FROM:<>', 'RSET'] : ['NOOP']) {
-      const reply = await this.wire.ask(line).catch((cause: unknown) => {
+  /**
+   * Asks whether the relay is there and, with senders, whether it takes messages of one of them in this session. The null
+   * sender may be against its rules, and 501 says so. Throws a RelayFault.
+   */
+  async probe(senders: readonly string[]): Promise<void> {
+    const ask = (line: string): Promise<Reply> =>
+      this.wire.ask(line).catch((cause: unknown) => {
         throw new RelayFault('mail', { cause })
       })
-      if (isAboutSystem('mail', reply) || (withMail && isAboutSession('mail', reply)))
-        throw new RelayFault('mail', { reply })
+    let refused: Reply | undefined
+    for (const sender of senders) {
+      const reply = await ask(`MAIL FROM:<${safe(sender)}>`)
+      const against = isAboutSystem('mail', reply) || (isAboutSession('mail', reply) && (sender || reply.code !== 501))
+      refused = against ? reply : undefined
+      if (!against || reply.code === 421) break
     }
+    const reply = refused ?? (await ask(senders.length > 0 ? 'RSET' : 'NOOP'))
+    if (refused !== undefined || isAboutSystem('mail', reply)) throw new RelayFault('mail', { reply })
   }
 
   /** MAIL, RCPT and DATA, in one go where the relay takes that (RFC 2920). Resolves when the content is asked for. */
