@@ -94,6 +94,15 @@ export async function admitAgain(arrival: Arrival, clients: ClientSource): Promi
   }
 }
 
+/** Whether a caller that was let in would be again; where its token is to be verified anew, that is told by `admitAgain`. */
+export function isAdmitted(arrival: Arrival, { current }: ClientSource): boolean {
+  try {
+    return admit(arrival, current) !== undefined
+  } catch (error) {
+    return error instanceof UnverifiedToken
+  }
+}
+
 /** Who holds the certificate that a request is judged by: that of its connection, or the one that a proxy forwards. */
 export function effectiveHolder(
   { socket, headers }: Arrival,

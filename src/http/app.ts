@@ -105,7 +105,7 @@ export function build(options: AppOptions): TypedApp {
   const routeOptions = { sender, answers, clients, maxRecipients: config.maxRecipients, queues: queue !== undefined }
   messageRoutes(app, routeOptions)
   rawRoute(app, routeOptions)
-  queuedRoutes(app, queue)
+  queuedRoutes(app, queue, clients)
   whoamiRoute(app, allowances)
   tokenMetadataRoute(app, clients)
   return app

@@ -720,10 +720,17 @@ t.test('a revocation holds for what its certificate has queued', async (t) => {
   })
   await gateway.logged({ msg: 'the shared store is there' })
   const send_at = new Date(Date.now() + 4_000).toISOString()
-  const { status, json } = await new Caller(pki, gateway.client).queue(gateway, { ...MESSAGE, send_at })
+  const caller = new Caller(pki, gateway.client)
+  const { status, json } = await caller.queue(gateway, { ...MESSAGE, send_at })
   t.equal(status, 202)
+  const held = caller.ask(gateway, { path: `/v1/messages/${json['id']}`, headers: { prefer: 'wait=60' } })
   const list = await createRevocationList(pki.ca, [new X509Certificate(gateway.client.certificate).serialNumber])
   await gateway.reloaded('crl', () => gateway.write('crl.pem', list))
+  t.match(await held, { status: 403, json: { code: 'certificate_revoked' } }, 'nor is it told what becomes of it')
+  t.notOk(
+    gateway.log.some(({ queue }) => queue === 'cancelled'),
+    'and need not wait for that',
+  )
   t.match(await gateway.logged({ request_id: json['id'], queue: 'cancelled' }), { code: 'certificate_revoked' })
   t.equal(gateway.relay.messages.length, 0)
 })

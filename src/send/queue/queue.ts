@@ -120,12 +120,12 @@ export class Queue {
     return state.message
   }
 
-  /** Resolves when the status is another than this one, at the end of the time, or when the signal aborts. */
-  async changeOf(id: string, status: string, waitMs: number, signal?: AbortSignal): Promise<void> {
+  /** Resolves when the status is another than this one, at the end of the time, or soon after it is no longer wanted. */
+  async changeOf(id: string, status: string, waitMs: number, isWanted = (): boolean => true): Promise<void> {
     const deadline = performance.now() + waitMs
     for (;;) {
       const left = deadline - performance.now()
-      if (left <= 0 || signal?.aborted === true || this.#attempts.closed || this.#waiters >= MOST_WAITING) return
+      if (left <= 0 || !isWanted() || this.#attempts.closed || this.#waiters >= MOST_WAITING) return
       this.#waiters += 1
       await once(this.#changes, id, { signal: AbortSignal.timeout(Math.ceil(Math.min(left, WAIT_POLL_MS))) }).catch(
         () => {},
