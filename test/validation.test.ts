@@ -44,6 +44,7 @@ const GOOD: object[] = [
   { ...MESSAGE, message_id: '<a.b-c@[IPv6:::1]>' },
   ...[
     'X-Anything',
+    'X-Ticket.Id',
     'x-anything',
     'List-Unsubscribe',
     'In-Reply-To',

@@ -13,7 +13,7 @@ const BOUND = '(?=.{1,512}$)' // these patterns need memory for each dot, and ga
 const MESSAGE_ID = new RegExp(`^${BOUND}<${DOT_ATOM}@(?:${DOT_ATOM}|\\[[\\w.:-]+\\])>$`)
 const CONTENT_ID = new RegExp(`^${BOUND}(?:${DOT_ATOM}(?:@${DOT_ATOM})?|<${DOT_ATOM}(?:@${DOT_ATOM})?>)$`)
 const TIME = /^\d{4}-\d\d-\d\d[Tt ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/
-const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w-]+|${NAMED_HEADERS.replaceAll(', ', '|')})$`, 'i')
+const HEADER_NAME = new RegExp(`^(?:(?:x|list)-[\\w.-]+|${NAMED_HEADERS.replaceAll(', ', '|')})$`, 'i')
 
 /** The schemas' formats. Each returns what is wrong with the text, as a sentence that follows the field's name, or nothing. */
 export const FORMATS: Readonly<Record<string, (text: string) => string | undefined>> = {
