@@ -17,7 +17,7 @@ import {
 } from './idempotency.ts'
 import { bytesOf, type QueuedContent } from './queue/content.ts'
 import { MOST_BYTES, type Queue } from './queue/queue.ts'
-import type { Times } from './queue/store.ts'
+import type { QueueStore, Times } from './queue/store.ts'
 import { failedOnTheWay, receiptOf } from './receipt.ts'
 
 /** One message that a client asks to be sent. */
@@ -95,6 +95,8 @@ interface SenderOptions {
   readonly allowances: Allowances
   readonly metrics: { readonly idempotency: { inc(labels: { result: string }): void } }
   readonly queue: Queue | undefined
+  /** What tells of queued messages, also where this gateway has no queue. */
+  readonly states?: Pick<QueueStore, 'state'> | undefined
 }
 
 /** Takes each message the same way, whatever route it came by: idempotency key, policy, allowances, relay, stored answer. */
@@ -144,7 +146,7 @@ export class Sender {
 
   /** The answer to a message that the queue has, or had. */
   async #queued(id: string, client: string, fresh: boolean): Promise<SendAnswer> {
-    const found = await this.#options.queue?.state(id, client)
+    const found = await this.#options.states?.state(id, client)
     if (found === undefined)
       throw new Problem('delivery_unknown', 'The message was queued, and the queue does not know it any more.')
     const { message, waitMs } = found

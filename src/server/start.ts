@@ -97,9 +97,10 @@ export async function start(config: Config, loaded: Loaded, logger: Logger) {
   const store = kept ? new RedisIdempotencyStore(kept.redis, kept.witness) : new MemoryIdempotencyStore()
   const allowances = new Allowances(redis)
   const relayUp = (): boolean => relays.status.some(({ up }) => up)
-  if (config.queue !== undefined && kept !== undefined)
+  const states = kept && new QueueStore(kept.redis, kept.witness)
+  if (config.queue !== undefined && states !== undefined)
     queue = new Queue({
-      store: new QueueStore(kept.redis, kept.witness),
+      store: states,
       sealer: new Sealer(config.queue.keys),
       send: (outgoing, client, onMark) => relays.send(outgoing, { client, onMark }),
       relayUp,
@@ -116,7 +117,7 @@ export async function start(config: Config, loaded: Loaded, logger: Logger) {
         metrics.countMessage(client, resultOf(change), content?.envelope.to.length ?? 0)
       },
     })
-  const sender = new Sender({ relays, store, allowances, metrics, queue })
+  const sender = new Sender({ relays, store, allowances, metrics, queue, states })
   const { secureContext } = loaded
   const app = build({ sender, allowances, queue, metrics, config, clients, admission, logger, shutdown, secureContext })
   const { server } = app

@@ -49,10 +49,13 @@ async function setUp(t: Test, { relay, clients, env }: Wishes = {}): Promise<Set
 }
 
 /** The same in front of a relay that follows a script. */
-async function setUpFaulty(t: Test, { env = {} }: Wishes = {}): Promise<{ gateway: TestGateway; relay: FaultRelay }> {
+async function setUpFaulty(
+  t: Test,
+  { env = {} }: Wishes = {},
+): Promise<Omit<Setting, 'relay'> & { relay: FaultRelay }> {
   const relay = await startFaultRelay(t)
-  const { gateway } = await setUp(t, { env: { POSTERN_SMTP_URL: relay.url, ...env } })
-  return { gateway, relay }
+  const { gateway, redis } = await setUp(t, { env: { POSTERN_SMTP_URL: relay.url, ...env } })
+  return { gateway, redis, relay }
 }
 
 async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
@@ -166,7 +169,7 @@ t.test('with wait=N the answer is the final one where there is one in time', asy
 })
 
 t.test('a key shows how its message stands, at any time and however it is asked', async (t) => {
-  const { gateway, relay } = await setUpFaulty(t)
+  const { gateway, redis, relay } = await setUpFaulty(t)
   await relay.stop()
   const key = { 'idempotency-key': 'k' }
   const first = await gateway.post(MESSAGE, { headers: { ...ASYNC.headers, ...key } })
@@ -180,6 +183,9 @@ t.test('a key shows how its message stands, at any time and however it is asked'
   same(synchronous, 202)
   t.equal(synchronous.headers['location'], `/v1/messages/${first.json['id']}`)
   t.notOk(synchronous.headers['preference-applied'], 'nothing was preferred')
+  const without = await startGateway(t, { env: { POSTERN_SMTP_URL: relay.url, POSTERN_REDIS_URL: redis.url } })
+  await until(() => without.logText().includes('the shared store is there'))
+  same(await without.post(MESSAGE, { headers: key }), 202) // from a gateway whose queue is off
   t.match(await gateway.post({ ...MESSAGE, text: 'Other.' }, { headers: { ...ASYNC.headers, ...key } }), {
     status: 422,
     json: { code: 'idempotency_key_reused' },
