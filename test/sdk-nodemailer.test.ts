@@ -1,5 +1,6 @@
 import { createReadStream } from 'node:fs'
 import { createServer } from 'node:https'
+import { createServer as createSilent } from 'node:net'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { createTransport, type SendMailOptions } from 'nodemailer'
@@ -329,18 +330,25 @@ t.test('verify, close and callbacks are as nodemailer has them', async (t) => {
 })
 
 t.test('a signal ends a send with an AbortError, and listeners do not pile up', async (t) => {
-  const { transport } = await setUp(t, RAW)
-  const stop = new AbortController()
-  const stuck = new Readable({ read() {} })
-  stuck.push('never ending')
-  const sending = transport.sendMail({
-    ...PLAIN,
-    signal: stop.signal,
-    attachments: [{ filename: 'a', content: stuck }],
-  })
-  setTimeout(() => stop.abort(), 200)
-  t.match(await failure(sending), { name: 'AbortError', code: 'EABORT', outcome: 'not_sent' })
-  t.ok(stuck.destroyed)
+  const silent = `https://localhost:${await listen(t, createSilent())}`
+  for (const [clients, options] of [
+    [RAW, {}],
+    [ANYTHING, {}],
+    [ANYTHING, { url: silent, timeout: 1_000 }],
+  ] as const) {
+    const { transport } = await setUp(t, clients, options)
+    const stop = new AbortController()
+    const stuck = new Readable({ read() {} })
+    stuck.push('never ending')
+    const sending = transport.sendMail({
+      ...PLAIN,
+      signal: stop.signal,
+      attachments: [{ filename: 'a', content: stuck }],
+    })
+    setTimeout(() => stop.abort(), 200)
+    t.match(await failure(sending), { name: 'AbortError', code: 'EABORT', outcome: 'not_sent' })
+    t.ok(stuck.destroyed)
+  }
 })
 
 t.test('the policy is asked once, and again before a message is refused for it', async (t) => {

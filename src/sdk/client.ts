@@ -6,7 +6,7 @@ import { setTimeout as pause } from 'node:timers/promises'
 import { type Answer, attempt, type Failure, isRecord } from './attempt.ts'
 import { type Body, bodyOf, jsonBody, type MessageSource } from './body.ts'
 import { type CredentialFiles, type Credentials, CredentialStore, outOfDate } from './credentials.ts'
-import { notSent, type Outcome, PosternError, type ProblemMembers, reasonOf } from './error.ts'
+import { aborted, beforeAbort, notSent, type Outcome, PosternError, type ProblemMembers, reasonOf } from './error.ts'
 import type { Message, MessageState, Queued, Receipt, ScheduledMessage, Whoami } from './message.ts'
 
 export type { MessageSource, Pieces } from './body.ts'
@@ -272,20 +272,12 @@ export class Postern {
   /** The token to send, if there is one, or why there is none. */
   async #bearer(refused: string | undefined, end: AbortSignal): Promise<string | PosternError | undefined> {
     if (typeof this.#token !== 'function') return this.#token
-    const done = new AbortController() // one listener for each try would be too many for Node
-    const stop = new Promise<PosternError>((resolve) => {
-      const onStop = (): void => resolve(stopped(end, 'not_sent'))
-      if (end.aborted) onStop()
-      end.addEventListener('abort', onStop, { signal: done.signal })
-    })
     try {
-      return await Promise.race([stop, this.#token(refused)])
+      return await beforeAbort(this.#token(refused), end, () => stopped(end, 'not_sent'))
     } catch (error) {
       return error instanceof PosternError
         ? error
         : notSent('token_unavailable', `There is no token: ${reasonOf(error)}.`, error)
-    } finally {
-      done.abort()
     }
   }
 }
@@ -341,12 +333,10 @@ function failureOf(failure: Failure, silent: number, credentials: Credentials, e
 }
 
 function stopped(end: AbortSignal, outcome: Outcome): PosternError {
-  const late = !end.aborted || end.reason === TIMED_OUT
-  const [code, detail] = late
-    ? ['timeout', 'The gateway did not answer in time.']
-    : ['aborted', 'The call was aborted.']
-  const retryable = code === 'timeout' && outcome === 'not_sent'
-  return new PosternError({ code, detail, retryable, outcome }, { cause: end.reason })
+  const cause: unknown = end.reason
+  if (end.aborted && cause !== TIMED_OUT) return aborted(outcome, cause)
+  const detail = 'The gateway did not answer in time.'
+  return new PosternError({ code: 'timeout', detail, retryable: outcome === 'not_sent', outcome }, { cause })
 }
 
 /** With the key; as unknown where an earlier try of the same call may have sent the message. */

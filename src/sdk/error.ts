@@ -83,6 +83,22 @@ export function notSent(code: string, detail: string, cause?: unknown): PosternE
   return new PosternError({ code, detail, retryable: false, outcome: 'not_sent' }, { cause })
 }
 
+/** The answer, or as soon as the signal is aborted a throw of what `stopped` makes. */
+export async function beforeAbort<T>(answer: T | Promise<T>, signal: AbortSignal, stopped: () => Error): Promise<T> {
+  const done = new AbortController() // one listener for each try would be too many for Node
+  const stop = new Promise<never>((_resolve, reject) => {
+    const onStop = (): void => reject(stopped())
+    if (signal.aborted) onStop()
+    signal.addEventListener('abort', onStop, { signal: done.signal })
+  })
+  return Promise.race([stop, answer]).finally(() => done.abort())
+}
+
+/** A call that its caller has ended. */
+export function aborted(outcome: Outcome, cause: unknown): PosternError {
+  return new PosternError({ code: 'aborted', detail: 'The call was aborted.', retryable: false, outcome }, { cause })
+}
+
 /** The caller's own content, or a part of it, broke off. */
 export function unreadable(cause: unknown): PosternError {
   return notSent('content_unreadable', `The message could not be read to its end: ${reasonOf(cause)}.`, cause)

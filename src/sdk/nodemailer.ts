@@ -1,4 +1,5 @@
 import { Postern, PosternError, type PosternOptions, type Queued, type Receipt } from './client.ts'
+import { aborted, beforeAbort } from './error.ts'
 import { type ComposedMail, type PosternMailOptions, refusal, sayInJson, unsayable } from './nodemailer-json.ts'
 
 export interface PosternTransportOptions extends PosternOptions {
@@ -79,13 +80,16 @@ export function posternTransport({ raw, ...options }: PosternTransportOptions): 
     const asked = { dsn, 'postern.tags': tags, 'postern.send_at': send_at }
     const onlyJson = Object.entries(asked).flatMap(([name, value]) => (value === undefined ? [] : name))
     const options = { signal, prefer, idempotencyKey }
+    // Neither what all sends ask together nor what reads contents knows of the signal.
+    const ahead = <T>(work: Promise<T>): Promise<T> =>
+      signal ? beforeAbort(work, signal, () => aborted('not_sent', signal.reason)) : work
     // Composed again, the same message has other boundaries: under a key of the caller's only JSON is the same twice.
     const json = onlyJson.length > 0 || typeof idempotencyKey === 'string'
-    if (!json && (await (rawAllowed ?? askRaw()))) return sendRaw(mail, options)
+    if (!json && (await ahead(rawAllowed ?? askRaw()))) return sendRaw(mail, options)
     const faults = unsayable(mail)
-    if (faults.length === 0) return client.send(await sayInJson(mail), options)
+    if (faults.length === 0) return client.send(await ahead(sayInJson(mail)), options)
     if (onlyJson.length > 0) throw refusal(`${list(faults)} cannot go together with ${list(onlyJson)}`)
-    if (!(raw ?? (await askRaw())))
+    if (!(raw ?? (await ahead(askRaw()))))
       throw refusal(`${list(faults)} cannot be said in JSON, and this client lacks raw: true`)
     return sendRaw(mail, options)
   }
