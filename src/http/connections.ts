@@ -11,6 +11,8 @@ type Over = (answered: boolean) => void
 /** What a connection still owes its peer. */
 interface Connection {
   readonly answers: Map<ServerResponse, Over[]>
+  /** Nothing is read, for a body that is taken slowly. Who listens for data in this state has Node forget to read on. */
+  held: boolean
   /** Bytes that had been taken when the peer last took some, and when that was, by performance.now(). */
   taken: number
   takenAt: number
@@ -50,7 +52,7 @@ export function followConnections(server: Server, handle: RequestListener, refus
     if (answers.size === 0) connection.takenAt = performance.now() // nothing was there to be taken before
     answers.set(response, [])
     response.once('close', () => settle(answers, response))
-    if (answers.size === 2 && socket.listenerCount('data') < 2) socket.on('data', ignore)
+    if (answers.size > 1 && !connection.held) readAsStream(socket)
     if (answers.size <= MOST_BEGUN) return handle(request, response)
     if (answers.size > MOST_OWED || refused >= MOST_REFUSED) return void socket.destroy()
     refused += 1
@@ -60,8 +62,14 @@ export function followConnections(server: Server, handle: RequestListener, refus
   })
 }
 
-// Node stops reading where a peer takes no answers, but TLS then still gives what it has decrypted to a parser that is
-// paused, and the connection breaks (HPE_PAUSED). With a listener of ours Node reads the socket as a stream, which can wait.
+/**
+ * Node stops reading where a peer takes no answers, but TLS then still gives what it has decrypted to a parser that is
+ * paused, and the connection breaks (HPE_PAUSED). With a listener of ours Node reads the socket as a stream, which can wait.
+ */
+function readAsStream(socket: Socket): void {
+  if (socket.listenerCount('data') < 2) socket.on('data', ignore)
+}
+
 const ignore = (): void => {}
 
 const TOO_MANY = new Problem(
@@ -89,9 +97,14 @@ export function onceOver(answer: ServerResponse, over: Over): void {
 
 // An answer that is queued behind another (pipelining) is not told that its connection is gone.
 function follow(socket: Socket, followed: Map<Socket, Connection>): Connection {
-  const connection: Connection = { answers: new Map(), taken: 0, takenAt: performance.now() }
+  const connection: Connection = { answers: new Map(), held: false, taken: 0, takenAt: performance.now() }
   connections.set(socket, connection)
   followed.set(socket, connection)
+  socket.on('pause', () => void (connection.held = true))
+  socket.on('resume', () => {
+    connection.held = socket.isPaused() // Node may have paused it again
+    if (!connection.held && connection.answers.size > 1) readAsStream(socket)
+  })
   // A peer that ends its side within a body is answered all the same: Node would end ours before the 408 is ready.
   socket.allowHalfOpen = true
   let asking: NodeJS.Timeout | undefined
