@@ -183,6 +183,13 @@ t.test('the policy holds for mail_from, every rcpt_to and everyone the header sa
   )
 })
 
+t.test('where a message may have many recipients, their addresses find room in the head of the request', async (t) => {
+  const gateway = await gatewayOf(t, { env: { POSTERN_MAX_RECIPIENTS: '1000' } })
+  const recipients = Array.from({ length: 1_000 }, (_, index) => `recipient-number-${index}@mail.corp.example`)
+  const answer = await postRaw(gateway, `${HEADER}\r\nbody\r\n`, { path: rawPath('billing@corp.example', recipients) })
+  t.match(answer, { status: 200, json: { accepted: recipients } })
+})
+
 t.test('the null reverse-path is for clients that may send as anyone', async (t) => {
   const free = await gatewayOf(t)
   for (const empty of ['', '<>']) {

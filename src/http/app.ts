@@ -115,7 +115,10 @@ export function build(options: AppOptions): TypedApp {
 const KEEP_ALIVE_MS = 75_000
 // Node looks for requests whose head is late once in this time; by default every 30 s.
 const TIMEOUT_CHECK_MS = 1_000
-const MAX_HEAD_BYTES = 16 * 1024
+const HEAD_BYTES = 16 * 1024
+// Those of a raw message stand in the head of its request. So much for each, where there may be more of them than usual.
+const RECIPIENT_BYTES = 64
+const MAX_HEAD_BYTES = 128 * 1024
 
 function httpsOptions({ config, secureContext }: AppOptions) {
   return {
@@ -127,7 +130,7 @@ function httpsOptions({ config, secureContext }: AppOptions) {
     // A large body may take long: body/reader.ts bounds each pause in it, and how slowly it may come.
     requestTimeout: 0,
     keepAliveTimeout: KEEP_ALIVE_MS,
-    maxHeaderSize: MAX_HEAD_BYTES,
+    maxHeaderSize: Math.min(MAX_HEAD_BYTES, Math.max(HEAD_BYTES, config.maxRecipients * RECIPIENT_BYTES)),
     // Node's own check answers ahead of the gate; broken-requests.ts has the same one behind it.
     requireHostHeader: false,
     // NODE_OPTIONS=--insecure-http-parser would let requests be smuggled (RFC 9112 §11.2).
