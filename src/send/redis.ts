@@ -114,10 +114,14 @@ interface Script {
 export function scripts(folder: string): (name: string) => Script {
   const files = new URL(`lua/${folder}/`, import.meta.url)
   const read = (file: string): string => readFileSync(new URL(file, files), 'utf8')
-  const made = (text: string): Script => ({ text, sha: hash('sha1', text, 'hex') })
-  const all = new Map(readdirSync(files).map((file) => [file, made(read('common.lua') + read(file))]))
+  const common = read('common.lua')
+  const all = new Map<string, Script>()
+  for (const file of readdirSync(files)) {
+    const text = common + read(file)
+    all.set(file.replace('.lua', ''), { text, sha: hash('sha1', text, 'hex') })
+  }
   return (name) => {
-    const script = all.get(`${name}.lua`)
+    const script = all.get(name)
     if (script === undefined) throw new TypeError(`there is no script ${name} in lua/${folder}`)
     return script
   }
