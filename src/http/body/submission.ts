@@ -92,11 +92,9 @@ export function admitMessages(admission: Admission, maxSize: number, requestTime
     const place = admission.enter(client.name, room)
     const submission = new Submission(reply.raw, place, limit, requestTimeout)
     request.submission = submission
-    // When the answer has been handed to the socket, or the connection is gone. It does not wait for the peer to read: eight
-    // connections that read nothing would hold all 256 MB in progress.
-    const release = (): void => submission.release()
-    reply.raw.once('prefinish', release)
-    onceOver(reply.raw, release)
+    // Where the connection is gone before there is an answer; else body/unread.ts has released it with that. It does not wait
+    // for the peer to read: eight connections that read nothing would hold all 256 MB in progress.
+    onceOver(reply.raw, () => submission.release())
     done()
   }
 }

@@ -49,11 +49,13 @@ export function messageRoutes(app: TypedApp, options: MessageRouteOptions): void
         return arriving(composed, parts, submission, client.name, () => admitAgain(request.raw, clients))
       }
       try {
-        const digest = (files: Parts): Promise<string> => {
-          dropText(request) // nothing is composed where the key is known: its files may take their time
-          return files.digest()
-        }
-        const bodyHash = parts === undefined ? submission.bodyHash : () => digest(parts)
+        const bodyHash =
+          parts === undefined
+            ? submission.bodyHash
+            : () => {
+                dropText(request) // nothing is composed where the key is known: its files may take their time
+                return parts.digest()
+              }
         const deferral = deferralOf(request.headers['prefer'], request.body, callerOf(request).peer)
         return await sendAndAnswer(request, reply, options, { bodyHash, compose, deferral })
       } finally {
