@@ -1,18 +1,9 @@
-import { readFileSync } from 'node:fs'
 import Fastify from 'fastify'
+import { mutualTls } from './mutual-tls.ts'
 
 /* The floor of any gateway in Node.js: Fastify with mutual TLS parses the same JSON and answers. Nothing is checked or sent. */
-const { TLS_CERT = '', TLS_KEY = '', TLS_CA = '' } = process.env
 
-const app = Fastify({
-  https: {
-    cert: readFileSync(TLS_CERT),
-    key: readFileSync(TLS_KEY),
-    ca: readFileSync(TLS_CA),
-    requestCert: true,
-    rejectUnauthorized: true,
-  },
-})
+const app = Fastify({ https: mutualTls() })
 
 app.post<{ Body: { to: string } }>('/v1/messages', async ({ body: { to } }) => ({ status: 'accepted', accepted: [to] }))
 

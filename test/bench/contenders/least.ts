@@ -1,12 +1,12 @@
-import { readFileSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import Fastify from 'fastify'
+import { mutualTls } from './mutual-tls.ts'
 
 /*
  * The least that any gateway in Node.js has to do: the floor, and the message handed to the relay over sessions that stand,
  * its envelope in one write and its content in another. Nothing is checked, encoded, logged or counted, no fault is met.
  */
-const { TLS_CERT = '', TLS_KEY = '', TLS_CA = '', RELAY_PORT } = process.env
+const { RELAY_PORT } = process.env
 const SESSIONS = 10
 
 interface Message {
@@ -56,15 +56,7 @@ async function send({ from, to, subject, text }: Message): Promise<string> {
   return reply
 }
 
-const app = Fastify({
-  https: {
-    cert: readFileSync(TLS_CERT),
-    key: readFileSync(TLS_KEY),
-    ca: readFileSync(TLS_CA),
-    requestCert: true,
-    rejectUnauthorized: true,
-  },
-})
+const app = Fastify({ https: mutualTls() })
 
 app.post<{ Body: Message }>('/v1/messages', async ({ body }) => ({
   status: 'accepted',

@@ -1,20 +1,12 @@
-import { readFileSync } from 'node:fs'
 import { TLSSocket } from 'node:tls'
 import Fastify from 'fastify'
 import { createTransport, type SendMailOptions } from 'nodemailer'
+import { mutualTls } from './mutual-tls.ts'
 
 /* The usual small gateway: Fastify with mutual TLS, a list of fingerprints, and a new transporter for each request. */
-const { TLS_CERT = '', TLS_KEY = '', TLS_CA = '', FINGERPRINT = '', RELAY_PORT, RELAY_CA } = process.env
+const { FINGERPRINT = '', RELAY_PORT, RELAY_CA } = process.env
 
-const app = Fastify({
-  https: {
-    cert: readFileSync(TLS_CERT),
-    key: readFileSync(TLS_KEY),
-    ca: readFileSync(TLS_CA),
-    requestCert: true,
-    rejectUnauthorized: true,
-  },
-})
+const app = Fastify({ https: mutualTls() })
 
 app.addHook('preHandler', async (request, reply) => {
   const { socket } = request.raw
