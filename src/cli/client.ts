@@ -122,11 +122,16 @@ function pruned(text: string, name: string, listed: Listed, seen: Status['client
   const removed = lists.flatMap(({ items }) => items)
   const [newest = ''] = removed.splice(-1)
   for (const { key, items } of lists) {
-    if (items.includes(newest)) for (let index = items.length - 2; index >= 0; index--) takeOut(key, index)
-    else if (items.length === 1) for (const one of key === 'san' && listed.has('ca') ? ['ca', key] : [key]) takeOut(one)
-    else {
+    const holdsNewest = items.includes(newest)
+    if (!holdsNewest && items.length > 1) {
       const why = `the file does not tell whether ${items.at(-1)} or ${newest} is newer`
       throw new RangeError(`${why}: take out by hand what is not to count any more`)
+    }
+    if (holdsNewest) {
+      for (let index = items.length - 2; index >= 0; index--) takeOut(key, index)
+    } else {
+      takeOut(key)
+      if (key === 'san' && listed.has('ca')) takeOut('ca')
     }
   }
   // Of pins the gateway does not tell which: one that is left may be it.

@@ -91,9 +91,9 @@ export function environmentReader(env: Readonly<Record<string, string | undefine
         ? 'Kubernetes sets it for a service with such a name: put "enableServiceLinks: false" into the pod'
         : /^POSTERN_(?:URL|CA|CERT|KEY|DOMAIN)$/.test(name)
           ? 'it is one of postern sendmail'
-          : url === undefined
-            ? likely(name)
-            : `it is a part of ${url}_URL`
+          : url !== undefined
+            ? `it is a part of ${url}_URL`
+            : likely(name)
       faults.push(`${name} is not a setting of the gateway: ${hint}${hint.endsWith('?') ? '' : '.'}`)
     }
   }

@@ -66,8 +66,8 @@ export class Relay {
   #looked = -Infinity
   #looking = false
   #withMail = false
-  /** Whose messages a look asks about: nobody's, and of whom it last took one. */
-  #senders: readonly string[] = ['']
+  /** Of whom it last took a message: a look asks about that, where it does not take one of nobody. */
+  #sender = ''
   #retryMs = FIRST_RETRY_MS
   #timer: NodeJS.Timeout | undefined
   #closed = false
@@ -118,7 +118,7 @@ export class Relay {
       refused = rejected.length > 0
       this.#works()
       const { from, smtpUtf8 } = outgoing.envelope
-      if (!smtpUtf8) this.#senders = ['', from]
+      if (!smtpUtf8) this.#sender = from
       return { relay: this.label, code: reply.code, response: shown(reply), accepted, rejected }
     } catch (error) {
       if (!(error instanceof RelayFault)) throw error
@@ -148,7 +148,7 @@ export class Relay {
     this.#looked = performance.now()
     try {
       if (this.#pool.counts.busy === 0) {
-        await this.#probe(this.#withMail ? this.#senders : [])
+        await this.#probe(this.#withMail ? [...new Set(['', this.#sender])] : [])
         this.#withMail = false
         this.#works()
       }

@@ -71,8 +71,8 @@ export function posternTransport({ raw, ...options }: PosternTransportOptions): 
   }
 
   const send = async (mail: ComposedMail): Promise<Receipt | Queued> => {
-    const { signal, dsn, requireTLSExtensionEnabled, ...data }: MailOptions = mail.data
-    const postern = data.postern ?? {}
+    const { postern: own, signal, dsn, requireTLSExtensionEnabled }: MailOptions = mail.data
+    const postern = own ?? {}
     const unknown = Object.keys(postern).filter((name) => !POSTERN_OPTIONS.includes(name))
     if (unknown.length > 0) throw refusal(`postern.${unknown.join(', postern.')} is no option`)
     if (requireTLSExtensionEnabled) throw refusal('requireTLSExtensionEnabled cannot be passed on')
